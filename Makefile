@@ -1,0 +1,61 @@
+# Everything a fresh Debian or Ubuntu machine with Rust, Python 3 and a C compiler needs is installed by these targets.
+#   make demo    builds, fetches a small model, plays the demo, ends by itself
+#   make run     the same set-up, left serving until Ctrl-C
+#   make test    every test
+#   make lint    formatting, clippy, licences and bans
+#   make bench   beside nginx, in one run
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+MODEL := smollm2-135m-instruct
+RELEASE := target/release
+CARGO := cargo
+
+# The kernels of the engine use AVX2 where there is one (see .cargo/config.toml); without it, build for any x86-64.
+ifeq ($(shell uname -m),x86_64)
+ifeq ($(shell grep -c -m1 avx2 /proc/cpuinfo),0)
+export RUSTFLAGS := -C target-cpu=x86-64
+endif
+endif
+
+.PHONY: build plugins model demo run test lint bench deploy-check clean
+
+build: plugins
+	@echo "== building (the first time takes several minutes)"
+	$(CARGO) build --locked --release --workspace
+
+# The WebAssembly policies, with whatever toolchain they need.
+plugins:
+	@echo "== building the policies for WebAssembly"
+	plugins/build.sh
+
+model: build
+	@$(RELEASE)/postern model pull $(MODEL)
+
+demo: build
+	@$(RELEASE)/postern demo
+
+run: build
+	@$(RELEASE)/postern demo --keep
+
+# Always the whole workspace: with another selection of packages cargo would build many dependencies a second time.
+test: build model
+	@echo "== unit tests, and scenarios through the real binary"
+	$(CARGO) test --locked --release --workspace
+
+lint:
+	@echo "== formatting"
+	$(CARGO) fmt --all --check
+	@echo "== clippy"
+	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
+
+bench: build model
+	tests/load/bench.sh
+
+deploy-check: build
+	deploy/check.sh $(RELEASE)/postern
+
+clean:
+	$(CARGO) clean

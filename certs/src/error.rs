@@ -1,0 +1,153 @@
+//! What can go wrong with certificates. These messages are for the operator and the log: they name files and
+//! identities, and never hold key material.
+
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+
+use crate::SpiffeId;
+
+/// The error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertsError {
+    /// A text is not a SPIFFE ID. Usually a typing error in the configuration, or a certificate from another system.
+    #[error("not a SPIFFE ID: {0}")]
+    SpiffeId(&'static str),
+    /// A text is not a pattern over SPIFFE IDs. Usually a `*` somewhere other than as the whole last segment.
+    #[error("not a SPIFFE ID pattern: {0}")]
+    Pattern(&'static str),
+    /// The configured life of a leaf is outside of what the authority can honour.
+    #[error("leaf_ttl must be between {min_s} s and {max_s} s, not {asked_s} s")]
+    LeafTtl {
+        /// What was asked for, seconds.
+        asked_s: u64,
+        /// The least, seconds.
+        min_s: u64,
+        /// The most, seconds.
+        max_s: u64,
+    },
+    /// The identity may not have such a leaf: another trust domain, no path, or the gateway's own ID for a workload.
+    #[error("no certificate for {id}: {why}")]
+    NotIssuable {
+        /// The identity asked for.
+        id: SpiffeId,
+        /// The rule that it breaks.
+        why: &'static str,
+    },
+    /// A name for the gateway's leaf is neither a DNS name nor an IP address.
+    #[error("{name:?} cannot stand in the gateway's certificate: {why}")]
+    Name {
+        /// The name as given.
+        name: String,
+        /// The rule that it breaks.
+        why: &'static str,
+    },
+    /// The file system refused. Likely a full disk, a read-only mount, or another user's folder.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file or folder of the authority belongs to another user: what this process writes there the service could
+    /// not read, and what it reads there somebody else could have written.
+    #[error("{} belongs to another user: run this as that user, for example with `sudo -u`", path.display())]
+    ForeignOwner {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// Others can read a private key, so it may be known to others already.
+    #[error("{} holds a private key and its mode is {mode:04o}: if nobody else can have read it, `chmod 600` it",
+        path.display())]
+    KeyExposed {
+        /// The key file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Another process held the authority's lock for too long.
+    #[error("{} is locked by another process since {waited_s} s", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// How long this process waited, seconds.
+        waited_s: u64,
+    },
+    /// A file of the authority is not what this crate wrote. It is never replaced silently: restore it from a backup.
+    #[error("{} is damaged: {why}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The root is gone though its intermediate is there. A new root would lock out everyone who pinned the old one.
+    #[error(
+        "{} is missing though the authority was used before: restore it, or remove the folder to begin a new authority",
+        path.display()
+    )]
+    RootMissing {
+        /// Where the root should be.
+        path: PathBuf,
+    },
+    /// The root on disk is no longer the one that this process opened.
+    #[error("the authority in {} was replaced while it was in use: restart to use the new one", path.display())]
+    Replaced {
+        /// The authority's folder.
+        path: PathBuf,
+    },
+    /// The authority on disk speaks for another trust domain than the configured one.
+    #[error("the authority in {} is for {found}, the configuration says {expected}", path.display())]
+    TrustDomain {
+        /// The authority's folder.
+        path: PathBuf,
+        /// The trust domain of the root on disk.
+        found: String,
+        /// The trust domain asked for.
+        expected: String,
+    },
+    /// The clock reads a time before the authority's own certificates: it was set back, or they were made while it
+    /// ran ahead.
+    #[error("the clock says {now}, but the {what} is valid only from {not_before}: correct the clock")]
+    ClockBehind {
+        /// The time read.
+        now: OffsetDateTime,
+        /// Which certificate.
+        what: &'static str,
+        /// When it begins.
+        not_before: OffsetDateTime,
+    },
+    /// The root has expired; everyone needs a new one.
+    #[error("the root expired at {not_after}: begin a new authority and enrol every workstation again")]
+    RootExpired {
+        /// When it ended.
+        not_after: OffsetDateTime,
+    },
+    /// A certificate does not say what it has to say. From a peer: refuse it.
+    #[error("certificate refused: {0}")]
+    Certificate(String),
+    /// No root in the trust bundle is valid now, so nobody could be trusted.
+    #[error("the trust bundle has no root that is valid now")]
+    EmptyBundle,
+    /// Making a key or signing a certificate failed.
+    #[error("cannot make a certificate: {0}")]
+    Signing(#[from] rcgen::Error),
+    /// The TLS library refused a key, a chain or a root.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl CertsError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn certificate(why: impl Into<String>) -> Self {
+        Self::Certificate(why.into())
+    }
+}

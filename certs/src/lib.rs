@@ -1,0 +1,60 @@
+//! Who is who in a branch: SPIFFE identities, the authority that vouches for them, and TLS that insists on them.
+//!
+//! The order of work, module by module:
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`spiffe`] | identities and the patterns that configuration writes about them; pure |
+//! | [`authority`] | the embedded authority: a root for ten years, an intermediate for thirty days that renews itself |
+//! | [`issue`] | leaves: short-lived, a new key each time, exactly one identity |
+//! | [`rotate`] | when to renew a leaf, and when to worry; pure |
+//! | [`verify`] | what a certificate says about its holder, read strictly |
+//! | [`tls`] | server and client configurations built from a leaf and a trust bundle |
+//!
+//! There is no HTTP here, no thread and no timer: callers ask [`rotate::Schedule`] what to do and when.
+//!
+//! What this crate promises about a TLS connection that it configured:
+//! - TLS 1.3, both sides authenticated by a chain up to the trust bundle, X25519MLKEM768 preferred (hybrid
+//!   post-quantum);
+//! - no resumption of any kind: every handshake proves today's identities and today's expiry;
+//! - a certificate issued to a workload cannot serve, and nothing but the exact gateway ID is accepted as the
+//!   gateway;
+//! - an authority speaks for its own trust domain only.
+//!
+//! ```no_run
+//! use std::{path::Path, sync::Arc, time::Duration};
+//! use postern_certs::{Authority, AuthorityOptions, LeafRequest, Role, SystemClock, server_config};
+//!
+//! # fn main() -> Result<(), postern_certs::CertsError> {
+//! let authority = Authority::open_or_create(
+//!     Path::new("/var/lib/postern/authority"),
+//!     AuthorityOptions {
+//!         trust_domain: "branch-17.example.org".into(),
+//!         leaf_ttl: Duration::from_secs(72 * 3600),
+//!         clock: Arc::new(SystemClock),
+//!     },
+//! )?;
+//! let role = Role::Gateway { names: vec!["ai.branch-17.example.org".into()] };
+//! let leaf = authority.issue(LeafRequest { id: authority.gateway_id().clone(), role })?;
+//! let tls = server_config(&leaf, &authority.trust_bundle())?;
+//! # Ok(()) }
+//! ```
+
+pub mod authority;
+pub mod clock;
+pub mod error;
+pub mod issue;
+mod pem;
+pub mod rotate;
+mod signer;
+pub mod spiffe;
+mod store;
+pub mod tls;
+pub mod verify;
+
+pub use authority::{Authority, AuthorityOptions};
+pub use clock::{Clock, SystemClock};
+pub use error::CertsError;
+pub use issue::{IssuedLeaf, LeafRequest, Role};
+pub use spiffe::SpiffeId;
+pub use tls::{client_config, server_config};

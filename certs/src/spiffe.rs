@@ -1,0 +1,238 @@
+//! SPIFFE IDs, and the patterns that configuration writes about them.
+//!
+//! Source: the SPIFFE-ID specification, sections 2.1 to 2.3. A name is read strictly or refused: nothing is folded to
+//! lower case, decoded or normalised, so two texts are the same identity exactly when their bytes are the same.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::CertsError;
+
+/// The longest SPIFFE ID, bytes (SPIFFE-ID, section 2.3).
+pub const MAX_ID_BYTES: usize = 2048;
+/// The longest trust domain name, bytes (SPIFFE-ID, section 2.1: that of a host, RFC 3986).
+pub const MAX_TRUST_DOMAIN_BYTES: usize = 255;
+/// The path of the gateway's own ID, in every trust domain.
+pub const GATEWAY_PATH: &str = "/gateway";
+
+const SCHEME: &str = "spiffe://";
+
+/// Who a workload is: `spiffe://trust-domain/path`.
+///
+/// The trust domain is of lower-case letters, digits, `.`, `-` and `_`; each segment of the path is of letters,
+/// digits, `.`, `-` and `_`, is not empty, and is not `.` or `..`. No user, port, query, fragment or
+/// percent-encoding; no trailing slash. The path may be absent: that ID names the trust domain itself, so an
+/// authority may carry it and a leaf may not.
+///
+/// Ordered by trust domain, then path. In JSON and YAML it is its text.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SpiffeId {
+    trust_domain: String,
+    /// Empty, or a slash before each segment.
+    path: String,
+}
+
+impl SpiffeId {
+    /// The ID that names a trust domain itself: no path.
+    ///
+    /// # Errors
+    /// [`CertsError::SpiffeId`] if `trust_domain` is not a trust domain name.
+    pub fn of_trust_domain(trust_domain: &str) -> Result<Self, CertsError> {
+        check_trust_domain(trust_domain)?;
+        Ok(Self { trust_domain: trust_domain.to_owned(), path: String::new() })
+    }
+
+    /// The ID of the gateway of a trust domain: `spiffe://<trust domain>/gateway`.
+    ///
+    /// # Errors
+    /// [`CertsError::SpiffeId`] if `trust_domain` is not a trust domain name.
+    pub fn gateway(trust_domain: &str) -> Result<Self, CertsError> {
+        Ok(Self { path: GATEWAY_PATH.to_owned(), ..Self::of_trust_domain(trust_domain)? })
+    }
+
+    /// The trust domain's name, without scheme: `branch-17.example.org`.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// The path with its leading slash: `/clerk/ada`; empty for the ID of a trust domain.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether this is a gateway's ID, or one below it: reserved, so that no workload is mistaken for a gateway.
+    #[must_use]
+    pub fn is_reserved_for_gateway(&self) -> bool {
+        is_below(&self.path, GATEWAY_PATH) || self.path == GATEWAY_PATH
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = CertsError;
+
+    fn from_str(text: &str) -> Result<Self, CertsError> {
+        // First of all, so that a hostile megabyte costs nothing.
+        if text.len() > MAX_ID_BYTES {
+            return Err(CertsError::SpiffeId("longer than 2048 bytes"));
+        }
+        let rest = text.strip_prefix(SCHEME).ok_or(CertsError::SpiffeId("it must begin with `spiffe://`"))?;
+        let (trust_domain, path) = match rest.split_once('/') {
+            Some((trust_domain, path)) => (trust_domain, Some(path)),
+            None => (rest, None),
+        };
+        check_trust_domain(trust_domain)?;
+        let path = match path {
+            Some(path) => {
+                path.split('/').try_for_each(check_segment)?;
+                format!("/{path}")
+            }
+            None => String::new(),
+        };
+        Ok(Self { trust_domain: trust_domain.to_owned(), path })
+    }
+}
+
+impl TryFrom<String> for SpiffeId {
+    type Error = CertsError;
+
+    fn try_from(text: String) -> Result<Self, CertsError> {
+        text.parse()
+    }
+}
+
+impl From<SpiffeId> for String {
+    fn from(id: SpiffeId) -> Self {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}{}{}", self.trust_domain, self.path)
+    }
+}
+
+impl fmt::Debug for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A set of SPIFFE IDs, as written in configuration.
+///
+/// - `spiffe://branch.example/clerk/ada` matches that ID only.
+/// - `spiffe://branch.example/clerk/*` matches every ID with one or more whole segments below `/clerk`: `/clerk/ada`
+///   and `/clerk/ada/laptop`, but neither `/clerk` nor `/clerks/ada`.
+/// - `spiffe://branch.example/*` matches every workload of the trust domain.
+///
+/// `*` stands only as the whole last segment. The trust domain is always written out: no pattern spans two of them.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Pattern {
+    id: SpiffeId,
+    /// `/*` was written behind `id`.
+    below: bool,
+}
+
+impl Pattern {
+    /// Whether `id` is one of the set.
+    #[must_use]
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        if !self.below {
+            return self.id == *id;
+        }
+        self.id.trust_domain == id.trust_domain && is_below(&id.path, &self.id.path)
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = CertsError;
+
+    fn from_str(text: &str) -> Result<Self, CertsError> {
+        if let Some(base) = text.strip_suffix("/*") {
+            let id = base.parse().map_err(as_pattern_error)?;
+            return Ok(Self { id, below: true });
+        }
+        let id: SpiffeId = text.parse().map_err(as_pattern_error)?;
+        if id.path.is_empty() {
+            // No leaf has such an ID, so the rule would silently never match.
+            return Err(CertsError::Pattern("it names a trust domain only; add `/*` to mean everything in it"));
+        }
+        Ok(Self { id, below: false })
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = CertsError;
+
+    fn try_from(text: String) -> Result<Self, CertsError> {
+        text.parse()
+    }
+}
+
+impl From<Pattern> for String {
+    fn from(pattern: Pattern) -> Self {
+        pattern.to_string()
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.id, if self.below { "/*" } else { "" })
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+fn check_trust_domain(name: &str) -> Result<(), CertsError> {
+    if name.is_empty() {
+        return Err(CertsError::SpiffeId("the trust domain is empty"));
+    }
+    if name.len() > MAX_TRUST_DOMAIN_BYTES {
+        return Err(CertsError::SpiffeId("the trust domain is longer than 255 bytes"));
+    }
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+    if !name.bytes().all(allowed) {
+        return Err(CertsError::SpiffeId(
+            "the trust domain may hold only lower-case letters, digits, `.`, `-` and `_`",
+        ));
+    }
+    Ok(())
+}
+
+fn check_segment(segment: &str) -> Result<(), CertsError> {
+    if segment.is_empty() {
+        return Err(CertsError::SpiffeId("the path has an empty segment or ends with a slash"));
+    }
+    if matches!(segment, "." | "..") {
+        return Err(CertsError::SpiffeId("`.` and `..` are not path segments"));
+    }
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if !segment.bytes().all(allowed) {
+        return Err(CertsError::SpiffeId("the path may hold only letters, digits, `.`, `-`, `_` and `/`"));
+    }
+    Ok(())
+}
+
+/// Whether `path` is `base` with one or more whole segments added.
+fn is_below(path: &str, base: &str) -> bool {
+    path.strip_prefix(base).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn as_pattern_error(error: CertsError) -> CertsError {
+    match error {
+        CertsError::SpiffeId(why) => CertsError::Pattern(why),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! What a certificate says about its holder, read strictly: what is doubtful is an error, never a guess.
+//!
+//! Source: the X.509-SVID specification, sections 2 to 5 (SPIFFE), over RFC 5280. None of these functions checks a
+//! signature: that the chain leads to a trusted root is webpki's work, in [`crate::tls`].
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    oid_registry::OID_X509_EXT_BASIC_CONSTRAINTS,
+    parse_x509_certificate,
+    prelude::X509Error,
+};
+
+use crate::{CertsError, SpiffeId};
+
+/// Who the holder of a leaf is: its one URI SAN.
+///
+/// # Errors
+/// [`CertsError::Certificate`] or [`CertsError::SpiffeId`], saying what is wrong: no URI SAN or several, not a SPIFFE
+/// ID, an ID without a path (it names a trust domain, not a workload), or a certificate that may sign others
+/// (X.509-SVID, sections 4.1 and 4.3).
+pub fn peer_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, CertsError> {
+    let certificate = parse(leaf)?;
+    let id = uri_san(&certificate)?;
+    if id.path().is_empty() {
+        return Err(CertsError::certificate("its SPIFFE ID names a trust domain, not a workload"));
+    }
+    if is_authority(&certificate)? {
+        return Err(CertsError::certificate("it belongs to an authority, not to a workload"));
+    }
+    Ok(id)
+}
+
+/// The first and the last moment at which a certificate is valid, both included.
+///
+/// # Errors
+/// [`CertsError::Certificate`] if it is not an X.509 certificate.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(OffsetDateTime, OffsetDateTime), CertsError> {
+    let certificate = parse(certificate)?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
+}
+
+/// What a leaf is presented for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Client,
+    Server,
+}
+
+/// Refuses a leaf that does not name this purpose. webpki takes a leaf without any extended key usage for
+/// all-purpose; here it is for none.
+pub(crate) fn check_purpose(leaf: &CertificateDer<'_>, purpose: Purpose) -> Result<(), CertsError> {
+    let certificate = parse(leaf)?;
+    let usage = certificate.extended_key_usage().map_err(unreadable)?;
+    let named = usage.is_some_and(|usage| match purpose {
+        Purpose::Client => usage.value.client_auth,
+        Purpose::Server => usage.value.server_auth,
+    });
+    match (named, purpose) {
+        (true, _) => Ok(()),
+        (false, Purpose::Client) => Err(CertsError::certificate("it may not be used by a client")),
+        (false, Purpose::Server) => Err(CertsError::certificate("it may not be used by a server")),
+    }
+}
+
+/// What ties a signing certificate to its key, its trust domain and its issuer.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    pub(crate) trust_domain: SpiffeId,
+    /// The key as it stands in the certificate, without its algorithm.
+    pub(crate) public_key: Vec<u8>,
+    pub(crate) key_id: Vec<u8>,
+    /// Key ID of the issuer; a root may leave it out.
+    pub(crate) issuer_key_id: Option<Vec<u8>>,
+}
+
+/// Reads a signing certificate: one that names a trust domain and may sign others.
+pub(crate) fn authority(certificate: &CertificateDer<'_>) -> Result<Authority, CertsError> {
+    let certificate = parse(certificate)?;
+    let trust_domain = uri_san(&certificate)?;
+    if !trust_domain.path().is_empty() || !is_authority(&certificate)? {
+        return Err(CertsError::certificate("it does not belong to an authority"));
+    }
+    let (mut key_id, mut issuer_key_id) = (None, None);
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => key_id = Some(id.0.to_vec()),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                issuer_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+            }
+            _ => {}
+        }
+    }
+    Ok(Authority {
+        trust_domain,
+        public_key: certificate.public_key().subject_public_key.data.to_vec(),
+        key_id: key_id.ok_or_else(|| CertsError::certificate("it has no subject key identifier"))?,
+        issuer_key_id,
+    })
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertsError> {
+    match parse_x509_certificate(certificate) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err(CertsError::certificate("bytes follow after its end")),
+        Err(_) => Err(CertsError::certificate("it is not an X.509 certificate")),
+    }
+}
+
+fn uri_san(certificate: &X509Certificate<'_>) -> Result<SpiffeId, CertsError> {
+    let names = certificate.subject_alternative_name().map_err(unreadable)?;
+    let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
+    if names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
+        return Err(CertsError::certificate("one of its alternative names is malformed"));
+    }
+    let mut uris = names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => uri.parse(),
+        (None, _) => Err(CertsError::certificate("it has no URI among its alternative names, so no SPIFFE ID")),
+        // Which of two identities is meant is not ours to choose (X.509-SVID, section 2).
+        (Some(_), Some(_)) => Err(CertsError::certificate("it has more than one URI among its alternative names")),
+    }
+}
+
+fn is_authority(certificate: &X509Certificate<'_>) -> Result<bool, CertsError> {
+    let constraints = certificate.get_extension_unique(&OID_X509_EXT_BASIC_CONSTRAINTS).map_err(unreadable)?;
+    let authority = match constraints.map(|extension| extension.parsed_extension()) {
+        None => false,
+        Some(ParsedExtension::BasicConstraints(constraints)) => constraints.ca,
+        Some(_) => return Err(CertsError::certificate("its basic constraints are malformed")),
+    };
+    let usage = certificate.key_usage().map_err(unreadable)?;
+    Ok(authority || usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()))
+}
+
+fn unreadable(error: X509Error) -> CertsError {
+    CertsError::certificate(format!("one of its extensions is malformed or repeated: {error}"))
+}
+
+#[cfg(test)]
+mod tests;

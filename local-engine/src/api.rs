@@ -1,0 +1,128 @@
+//! HTTP towards the gateway: chat completions as OpenAI defines them, models, metrics, state.
+
+mod answer;
+mod metrics;
+mod request;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use postern_wire::json;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use crate::engine::Engine;
+use crate::error::{EngineError, RETRY_AFTER_SECONDS};
+use request::ChatRequest;
+
+/// Bytes of a request's body at most: far more than any context holds.
+const BODY_BYTES_MAX: usize = 8 << 20;
+/// A body that is not here after this is not waited for.
+const BODY_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// All paths of the engine.
+pub(crate) fn router(engine: Arc<Engine>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/models", get(models))
+        .route("/metrics", get(metrics::scrape))
+        .route("/state", get(state))
+        .method_not_allowed_fallback(async || refuse(&EngineError::WrongMethod))
+        .fallback(async || refuse(&EngineError::NoSuchPath))
+        .with_state(engine)
+}
+
+async fn chat_completions(State(engine): State<Arc<Engine>>, body: Body) -> Response {
+    let answered = async {
+        let request = ChatRequest::from_json(&read_tree(body).await?)?;
+        answer_chat(engine, request).await
+    };
+    answered.await.unwrap_or_else(|error| refuse(&error))
+}
+
+async fn answer_chat(engine: Arc<Engine>, request: ChatRequest) -> Result<Response, EngineError> {
+    if request.model != engine.name() {
+        return Err(EngineError::ModelNotServed);
+    }
+    let (stream, include_usage, model) = (request.stream, request.include_usage, request.model.clone());
+    let arrival = engine.arrival();
+    let submitting = tokio::task::spawn_blocking(move || {
+        // Moved here so that it is counted until the request is submitted, even if the client goes away.
+        let _arrival = arrival;
+        let prompt = engine.tokenize(&request.messages)?;
+        engine.submit(request.into_generation(prompt))
+    });
+    let events = submitting.await.map_err(|_| EngineError::Stopped)??;
+    let head = answer::Head::new(model, OffsetDateTime::now_utc().unix_timestamp());
+    if stream { Ok(answer::streamed(head, events, include_usage)) } else { answer::whole(&head, events).await }
+}
+
+async fn read_tree(body: Body) -> Result<Value, EngineError> {
+    let bytes = tokio::time::timeout(BODY_WAIT_MAX, to_bytes(body, BODY_BYTES_MAX)).await;
+    let bytes: Bytes = match bytes {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) if is_too_large(&error) => {
+            return Err(EngineError::TooLarge { limit_bytes: BODY_BYTES_MAX });
+        }
+        Ok(Err(_)) | Err(_) => return Err(invalid_body("The body did not arrive whole.".to_owned())),
+    };
+    json::parse(&bytes, &json::Limits::default()).map_err(|error| invalid_body(error.to_string()))
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if inner.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        source = inner.source();
+    }
+    false
+}
+
+fn invalid_body(message: String) -> EngineError {
+    EngineError::Invalid { message, param: None, code: None }
+}
+
+async fn models(State(engine): State<Arc<Engine>>) -> Json<Value> {
+    let model = json!({"id": engine.name(), "object": "model", "created": 0, "owned_by": "postern"});
+    Json(json!({"object": "list", "data": [model]}))
+}
+
+async fn state(State(engine): State<Arc<Engine>>) -> Json<Value> {
+    let load = engine.load_now();
+    Json(json!({
+        "model": engine.name(),
+        "context_length": engine.context_tokens(),
+        "running": load.status.running,
+        "queue_depth": load.queue_depth,
+        "queued_prompt_tokens": load.queued_prompt_tokens,
+        "prefill_tokens_per_second": load.status.prefill_rate,
+        "decode_tokens_per_second": load.status.decode_rate,
+    }))
+}
+
+/// The one place where an error becomes an HTTP answer.
+fn refuse(error: &EngineError) -> Response {
+    let status = error.status();
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        tracing::error!(%error, "a request failed");
+    }
+    let mut response = (status, error.to_body().to_bytes()).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if error.may_retry() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests;

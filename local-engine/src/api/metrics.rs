@@ -1,0 +1,65 @@
+//! Prometheus metrics. The two without a prefix have the names that every node of the fleet gives them.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::refuse;
+use crate::engine::{Engine, Load};
+use crate::error::EngineError;
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+pub(super) async fn scrape(State(engine): State<Arc<Engine>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry(&engine.load_now())) {
+        Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(_) => refuse(&EngineError::Stopped),
+    }
+}
+
+/// A registry of the present numbers. They live in the worker; a scrape is rare.
+fn registry(load: &Load) -> Registry {
+    let status = &load.status;
+    let mut registry = Registry::default();
+    let mut gauge = |name: &str, help: &str, value: f64| {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    };
+    gauge("inference_latency", "Milliseconds from a request's arrival to its first token, smoothed", status.first_token_ms);
+    gauge("queue_depth", "Requests that wait", load.queue_depth as f64);
+    gauge("postern_engine_running", "Sequences being worked on", status.running as f64);
+    gauge("postern_engine_queued_prompt_tokens", "Prompt tokens still to be prefilled", load.queued_prompt_tokens as f64);
+    gauge("postern_engine_cache_tokens_reserved", "KV cache tokens that are spoken for", status.cache_tokens_reserved as f64);
+    gauge("postern_engine_cache_tokens_max", "KV cache tokens that there may be", status.cache_tokens_max as f64);
+    gauge("postern_engine_prefill_tokens_per_second", "Speed of prompts, smoothed", status.prefill_rate);
+    gauge("postern_engine_decode_tokens_per_second", "Speed of all answers together, smoothed", status.decode_rate);
+    let totals = &status.totals;
+    let mut counter = |name: &str, help: &str, value: u64| {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    };
+    counter("postern_engine_prompt_tokens", "Prompt tokens prefilled", totals.prompt_tokens);
+    counter("postern_engine_generated_tokens", "Tokens generated", totals.generated_tokens);
+    let requests = Family::<[(&'static str, &'static str); 1], Counter>::default();
+    for (outcome, value) in [
+        ("stop", totals.stopped),
+        ("length", totals.at_length),
+        ("cancelled", totals.cancelled),
+        ("failed", totals.failed),
+    ] {
+        requests.get_or_create(&[("outcome", outcome)]).inc_by(value);
+    }
+    registry.register("postern_engine_requests", "Requests that have ended", requests);
+    registry
+}

@@ -1,0 +1,220 @@
+//! A loaded model and the thread that works on it, as the rest of the process sees them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::chat_template::{ChatTemplate, Message};
+use crate::error::EngineError;
+use crate::model::{self, Model};
+use crate::options::EngineOptions;
+use crate::scheduler::Bounds;
+use crate::sequence::{Generation, GenerationEvent, Submission};
+use crate::tokenizer::Tokenizer;
+use crate::weights::WeightFile;
+use crate::worker::{Status, Worker};
+use crate::{device, options::thread_environment};
+
+/// Memory for all sequences' caches together, in bytes. It is taken as sequences grow, not before.
+const CACHE_BYTES_MAX: usize = 4 << 30;
+/// Events of a request beside one for each token: it began, the text held back, it ended.
+const EXTRA_EVENTS: usize = 3;
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Progress {
+    /// Weights are being read; the share that is there, 0 to 1.
+    Weights(f64),
+    /// A first computation, which also measures the speed.
+    WarmUp,
+}
+
+/// A loaded model, ready for requests. Dropping it ends its thread after the present step.
+pub struct Engine {
+    name: String,
+    context_tokens: usize,
+    tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    submissions: SyncSender<Submission>,
+    /// One permit for each sequence that may run or wait.
+    places: Arc<Semaphore>,
+    places_max: usize,
+    shared: Arc<Shared>,
+    status: watch::Receiver<Status>,
+}
+
+/// What the engine and its worker tell each other beside submissions.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// Requests that are here but not submitted yet.
+    pub(crate) arriving: AtomicUsize,
+    /// Prompt tokens of submissions that the worker has not taken yet.
+    pub(crate) inbox_tokens: AtomicUsize,
+    /// The worker has ended.
+    pub(crate) stopped: CancellationToken,
+}
+
+/// Counts a request as arriving for as long as it lives.
+pub(crate) struct Arrival(Arc<Shared>);
+
+/// The present state of an engine, for the gateway's predictions and for metrics.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Load {
+    pub(crate) status: Status,
+    /// Requests that wait for a free sequence.
+    pub(crate) queue_depth: usize,
+    /// Prompt tokens before a new request's own.
+    pub(crate) queued_prompt_tokens: usize,
+}
+
+impl Engine {
+    /// Reads a model and starts its thread. Takes seconds: not for an async task.
+    ///
+    /// # Errors
+    /// [`EngineError::Options`], [`EngineError::Io`], [`EngineError::Damaged`] or [`EngineError::Unsupported`] say what
+    /// is wrong with the options or the file; [`EngineError::Compute`] if the first computation fails.
+    pub fn load(options: &EngineOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, EngineError> {
+        options.check()?;
+        warn_about_threads(options);
+        let begun = Instant::now();
+        let device = device::choose(options.device)?;
+        let file = WeightFile::open(&options.model, &device)?;
+        let tokenizer = Tokenizer::load(&file)?;
+        let header = file.header();
+        let source = header.text("tokenizer.chat_template");
+        let source = source.ok_or_else(|| EngineError::Unsupported("a model without a chat template".to_owned()))?;
+        let template =
+            ChatTemplate::new(source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
+        let model = model::load(&file, &mut |share| progress(Progress::Weights(share)))?;
+        progress(Progress::WarmUp);
+        let engine = Self::start(options, tokenizer, template, model, &device)?;
+        tracing::info!(
+            model = options.name, device = device::describe(&device), bytes = file.bytes(),
+            context_tokens = engine.context_tokens, took_ms = begun.elapsed().as_millis(), "model loaded"
+        );
+        Ok(engine)
+    }
+
+    /// Starts the worker on a model that is in memory.
+    pub(crate) fn start(
+        options: &EngineOptions,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        model: Box<dyn Model>,
+        device: &candle_core::Device,
+    ) -> Result<Self, EngineError> {
+        let cache_tokens = CACHE_BYTES_MAX / model.cache_shape().bytes_per_token().max(1);
+        let context_tokens = context_tokens(options, model.context_tokens(), cache_tokens)?;
+        let places_max = options.max_batch_size + options.max_queue;
+        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue, cache_tokens };
+        let (submissions, inbox) = std::sync::mpsc::sync_channel(places_max);
+        let (publish, status) = watch::channel(Status::default());
+        let (tokenizer, shared) = (Arc::new(tokenizer), Arc::new(Shared::default()));
+        let mut worker = Worker::new(model, Arc::clone(&tokenizer), device.clone(), bounds, options.max_wait);
+        worker.warm_up(context_tokens)?;
+        let their_shared = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("engine-worker".to_owned());
+        let spawned = thread.spawn(move || worker.run(&inbox, &their_shared, &publish));
+        spawned.map_err(|source| EngineError::Io { what: "cannot start a thread for", path: options.model.clone(), source })?;
+        let places = Arc::new(Semaphore::new(places_max));
+        let name = options.name.clone();
+        Ok(Self { name, context_tokens, tokenizer, template, submissions, places, places_max, shared, status })
+    }
+
+    /// The name that the model is served under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Tokens of prompt and answer together, at most.
+    #[must_use]
+    pub fn context_tokens(&self) -> usize {
+        self.context_tokens
+    }
+
+    /// Puts a request in the queue. Its events come out of the receiver; dropping that ends the request within a step.
+    ///
+    /// # Errors
+    /// [`EngineError::ContextLength`], [`EngineError::QueueFull`], or [`EngineError::Stopped`].
+    pub fn submit(&self, mut generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, EngineError> {
+        let prompt_tokens = generation.prompt.len();
+        if prompt_tokens == 0 {
+            return Err(EngineError::invalid("messages", "The prompt is empty."));
+        }
+        if prompt_tokens >= self.context_tokens {
+            return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens });
+        }
+        generation.max_new_tokens = generation.max_new_tokens.clamp(1, self.context_tokens - prompt_tokens);
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| EngineError::QueueFull)?;
+        let (events, receiver) = mpsc::channel(generation.max_new_tokens + EXTRA_EVENTS);
+        self.shared.inbox_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
+        let submission = Submission { generation, events, submitted: Instant::now(), _place: place };
+        self.submissions.try_send(submission).map_err(|_| EngineError::Stopped)?;
+        Ok(receiver)
+    }
+
+    /// The prompt of a conversation as token ids. Takes milliseconds for a long one: not for an async task.
+    pub(crate) fn tokenize(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let fewest = self.tokenizer.fewest_tokens(bytes);
+        if fewest >= self.context_tokens {
+            return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens: fewest });
+        }
+        let guarded = messages.iter().map(|m| Message { role: m.role, content: self.tokenizer.guard(&m.content) });
+        self.tokenizer.encode(&self.template.render(&guarded.collect::<Vec<_>>())?)
+    }
+
+    /// Says that a request is being read: see [`EngineOptions::max_wait`].
+    pub(crate) fn arrival(&self) -> Arrival {
+        self.shared.arriving.fetch_add(1, Ordering::Relaxed);
+        Arrival(Arc::clone(&self.shared))
+    }
+
+    /// The present load.
+    pub(crate) fn load_now(&self) -> Load {
+        let status = self.status.borrow().clone();
+        let taken = self.places_max - self.places.available_permits();
+        let queue_depth = taken.saturating_sub(status.running);
+        let queued_prompt_tokens = status.queued_prompt_tokens + self.shared.inbox_tokens.load(Ordering::Relaxed);
+        Load { status, queue_depth, queued_prompt_tokens }
+    }
+
+    /// Resolves when the worker has ended, which it does only by a defect.
+    pub(crate) async fn stopped(&self) {
+        self.shared.stopped.cancelled().await;
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.0.arriving.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn context_tokens(options: &EngineOptions, of_model: usize, cache_tokens: usize) -> Result<usize, EngineError> {
+    if let Some(wanted) = options.context.filter(|wanted| *wanted > of_model) {
+        let what = format!("a context of {wanted} tokens was asked for, and this model has {of_model}");
+        return Err(EngineError::Options(what));
+    }
+    let context = options.context.unwrap_or(of_model).min(cache_tokens);
+    if context < 2 {
+        return Err(EngineError::Unsupported("more memory for one token than there is for all".to_owned()));
+    }
+    Ok(context)
+}
+
+fn warn_about_threads(options: &EngineOptions) {
+    let Some(threads) = options.threads else { return };
+    let missing = thread_environment(Some(threads)).iter().any(|(name, value)| std::env::var(name).as_ref() != Ok(value));
+    if missing {
+        tracing::warn!(threads, "the number of threads was not set before the process began; candle's own choice is used");
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,35 @@
+//! The language model server on the gateway's own machine.
+//!
+//! A prompt's way through it: [`serve`] dials the gateway and answers HTTP on that connection (`api`), a chat becomes
+//! text (`chat_template`) and token ids (`tokenizer`), waits in a bounded queue (`scheduler`), and is worked on by the
+//! one thread that owns the model (`worker`): prefill in chunks, then one token a step (`sampler`), whose bytes become
+//! text again (`text_stream`). The engine keeps no state on disk, so it may be killed at any time.
+//!
+//! Prompts and answers never appear in logs, errors or metrics.
+
+mod api;
+pub mod catalog;
+mod chat_template;
+mod device;
+mod engine;
+mod error;
+mod kv_cache;
+mod model;
+mod options;
+mod rates;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod serve;
+#[cfg(test)]
+mod testing;
+mod text_stream;
+mod tokenizer;
+mod weights;
+mod worker;
+
+pub use engine::{Engine, Progress};
+pub use error::EngineError;
+pub use options::{DeviceChoice, EngineOptions, thread_environment};
+pub use sequence::{FinishReason, Generation, GenerationEvent, Sampling, Usage};
+pub use serve::serve;

@@ -1,0 +1,93 @@
+//! Dials the gateway and serves HTTP/2 on the connection.
+//!
+//! The engine listens nowhere: it connects to the gateway's UNIX socket, and the gateway is the HTTP client on that
+//! connection. It dials only when the model is loaded, so for the gateway "connected" means "ready".
+
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::engine::Engine;
+use crate::error::EngineError;
+
+/// The pause before dialling again: at first, and at most.
+const REDIAL_FIRST: Duration = Duration::from_millis(50);
+const REDIAL_MAX: Duration = Duration::from_secs(2);
+/// How long running answers may take to end at a shutdown.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// Requests on a connection at the same time; those beyond the queue are refused one by one with a reason.
+const STREAMS_MAX: u32 = 1024;
+/// Bytes of a request's headers.
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+/// A gateway that does not answer a ping for so long is gone; asked this often.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// Serves until `shutdown`: dials the UNIX socket `connect`, and again, with growing pauses, whenever the connection is
+/// lost. At shutdown, running answers have 20 seconds to end.
+///
+/// # Errors
+/// [`EngineError::Stopped`] if the engine's worker has died: the process should end, and be started anew.
+pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationToken) -> Result<(), EngineError> {
+    let router = api::router(Arc::clone(&engine));
+    let mut pause = REDIAL_FIRST;
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(()),
+            () = engine.stopped() => return Err(EngineError::Stopped),
+            dialled = UnixStream::connect(connect) => match dialled {
+                Ok(stream) => {
+                    tracing::info!(model = engine.name(), "connected to the gateway");
+                    pause = REDIAL_FIRST;
+                    serve_connection(stream, router.clone(), &engine, &shutdown).await;
+                    tracing::info!("the connection to the gateway has ended");
+                }
+                Err(error) => tracing::debug!(%error, "the gateway is not there yet"),
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(REDIAL_MAX),
+        }
+    }
+}
+
+/// Serves one connection until it ends, the worker dies, or the shutdown is complete.
+pub(crate) async fn serve_connection<S>(stream: S, router: Router, engine: &Engine, shutdown: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_WAIT_MAX);
+    let service = TowerToHyperService::new(router);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "the connection broke");
+            }
+            return;
+        }
+        () = engine.stopped() => return,
+        () = shutdown.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    if tokio::time::timeout(DRAIN_MAX, connection).await.is_err() {
+        tracing::warn!("answers were cut off, since the time to end is over");
+    }
+}

@@ -1,0 +1,246 @@
+//! Text to token ids and back, as the model file says it: byte-level BPE.
+//!
+//! Source: Radford et al., GPT-2 (bytes shown as printable characters); Sennrich et al., 2016 (BPE). Control tokens,
+//! such as the one that begins a system message, are found only in what the chat template wrote. Where a message's own
+//! text spells one, it is read as ordinary text: so nobody can forge a turn of the conversation.
+
+use std::collections::{HashMap, HashSet};
+
+use regex::Regex;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence};
+use tokenizers::{ModelWrapper, PreTokenizerWrapper};
+
+use crate::error::EngineError;
+use crate::weights::{Header, WeightFile};
+
+/// Marks a control token's text that came from a message. Unicode promises that no text means anything by it.
+const GUARD: char = '\u{10ffff}';
+/// Merges of a vocabulary at most.
+const MERGES_MAX: usize = 1 << 22;
+/// Control tokens at most: each becomes a part of one regular expression.
+const CONTROLS_MAX: usize = 4096;
+/// Control tokens that end an answer in the models' conventions, beside the ones that the file names.
+const END_NAMES: [&str; 5] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>"];
+
+/// The vocabulary of one model.
+pub(crate) struct Tokenizer {
+    bpe: tokenizers::Tokenizer,
+    tokens: Vec<Token>,
+    /// Matches any control token's text; `None` if there is none.
+    controls: Option<Regex>,
+    control_ids: HashMap<String, u32>,
+    ends: HashSet<u32>,
+    /// Put before every prompt.
+    begin: Option<u32>,
+    longest_token_bytes: usize,
+}
+
+struct Token {
+    text: String,
+    /// What it stands for in an answer; nothing for control tokens.
+    bytes: Vec<u8>,
+}
+
+impl Tokenizer {
+    pub(crate) fn load(file: &WeightFile) -> Result<Self, EngineError> {
+        let header = file.header();
+        match header.text("tokenizer.ggml.model") {
+            Some("gpt2") => {}
+            Some(other) => return Err(EngineError::Unsupported(format!("the tokenizer `{other}`"))),
+            None => return Err(file.damaged("it has no tokenizer")),
+        }
+        let texts = header.texts("tokenizer.ggml.tokens").unwrap_or_default();
+        let kinds = header.integers("tokenizer.ggml.token_type").unwrap_or_default();
+        let is_control = |id: usize| matches!(kinds.get(id), Some(3 | 4));
+        let byte_of = byte_alphabet();
+        let tokens: Vec<Token> = texts
+            .iter()
+            .enumerate()
+            .map(|(id, text)| Token {
+                text: text.clone(),
+                bytes: if is_control(id) { Vec::new() } else { token_bytes(text, &byte_of) },
+            })
+            .collect();
+        let control_ids: HashMap<String, u32> = (0u32..)
+            .zip(texts)
+            .filter(|(id, text)| is_control(*id as usize) && !text.is_empty())
+            .map(|(id, text)| (text.clone(), id))
+            .collect();
+        if control_ids.len() > CONTROLS_MAX {
+            return Err(file.damaged(&format!("it has {} control tokens", control_ids.len())));
+        }
+        Ok(Self {
+            bpe: byte_pair_encoder(file, texts)?,
+            controls: control_pattern(control_ids.keys())?,
+            ends: end_tokens(header, &control_ids),
+            begin: begin_token(header).filter(|id| (*id as usize) < tokens.len()),
+            longest_token_bytes: texts.iter().map(String::len).max().unwrap_or(1).max(1),
+            control_ids,
+            tokens,
+        })
+    }
+
+    /// A message's text, so that no control token is seen in it.
+    pub(crate) fn guard(&self, text: &str) -> String {
+        let text = text.replace(GUARD, "");
+        let Some(controls) = &self.controls else { return text };
+        let guarded = controls.replace_all(&text, |found: &regex::Captures<'_>| {
+            let found = found.get(0).map_or("", |found| found.as_str());
+            let mut characters = found.chars();
+            let first: String = characters.next().into_iter().collect();
+            format!("{first}{GUARD}{}", characters.as_str())
+        });
+        guarded.into_owned()
+    }
+
+    /// The ids of a rendered prompt.
+    pub(crate) fn encode(&self, rendered: &str) -> Result<Vec<u32>, EngineError> {
+        let mut ids: Vec<u32> = self.begin.into_iter().collect();
+        let mut at = 0;
+        for found in self.controls.iter().flat_map(|controls| controls.find_iter(rendered)) {
+            self.encode_plain(rendered.get(at..found.start()).unwrap_or_default(), &mut ids)?;
+            let id = self.control_ids.get(found.as_str()).copied();
+            // A template that writes the first token itself does not want it twice.
+            if !(found.start() == 0 && id == self.begin) {
+                ids.extend(id);
+            }
+            at = found.end();
+        }
+        self.encode_plain(rendered.get(at..).unwrap_or_default(), &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Tokens that a text of so many bytes has at least.
+    pub(crate) fn fewest_tokens(&self, text_bytes: usize) -> usize {
+        text_bytes / self.longest_token_bytes
+    }
+
+    /// What a token stands for in an answer.
+    pub(crate) fn bytes(&self, id: u32) -> &[u8] {
+        self.tokens.get(id as usize).map_or(&[], |token| &token.bytes)
+    }
+
+    /// The text of a special token that the file names, such as `bos`.
+    pub(crate) fn named(&self, header: &Header, name: &str) -> &str {
+        let id = header.integer(&format!("tokenizer.ggml.{name}_token_id"));
+        let id = id.and_then(|id| usize::try_from(id).ok());
+        id.and_then(|id| self.tokens.get(id)).map_or("", |token| &token.text)
+    }
+
+    /// True if the token ends an answer.
+    pub(crate) fn is_end(&self, id: u32) -> bool {
+        self.ends.contains(&id)
+    }
+
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), EngineError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let text = text.replace(GUARD, "");
+        let encoded = self.bpe.encode_fast(text, false);
+        let encoded = encoded.map_err(|_| EngineError::invalid("messages", "The messages could not be tokenised."))?;
+        ids.extend_from_slice(encoded.get_ids());
+        Ok(())
+    }
+}
+
+fn byte_pair_encoder(file: &WeightFile, texts: &[String]) -> Result<tokenizers::Tokenizer, EngineError> {
+    let header = file.header();
+    let vocabulary: Vocab = texts.iter().cloned().zip(0u32..).collect();
+    let lines = header.texts("tokenizer.ggml.merges").ok_or_else(|| file.damaged("it has no merges"))?;
+    if lines.len() > MERGES_MAX {
+        return Err(file.damaged(&format!("it has {} merges", lines.len())));
+    }
+    let mut merges = Vec::with_capacity(lines.len());
+    for line in lines {
+        // The crate takes for granted that both parts and their sum are tokens, and panics otherwise.
+        let known = |text: &str| vocabulary.contains_key(text);
+        match line.split_once(' ') {
+            Some((a, b)) if known(a) && known(b) && known(&format!("{a}{b}")) => {
+                merges.push((a.to_owned(), b.to_owned()));
+            }
+            _ => return Err(file.damaged("one of its merges is not made of tokens")),
+        }
+    }
+    // No cache of words: it would keep parts of prompts.
+    let bpe = BPE::builder().vocab_and_merges(vocabulary, merges).cache_capacity(0).build();
+    let bpe = bpe.map_err(|error| file.damaged(&format!("its tokenizer does not fit together: {error}")))?;
+    let mut tokenizer = tokenizers::Tokenizer::new(ModelWrapper::from(bpe));
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(header)?));
+    Ok(tokenizer)
+}
+
+/// How text is cut into words, by the name that GGUF files use; as `llm_tokenizer_bpe` of llama.cpp does it.
+fn pre_tokenizer(header: &Header) -> Result<PreTokenizerWrapper, EngineError> {
+    let words = ByteLevel::new(false, false, true);
+    match header.text("tokenizer.ggml.pre") {
+        Some("smollm" | "starcoder" | "refact" | "codeshell" | "command-r") => {
+            Ok(Sequence::new(vec![Digits::new(true).into(), words.into()]).into())
+        }
+        Some("gpt-2") => Ok(words.into()),
+        other => {
+            let name = other.unwrap_or("(none)");
+            Err(EngineError::Unsupported(format!("the pre-tokenizer `{name}`")))
+        }
+    }
+}
+
+fn control_pattern<'a>(names: impl Iterator<Item = &'a String>) -> Result<Option<Regex>, EngineError> {
+    let mut names: Vec<&String> = names.collect();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    // The first alternative that matches wins: so the longest comes first.
+    names.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+    let alternatives: Vec<String> = names.into_iter().map(|name| regex::escape(name)).collect();
+    let pattern = Regex::new(&alternatives.join("|"));
+    pattern.map(Some).map_err(|_| EngineError::Unsupported("control tokens as large as these".to_owned()))
+}
+
+fn end_tokens(header: &Header, control_ids: &HashMap<String, u32>) -> HashSet<u32> {
+    let named = ["eos", "eot"].iter().filter_map(|name| header.integer(&format!("tokenizer.ggml.{name}_token_id")));
+    let named = named.filter_map(|id| u32::try_from(id).ok());
+    named.chain(END_NAMES.iter().filter_map(|name| control_ids.get(*name).copied())).collect()
+}
+
+fn begin_token(header: &Header) -> Option<u32> {
+    let wanted = header.bool("tokenizer.ggml.add_bos_token").unwrap_or(false);
+    let id = header.integer("tokenizer.ggml.bos_token_id").filter(|_| wanted)?;
+    u32::try_from(id).ok()
+}
+
+fn token_bytes(text: &str, byte_of: &HashMap<char, u8>) -> Vec<u8> {
+    let bytes: Option<Vec<u8>> = text.chars().map(|c| byte_of.get(&c).copied()).collect();
+    // A token outside the byte alphabet stands for itself.
+    bytes.unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
+/// The characters that GPT-2 shows bytes as: printable Latin-1 as itself, the others from U+0100 on, in order.
+fn byte_alphabet() -> HashMap<char, u8> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let others = (0..=255u8).filter(|byte| !printable(*byte)).zip('\u{100}'..);
+    let own = (0..=255u8).filter(|byte| printable(*byte)).map(|byte| (char::from(byte), byte));
+    own.chain(others.map(|(byte, shown)| (shown, byte))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_has_every_byte_once() {
+        let alphabet = byte_alphabet();
+        assert_eq!(alphabet.len(), 256);
+        assert_eq!(alphabet.values().collect::<HashSet<_>>().len(), 256);
+        assert_eq!((alphabet[&'Ġ'], alphabet[&'Ċ'], alphabet[&'a']), (b' ', b'\n', b'a'));
+        assert_eq!(token_bytes("ĠcafÃ©", &alphabet), " café".as_bytes());
+    }
+
+    #[test]
+    fn the_longest_control_token_is_found() {
+        let names = ["<|a|>".to_owned(), "<|a|>b".to_owned()];
+        let pattern = control_pattern(names.iter()).unwrap().unwrap();
+        assert_eq!(pattern.find("x<|a|>b").unwrap().as_str(), "<|a|>b");
+    }
+}

@@ -1,0 +1,155 @@
+//! Judges what policies answer, by the bounds that the WIT package promises. Pure.
+
+use std::collections::HashMap;
+
+use crate::error::PolicyFailure;
+use crate::facts::{CachePlan, Span, TextSegment, Verdict};
+
+/// Bytes of a name, kind or key.
+pub const MAX_NAME_BYTES: usize = 256;
+/// Bytes of a reason or another text.
+pub const MAX_TEXT_BYTES: usize = 1024;
+/// Names of targets in a verdict.
+pub const MAX_TARGETS: usize = 256;
+/// Annotations in a verdict, and parts of a cache key.
+pub const MAX_PARTS: usize = 16;
+/// Finds in a request.
+pub const MAX_SPANS: usize = 10_000;
+/// Bytes of the kind of a find.
+pub const MAX_KIND_BYTES: usize = 32;
+
+type Checked<T> = Result<T, PolicyFailure>;
+
+pub(crate) fn verdict(verdict: Verdict) -> Checked<Verdict> {
+    at_most("targets", verdict.targets.len(), MAX_TARGETS)?;
+    at_most("annotations", verdict.annotations.len(), MAX_PARTS)?;
+    let annotated = verdict.annotations.iter().map(|a| &a.key);
+    let names = verdict.targets.iter().chain(&verdict.model).chain(&verdict.label).chain(annotated);
+    short("a name", names, MAX_NAME_BYTES)?;
+    let texts = verdict.deny.iter().chain(verdict.annotations.iter().map(|a| &a.value));
+    short("a text", texts, MAX_TEXT_BYTES)?;
+    Ok(verdict)
+}
+
+pub(crate) fn plan(plan: CachePlan) -> Checked<CachePlan> {
+    at_most("key parts", plan.key_parts.len(), MAX_PARTS)?;
+    short("a key part", plan.key_parts.iter(), MAX_NAME_BYTES)?;
+    Ok(plan)
+}
+
+/// The spans in the order of segments (as their ids say) and bytes.
+pub(crate) fn spans(segments: &[TextSegment], mut spans: Vec<Span>) -> Checked<Vec<Span>> {
+    at_most("spans", spans.len(), MAX_SPANS)?;
+    if spans.is_empty() {
+        return Ok(spans);
+    }
+    let texts: HashMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
+    for span in &spans {
+        let text = texts.get(&span.segment).ok_or_else(|| PolicyFailure::output("a span in a segment that does not exist"))?;
+        if span.start >= span.end {
+            return Err(PolicyFailure::output("an empty span"));
+        }
+        if text.get(span.start as usize..span.end as usize).is_none() {
+            let len = text.len();
+            let Span { start, end, .. } = span;
+            let what = if *end as usize > len { "ends behind the text" } else { "cuts a character" };
+            return Err(PolicyFailure::output(format!("span {start}..{end} {what} ({len} bytes)")));
+        }
+        if !is_kind(&span.kind) {
+            return Err(PolicyFailure::output("a kind must be 1 to 32 of a-z, 0-9 and `-`, the first a letter"));
+        }
+    }
+    spans.sort_by_key(|span| (span.segment, span.start));
+    let overlap = |pair: &[Span]| matches!(pair, [a, b] if a.segment == b.segment && b.start < a.end);
+    if spans.windows(2).any(overlap) {
+        return Err(PolicyFailure::output("two spans overlap"));
+    }
+    Ok(spans)
+}
+
+fn is_kind(kind: &str) -> bool {
+    kind.len() <= MAX_KIND_BYTES
+        && kind.starts_with(|c: char| c.is_ascii_lowercase())
+        && kind.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+}
+
+fn at_most(what: &str, count: usize, max: usize) -> Checked<()> {
+    if count > max { Err(PolicyFailure::output(format!("{count} {what}, and {max} is the most"))) } else { Ok(()) }
+}
+
+fn short<'a>(what: &str, mut texts: impl Iterator<Item = &'a String>, max: usize) -> Checked<()> {
+    match texts.find(|text| text.len() > max) {
+        Some(text) => Err(PolicyFailure::output(format!("{what} of {} bytes, and {max} is the most", text.len()))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{Annotation, CacheMode};
+
+    fn segments() -> Vec<TextSegment> {
+        [(3, "héllo"), (1, "ab")].map(|(id, text)| TextSegment { id, role: "user".into(), text: text.into() }).into()
+    }
+
+    fn span(segment: u32, start: u32, end: u32) -> Span {
+        Span { segment, start, end, kind: "email".into() }
+    }
+
+    #[test]
+    fn right_spans_come_back_in_order() {
+        let right = vec![span(3, 3, 6), span(1, 0, 2), span(3, 0, 3)];
+        assert_eq!(spans(&segments(), right).unwrap(), [span(1, 0, 2), span(3, 0, 3), span(3, 3, 6)]);
+    }
+
+    #[test]
+    fn wrong_spans_are_refused() {
+        let kind = |kind: &str| Span { kind: kind.into(), ..span(3, 0, 1) };
+        for (wrong, why) in [
+            (vec![span(2, 0, 1)], "does not exist"),
+            (vec![span(3, 1, 1)], "empty"),
+            (vec![span(3, 2, 1)], "empty"),
+            (vec![span(3, 0, 7)], "behind"),
+            (vec![span(3, u32::MAX - 1, u32::MAX)], "behind"),
+            (vec![span(3, 0, 2)], "character"),
+            (vec![span(3, 2, 4)], "character"),
+            (vec![span(3, 3, 5), span(3, 0, 4)], "overlap"),
+            (vec![span(3, 0, 1), span(3, 0, 1)], "overlap"),
+            (vec![kind("")], "kind"),
+            (vec![kind("E-Mail")], "kind"),
+            (vec![kind("1a")], "kind"),
+            (vec![kind(&"a".repeat(33))], "kind"),
+            (vec![span(1, 0, 1); MAX_SPANS + 1], "the most"),
+        ] {
+            let failure = spans(&segments(), wrong).unwrap_err();
+            assert!(failure.detail.contains(why), "{failure}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_is_bounded() {
+        let name = || "n".repeat(MAX_NAME_BYTES);
+        let annotation = || Annotation { key: name(), value: "v".repeat(MAX_TEXT_BYTES) };
+        let full = || Verdict {
+            targets: vec![name(); MAX_TARGETS],
+            model: Some(name()),
+            deny: Some("d".repeat(MAX_TEXT_BYTES)),
+            annotations: vec![annotation(); MAX_PARTS],
+            ..Verdict::default()
+        };
+        assert!(verdict(full()).is_ok());
+        assert!(verdict(Verdict { targets: vec![name(); MAX_TARGETS + 1], ..full() }).is_err());
+        assert!(verdict(Verdict { label: Some(name() + "x"), ..full() }).is_err());
+        assert!(verdict(Verdict { deny: Some("d".repeat(MAX_TEXT_BYTES + 1)), ..full() }).is_err());
+        assert!(verdict(Verdict { annotations: vec![annotation(); MAX_PARTS + 1], ..full() }).is_err());
+    }
+
+    #[test]
+    fn a_cache_plan_is_bounded() {
+        let of = |key_parts| CachePlan { mode: CacheMode::Exact, ttl_seconds: None, key_parts };
+        assert!(plan(of(vec!["k".repeat(MAX_NAME_BYTES); MAX_PARTS])).is_ok());
+        assert!(plan(of(vec![String::new(); MAX_PARTS + 1])).is_err());
+        assert!(plan(of(vec!["k".repeat(MAX_NAME_BYTES + 1)])).is_err());
+    }
+}

@@ -1,0 +1,109 @@
+//! Between our plain data and the types of the bindings. Nothing is judged here; [`crate::answer`] does that.
+
+use crate::bindings::postern::policy::types as wit;
+use crate::facts::{
+    Annotation, CacheMode, CachePlan, FleetFacts, MessageFacts, Placement, Price, RequestFacts, Span, TargetFacts,
+    TargetPlacement, TextSegment, Verdict,
+};
+
+/// Lists of borrowed records need an owner for the time of a call.
+pub(crate) struct RequestLists<'a> {
+    label_sources: Vec<&'a str>,
+    messages: Vec<wit::MessageFacts<'a>>,
+}
+
+impl<'a> RequestLists<'a> {
+    pub(crate) fn of(request: &'a RequestFacts) -> Self {
+        let message = |m: &'a MessageFacts| wit::MessageFacts { role: &m.role, bytes: m.bytes };
+        Self {
+            label_sources: request.label_sources.iter().map(String::as_str).collect(),
+            messages: request.messages.iter().map(message).collect(),
+        }
+    }
+
+    pub(crate) fn facts(&'a self, request: &'a RequestFacts) -> wit::RequestFacts<'a> {
+        wit::RequestFacts {
+            identity: &request.identity,
+            tenant: &request.tenant,
+            label: &request.label,
+            label_sources: &self.label_sources,
+            model: &request.model,
+            stream: request.stream,
+            prompt_tokens: request.prompt_tokens,
+            messages: &self.messages,
+            tools: request.tools,
+            images: request.images,
+            temperature: request.temperature,
+            placement_asked: request.placement_asked.map(placement_out),
+            conversation: &request.conversation,
+            time: request.time,
+        }
+    }
+}
+
+pub(crate) fn targets(fleet: &FleetFacts) -> Vec<wit::TargetFacts<'_>> {
+    fleet.targets.iter().map(target).collect()
+}
+
+fn target(target: &TargetFacts) -> wit::TargetFacts<'_> {
+    let price = |p: Price| wit::Price { input_per_million: p.input_per_million, output_per_million: p.output_per_million };
+    wit::TargetFacts {
+        name: &target.name,
+        placement: match target.placement {
+            TargetPlacement::Cloud => wit::TargetPlacement::Cloud,
+            TargetPlacement::Edge => wit::TargetPlacement::Edge,
+            TargetPlacement::Local => wit::TargetPlacement::Local,
+        },
+        clearance: &target.clearance,
+        healthy: target.healthy,
+        predicted_ttft_ms: target.predicted_ttft_ms,
+        queue_depth: target.queue_depth,
+        price: target.price.map(price),
+    }
+}
+
+pub(crate) fn segments(segments: &[TextSegment]) -> Vec<wit::TextSegment<'_>> {
+    segments.iter().map(|s| wit::TextSegment { id: s.id, role: &s.role, text: &s.text }).collect()
+}
+
+pub(crate) fn verdict(verdict: wit::Verdict) -> Verdict {
+    let wit::Verdict { placement, targets, model, label, deny, annotations } = verdict;
+    let annotation = |a: wit::Annotation| Annotation { key: a.key, value: a.value };
+    Verdict {
+        placement: placement.map(placement_in),
+        targets,
+        model,
+        label,
+        deny,
+        annotations: annotations.into_iter().map(annotation).collect(),
+    }
+}
+
+pub(crate) fn plan(plan: wit::CachePlan) -> CachePlan {
+    let mode = match plan.mode {
+        wit::CacheMode::Exact => CacheMode::Exact,
+        wit::CacheMode::Bypass => CacheMode::Bypass,
+    };
+    CachePlan { mode, ttl_seconds: plan.ttl_seconds, key_parts: plan.key_parts }
+}
+
+pub(crate) fn spans(spans: Vec<wit::Span>) -> Vec<Span> {
+    let span = |s: wit::Span| Span { segment: s.segment, start: s.start, end: s.end, kind: s.kind };
+    spans.into_iter().map(span).collect()
+}
+
+fn placement_out(placement: Placement) -> wit::Placement {
+    match placement {
+        Placement::Cloud => wit::Placement::Cloud,
+        Placement::EdgeFirst => wit::Placement::EdgeFirst,
+        Placement::Local => wit::Placement::Local,
+    }
+}
+
+fn placement_in(placement: wit::Placement) -> Placement {
+    match placement {
+        wit::Placement::Cloud => Placement::Cloud,
+        wit::Placement::EdgeFirst => Placement::EdgeFirst,
+        wit::Placement::Local => Placement::Local,
+    }
+}

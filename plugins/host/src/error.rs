@@ -1,0 +1,113 @@
+//! What goes wrong when a policy is loaded, and when it is asked.
+
+use thiserror::Error;
+
+/// `detail` of a failure is cut to this many bytes.
+pub const MAX_DETAIL_BYTES: usize = 500;
+
+/// Why a policy cannot be used at all. The operator is at fault, or the author of the plugin; no use to retry.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PluginError {
+    /// The sandbox cannot be set up: most likely too little address space, or a cache folder that cannot be written.
+    #[error("the sandbox cannot be set up: {0}")]
+    Sandbox(String),
+    /// The file is not a component, or uses a WebAssembly proposal that is off here.
+    #[error("not a WebAssembly component that can run here: {0}")]
+    NotAComponent(String),
+    /// It asks for something that Postern does not give; most often WASI, from a build for `wasm32-wasip2`.
+    #[error("imports `{0}`, which Postern does not offer (it offers log, config, detectors and clock of postern:policy@1.0.0)")]
+    UnknownImport(String),
+    /// It imports one of Postern's interfaces with other types, or exports one with other types.
+    #[error("does not fit postern:policy@1.0.0: {0}")]
+    Mismatch(String),
+    /// None of `routing`, `caching`, `redaction` is exported.
+    #[error("exports none of routing, caching and redaction of postern:policy@1.0.0")]
+    NoSteps,
+    /// A limit of the configuration makes no sense.
+    #[error("{0}")]
+    Limits(String),
+    /// A core module could not be made a component.
+    #[error("cannot be made a component: {0}")]
+    Componentize(String),
+}
+
+/// Why a call of a policy brought no answer. The plugin is at fault; the request is not.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("policy failed ({}): {detail}", kind.name())]
+pub struct PolicyFailure {
+    /// What happened.
+    pub kind: FailureKind,
+    /// For the log, at most [`MAX_DETAIL_BYTES`]; no text of a prompt by the host. (A plugin's own error is its author's words.)
+    pub detail: String,
+}
+
+/// How a call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// It crashed.
+    Trap,
+    /// It took too long, or no instance came free in time.
+    Deadline,
+    /// It wanted more memory than it may have.
+    Memory,
+    /// It answered nonsense.
+    Output,
+    /// It answered with an error of its own.
+    Refused,
+}
+
+impl FailureKind {
+    /// The value of the label `kind` in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::Output => "output",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl PolicyFailure {
+    /// A failure; `detail` is cut and freed of control characters.
+    #[must_use]
+    pub fn new(kind: FailureKind, detail: impl AsRef<str>) -> Self {
+        Self { kind, detail: printable(detail.as_ref(), MAX_DETAIL_BYTES) }
+    }
+
+    /// The plugin answered something that makes no sense.
+    #[must_use]
+    pub fn output(detail: impl AsRef<str>) -> Self {
+        Self::new(FailureKind::Output, detail)
+    }
+}
+
+/// At most `max` bytes of a text that a plugin wrote, with nothing in it that could forge lines of a log.
+pub(crate) fn printable(text: &str, max: usize) -> String {
+    let mut kept = String::with_capacity(text.len().min(max));
+    for c in text.chars() {
+        let c = if c.is_control() { ' ' } else { c };
+        if kept.len() + c.len_utf8() > max {
+            break;
+        }
+        kept.push(c);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detail_is_bounded_and_on_one_line() {
+        let failure = PolicyFailure::output("ä\n".repeat(1000));
+        assert!(failure.detail.len() <= MAX_DETAIL_BYTES);
+        assert!(failure.detail.len() > MAX_DETAIL_BYTES - 4);
+        assert!(!failure.detail.contains('\n'));
+        assert!(failure.to_string().starts_with("policy failed (output): ä "));
+    }
+}

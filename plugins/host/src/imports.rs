@@ -1,0 +1,149 @@
+//! What a policy may ask of the host: log, configuration, recognisers, time. No file, no network, nothing that lasts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use wasmtime::{ResourceLimiter, UpdateDeadline};
+
+use crate::bindings::postern::policy::{clock, config, detectors as wit_detectors, log, types};
+use crate::detectors::{self, Kind, Match};
+use crate::error::printable;
+
+/// Bytes that a guest may hand to the host at once, in an answer or an argument. Guests can name the same bytes many times
+/// over, so their own memory is no bound on it.
+pub(crate) const MAX_HANDED_BYTES: usize = 32 << 20;
+
+const MAX_LOG_LINES: u32 = 32;
+const MAX_LOG_BYTES: usize = 1024;
+
+/// Longer texts are searched on a thread of their own, so that other requests go on meanwhile.
+const INLINE_TEXT_BYTES: usize = 64 << 10;
+
+/// Everything that belongs to one call; it is dropped with the instance.
+#[derive(Debug)]
+pub(crate) struct Call {
+    policy: Arc<str>,
+    config: Arc<str>,
+    /// A plugin that has seen text must not write to the log.
+    may_log: bool,
+    lines: u32,
+    time_ms: u64,
+    deadline: Instant,
+    ticks: u32,
+    memory: Memory,
+}
+
+/// Counts what a guest takes.
+#[derive(Debug)]
+struct Memory {
+    limit_bytes: usize,
+    exceeded: bool,
+}
+
+impl Call {
+    pub(crate) fn new(policy: Arc<str>, config: Arc<str>, limits: Limits, may_log: bool) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            policy,
+            config,
+            may_log,
+            lines: 0,
+            time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            deadline: Instant::now() + limits.deadline,
+            ticks: 0,
+            memory: Memory { limit_bytes: limits.memory_bytes, exceeded: false },
+        }
+    }
+
+    pub(crate) fn limiter(&mut self) -> &mut dyn ResourceLimiter {
+        &mut self.memory
+    }
+
+    pub(crate) fn wanted_too_much_memory(&self) -> bool {
+        self.memory.exceeded
+    }
+
+    /// Called by the guest's own code when the epoch has advanced.
+    pub(crate) fn at_tick(&mut self) -> UpdateDeadline {
+        self.ticks += 1;
+        // The first tick proves nothing: a machine under load may have stopped our thread for longer than the deadline, and
+        // a guest that needs microseconds would be blamed. A second one is only seen by a guest that ran on.
+        if self.ticks > 1 && Instant::now() >= self.deadline {
+            UpdateDeadline::Interrupt
+        } else {
+            UpdateDeadline::Yield(1)
+        }
+    }
+}
+
+/// What one call may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) deadline: Duration,
+    pub(crate) memory_bytes: usize,
+}
+
+impl ResourceLimiter for Memory {
+    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let fits = desired <= self.limit_bytes;
+        self.exceeded |= !fits;
+        Ok(fits)
+    }
+
+    fn table_growing(&mut self, _current: usize, _desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // The pool bounds every table.
+        Ok(true)
+    }
+}
+
+impl types::Host for Call {}
+
+impl log::Host for Call {
+    fn write(&mut self, level: log::Level, message: String) -> wasmtime::Result<()> {
+        self.lines = self.lines.saturating_add(1);
+        if !self.may_log || self.lines > MAX_LOG_LINES {
+            return Ok(());
+        }
+        let (policy, message) = (&*self.policy, printable(&message, MAX_LOG_BYTES));
+        match level {
+            log::Level::Debug => tracing::debug!(target: "postern::policy", policy, "{message}"),
+            log::Level::Info => tracing::info!(target: "postern::policy", policy, "{message}"),
+            log::Level::Warn => tracing::warn!(target: "postern::policy", policy, "{message}"),
+            log::Level::Error => tracing::error!(target: "postern::policy", policy, "{message}"),
+        }
+        Ok(())
+    }
+}
+
+impl config::Host for Call {
+    fn get(&mut self) -> wasmtime::Result<String> {
+        Ok(self.config.as_ref().to_owned())
+    }
+}
+
+impl clock::Host for Call {
+    fn now(&mut self) -> wasmtime::Result<u64> {
+        Ok(self.time_ms)
+    }
+}
+
+impl wit_detectors::Host for Call {
+    async fn find(&mut self, kinds: Vec<String>, text: String) -> Result<Vec<wit_detectors::Hit>, String> {
+        let known = |name: &String| Kind::from_name(name).ok_or_else(|| format!("unknown kind `{}`", printable(name, 64)));
+        let kinds: Vec<Kind> = kinds.iter().map(known).collect::<Result<_, _>>()?;
+        let is_long = text.len() > INLINE_TEXT_BYTES;
+        let search = move || detectors::disjoint(detectors::find(&kinds, &text));
+        let found = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if is_long => {
+                runtime.spawn_blocking(search).await.map_err(|_| "the search was given up".to_owned())?
+            }
+            _ => search(),
+        };
+        found.into_iter().map(hit).collect()
+    }
+}
+
+fn hit(found: Match) -> Result<wit_detectors::Hit, String> {
+    let byte = |at: usize| u32::try_from(at).map_err(|_| "the text is longer than 4 GiB".to_owned());
+    Ok(wit_detectors::Hit { start: byte(found.start)?, end: byte(found.end)?, kind: found.kind.name().to_owned() })
+}

@@ -1,0 +1,30 @@
+//! Runs policy plugins: WebAssembly components of the package `postern:policy@1.0.0`, in a sandbox.
+//!
+//! [`PolicyHost`] compiles components, [`Policy`] asks one of them. Plugins find and vote; they act on nothing. Each call
+//! gets a fresh instance with a deadline and a bound on memory, and every answer is checked before anybody sees it, so a
+//! faulty plugin can be slow or wrong, but it cannot remember, leak, or take the gateway down with it.
+//!
+//! [`detectors`] recognises e-mail addresses, telephone numbers, card numbers and secrets; plugins may ask for it, and the
+//! gateway uses it too.
+
+mod answer;
+mod bindings;
+mod componentize;
+mod convert;
+pub mod detectors;
+mod engine;
+mod error;
+mod facts;
+mod imports;
+mod policy;
+mod ticker;
+
+pub use answer::{MAX_KIND_BYTES, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS, MAX_TEXT_BYTES};
+pub use componentize::componentize;
+pub use engine::{HostOptions, MAX_MEMORY_BYTES};
+pub use error::{FailureKind, MAX_DETAIL_BYTES, PluginError, PolicyFailure};
+pub use facts::{
+    Annotation, CacheMode, CachePlan, FleetFacts, MessageFacts, Placement, Price, RequestFacts, Span, Steps, TargetFacts,
+    TargetPlacement, TextSegment, Verdict,
+};
+pub use policy::{MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec};

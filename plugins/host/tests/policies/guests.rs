@@ -1,0 +1,101 @@
+//! The three first-party policies.
+
+use postern_plugins::{CacheMode, FailureKind, Placement, Policy, RequestFacts, Steps};
+use serde_json::{Value, json};
+
+use super::{built, fleet, host, load, request, segment, spec};
+
+fn configured(policy: &str, config: Value) -> Policy {
+    let spec = postern_plugins::PolicySpec { config, ..spec(built(policy)) };
+    host().load(spec).unwrap()
+}
+
+#[test]
+fn each_takes_part_at_its_own_step() {
+    let steps = |policy| load(built(policy)).unwrap().steps();
+    assert_eq!(steps("routing"), Steps { routing: true, ..Steps::default() });
+    assert_eq!(steps("caching"), Steps { caching: true, ..Steps::default() });
+    assert_eq!(steps("redaction"), Steps { redaction: true, ..Steps::default() });
+}
+
+#[tokio::test]
+async fn a_step_that_is_not_exported_cannot_be_asked() {
+    let failure = load(built("routing")).unwrap().plan(&request()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(failure.detail.contains("caching"), "{failure}");
+}
+
+#[tokio::test]
+async fn routing_follows_the_rules() {
+    let rules = json!({"rules": [{"label": "internal", "max_prompt_tokens": 500, "placement": "edge-first"},
+                                 {"label": "confidential", "deny": "not from here"}], "default": "cloud"});
+    let policy = configured("routing", rules);
+    let placed = async |request: RequestFacts| policy.route(&request, &fleet()).await.unwrap();
+    assert_eq!(placed(request()).await.placement, Some(Placement::EdgeFirst));
+    assert_eq!(placed(RequestFacts { prompt_tokens: 501, ..request() }).await.placement, Some(Placement::Cloud));
+    let asked = RequestFacts { prompt_tokens: 501, placement_asked: Some(Placement::Local), ..request() };
+    assert_eq!(placed(asked).await.placement, Some(Placement::Local));
+    let denied = placed(RequestFacts { label: "confidential".into(), ..request() }).await;
+    assert_eq!(denied.deny.as_deref(), Some("not from here"));
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_the_policy_s_own_error() {
+    let policy = configured("routing", json!({"rules": [{"modle": "x"}]}));
+    let failure = policy.route(&request(), &fleet()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(failure.detail.contains("modle"), "{failure}");
+}
+
+#[tokio::test]
+async fn caching_leaves_tools_alone() {
+    let policy = configured("caching", json!({"ttl_seconds": 60, "key_by": ["conversation"]}));
+    let plan = policy.plan(&request()).await.unwrap();
+    assert_eq!((plan.mode, plan.ttl_seconds), (CacheMode::Exact, Some(60)));
+    assert_eq!(plan.key_parts, ["conversation:c0ffee"]);
+    let tools = policy.plan(&RequestFacts { tools: true, ..request() }).await.unwrap();
+    assert_eq!(tools.mode, CacheMode::Bypass);
+}
+
+#[tokio::test]
+async fn redaction_finds_people_and_words() {
+    let policy = configured("redaction", json!({"words": {"project": ["Blue Heron", "li@ex"]}}));
+    let texts = ["请联系 li@example.com 或 13800138000", "nothing here", "About BLUE HERON: card 4111 1111 1111 1111."];
+    let segments: Vec<_> = texts.iter().zip([7, 9, 8]).map(|(text, id)| segment(id, text)).collect();
+    let found = policy.find(&segments).await.unwrap();
+    let text = |id| segments.iter().find(|segment| segment.id == id).unwrap().text.as_str();
+    let found: Vec<_> =
+        found.iter().map(|span| (span.kind.as_str(), &text(span.segment)[span.start as usize..span.end as usize])).collect();
+    let expected = [
+        ("email", "li@example.com"),
+        ("phone", "13800138000"),
+        ("project", "BLUE HERON"),
+        ("bank-card", "4111 1111 1111 1111"),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn only_the_kinds_of_the_configuration_are_found() {
+    let policy = configured("redaction", json!({"kinds": ["phone"]}));
+    let found = policy.find(&[segment(0, "li@example.com 13800138000")]).await.unwrap();
+    assert_eq!(found.iter().map(|span| span.kind.as_str()).collect::<Vec<_>>(), ["phone"]);
+    let unknown = configured("redaction", json!({"kinds": ["fax"]}));
+    assert_eq!(unknown.find(&[segment(0, "x")]).await.unwrap_err().kind, FailureKind::Refused);
+}
+
+#[tokio::test]
+async fn a_long_text_is_searched_to_its_end() {
+    let policy = configured("redaction", json!({}));
+    let text = "周报 ".repeat(100_000) + "li@example.com";
+    let found = policy.find(&[segment(0, &text)]).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(&text[found[0].start as usize..], "li@example.com");
+}
+
+#[tokio::test]
+async fn nothing_at_all_is_no_trouble() {
+    let policy = configured("redaction", Value::Null);
+    assert_eq!(policy.find(&[]).await, Ok(vec![]));
+    assert_eq!(policy.find(&[segment(0, "")]).await, Ok(vec![]));
+}

@@ -1,0 +1,242 @@
+//! Policies that crash, hang, grow, lie and pry. None of them may harm the host, or any other call.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use postern_plugins::{FailureKind, HostOptions, PluginError, Policy, PolicyHost, PolicySpec};
+
+use super::{built, fixture, fleet, host, hostile, load, request, segment, spec};
+
+fn finder(name: &str) -> Policy {
+    load(fixture(name, "redaction-policy")).unwrap()
+}
+
+fn impatient(host: &PolicyHost, name: &str, deadline: Duration) -> Policy {
+    host.load(PolicySpec { deadline, ..spec(fixture(name, "full-policy")) }).unwrap()
+}
+
+#[tokio::test]
+async fn a_crash_is_an_answer_at_every_step_and_at_every_time() {
+    let policy = hostile("trap");
+    for _ in 0..3 {
+        assert_eq!(policy.route(&request(), &fleet()).await.unwrap_err().kind, FailureKind::Trap);
+        assert_eq!(policy.plan(&request()).await.unwrap_err().kind, FailureKind::Trap);
+        assert_eq!(policy.find(&[segment(0, "text")]).await.unwrap_err().kind, FailureKind::Trap);
+    }
+}
+
+#[tokio::test]
+async fn a_loop_ends_at_the_deadline() {
+    let policy = impatient(&host(), "loop", Duration::from_millis(50));
+    let started = Instant::now();
+    let failure = policy.route(&request(), &fleet()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Deadline);
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(50), "{took:?}");
+    // A loaded machine may add to it, but not without bound.
+    assert!(took < Duration::from_millis(1000), "{took:?}");
+}
+
+/// One thread for everything: if a loop held it, the other task could not count.
+#[tokio::test(flavor = "current_thread")]
+async fn others_go_on_while_a_policy_loops() {
+    let policy = impatient(&host(), "loop", Duration::from_millis(300));
+    let turns = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&turns);
+    let other = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert_eq!(policy.plan(&request()).await.unwrap_err().kind, FailureKind::Deadline);
+    other.abort();
+    let turns = turns.load(Ordering::Relaxed);
+    assert!(turns >= 10, "{turns} turns in 300 ms");
+}
+
+#[tokio::test]
+async fn a_memory_bomb_meets_its_limit() {
+    let failure = hostile("memory").route(&request(), &fleet()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Memory);
+}
+
+#[test]
+fn a_component_that_starts_with_more_than_its_limit_is_refused() {
+    let small = PolicySpec { memory_bytes: 512 << 10, ..spec(fixture("trap", "full-policy")) };
+    let error = host().load(small).unwrap_err();
+    assert!(matches!(&error, PluginError::Mismatch(why) if why.contains("memory")), "{error}");
+}
+
+#[test]
+fn a_component_that_loops_at_its_start_is_refused() {
+    let slow = PolicySpec { deadline: Duration::from_millis(20), ..spec(fixture("starts-badly", "redaction-policy")) };
+    let error = host().load(slow).unwrap_err();
+    assert!(matches!(&error, PluginError::Mismatch(why) if why.contains("deadline")), "{error}");
+}
+
+#[tokio::test]
+async fn wrong_spans_are_no_spans() {
+    let behind = finder("span-behind-end").find(&[segment(0, "short")]).await.unwrap_err();
+    assert_eq!(behind.kind, FailureKind::Output);
+    assert!(behind.detail.contains("behind"), "{behind}");
+
+    let first_byte = finder("span-first-byte");
+    let right = first_byte.find(&[segment(5, "a")]).await.unwrap();
+    assert_eq!((right[0].segment, right[0].start, right[0].end, right[0].kind.as_str()), (5, 0, 1, "word"));
+    let cut = first_byte.find(&[segment(0, "é")]).await.unwrap_err();
+    assert_eq!(cut.kind, FailureKind::Output);
+    assert!(cut.detail.contains("character"), "{cut}");
+}
+
+#[tokio::test]
+async fn an_answer_is_bounded_before_it_is_copied() {
+    let flood = finder("span-flood").find(&[segment(0, "text")]).await.unwrap_err();
+    assert_eq!(flood.kind, FailureKind::Output);
+    assert!(flood.detail.contains("40000"), "{flood}");
+
+    let policy = load(fixture("big-strings", "caching-policy")).unwrap();
+    let started = Instant::now();
+    assert_eq!(policy.plan(&request()).await.unwrap_err().kind, FailureKind::Output);
+    assert!(started.elapsed() < Duration::from_secs(2), "100,000 strings of a megabyte were copied");
+}
+
+#[tokio::test]
+async fn nothing_is_remembered() {
+    let policy = finder("span-count");
+    for _ in 0..50 {
+        let found = policy.find(&[segment(0, "some text that is long enough for fifty calls, in case one remembers")]).await.unwrap();
+        assert_eq!(found[0].end, 1);
+    }
+}
+
+#[tokio::test]
+async fn an_error_text_of_a_policy_that_saw_prompts_goes_nowhere() {
+    let failure = finder("refuses").find(&[segment(0, "my secret")]).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(!failure.detail.contains("my secret"), "{failure}");
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_policy_that_sees_prompts_cannot_log() {
+    let policy = hostile("talkative");
+    let lines = Lines::default();
+    let to = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || to.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let logged = || std::mem::take(&mut *lines.0.lock().unwrap());
+
+    let _trap = policy.find(&[segment(0, "text")]).await;
+    assert_eq!(String::from_utf8(logged()).unwrap(), "");
+    let _trap = policy.route(&request(), &fleet()).await;
+    let line = String::from_utf8(logged()).unwrap();
+    assert!(line.contains("SEEN") && line.contains("policy=\"tested\""), "{line}");
+}
+
+#[test]
+fn what_it_may_not_import_is_named() {
+    let component = wat::parse_str(include_str!("../fixtures/wants-wasi.wat")).unwrap();
+    let error = load(component).unwrap_err();
+    assert!(matches!(&error, PluginError::UnknownImport(import) if import == "wasi:cli/environment@0.2.0"), "{error}");
+}
+
+#[test]
+fn what_is_no_policy_is_refused() {
+    let refused = |wat: &str| load(wat::parse_str(wat).unwrap()).unwrap_err();
+    assert!(matches!(refused("(component)"), PluginError::NoSteps));
+    assert!(matches!(refused("(module)"), PluginError::NotAComponent(_)));
+    assert!(matches!(load(b"#!/bin/sh".to_vec()).unwrap_err(), PluginError::NotAComponent(_)));
+    assert!(matches!(load(Vec::new()).unwrap_err(), PluginError::NotAComponent(_)));
+    let other_types = r#"(component
+        (core module $m (func (export "f") (result i32) i32.const 0))
+        (core instance $i (instantiate $m))
+        (func $route (result u32) (canon lift (core func $i "f")))
+        (instance $routing (export "route" (func $route)))
+        (export "postern:policy/routing@1.0.0" (instance $routing)))"#;
+    assert!(matches!(refused(other_types), PluginError::Mismatch(_)));
+}
+
+#[test]
+fn limits_without_sense_are_refused() {
+    let refused = |spec: PolicySpec| matches!(host().load(spec), Err(PluginError::Limits(_)));
+    let spec = || spec(built("routing"));
+    assert!(refused(PolicySpec { deadline: Duration::ZERO, ..spec() }));
+    assert!(refused(PolicySpec { deadline: Duration::from_secs(11), ..spec() }));
+    assert!(refused(PolicySpec { memory_bytes: 0, ..spec() }));
+    assert!(refused(PolicySpec { memory_bytes: 257 << 20, ..spec() }));
+    assert!(refused(PolicySpec { config: "x".repeat(1 << 20).into(), ..spec() }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_hundred_calls_at_once_all_have_their_own_answer() {
+    // Fewer places than calls, so that most of them wait; and among them some that crash.
+    let host = PolicyHost::new(HostOptions { max_calls: 8, ..HostOptions::default() }).unwrap();
+    let redaction = host.load(spec(built("redaction"))).unwrap();
+    let trap = host.load(spec(fixture("trap", "full-policy"))).unwrap();
+    let calls: Vec<_> = (0..100_usize)
+        .map(|i| {
+            let (redaction, trap) = (redaction.clone(), trap.clone());
+            tokio::spawn(async move {
+                if i % 10 == 0 {
+                    assert_eq!(trap.plan(&request()).await.unwrap_err().kind, FailureKind::Trap);
+                }
+                let text = format!("{} li{i}@example.com", "x".repeat(i));
+                let found = redaction.find(&[segment(0, &text)]).await.unwrap();
+                assert_eq!(&text[found[0].start as usize..found[0].end as usize], format!("li{i}@example.com"));
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_waits_for_a_place_no_longer_than_its_deadline() {
+    let host = PolicyHost::new(HostOptions { max_calls: 1, ..HostOptions::default() }).unwrap();
+    let looping = impatient(&host, "loop", Duration::from_secs(5));
+    let waiting = impatient(&host, "trap", Duration::from_millis(30));
+    let holder = tokio::spawn({
+        let looping = looping.clone();
+        async move { looping.plan(&request()).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let failure = waiting.plan(&request()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Deadline);
+    assert!(failure.detail.contains("place"), "{failure}");
+
+    // A request that is given up gives its place back, although its policy never ends.
+    holder.abort();
+    assert!(holder.await.unwrap_err().is_cancelled());
+    assert_eq!(waiting.plan(&request()).await.unwrap_err().kind, FailureKind::Trap);
+}
+
+#[tokio::test]
+async fn compiled_code_is_kept_where_nobody_else_can_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache_dir = dir.path().join("state/compiled");
+    let options = || HostOptions { cache_dir: Some(cache_dir.clone()), ..HostOptions::default() };
+    for _ in 0..2 {
+        let policy = PolicyHost::new(options()).unwrap().load(spec(built("caching"))).unwrap();
+        assert!(policy.plan(&request()).await.is_ok());
+        assert_eq!(std::fs::metadata(&cache_dir).unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(std::fs::read_dir(&cache_dir).unwrap().next().is_some());
+    }
+}

@@ -1,0 +1,121 @@
+//! The operators' side: health, metrics, status. On a loopback address, and with a check of the `Host` header, so that a
+//! web page in an operator's browser cannot reach it under a name of its own.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router, middleware};
+use postern_certs::rotate::Health;
+use serde_json::{Value, json};
+
+use crate::gateway::Gateway;
+use crate::tls::Certificate;
+
+/// What the pages show.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// The gateway.
+    pub gateway: Arc<Gateway>,
+    /// Its certificate.
+    pub certificate: Arc<Certificate>,
+}
+
+/// Everything, for the admin address.
+#[must_use]
+pub fn admin(admin: Admin) -> Router {
+    probe_routes().route("/api/status", get(status)).layer(middleware::from_fn(check_host)).with_state(admin)
+}
+
+/// Health and metrics only, for the probe address.
+#[must_use]
+pub fn probe(admin: Admin) -> Router {
+    probe_routes().with_state(admin)
+}
+
+fn probe_routes() -> Router<Admin> {
+    Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(readyz)).route("/metrics", get(metrics))
+}
+
+async fn check_host(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let loopback = name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if loopback || name == "localhost" {
+        return next.run(request).await;
+    }
+    (StatusCode::MISDIRECTED_REQUEST, "The admin address answers to localhost and loopback addresses only.\n").into_response()
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Readyz {
+    verbose: Option<String>,
+}
+
+async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Response {
+    let checks = checks(&admin);
+    let ready = checks.iter().all(|(_, good, needed)| *good || !needed);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if query.verbose.is_none() {
+        return (status, if ready { "ok\n" } else { "not ready\n" }).into_response();
+    }
+    let lines = checks.iter().map(|(name, good, needed)| {
+        let word = match (good, needed) {
+            (true, _) => "ok",
+            (false, true) => "failed",
+            (false, false) => "not there (not needed)",
+        };
+        format!("{name}: {word}\n")
+    });
+    (status, lines.collect::<String>()).into_response()
+}
+
+/// Name, is it good, and is it needed to be ready.
+fn checks(admin: &Admin) -> [(&'static str, bool, bool); 3] {
+    let gateway = &admin.gateway;
+    let engine = gateway.dispatcher.engine().is_ready();
+    // With a remote target the gateway can answer something; without one everything depends on the engine.
+    let engine_needed = gateway.config.offline || gateway.config.targets.is_empty();
+    [
+        ("records", gateway.audit.is_healthy(), true),
+        ("certificate", admin.certificate.health() != Health::Expired, true),
+        ("engine", engine, engine_needed),
+    ]
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], admin.gateway.metrics.text()).into_response()
+}
+
+async fn status(State(admin): State<Admin>) -> Json<Value> {
+    let gateway = &admin.gateway;
+    let targets: Vec<Value> = gateway
+        .dispatcher
+        .predictions()
+        .iter()
+        .map(|(target, ttft)| {
+            json!({
+                "name": target.name, "clearance": gateway.config.labels.name(target.clearance),
+                "predicted_ttft_ms": ttft.map(|span| span.as_millis() as u64),
+            })
+        })
+        .collect();
+    let current = admin.certificate.current();
+    let until = current.not_after.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "offline": gateway.config.offline,
+        "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready()},
+        "certificate": {"id": gateway.config.gateway_id(), "not_after": until},
+        "targets": targets,
+        "policies": gateway.policies.names(),
+        "records_healthy": gateway.audit.is_healthy(),
+    }))
+}

@@ -1,0 +1,184 @@
+//! How much one identity may ask for: requests a minute, tokens a minute, requests at a time; and how much the gateway
+//! takes on in all.
+//!
+//! Tokens are reserved before a request is sent (prompt estimated, answer at its bound) and settled when it has ended, so
+//! that requests at the same time cannot overspend together.
+
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use governor::clock::Clock as _;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use moka::sync::Cache;
+use postern_certs::spiffe::SpiffeId;
+use postern_wire::chat::ChatRequest;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::Error;
+use crate::request::Peer;
+
+/// Identities whose rates are kept. Who was not seen for [`IDLE`] starts afresh, with full budgets by then anyway.
+const IDENTITIES: u64 = 100_000;
+const IDLE: Duration = Duration::from_secs(600);
+/// Tokens assumed for an answer that names no bound.
+const ASSUMED_ANSWER_TOKENS: u64 = 512;
+
+/// Admits requests.
+#[derive(Debug)]
+pub struct Admission {
+    identities: Cache<SpiffeId, Arc<Budget>>,
+    all: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Budget {
+    requests: Option<DefaultDirectRateLimiter>,
+    concurrency: Option<Arc<Semaphore>>,
+    tokens: Option<Mutex<Ledger>>,
+}
+
+/// Leave to be served. Dropping it gives back the places; [`settle`](Self::settle) says what was used.
+#[derive(Debug)]
+pub struct Admitted {
+    _all: OwnedSemaphorePermit,
+    _one: Option<OwnedSemaphorePermit>,
+    budget: Arc<Budget>,
+    reserved: u64,
+}
+
+impl Admission {
+    /// At most `requests` at a time.
+    #[must_use]
+    pub fn new(requests: usize) -> Self {
+        let identities = Cache::builder().max_capacity(IDENTITIES).time_to_idle(IDLE).build();
+        Self { identities, all: Arc::new(Semaphore::new(requests)) }
+    }
+
+    /// Takes the next request of an identity, before its body is read.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`] or [`Error::Busy`].
+    pub fn enter(&self, peer: &Peer) -> Result<Admitted, Error> {
+        let all = self.all.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
+        let budget = self.identities.get_with_by_ref(&peer.id, || Arc::new(Budget::new(peer)));
+        let one = match &budget.concurrency {
+            Some(places) => Some(places.clone().try_acquire_owned().map_err(|_| Error::RateLimited {
+                what: "requests at a time",
+                retry_after: Duration::from_secs(1),
+            })?),
+            None => None,
+        };
+        if let Some(Err(wait)) = budget.requests.as_ref().map(|requests| requests.check()) {
+            let retry_after = wait.wait_time_from(governor::clock::DefaultClock::default().now());
+            return Err(Error::RateLimited { what: "requests a minute", retry_after });
+        }
+        Ok(Admitted { _all: all, _one: one, budget, reserved: 0 })
+    }
+}
+
+impl Budget {
+    fn new(peer: &Peer) -> Self {
+        let limits = peer.limits;
+        Self {
+            requests: limits.requests_per_minute.map(|n| RateLimiter::direct(Quota::per_minute(n))),
+            concurrency: limits.concurrency.map(|n| Arc::new(Semaphore::new(n.get() as usize))),
+            tokens: limits.tokens_per_minute.map(|n| Mutex::new(Ledger::new(n, Instant::now()))),
+        }
+    }
+}
+
+impl Admitted {
+    /// Reserves tokens, when it is known what is asked.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`].
+    pub fn reserve(&mut self, chat: &ChatRequest) -> Result<(), Error> {
+        let Some(ledger) = &self.budget.tokens else { return Ok(()) };
+        let answer = chat.max_tokens.unwrap_or(ASSUMED_ANSWER_TOKENS).saturating_mul(chat.choices);
+        let wanted = chat.estimated_prompt_tokens().saturating_add(answer);
+        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger
+            .reserve(Instant::now(), wanted)
+            .map_err(|retry_after| Error::RateLimited { what: "tokens a minute", retry_after })?;
+        self.reserved = wanted;
+        Ok(())
+    }
+
+    /// Gives back what was reserved and not used.
+    pub fn settle(&mut self, used: u64) {
+        let reserved = std::mem::replace(&mut self.reserved, used);
+        if let Some(ledger) = &self.budget.tokens {
+            let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            ledger.correct(reserved, used);
+        }
+    }
+}
+
+/// A bucket of tokens that fills at a constant rate. A reservation larger than the bucket waits for a full one.
+#[derive(Debug)]
+struct Ledger {
+    per_minute: f64,
+    available: f64,
+    filled_at: Instant,
+}
+
+impl Ledger {
+    fn new(per_minute: NonZeroU32, now: Instant) -> Self {
+        let per_minute = f64::from(per_minute.get());
+        Self { per_minute, available: per_minute, filled_at: now }
+    }
+
+    fn reserve(&mut self, now: Instant, tokens: u64) -> Result<(), Duration> {
+        let elapsed = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        self.available = (self.available + elapsed * self.per_minute / 60.0).min(self.per_minute);
+        self.filled_at = now;
+        let wanted = tokens as f64;
+        let missing = wanted.min(self.per_minute) - self.available;
+        if missing > 0.0 {
+            return Err(Duration::from_secs_f64(missing * 60.0 / self.per_minute));
+        }
+        self.available -= wanted;
+        Ok(())
+    }
+
+    fn correct(&mut self, reserved: u64, used: u64) {
+        self.available = (self.available + reserved as f64 - used as f64).min(self.per_minute);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reservations_are_settled_and_time_refills() {
+        let start = Instant::now();
+        let mut ledger = Ledger::new(NonZeroU32::new(600).unwrap(), start);
+        assert_eq!(ledger.reserve(start, 500), Ok(()));
+        assert_eq!(ledger.reserve(start, 200), Err(Duration::from_secs(10)));
+        ledger.correct(500, 100);
+        assert_eq!(ledger.reserve(start, 200), Ok(()));
+        assert_eq!(ledger.reserve(start + Duration::from_secs(30), 600), Ok(()));
+        assert!(ledger.reserve(start + Duration::from_secs(31), 1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_spent_than_was_there(steps in proptest::collection::vec((0u64..5_000, 1u64..2_000), 1..50)) {
+            let start = Instant::now();
+            let mut ledger = Ledger::new(NonZeroU32::new(1000).unwrap(), start);
+            let (mut now, mut spent) = (start, 0u64);
+            for (wait_ms, tokens) in steps {
+                now += Duration::from_millis(wait_ms);
+                if tokens <= 1000 && ledger.reserve(now, tokens).is_ok() {
+                    spent += tokens;
+                }
+            }
+            let filled = 1000.0 + (now - start).as_secs_f64() * 1000.0 / 60.0;
+            prop_assert!(spent as f64 <= filled + 1e-6);
+        }
+    }
+}

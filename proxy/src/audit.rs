@@ -1,0 +1,49 @@
+//! Two records a request. The *intent* is durable before the first byte leaves the machine; the *outcome* is written when
+//! the stream has ended, also when the client went away. Lines of JSON for now, one file a day; never content.
+
+mod intent;
+mod log;
+mod outcome;
+
+pub use intent::Intent;
+pub use log::{AuditLog, Flushed, Place};
+pub use outcome::{Attempt, Outcome};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Names a request in both of its records and in `Postern-Record`: a UUID of version 7 (RFC 9562), so that they sort by
+/// time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordId(uuid::Uuid);
+
+impl RecordId {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(uuid::Uuid::now_v7())
+    }
+}
+
+impl Default for RecordId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Display for RecordId {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.simple().fmt(out)
+    }
+}
+
+impl serde::Serialize for RecordId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Now, in UTC (RFC 3339).
+fn timestamp() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,284 @@
+//! The file, and the thread that writes it. Lines that come while a sync is under way share the next one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use time::{Date, OffsetDateTime};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Intent, Outcome, RecordId, timestamp};
+use crate::error::Error;
+use crate::telemetry::metrics::Metrics;
+
+/// Lines that wait for the disk. When it is full, requests wait, and then are refused.
+const QUEUE: usize = 16_384;
+/// Lines written together.
+const BATCH: usize = 256;
+/// How long a request waits for a place in the queue.
+const PLACE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the writer waits before it tries again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Appends records.
+#[derive(Debug, Clone)]
+pub struct AuditLog {
+    queue: mpsc::Sender<Line>,
+    healthy: Arc<AtomicBool>,
+}
+
+struct Line {
+    bytes: Vec<u8>,
+    durable: Option<oneshot::Sender<()>>,
+}
+
+/// A place in the queue for an outcome: it can be written without waiting, even while a request is torn down.
+#[derive(Debug)]
+pub struct Place {
+    permit: Option<mpsc::OwnedPermit<Line>>,
+}
+
+/// Tells when the last line is on the disk, after every [`AuditLog`] and [`Place`] is gone.
+#[derive(Debug)]
+pub struct Flushed(std::sync::mpsc::Receiver<()>);
+
+impl Flushed {
+    /// Waits for it; false if it took longer than `within`.
+    #[must_use]
+    pub fn wait(self, within: Duration) -> bool {
+        self.0.recv_timeout(within).is_ok()
+    }
+}
+
+impl AuditLog {
+    /// Opens today's file under `dir` and starts the writer. A line that a crash cut short is removed: it was never
+    /// acknowledged, so nothing left because of it. Files older than `retention` are deleted.
+    ///
+    /// # Errors
+    /// The folder or file cannot be made or written.
+    pub fn open(dir: &Path, retention: Duration, metrics: Arc<Metrics>) -> io::Result<(Self, Flushed)> {
+        std::fs::create_dir_all(dir)?;
+        let writer = Writer::open(dir, retention)?;
+        let (queue, lines) = mpsc::channel(QUEUE);
+        let healthy = Arc::new(AtomicBool::new(true));
+        let state = healthy.clone();
+        let (ended, flushed) = std::sync::mpsc::sync_channel(1);
+        std::thread::Builder::new().name("audit".into()).spawn(move || {
+            writer.run(lines, &state, &metrics);
+            // Nobody may wait for it.
+            let _unheard = ended.send(());
+        })?;
+        Ok((Self { queue, healthy }, Flushed(flushed)))
+    }
+
+    /// False while the disk refuses lines.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Reserves the place of an outcome, before anything is done that will have one.
+    ///
+    /// # Errors
+    /// The log is full or not healthy.
+    pub async fn place(&self) -> Result<Place, Error> {
+        if !self.is_healthy() {
+            return Err(Error::RecordUnavailable);
+        }
+        match tokio::time::timeout(PLACE_WITHIN, self.queue.clone().reserve_owned()).await {
+            Ok(Ok(permit)) => Ok(Place { permit: Some(permit) }),
+            _ => Err(Error::RecordUnavailable),
+        }
+    }
+
+    /// Writes an intent. With `durable`, waits until it has reached the disk.
+    ///
+    /// # Errors
+    /// It could not be written in time.
+    pub async fn intent(&self, record: RecordId, intent: &Intent<'_>, durable: bool) -> Result<(), Error> {
+        let bytes = line(record, "intent", intent);
+        let (sender, receiver) = oneshot::channel();
+        let line = Line { bytes, durable: durable.then_some(sender) };
+        let written = async {
+            self.queue.send(line).await.map_err(|_| Error::RecordUnavailable)?;
+            if durable { receiver.await.map_err(|_| Error::RecordUnavailable) } else { Ok(()) }
+        };
+        tokio::time::timeout(PLACE_WITHIN, written).await.map_err(|_| Error::RecordUnavailable)?
+    }
+}
+
+impl Place {
+    /// Writes the outcome; the second call does nothing.
+    pub fn outcome(&mut self, record: RecordId, outcome: &Outcome) {
+        if let Some(permit) = self.permit.take() {
+            permit.send(Line { bytes: line(record, "outcome", outcome), durable: None });
+        }
+    }
+}
+
+fn line(record: RecordId, kind: &'static str, body: &impl Serialize) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Whole<'a, T> {
+        record: RecordId,
+        kind: &'static str,
+        time: String,
+        #[serde(flatten)]
+        body: &'a T,
+    }
+    let mut bytes = serde_json::to_vec(&Whole { record, kind, time: timestamp(), body }).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+struct Writer {
+    dir: PathBuf,
+    retention: Duration,
+    day: Date,
+    file: File,
+    /// Bytes of the file that are whole lines.
+    good: u64,
+}
+
+impl Writer {
+    fn open(dir: &Path, retention: Duration) -> io::Result<Self> {
+        let day = OffsetDateTime::now_utc().date();
+        let (file, good) = open_day(dir, day)?;
+        let writer = Self { dir: dir.to_owned(), retention, day, file, good };
+        writer.delete_old();
+        Ok(writer)
+    }
+
+    fn run(mut self, mut lines: mpsc::Receiver<Line>, healthy: &AtomicBool, metrics: &Metrics) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
+            let bytes: Vec<u8> = batch.iter().flat_map(|line| line.bytes.iter().copied()).collect();
+            let sync = batch.iter().any(|line| line.durable.is_some());
+            while let Err(error) = self.append(&bytes, sync) {
+                if healthy.swap(false, Ordering::Relaxed) {
+                    tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
+                }
+                std::thread::sleep(RETRY_AFTER);
+            }
+            if !healthy.swap(true, Ordering::Relaxed) {
+                tracing::info!("records are written again");
+            }
+            metrics.recorded(batch.len() as u64);
+            for line in batch.drain(..) {
+                if let Some(durable) = line.durable {
+                    // The request may have been given up meanwhile.
+                    let _gone = durable.send(());
+                }
+            }
+        }
+        let _last = self.file.sync_data();
+    }
+
+    fn append(&mut self, bytes: &[u8], sync: bool) -> io::Result<()> {
+        let today = OffsetDateTime::now_utc().date();
+        if today != self.day {
+            self.file.sync_data()?;
+            (self.file, self.good) = open_day(&self.dir, today)?;
+            self.day = today;
+            self.delete_old();
+        }
+        let written = self.file.write_all(bytes).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+        if written.is_ok() {
+            self.good += bytes.len() as u64;
+            return Ok(());
+        }
+        // Half a line must not stand in front of the next one; and what is at the path may have been mended meanwhile.
+        let _cut = self.file.set_len(self.good);
+        (self.file, self.good) = open_day(&self.dir, today)?;
+        written
+    }
+
+    fn delete_old(&self) {
+        let days = i64::try_from(self.retention.as_secs() / 86_400).unwrap_or(i64::MAX);
+        let Some(oldest) = self.day.checked_sub(time::Duration::days(days)) else { return };
+        let oldest = file_name(oldest);
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            // The names sort by date.
+            if name.starts_with("records-") && name.ends_with(".jsonl") && *name < *oldest {
+                match std::fs::remove_file(entry.path()) {
+                    Ok(()) => tracing::info!(file = %name, "records past their retention are deleted"),
+                    Err(error) => tracing::warn!(file = %name, %error, "records past their retention cannot be deleted"),
+                }
+            }
+        }
+    }
+}
+
+fn file_name(day: Date) -> String {
+    format!("records-{:04}-{:02}-{:02}.jsonl", day.year(), u8::from(day.month()), day.day())
+}
+
+fn open_day(dir: &Path, day: Date) -> io::Result<(File, u64)> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let path = dir.join(file_name(day));
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
+    let good = whole_lines(&mut file)?;
+    let len = file.metadata()?.len();
+    if good < len {
+        tracing::warn!(bytes = len - good, "a record that a crash cut short is removed; it was never acknowledged");
+        file.set_len(good)?;
+    }
+    Ok((file, good))
+}
+
+/// Bytes up to and with the last line break.
+fn whole_lines(file: &mut File) -> io::Result<u64> {
+    const STEP: u64 = 64 * 1024;
+    let mut end = file.seek(SeekFrom::End(0))?;
+    while end > 0 {
+        let start = end.saturating_sub(STEP);
+        file.seek(SeekFrom::Start(start))?;
+        let mut piece = Vec::new();
+        Read::by_ref(file).take(end - start).read_to_end(&mut piece)?;
+        if let Some(at) = piece.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome() -> Outcome {
+        Outcome { result: "answered", ..Outcome::default() }
+    }
+
+    fn lines(dir: &Path) -> Vec<serde_json::Value> {
+        let path = dir.join(file_name(OffsetDateTime::now_utc().date()));
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_is_removed_and_old_files_are_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let today = dir.path().join(file_name(OffsetDateTime::now_utc().date()));
+        std::fs::write(&today, format!("{{\"a\":1}}\n{{\"torn\":\"{}", "x".repeat(100_000))).unwrap();
+        let old = dir.path().join("records-2001-01-01.jsonl");
+        std::fs::write(&old, "{}\n").unwrap();
+        let (log, flushed) = AuditLog::open(dir.path(), Duration::from_secs(86_400 * 180), Arc::default()).unwrap();
+        assert!(!old.exists());
+        let (record, mut place) = (RecordId::new(), log.place().await.unwrap());
+        place.outcome(record, &outcome());
+        place.outcome(record, &outcome());
+        drop((log, place));
+        assert!(flushed.wait(Duration::from_secs(5)));
+        let lines = lines(dir.path());
+        assert_eq!((lines.len(), &lines[0]["a"], &lines[1]["kind"]), (2, &1.into(), &"outcome".into()));
+        assert_eq!(lines[1]["record"], record.to_string());
+    }
+}

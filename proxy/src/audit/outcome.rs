@@ -1,0 +1,43 @@
+//! What happened.
+
+use serde::Serialize;
+
+/// Written when the stream has ended, however it ended.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Outcome {
+    /// `answered`, `refused`, `failed`, `broken` (after the beginning) or `client_gone`.
+    pub result: &'static str,
+    /// SPIFFE ID.
+    pub identity: String,
+    /// HTTP status; absent if the client went before there was one.
+    pub status: Option<u16>,
+    /// Error code, if it was not answered.
+    pub code: Option<&'static str>,
+    /// Who answered.
+    pub target: Option<String>,
+    /// `miss`, `exact` or `bypass`.
+    pub cache: Option<&'static str>,
+    /// What was tried, in this order.
+    pub attempts: Vec<Attempt>,
+    /// Milliseconds to the first token.
+    pub ttft_ms: Option<f64>,
+    /// Milliseconds in all.
+    pub duration_ms: f64,
+    /// Tokens of the prompt, as the target counted them.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer, as the target counted them.
+    pub completion_tokens: Option<u64>,
+    /// Placeholders that were restored.
+    pub restored: u64,
+}
+
+/// One attempt at one target.
+#[derive(Debug, Clone, Serialize)]
+pub struct Attempt {
+    /// Its name.
+    pub target: String,
+    /// `ok`, or why not, as a fixed word.
+    pub result: &'static str,
+    /// Milliseconds until that was known.
+    pub ms: f64,
+}

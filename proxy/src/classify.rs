@@ -1,0 +1,162 @@
+//! The label of a request: the join of everything that can raise one.
+//!
+//! Why it is here and not in a plugin: a plugin may raise the label later, but no plugin can undo what is found here.
+
+pub mod clearance;
+mod detect;
+pub mod label;
+mod taint;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::config::{Classification, Config};
+use crate::error::Error;
+use crate::keys::Keys;
+use crate::request::ParsedRequest;
+use label::{Label, Labels};
+use taint::Taint;
+
+/// Why a label is what it is; goes into the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Source {
+    /// `floor`, `header`, `detector:…`, `marking`, `opaque`, `taint:text`, `taint:conversation`, `policy:…`.
+    pub source: String,
+    /// The label that it called for.
+    pub label: String,
+}
+
+/// A conversation of one identity of one tenant, as a keyed hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Conversation(pub [u8; 32]);
+
+impl Conversation {
+    /// For plugins: the same for the same conversation, and of no use outside.
+    #[must_use]
+    pub fn to_hex(self) -> String {
+        self.0.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A request whose label is known. Made only by [`Classifier::classify`].
+#[derive(Debug)]
+pub struct ClassifiedRequest {
+    request: ParsedRequest,
+    label: Label,
+    sources: Vec<Source>,
+    conversation: Conversation,
+}
+
+impl ClassifiedRequest {
+    /// What was asked, and by whom.
+    #[must_use]
+    pub fn request(&self) -> &ParsedRequest {
+        &self.request
+    }
+
+    /// The label so far.
+    #[must_use]
+    pub fn label(&self) -> Label {
+        self.label
+    }
+
+    /// What raised it.
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// What it belongs to.
+    #[must_use]
+    pub fn conversation(&self) -> Conversation {
+        self.conversation
+    }
+
+    /// Joins `label` to the request's.
+    pub(crate) fn raise(&mut self, label: Label, source: Source) {
+        self.label = self.label.join(label);
+        self.sources.push(source);
+    }
+}
+
+/// Classifies requests.
+#[derive(Debug)]
+pub struct Classifier {
+    labels: Labels,
+    rules: Classification,
+    taint: Taint,
+}
+
+impl Classifier {
+    /// By the rules of a configuration.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self { labels: config.labels.clone(), rules: config.classification.clone(), taint: Taint::default() }
+    }
+
+    /// Joins floor, header, detectors, markings and taint.
+    ///
+    /// # Errors
+    /// [`Error::LabelRefused`] if the label is above the identity's ceiling.
+    pub fn classify(&self, keys: &Keys, request: ParsedRequest) -> Result<ClassifiedRequest, Error> {
+        let tenant = request.peer.tenant.clone();
+        let conversation = conversation(keys, &request);
+        let user_texts = taint::long_user_texts(keys, &tenant, &request);
+        let source = |source: &str, label| Source { source: source.to_owned(), label: self.labels.name(label).to_owned() };
+
+        let mut label = request.peer.floor;
+        let mut sources = vec![source("floor", label)];
+        // What is found in the request itself also taints what comes after it; the floor and older taint do not.
+        let mut found = self.labels.lowest();
+        if let Some(marked) = request.marks.label {
+            found = found.join(marked);
+            sources.push(source("header", marked));
+        }
+        for (name, detected) in detect::labels(&self.rules, request.chat.body()) {
+            found = found.join(detected);
+            sources.push(source(&name, detected));
+        }
+        if request.chat.opaque_parts {
+            label = label.join(self.rules.opaque);
+            sources.push(source("opaque", self.rules.opaque));
+        }
+        if let Some(tainted) = self.taint.of_texts(&user_texts) {
+            label = label.join(tainted);
+            sources.push(source("taint:text", tainted));
+        }
+        if let Some(tainted) = self.taint.of_conversation(conversation) {
+            label = label.join(tainted);
+            sources.push(source("taint:conversation", tainted));
+        }
+        if found > self.labels.lowest() {
+            self.taint.remember(&user_texts, conversation, found);
+        }
+        label = label.join(found);
+        if label > request.peer.ceiling {
+            let name = |label| self.labels.name(label).to_owned();
+            return Err(Error::LabelRefused { label: name(label), ceiling: name(request.peer.ceiling) });
+        }
+        Ok(ClassifiedRequest { request, label, sources, conversation })
+    }
+
+    /// Remembers a label that a policy gave, for what comes after in the conversation.
+    pub fn taint_conversation(&self, conversation: Conversation, label: Label) {
+        self.taint.remember(&[], conversation, label);
+    }
+}
+
+/// (tenant, identity, `Postern-Conversation`), else (tenant, identity, the messages up to the first user turn).
+fn conversation(keys: &Keys, request: &ParsedRequest) -> Conversation {
+    let identity = request.peer.id.to_string();
+    let tenant = request.peer.tenant.as_bytes();
+    if let Some(id) = &request.marks.conversation {
+        return Conversation(keys.hash("conversation:named", &[tenant, identity.as_bytes(), id.as_bytes()]));
+    }
+    let messages = request.chat.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let is_user = |message: &Value| message.get("role").and_then(Value::as_str) == Some("user");
+    let end = messages.iter().position(is_user).map_or(messages.len(), |index| index + 1);
+    let beginning: Vec<String> = messages.iter().take(end).map(Value::to_string).collect();
+    let mut parts = vec![tenant, identity.as_bytes()];
+    parts.extend(beginning.iter().map(String::as_bytes));
+    Conversation(keys.hash("conversation:begun", &parts))
+}

@@ -1,0 +1,116 @@
+//! Arguments → command → exit code.
+
+mod certs;
+mod engine;
+
+pub(crate) use engine::pull;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::supervise::EXIT_CONFIG;
+use crate::{config, demo, serve, supervise, telemetry};
+
+/// The AI egress point of a branch office: an mTLS gateway that decides for each request where a prompt may be answered.
+#[derive(Debug, Parser)]
+#[command(name = "postern", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: start the gateway and the engine, and start them again when they end.
+    Run {
+        /// The configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// The gateway process; `run` starts it.
+    #[command(hide = true)]
+    Gateway {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// The language model server; `run` starts it.
+    Engine(engine::EngineArguments),
+    /// Is this configuration right? Binds no port and changes nothing.
+    Check {
+        /// The configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// About the configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Certificates of the embedded authority.
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
+    /// Language models on this machine.
+    #[command(subcommand)]
+    Model(engine::ModelCommand),
+    /// A guided run of the real thing in a scratch folder.
+    Demo(demo::DemoArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the JSON Schema of the configuration.
+    Schema,
+}
+
+/// Runs what the arguments ask for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    telemetry::start_logging();
+    match run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            tell_error(&error);
+            // A wrong configuration does not get better by itself: supervisors need not try again.
+            let config = error.is::<config::ConfigError>();
+            ExitCode::from(if config { EXIT_CONFIG } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run { config: path } => {
+            let config = config::load(&path)?;
+            // One thread: the kernel ties the life of the children to the thread that started them.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(supervise::run(&config, &path)).map(ExitCode::from)
+        }
+        Command::Gateway { config } => serve::run(&config).map(|()| ExitCode::SUCCESS),
+        Command::Engine(arguments) => engine::run(arguments),
+        Command::Check { config: path } => {
+            let config = config::load(&path)?;
+            let (identities, targets, policies) = (config.identities.len(), config.targets.len(), config.policies.len());
+            say(&format!("{}: good ({identities} identity rules, {targets} targets, {policies} policies)", path.display()));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config(ConfigCommand::Schema) => {
+            say(&serde_json::to_string_pretty(&schemars::schema_for!(config::file::File))?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Certs(command) => certs::run(command),
+        Command::Model(command) => engine::model(command),
+        Command::Demo(arguments) => demo::run(&arguments),
+    }
+}
+
+/// The output that somebody asked for.
+#[expect(clippy::print_stdout, reason = "this is the program's output")]
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+}
+
+#[expect(clippy::print_stderr, reason = "the one message of a command that failed")]
+fn tell_error(error: &anyhow::Error) {
+    eprintln!("postern: {error:#}");
+}

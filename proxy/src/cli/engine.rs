@@ -1,0 +1,126 @@
+//! `postern engine` and `postern model`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand, ValueEnum};
+use postern_engine::catalog::{self, PullProgress};
+use postern_engine::{DeviceChoice, Engine, EngineOptions, Progress};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::say;
+use crate::{config, supervise};
+
+#[derive(Debug, Args)]
+pub(super) struct EngineArguments {
+    /// A name of `postern model list`, or a GGUF file.
+    #[arg(long)]
+    model: String,
+    /// The gateway's UNIX socket.
+    #[arg(long, value_name = "SOCKET")]
+    connect: PathBuf,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    device: Device,
+    /// Sequences at a time.
+    #[arg(long, default_value_t = 32)]
+    max_batch_size: usize,
+    /// How long an idle engine waits for more requests.
+    #[arg(long, default_value_t = 50, value_name = "MS")]
+    max_wait_ms: u64,
+    /// End when the process that started this one ends.
+    #[arg(long, hide = true)]
+    supervised: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ModelCommand {
+    /// Fetch a model by its name; does nothing if it is there already.
+    Pull {
+        /// A name of `postern model list`.
+        name: String,
+    },
+    /// The models that can be fetched by name, and whether they are on this machine.
+    List,
+}
+
+pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
+    if arguments.supervised {
+        supervise::die_with_parent(rustix::process::Signal::KILL)?;
+    }
+    let file = catalog::locate(&arguments.model)?;
+    let mut options = EngineOptions::new(file, config::Engine::own_name(&arguments.model));
+    options.device = if arguments.device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Auto };
+    options.max_batch_size = arguments.max_batch_size;
+    options.max_wait = Duration::from_millis(arguments.max_wait_ms);
+    let mut told = 0;
+    let engine = Engine::load(&options, &mut |progress| match progress {
+        Progress::Weights(share) => {
+            let quarter = (share * 4.0) as u32;
+            if quarter > told {
+                told = quarter;
+                tracing::info!("loading the model: {} %", quarter * 25);
+            }
+        }
+        Progress::WarmUp => tracing::info!("loading the model: first computation"),
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let ending = shutdown.clone();
+        let mut term = signal(SignalKind::terminate())?;
+        tokio::spawn(async move {
+            term.recv().await;
+            ending.cancel();
+        });
+        postern_engine::serve(Arc::new(engine), &arguments.connect, shutdown).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+pub(super) fn model(command: ModelCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ModelCommand::Pull { name } => {
+            let path = pull(&name)?;
+            say(&format!("{name}: {}", path.display()));
+        }
+        ModelCommand::List => {
+            for model in catalog::KNOWN {
+                let place = match catalog::locate(model.name) {
+                    Ok(path) => path.display().to_string(),
+                    Err(_) => format!("not here; `postern model pull {}` fetches it", model.name),
+                };
+                say(&format!("{}  {} MB  {}  {place}", model.name, model.bytes / 1_000_000, model.license));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fetches a model and shows how far it is.
+pub(crate) fn pull(name: &str) -> anyhow::Result<PathBuf> {
+    let bar = indicatif::ProgressBar::new_spinner().with_message(name.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let path = catalog::pull(name, &mut |progress| match progress {
+        PullProgress::Downloading { bytes, of_about } => {
+            bar.set_message(format!("{name}: downloading {} of about {} MB", bytes / 1_000_000, of_about / 1_000_000));
+        }
+        PullProgress::Unpacking => bar.set_message(format!("{name}: unpacking")),
+        PullProgress::Checking => bar.set_message(format!("{name}: checking size and SHA-256")),
+    })
+    .with_context(|| format!("fetching the model {name}"))?;
+    bar.finish_and_clear();
+    Ok(path)
+}

@@ -1,0 +1,278 @@
+//! The configuration: [`file`] is what a person writes, [`Config`] is what the program runs on.
+//!
+//! A [`Config`] is valid by construction: every name in it exists, every label is known, every unit is resolved. It is
+//! made without binding a port or reading a key, so that `postern check` and the tests need neither.
+
+pub mod file;
+mod resolve;
+pub mod units;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_certs::spiffe;
+
+use crate::classify::label::{Label, Labels};
+pub use file::{OnFailure, Placement, Secret};
+pub use resolve::{load, parse};
+
+/// Why a configuration is not accepted; says file, line, column and what was expected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not YAML, an unknown key, a wrong type or unit.
+    #[error("{file}: {message}")]
+    Parse {
+        /// The file's name.
+        file: String,
+        /// Place and cause.
+        message: String,
+    },
+    /// Well-formed, but it does not fit together.
+    #[error("{file}:{line}:{column}: {message}")]
+    Invalid {
+        /// The file's name.
+        file: String,
+        /// From 1; 0 if unknown.
+        line: u64,
+        /// From 1; 0 if unknown.
+        column: u64,
+        /// What was expected.
+        message: String,
+    },
+}
+
+/// All settings of one gateway.
+#[derive(Debug)]
+pub struct Config {
+    /// Where applications connect.
+    pub listen: SocketAddr,
+    /// DNS names and addresses in the gateway's leaf, beside its SPIFFE ID.
+    pub names: Vec<String>,
+    /// Dashboard and API.
+    pub admin: SocketAddr,
+    /// Health and metrics only.
+    pub probe: Option<SocketAddr>,
+    /// Keys, sockets, records.
+    pub state_dir: PathBuf,
+    /// Trust domain of the embedded authority.
+    pub trust_domain: String,
+    /// Life of a leaf.
+    pub leaf_ttl: Duration,
+    /// The lattice.
+    pub labels: Labels,
+    /// Who may ask for what.
+    pub identities: Vec<IdentityRule>,
+    /// Remote targets, in the order of preference.
+    pub targets: Vec<Arc<Target>>,
+    /// Hard bounds of one attempt and of a request.
+    pub timeouts: Timeouts,
+    /// Soft targets and cost.
+    pub placements: file::Placements,
+    /// Placement when nobody says otherwise.
+    pub default_placement: Placement,
+    /// Policy plugins in their order.
+    pub policies: Vec<Policy>,
+    /// Where compiled components are kept.
+    pub compiled_dir: PathBuf,
+    /// What the host recognises by itself.
+    pub classification: Classification,
+    /// The response cache; `None`: off.
+    pub cache: Option<Cache>,
+    /// The engine on this machine; `None`: there is none.
+    pub engine: Option<Engine>,
+    /// Folder of the records.
+    pub audit_dir: PathBuf,
+    /// How long records are kept.
+    pub audit_retention: Duration,
+    /// Bounds on what a client sends.
+    pub limits: file::Limits,
+    /// Refuse every target but the engine.
+    pub offline: bool,
+}
+
+/// One entry of `identities`.
+#[derive(Debug, Clone)]
+pub struct IdentityRule {
+    /// Which SPIFFE IDs.
+    pub pattern: spiffe::Pattern,
+    /// Their tenant; `None`: each its own.
+    pub tenant: Option<String>,
+    /// Nothing from them is below this.
+    pub floor: Label,
+    /// Nothing above this is accepted from them.
+    pub ceiling: Label,
+    /// Rates.
+    pub limits: file::IdentityLimits,
+}
+
+/// One remote target.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name in records, metrics and headers.
+    pub name: String,
+    /// `cloud` or `edge`.
+    pub kind: file::TargetKind,
+    /// The highest label it may see.
+    pub clearance: Label,
+    /// Where its API is.
+    pub base_url: http::Uri,
+    /// Where its key comes from.
+    pub api_key: Option<Secret>,
+    /// A private authority to trust instead of the machine's.
+    pub ca: Option<PathBuf>,
+    /// Our name → theirs; empty: names pass through.
+    pub models: std::collections::BTreeMap<String, String>,
+    /// Requests a minute that we may send.
+    pub requests_per_minute: Option<u32>,
+}
+
+impl Target {
+    /// Their name for `model`, if they serve it.
+    #[must_use]
+    pub fn model<'a>(&'a self, model: &'a str) -> Option<&'a str> {
+        if self.models.is_empty() { Some(model) } else { self.models.get(model).map(String::as_str) }
+    }
+}
+
+/// Hard bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// TCP and TLS.
+    pub connect: Duration,
+    /// From sending the request to the first token.
+    pub first_token: Duration,
+    /// Between two events of a stream.
+    pub idle: Duration,
+    /// The whole request.
+    pub total: Duration,
+}
+
+/// One policy plugin.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Its name in records, metrics and logs.
+    pub name: String,
+    /// File of its component.
+    pub component: PathBuf,
+    /// Its own section.
+    pub config: serde_json::Value,
+    /// What its failure means.
+    pub on_failure: OnFailure,
+    /// Time for one call.
+    pub deadline: Duration,
+    /// Memory of one instance, in bytes.
+    pub memory: usize,
+}
+
+/// What the host recognises by itself.
+#[derive(Debug, Clone, Default)]
+pub struct Classification {
+    /// A detector's kind → the label that its find means.
+    pub detect: Vec<(postern_plugins::detectors::Kind, Label)>,
+    /// A marking in the text → its label.
+    pub markings: Vec<(String, Label)>,
+    /// For what cannot be read as text.
+    pub opaque: Label,
+}
+
+/// The response cache.
+#[derive(Debug, Clone, Copy)]
+pub struct Cache {
+    /// Bytes of all entries.
+    pub memory: u64,
+    /// Life of an entry, if a plugin does not say less.
+    pub ttl: Duration,
+}
+
+/// The engine on this machine.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Name in the catalogue, or a file.
+    pub model: String,
+    /// Our names that it answers to; empty: every one.
+    pub models: Vec<String>,
+    /// Where it computes.
+    pub device: file::Device,
+    /// Sequences at a time.
+    pub max_batch_size: usize,
+    /// Wait for more when idle.
+    pub max_wait: Duration,
+}
+
+impl Engine {
+    /// What its process calls the model: its name in the catalogue, or that of the file without the ending.
+    #[must_use]
+    pub fn own_name(model: &str) -> String {
+        if postern_engine::catalog::known(model).is_some() {
+            return model.to_owned();
+        }
+        let stem = Path::new(model).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        stem.filter(|stem| !stem.is_empty()).unwrap_or_else(|| "model".to_owned())
+    }
+
+    /// Does it answer to `model`?
+    #[must_use]
+    pub fn serves(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|name| name == model)
+    }
+}
+
+impl Config {
+    /// The exact SPIFFE ID of the gateway.
+    #[must_use]
+    pub fn gateway_id(&self) -> String {
+        format!("spiffe://{}/gateway", self.trust_domain)
+    }
+
+    /// Keys and certificates of the embedded authority.
+    #[must_use]
+    pub fn authority_dir(&self) -> PathBuf {
+        self.state_dir.join("authority")
+    }
+
+    /// The UNIX socket that the engine dials.
+    #[must_use]
+    pub fn engine_socket(&self) -> PathBuf {
+        self.state_dir.join("engine.sock")
+    }
+
+    /// Is `model` a name that some target or the engine answers to?
+    #[must_use]
+    pub fn knows_model(&self, model: &str) -> bool {
+        self.targets.iter().any(|target| target.model(model).is_some())
+            || self.engine.as_ref().is_some_and(|engine| engine.serves(model))
+    }
+
+    /// Names for `GET /v1/models`: those that the configuration spells out.
+    #[must_use]
+    pub fn model_names(&self) -> std::collections::BTreeSet<&str> {
+        let remote = self.targets.iter().flat_map(|target| target.models.keys());
+        let local = self.engine.iter().flat_map(|engine| engine.models.iter());
+        remote.chain(local).map(String::as_str).collect()
+    }
+}
+
+/// Where the components that come with Postern are: `$POSTERN_PLUGINS`, else `plugins/` beside the folder of the
+/// executable, else the place where packages put them.
+#[must_use]
+pub fn builtin_component(name: &str) -> PathBuf {
+    let file = format!("{name}.wasm");
+    if let Some(folder) = std::env::var_os("POSTERN_PLUGINS") {
+        return Path::new(&folder).join(file);
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("plugins").join(&file)));
+    match beside {
+        Some(path) if path.exists() => path,
+        _ => Path::new("/usr/lib/postern/plugins").join(file),
+    }
+}

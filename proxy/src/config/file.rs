@@ -1,0 +1,521 @@
+//! The configuration as it is written: one YAML file, in which an unknown key is an error.
+//!
+//! The doc comments here are the descriptions in the JSON Schema that `postern config schema` prints.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_saphyr::Spanned;
+
+use super::units::{Size, Span};
+
+/// A value that remembers its place in the file, for errors found later.
+pub type Placed = Spanned<String>;
+
+/// Postern's configuration.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Where applications connect: TLS 1.3 with client certificates. Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// DNS names and IP addresses in the gateway's certificate, beside its SPIFFE ID; localhost, 127.0.0.1 and ::1 always.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// Health, metrics and status for operators. On a loopback address only.
+    #[schemars(with = "String")]
+    pub admin: Spanned<SocketAddr>,
+    /// /livez, /readyz and /metrics only, for kubelet and Prometheus.
+    #[serde(default)]
+    pub probe: Option<SocketAddr>,
+    /// Keys, sockets and records; made with mode 0700.
+    pub state_dir: PathBuf,
+    /// Who issues certificates.
+    pub trust: Trust,
+    /// The lattice of labels, the lowest first. The last one never leaves this machine.
+    #[serde(default = "default_labels")]
+    #[schemars(with = "Vec<String>")]
+    pub labels: Spanned<Vec<String>>,
+    /// Who may ask for what: every rule that matches applies; none: refused.
+    pub identities: Vec<Identity>,
+    /// Remote targets, in the order of preference.
+    #[serde(default)]
+    pub targets: Vec<Target>,
+    /// Hard bounds.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Soft targets and cost of each placement.
+    #[serde(default)]
+    pub placements: Placements,
+    /// How a placement is chosen when no policy says otherwise.
+    #[serde(default)]
+    pub routing: Routing,
+    /// Which components may be loaded.
+    #[serde(default)]
+    pub plugins: Plugins,
+    /// Policy plugins, in the order in which they are asked.
+    #[serde(default)]
+    pub policies: Vec<Policy>,
+    /// What the host recognises by itself, whatever plugins do.
+    #[serde(default)]
+    pub classification: Classification,
+    /// The response cache; absent: none.
+    #[serde(default)]
+    pub cache: Option<Cache>,
+    /// The language model on this machine; absent: none.
+    #[serde(default)]
+    pub engine: Option<Engine>,
+    /// The records of what happened.
+    #[serde(default)]
+    pub audit: Audit,
+    /// Bounds on what a client may send.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Refuse every target but the engine on this machine.
+    #[serde(default)]
+    pub offline: bool,
+}
+
+/// Who issues certificates.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// SPIFFE trust domain, such as branch-17.example.org.
+    #[schemars(with = "String")]
+    pub domain: Placed,
+    /// `embedded`: an authority under state_dir, made at first start.
+    #[serde(default)]
+    pub issuer: Issuer,
+    /// Life of a leaf; renewed at half of it.
+    #[serde(default = "default_leaf_ttl")]
+    #[schemars(with = "Span")]
+    pub leaf_ttl: Spanned<Span>,
+}
+
+/// Kinds of issuers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Issuer {
+    /// The gateway's own authority.
+    #[default]
+    Embedded,
+}
+
+/// One rule about who may ask for what.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// A SPIFFE ID; a last segment `*` stands for one or more segments.
+    #[serde(rename = "match")]
+    #[schemars(with = "String")]
+    pub pattern: Placed,
+    /// Whose cache, vault and budgets; absent: the SPIFFE ID itself.
+    #[serde(default)]
+    pub tenant: Option<String>,
+    /// Nothing from here is below this label; absent: the lowest.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub floor: Option<Placed>,
+    /// Nothing above this label is accepted from here; absent: the highest.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub ceiling: Option<Placed>,
+    /// Rates; absent: none.
+    #[serde(default)]
+    pub limits: IdentityLimits,
+}
+
+/// Rates of one identity.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityLimits {
+    /// Requests a minute.
+    #[serde(default)]
+    pub requests_per_minute: Option<std::num::NonZeroU32>,
+    /// Tokens a minute: those of the prompt, estimated, and those of the answer.
+    #[serde(default)]
+    pub tokens_per_minute: Option<std::num::NonZeroU32>,
+    /// Requests at a time.
+    #[serde(default)]
+    pub concurrency: Option<std::num::NonZeroU32>,
+}
+
+/// One remote target.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// Its name in records, metrics and response headers.
+    #[schemars(with = "String")]
+    pub name: Placed,
+    /// Where it is.
+    pub placement: TargetKind,
+    /// The highest label that it may see. Never the last label of the lattice.
+    #[schemars(with = "String")]
+    pub clearance: Placed,
+    /// An API of the OpenAI kind.
+    pub openai: OpenAi,
+    /// Our model name → theirs; absent: names pass through.
+    #[serde(default)]
+    pub models: BTreeMap<String, String>,
+    /// What we may send there.
+    #[serde(default)]
+    pub limits: TargetLimits,
+}
+
+/// Where a remote target is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetKind {
+    /// A hosted service.
+    Cloud,
+    /// A node close by.
+    Edge,
+}
+
+/// An API of the OpenAI kind.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenAi {
+    /// Up to and with the version, such as https://api.example.com/v1. http:// on a loopback address only.
+    #[schemars(with = "String")]
+    pub base_url: Placed,
+    /// The key sent as a bearer token; absent: none is sent.
+    #[serde(default)]
+    pub api_key: Option<Secret>,
+    /// PEM file of a private authority to trust instead of the machine's own.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+}
+
+/// Where a secret comes from; never the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Secret {
+    /// The name of an environment variable.
+    Env(String),
+    /// A file whose first line it is.
+    File(PathBuf),
+}
+
+/// What we may send to a target.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TargetLimits {
+    /// Requests a minute; beyond it the next target is asked.
+    #[serde(default)]
+    pub requests_per_minute: Option<std::num::NonZeroU32>,
+}
+
+/// Hard bounds.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// TCP and TLS towards a target.
+    pub connect: Span,
+    /// From sending a request to its first token.
+    pub first_token: Span,
+    /// Between two events of a stream.
+    pub idle: Span,
+    /// A whole request.
+    pub total: Span,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let seconds = |s| Span(Duration::from_secs(s));
+        Self { connect: seconds(2), first_token: seconds(30), idle: seconds(60), total: seconds(600) }
+    }
+}
+
+/// Where a prompt may be answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// A cloud, then the edge, then the engine.
+    #[default]
+    Cloud,
+    /// The edge (the engine among it) if it is quick enough, else the cloud.
+    EdgeFirst,
+    /// The engine on this machine, nothing else.
+    Local,
+}
+
+impl Placement {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::EdgeFirst => "edge-first",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// Soft targets and cost of each placement.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Placements {
+    /// General use.
+    pub cloud: PlacementGoal,
+    /// Interactive use.
+    pub edge_first: PlacementGoal,
+    /// Classified data, or no network.
+    pub local: PlacementGoal,
+}
+
+impl Default for Placements {
+    fn default() -> Self {
+        let goal = |ttft: Option<u64>, cost| PlacementGoal { ttft: ttft.map(|ms| Span(Duration::from_millis(ms))), cost };
+        Self { cloud: goal(Some(500), 1.0), edge_first: goal(Some(150), 1.8), local: goal(None, 3.5) }
+    }
+}
+
+/// Soft target and cost of one placement.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlacementGoal {
+    /// Time to first token; it decides where, it does not kill.
+    #[serde(default)]
+    pub ttft: Option<Span>,
+    /// Cost coefficient.
+    #[serde(default)]
+    pub cost: f64,
+}
+
+/// How a placement is chosen when no policy says otherwise.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Routing {
+    /// The placement.
+    #[serde(default)]
+    pub default: Placement,
+}
+
+/// Which components may be loaded.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Plugins {
+    /// What to do with a component without a signature. Signatures are not checked yet, so `refuse` allows built-in ones only.
+    #[serde(default)]
+    pub unsigned: Unsigned,
+    /// Where compiled components are kept, below state_dir unless absolute. Whoever can write there runs code here.
+    #[serde(default = "default_compiled")]
+    pub compiled: PathBuf,
+}
+
+impl Default for Plugins {
+    fn default() -> Self {
+        Self { unsigned: Unsigned::default(), compiled: default_compiled() }
+    }
+}
+
+/// What to do with a component without a signature.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unsigned {
+    /// Load built-in components only.
+    #[default]
+    Refuse,
+    /// Load any; for development.
+    Allow,
+}
+
+/// One policy plugin.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Its name in records, metrics and logs.
+    #[schemars(with = "String")]
+    pub name: Placed,
+    /// `builtin:routing`, `builtin:redaction`, `builtin:caching`, or a file.
+    #[schemars(with = "String")]
+    pub component: Placed,
+    /// Its own section, handed over as JSON.
+    #[serde(default)]
+    pub config: serde_json::Value,
+    /// What it means when it fails.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// Time for one call.
+    #[serde(default = "default_deadline")]
+    pub deadline: Span,
+    /// Memory of one instance.
+    #[serde(default = "default_memory")]
+    #[schemars(with = "Size")]
+    pub memory: Spanned<Size>,
+}
+
+/// What the failure of a plugin means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// The strictest vote: answered by the engine on this machine, or not at all.
+    #[default]
+    Local,
+    /// The request is refused.
+    Reject,
+}
+
+/// What the host recognises by itself.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Classification {
+    /// Detector (email, phone, id-card, bank-card, secret) → the label that a find means.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub detect: BTreeMap<String, Placed>,
+    /// Marking in the text, such as "TOP SECRET" → its label. Case does not matter.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub markings: BTreeMap<String, Placed>,
+    /// Label of what cannot be read as text (images, files); absent: the second highest.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub opaque: Option<Placed>,
+}
+
+/// The response cache.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// Bytes of all entries.
+    #[serde(default = "default_cache_memory")]
+    pub memory: Size,
+    /// Life of an entry, if a plugin does not say less.
+    #[serde(default = "default_cache_ttl")]
+    pub ttl: Span,
+}
+
+/// The language model on this machine.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Name in the catalogue (`postern model list`), or a GGUF file.
+    pub model: String,
+    /// Our model names that it answers to; absent: every one.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Where it computes.
+    #[serde(default)]
+    pub device: Device,
+    /// Sequences at a time.
+    #[serde(default = "default_batch")]
+    pub max_batch_size: std::num::NonZeroU16,
+    /// How long an idle engine waits for more requests.
+    #[serde(default = "default_wait")]
+    pub max_wait: Span,
+}
+
+/// Where the engine computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// The records of what happened.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Their folder, below state_dir unless absolute.
+    #[serde(default = "default_audit_dir")]
+    pub dir: PathBuf,
+    /// How long files are kept.
+    #[serde(default = "default_retention")]
+    pub retention: Span,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { dir: default_audit_dir(), retention: default_retention() }
+    }
+}
+
+/// Bounds on what a client may send.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub body: Size,
+    /// Messages of one request.
+    pub messages: usize,
+    /// Objects and arrays inside each other, 100 at most.
+    pub json_depth: usize,
+    /// Connections at a time.
+    pub connections: usize,
+    /// Requests at a time, over all identities.
+    pub requests: usize,
+    /// For a client to send headers, and again for its body.
+    pub receive: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body: Size(8 << 20),
+            messages: 2048,
+            json_depth: 64,
+            connections: 20_000,
+            requests: 4096,
+            receive: Span(Duration::from_secs(20)),
+        }
+    }
+}
+
+fn default_labels() -> Spanned<Vec<String>> {
+    let names = ["public", "internal", "confidential", "classified"];
+    unplaced(names.map(str::to_owned).to_vec())
+}
+
+fn default_leaf_ttl() -> Spanned<Span> {
+    unplaced(Span(Duration::from_secs(72 * 3600)))
+}
+
+fn default_deadline() -> Span {
+    Span(Duration::from_millis(20))
+}
+
+fn default_memory() -> Spanned<Size> {
+    unplaced(Size(32 << 20))
+}
+
+fn default_cache_memory() -> Size {
+    Size(256 << 20)
+}
+
+fn default_cache_ttl() -> Span {
+    Span(Duration::from_secs(3600))
+}
+
+fn default_batch() -> std::num::NonZeroU16 {
+    const { std::num::NonZeroU16::new(32).unwrap() }
+}
+
+fn default_wait() -> Span {
+    Span(Duration::from_millis(50))
+}
+
+fn default_compiled() -> PathBuf {
+    "compiled".into()
+}
+
+fn default_audit_dir() -> PathBuf {
+    "audit".into()
+}
+
+fn default_retention() -> Span {
+    Span(Duration::from_secs(180 * 86_400))
+}
+
+fn unplaced<T>(value: T) -> Spanned<T> {
+    let nowhere = serde_saphyr::Location::UNKNOWN;
+    Spanned { value, referenced: nowhere, defined: nowhere }
+}

@@ -1,0 +1,310 @@
+//! As written → as meant.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_certs::spiffe;
+use postern_plugins::detectors::Kind;
+use serde_saphyr::{Location, Spanned};
+
+use super::file::{self, File, Placed, Unsigned};
+use super::{
+    Cache, Classification, Config, ConfigError, Engine, IdentityRule, Policy, Target, Timeouts, builtin_component,
+};
+use crate::classify::label::{Label, Labels};
+
+/// Reads a configuration file; relative paths in it are relative to its folder.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(&text, path)
+}
+
+/// Reads a configuration from `text`; `path` names it in errors.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+    let name = path.display().to_string();
+    let file: File = serde_saphyr::from_str(text)
+        .map_err(|error| ConfigError::Parse { file: name.clone(), message: error.to_string() })?;
+    let base = path.parent().unwrap_or(Path::new("."));
+    Resolver { name, base }.config(file)
+}
+
+struct Resolver<'a> {
+    name: String,
+    base: &'a Path,
+}
+
+impl Resolver<'_> {
+    fn config(&self, file: File) -> Result<Config, ConfigError> {
+        let labels = self.labels(&file.labels)?;
+        self.check(&file)?;
+        let state_dir = self.base.join(&file.state_dir);
+        let targets = file.targets.iter().map(|target| self.target(target, &labels)).collect::<Result<Vec<_>, _>>()?;
+        self.unique(file.targets.iter().map(|target| &target.name), "target")?;
+        self.unique(file.policies.iter().map(|policy| &policy.name), "policy")?;
+        Ok(Config {
+            listen: file.listen,
+            admin: file.admin.value,
+            probe: file.probe,
+            trust_domain: file.trust.domain.value,
+            leaf_ttl: file.trust.leaf_ttl.value.0,
+            identities: file.identities.iter().map(|rule| self.identity(rule, &labels)).collect::<Result<_, _>>()?,
+            targets,
+            timeouts: Timeouts {
+                connect: file.timeouts.connect.0,
+                first_token: file.timeouts.first_token.0,
+                idle: file.timeouts.idle.0,
+                total: file.timeouts.total.0,
+            },
+            placements: file.placements,
+            default_placement: file.routing.default,
+            compiled_dir: state_dir.join(&file.plugins.compiled),
+            policies: file
+                .policies
+                .into_iter()
+                .map(|policy| self.policy(policy, file.plugins.unsigned))
+                .collect::<Result<_, _>>()?,
+            classification: self.classification(&file.classification, &labels)?,
+            cache: file.cache.map(|cache| Cache { memory: cache.memory.0, ttl: cache.ttl.0 }),
+            engine: file.engine.map(|engine| Engine {
+                model: engine.model,
+                models: engine.models,
+                device: engine.device,
+                max_batch_size: usize::from(engine.max_batch_size.get()),
+                max_wait: engine.max_wait.0,
+            }),
+            audit_dir: state_dir.join(&file.audit.dir),
+            audit_retention: file.audit.retention.0,
+            limits: file.limits,
+            offline: file.offline,
+            names: file.names,
+            labels,
+            state_dir,
+        })
+    }
+
+    /// What a type cannot say.
+    fn check(&self, file: &File) -> Result<(), ConfigError> {
+        if !file.admin.value.ip().is_loopback() {
+            let what = "`admin` must be on a loopback address such as 127.0.0.1:9443; use `probe` for health and metrics";
+            return Err(self.error(&file.admin.referenced, what));
+        }
+        if let Err(error) = format!("spiffe://{}/gateway", file.trust.domain.value).parse::<spiffe::SpiffeId>() {
+            return Err(self.error(&file.trust.domain.referenced, &format!("not a SPIFFE trust domain: {error}")));
+        }
+        if file.trust.leaf_ttl.value.0 < Duration::from_secs(10) || file.trust.leaf_ttl.value.0 > Duration::from_secs(72 * 3600) {
+            return Err(self.error(&file.trust.leaf_ttl.referenced, "`leaf_ttl` must be between 10s and 72h"));
+        }
+        if file.limits.json_depth > 100 || file.limits.json_depth == 0 {
+            return Err(self.error(&Location::UNKNOWN, "`limits.json_depth` must be 1 to 100"));
+        }
+        Ok(())
+    }
+
+    fn labels(&self, names: &Spanned<Vec<String>>) -> Result<Labels, ConfigError> {
+        Labels::new(names.value.clone()).map_err(|what| self.error(&names.referenced, what))
+    }
+
+    fn label(&self, name: &Placed, labels: &Labels) -> Result<Label, ConfigError> {
+        labels.by_name(&name.value).ok_or_else(|| {
+            let what = format!("unknown label `{}`; expected one of: {}", name.value, labels.names().join(", "));
+            self.error(&name.referenced, &what)
+        })
+    }
+
+    fn identity(&self, rule: &file::Identity, labels: &Labels) -> Result<IdentityRule, ConfigError> {
+        let pattern = rule.pattern.value.parse().map_err(|error| {
+            self.error(&rule.pattern.referenced, &format!("expected a SPIFFE ID such as spiffe://domain/clerk/*: {error}"))
+        })?;
+        let floor = rule.floor.as_ref().map_or(Ok(labels.lowest()), |name| self.label(name, labels))?;
+        let ceiling = rule.ceiling.as_ref().map_or(Ok(labels.highest()), |name| self.label(name, labels))?;
+        if ceiling < floor {
+            return Err(self.error(&rule.pattern.referenced, "its `ceiling` is below its `floor`: nothing would be accepted"));
+        }
+        Ok(IdentityRule { pattern, tenant: rule.tenant.clone(), floor, ceiling, limits: rule.limits })
+    }
+
+    fn target(&self, target: &file::Target, labels: &Labels) -> Result<Arc<Target>, ConfigError> {
+        let name = &target.name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+        if name.value.is_empty() || name.value.len() > 64 || !name.value.chars().all(plain) || name.value == "engine" {
+            let what = "a target's name has 1 to 64 of the characters a-z A-Z 0-9 - _ . and is not `engine`";
+            return Err(self.error(&name.referenced, what));
+        }
+        let clearance = self.label(&target.clearance, labels)?;
+        if clearance == labels.highest() {
+            let what = format!("no remote target may see `{}`, the last label: it never leaves this machine", target.clearance.value);
+            return Err(self.error(&target.clearance.referenced, &what));
+        }
+        Ok(Arc::new(Target {
+            name: name.value.clone(),
+            kind: target.placement,
+            clearance,
+            base_url: self.base_url(&target.openai.base_url)?,
+            api_key: target.openai.api_key.clone().map(|secret| self.secret(secret)),
+            ca: target.openai.ca.as_ref().map(|path| self.base.join(path)),
+            models: target.models.clone(),
+            requests_per_minute: target.limits.requests_per_minute.map(std::num::NonZeroU32::get),
+        }))
+    }
+
+    fn secret(&self, secret: file::Secret) -> file::Secret {
+        match secret {
+            file::Secret::File(path) => file::Secret::File(self.base.join(path)),
+            env @ file::Secret::Env(_) => env,
+        }
+    }
+
+    fn base_url(&self, text: &Placed) -> Result<http::Uri, ConfigError> {
+        let wanted = |what: &str| self.error(&text.referenced, what);
+        let uri: http::Uri = text.value.trim_end_matches('/').parse().map_err(|_| wanted("expected a URL such as https://api.example.com/v1"))?;
+        let loopback = match uri.host() {
+            Some("localhost") => true,
+            Some(host) => host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            None => return Err(wanted("expected a URL with a host, such as https://api.example.com/v1")),
+        };
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) || uri.query().is_some() {
+            return Err(wanted("a base_url holds no user name, password or query; keys come from `api_key`"));
+        }
+        match uri.scheme_str() {
+            Some("https") => Ok(uri),
+            Some("http") if loopback => Ok(uri),
+            Some("http") => Err(wanted("http:// is allowed on a loopback address only; use https://")),
+            _ => Err(wanted("expected https://…")),
+        }
+    }
+
+    fn policy(&self, policy: file::Policy, unsigned: Unsigned) -> Result<Policy, ConfigError> {
+        let at = policy.component.referenced;
+        let component = match policy.component.value.strip_prefix("builtin:") {
+            Some(name @ ("routing" | "caching" | "redaction")) => builtin_component(name),
+            Some(_) => return Err(self.error(&at, "expected builtin:routing, builtin:caching, builtin:redaction, or a file")),
+            None if unsigned == Unsigned::Refuse => {
+                let what = "this component has no signature that could be checked; `plugins: {unsigned: allow}` loads it all the same (development only)";
+                return Err(self.error(&at, what));
+            }
+            None => self.base.join(&policy.component.value),
+        };
+        if !component.is_file() {
+            return Err(self.error(&at, &format!("there is no component at {}", component.display())));
+        }
+        let memory = usize::try_from(policy.memory.value.0).unwrap_or(usize::MAX);
+        if !((1 << 20)..=(256 << 20)).contains(&memory) {
+            return Err(self.error(&policy.memory.referenced, "the memory of a policy is between 1MiB and 256MiB"));
+        }
+        Ok(Policy {
+            name: policy.name.value,
+            component,
+            config: policy.config,
+            on_failure: policy.on_failure,
+            deadline: policy.deadline.0,
+            memory,
+        })
+    }
+
+    fn classification(&self, written: &file::Classification, labels: &Labels) -> Result<Classification, ConfigError> {
+        let mut detect = Vec::new();
+        for (kind, label) in &written.detect {
+            let known = Kind::from_name(kind).ok_or_else(|| {
+                let what = format!("unknown detector `{kind}`; expected email, phone, id-card, bank-card or secret");
+                self.error(&label.referenced, &what)
+            })?;
+            detect.push((known, self.label(label, labels)?));
+        }
+        let mut markings = Vec::new();
+        for (text, label) in &written.markings {
+            if text.trim().is_empty() {
+                return Err(self.error(&label.referenced, "a marking must not be empty: every text would match"));
+            }
+            markings.push((text.clone(), self.label(label, labels)?));
+        }
+        let opaque = written.opaque.as_ref().map_or(Ok(labels.second_highest()), |name| self.label(name, labels))?;
+        Ok(Classification { detect, markings, opaque })
+    }
+
+    fn unique<'a>(&self, names: impl Iterator<Item = &'a Placed>, what: &str) -> Result<(), ConfigError> {
+        let mut seen = HashSet::new();
+        for name in names {
+            if !seen.insert(name.value.as_str()) {
+                return Err(self.error(&name.referenced, &format!("two {what} entries are named `{}`", name.value)));
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, at: &Location, message: &str) -> ConfigError {
+        ConfigError::Invalid { file: self.name.clone(), line: at.line(), column: at.column(), message: message.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "
+listen: 127.0.0.1:8443
+admin: 127.0.0.1:9443
+state_dir: state
+trust: {domain: branch.example.org}
+identities:
+  - match: spiffe://branch.example.org/clerk/*
+    floor: internal
+targets:
+  - name: cloud
+    placement: cloud
+    clearance: internal
+    openai: {base_url: https://api.example.com/v1/, api_key: {env: KEY}}
+    models: {chat: their-chat}
+";
+
+    fn read(text: &str) -> Result<Config, String> {
+        parse(text, Path::new("/etc/postern/postern.yaml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_small_file_is_enough() {
+        let config = read(SMALL).unwrap();
+        assert_eq!(config.state_dir, Path::new("/etc/postern/state"));
+        assert_eq!(config.leaf_ttl, Duration::from_secs(259_200));
+        assert_eq!(config.targets[0].model("chat"), Some("their-chat"));
+        assert!(config.knows_model("chat") && !config.knows_model("other"));
+        assert_eq!(config.targets[0].base_url, "https://api.example.com/v1");
+    }
+
+    #[test]
+    fn faults_are_named_with_their_place() {
+        for (from, to, place, expected) in [
+            ("listen:", "lisen:", "2", "lisen"),
+            ("floor: internal", "floor: secret", "8:12", "expected one of: public, internal, confidential, classified"),
+            ("clearance: internal", "clearance: classified", "12:16", "never leaves this machine"),
+            ("https://api.example.com", "http://api.example.com", "13:24", "loopback"),
+            ("https://api", "https://u:p@api", "13:24", "no user name"),
+            ("127.0.0.1:9443", "0.0.0.0:9443", "3:8", "loopback"),
+            ("branch.example.org}", "Branch Org}", "5:17", "trust domain"),
+            ("spiffe://branch.example.org/clerk/*", "clerk", "7:12", "expected a SPIFFE ID"),
+            ("models: {chat: their-chat}", "limits: {requests_per_minute: 0}", "14", ""),
+            ("trust: {domain: branch.example.org}", "trust: {domain: branch.example.org, leaf_ttl: 72}", "5", "such as 20ms or 72h"),
+            ("name: cloud", "name: engine", "10:11", "not `engine`"),
+        ] {
+            assert!(SMALL.contains(from), "{from}");
+            let error = read(&SMALL.replace(from, to)).unwrap_err();
+            assert!(error.contains(place) && error.contains(expected), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_unsigned_component_needs_leave() {
+        let policy = "policies: [{name: mine, component: mine.wasm}]\n";
+        assert!(read(&format!("{SMALL}{policy}")).unwrap_err().contains("no signature"));
+        let allowed = format!("{SMALL}{policy}plugins: {{unsigned: allow}}\n");
+        assert!(read(&allowed).unwrap_err().contains("no component at /etc/postern/mine.wasm"));
+    }
+}

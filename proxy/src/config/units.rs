@@ -1,0 +1,83 @@
+//! Durations (`20ms`, `72h`, `180d`) and sizes (`256MiB`) as people write them.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de::Error};
+
+const DURATIONS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const SIZES: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+
+/// A time span: a whole number and one of `ms`, `s`, `m`, `h`, `d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+/// A number of bytes: a whole number and one of `B`, `KiB`, `MiB`, `GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+fn read(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let factor = units.iter().find(|(name, _)| *name == unit)?.1;
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let ms = read(&text, &DURATIONS).filter(|ms| (1..=3_660 * 86_400_000).contains(ms));
+        ms.map(|ms| Self(Duration::from_millis(ms))).ok_or_else(|| {
+            D::Error::custom("expected a duration above 0: a whole number and one of ms, s, m, h, d, such as 20ms or 72h")
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        read(&text, &SIZES).filter(|bytes| *bytes > 0).map(Self).ok_or_else(|| {
+            D::Error::custom("expected a size above 0: a whole number and one of B, KiB, MiB, GiB, such as 256MiB")
+        })
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$", "examples": ["20ms", "72h"]})
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)$", "examples": ["256MiB"]})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_exact() {
+        let span = |text: &str| serde_json::from_value::<Span>(text.into()).ok().map(|span| span.0);
+        assert_eq!(span("20ms"), Some(Duration::from_millis(20)));
+        assert_eq!(span("72h"), Some(Duration::from_secs(72 * 3600)));
+        assert_eq!(span("180d"), Some(Duration::from_secs(180 * 86_400)));
+        for wrong in ["", "20", "ms", "20 ms", "1.5s", "-1s", "0s", "20MS", "99999999999999999999s", "4000d", "٣s"] {
+            assert_eq!(span(wrong), None, "{wrong}");
+        }
+        let size = |text: &str| serde_json::from_value::<Size>(text.into()).ok().map(|size| size.0);
+        assert_eq!(size("256MiB"), Some(256 << 20));
+        assert_eq!(size("256MB"), None);
+    }
+}

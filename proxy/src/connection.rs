@@ -1,0 +1,114 @@
+//! One authenticated connection: HTTP/1.1 or HTTP/2, and which request goes where.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use postern_certs::SpiffeId;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::gateway::Gateway;
+use crate::pipeline;
+use crate::request::Peer;
+use crate::response::{self, Body};
+
+/// Requests at a time on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 256;
+/// Bytes of all headers of a request.
+const MAX_HEADER_BYTES: u32 = 32 << 10;
+/// Bytes that wait to be written to one slow reader; beyond it the upstream is not read either.
+const MAX_SEND_BUFFER: usize = 256 << 10;
+/// How often a silent HTTP/2 client is asked whether it is still there.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// For requests under way, after a connection was asked to end.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Serves one connection for at most `life`, and a little longer for what is under way.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    gateway: Arc<Gateway>,
+    stream: S,
+    id: SpiffeId,
+    life: Duration,
+    drain: CancellationToken,
+) {
+    let receive = gateway.config.limits.receive.0;
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(receive).max_buf_size(MAX_SEND_BUFFER);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
+    let id = Arc::new(id);
+    let service = service_fn(move |request| {
+        let (gateway, id) = (gateway.clone(), id.clone());
+        async move { Ok::<_, Infallible>(handle(&gateway, &id, request).await) }
+    });
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection.as_mut() => return note(ended),
+        () = drain.cancelled() => {}
+        () = tokio::time::sleep(life) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    match tokio::time::timeout(DRAIN_WITHIN, connection).await {
+        Ok(ended) => note(ended),
+        Err(_) => tracing::info!("a connection was cut: it had not ended in time"),
+    }
+}
+
+fn note(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended with an error");
+    }
+}
+
+async fn handle(gateway: &Arc<Gateway>, id: &SpiffeId, request: Request<Incoming>) -> Response<Body> {
+    // Rules are looked up for each request, not for each connection: a change takes hold at once.
+    let peer = match Peer::resolve(&gateway.config, id) {
+        Ok(peer) => peer,
+        Err(error) => return response::error(&error),
+    };
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, "/v1/chat/completions") => pipeline::chat(gateway, peer, request).await,
+        (_, "/v1/chat/completions") => response::error(&Error::Method("POST")),
+        (&Method::GET, "/v1/models") => models(gateway),
+        (&Method::GET, path) => match path.strip_prefix("/v1/models/") {
+            Some(name) => model(gateway, name),
+            None => response::error(&Error::NotFound),
+        },
+        (_, path) if path.starts_with("/v1/models") => response::error(&Error::Method("GET")),
+        _ => response::error(&Error::NotFound),
+    }
+}
+
+fn models(gateway: &Gateway) -> Response<Body> {
+    let data: Vec<Value> = gateway.config.model_names().into_iter().map(described).collect();
+    json(&json!({"object": "list", "data": data}))
+}
+
+fn model(gateway: &Gateway, name: &str) -> Response<Body> {
+    if gateway.config.model_names().contains(name) { json(&described(name)) } else { response::error(&Error::ModelUnknown) }
+}
+
+fn described(name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": 0, "owned_by": "postern"})
+}
+
+fn json(body: &Value) -> Response<Body> {
+    let mut response = Response::new(response::full(Bytes::from(body.to_string())));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,77 @@
+//! `postern demo`: the real thing in a scratch folder. A busy cloud in a process of its own, an engine, a gateway, real
+//! certificates, real requests through the TLS port; and a check of every claim, so that the exit code means something.
+
+mod client;
+mod scenes;
+mod stage;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::cli::say;
+use stage::Stage;
+
+/// Arguments of `postern demo`.
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// Leave everything running until Ctrl-C, and say how to reach it, instead of playing the scenes.
+    #[arg(long)]
+    keep: bool,
+    /// With --keep: say it as one line of JSON.
+    #[arg(long, requires = "keep")]
+    json: bool,
+    /// The program that plays the cloud; beside this one by default.
+    #[arg(long, value_name = "FILE")]
+    busy_cloud: Option<std::path::PathBuf>,
+}
+
+/// Runs the demo. The exit code is 0 only if every step did what it says.
+///
+/// # Errors
+/// Something could not be set up.
+pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut stage = Stage::set(arguments.busy_cloud.as_deref(), arguments.json).await?;
+        let code = if arguments.keep { keep(&stage, arguments.json).await? } else { scenes::play(&stage).await? };
+        stage.strike().await;
+        Ok(code)
+    })
+}
+
+async fn keep(stage: &Stage, json: bool) -> anyhow::Result<ExitCode> {
+    let (gateway, admin) = (stage.gateway, stage.admin);
+    let clerk = stage.folder.join("clerk");
+    let file = |name: &str| clerk.join(name).display().to_string();
+    let config = stage.folder.join("postern.yaml").display().to_string();
+    if json {
+        let line = serde_json::json!({
+            "gateway": format!("https://{gateway}"), "admin": format!("http://{admin}"), "ca": file("ca.pem"),
+            "cert": file("cert.pem"), "key": file("key.pem"), "config": config,
+        });
+        say(&line.to_string());
+    } else {
+        let (ca, cert, key) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
+        say(&format!(
+            "\nPostern serves on https://{gateway} (a fake cloud behind it), operators' side on http://{admin}\n\
+             configuration: {config}\n\n\
+             export POSTERN_URL=https://{gateway}/v1 POSTERN_CA={ca} POSTERN_CERT={cert} POSTERN_KEY={key}\n\n\
+             curl --cacert $POSTERN_CA --cert $POSTERN_CERT --key $POSTERN_KEY $POSTERN_URL/chat/completions \\\n  \
+             -H 'Content-Type: application/json' \\\n  \
+             -d '{{\"model\":\"chat\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n\n\
+             Ctrl-C ends everything and removes the folder."
+        ));
+    }
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        ended = tokio::signal::ctrl_c() => ended.context("waiting for Ctrl-C")?,
+        _ = term.recv() => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How long anything in the demo may take to come up.
+const UP_WITHIN: Duration = Duration::from_secs(120);

@@ -1,0 +1,318 @@
+//! Carries a plan out: one attempt after the other, or two in a race, until one has its first token.
+//!
+//! Everything happens inside one future and the stream it gives back. Dropping either drops the connection to the
+//! upstream with it, so a client that goes away cancels what was done for it, and the loser of a race is cancelled at
+//! once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{Either, select};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::audit::Attempt;
+use crate::classify::clearance::{Clearance, Destination};
+use crate::classify::label::Labels;
+use crate::config::{Config, Target, Timeouts};
+use crate::decide::PlannedRequest;
+use crate::egress::{EgressError, Remote};
+use crate::error::Error;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::health::Observed;
+use crate::upstream::openai::OpenAi;
+use crate::upstream::{AttemptError, Reply, Upstream, local};
+
+/// Events before the first token (roles, empty deltas) that are looked at.
+const MAX_EVENTS_BEFORE_TOKEN: usize = 64;
+
+/// Everybody who can answer.
+pub struct Dispatcher {
+    clearance: Clearance,
+    remotes: Vec<RemoteTarget>,
+    engine: Arc<local::Engine>,
+    timeouts: Timeouts,
+    labels: Labels,
+    metrics: Arc<Metrics>,
+}
+
+struct RemoteTarget {
+    target: Arc<Target>,
+    upstream: OpenAi,
+    limit: Option<DefaultDirectRateLimiter>,
+    observed: Observed,
+}
+
+/// Who answered, and the beginning of the answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The target's name.
+    pub target: String,
+    /// The answer.
+    pub reply: Reply,
+}
+
+/// What was tried. Lives outside of the future, so that it is known even when that is dropped.
+pub type Attempts = Vec<Attempt>;
+
+impl Dispatcher {
+    /// Makes a client for every target; connects to nothing yet.
+    ///
+    /// # Errors
+    /// A key or an authority is not to be had.
+    pub fn new(config: &Config, engine: Arc<local::Engine>, metrics: Arc<Metrics>) -> Result<Self, EgressError> {
+        let remote = |target: &Arc<Target>| {
+            let limit = target.requests_per_minute.and_then(std::num::NonZeroU32::new);
+            Ok(RemoteTarget {
+                target: target.clone(),
+                upstream: OpenAi::new(Remote::new(target, config.timeouts)?, config.timeouts.idle),
+                limit: limit.map(|n| RateLimiter::direct(Quota::per_minute(n))),
+                observed: Observed::default(),
+            })
+        };
+        // Offline, not even a client is made.
+        let remotes = if config.offline { Vec::new() } else { config.targets.iter().map(remote).collect::<Result<_, _>>()? };
+        Ok(Self { clearance: Clearance::new(config), remotes, engine, timeouts: config.timeouts, labels: config.labels.clone(), metrics })
+    }
+
+    /// Remote targets with their predicted times to first token.
+    #[must_use]
+    pub fn predictions(&self) -> Vec<(Arc<Target>, Option<Duration>)> {
+        self.remotes.iter().map(|remote| (remote.target.clone(), remote.observed.predicted_ttft())).collect()
+    }
+
+    /// The engine on this machine.
+    #[must_use]
+    pub fn engine(&self) -> &local::Engine {
+        &self.engine
+    }
+
+    /// Tries the targets of the plan until one answers.
+    ///
+    /// # Errors
+    /// None could; or the request itself is at fault.
+    pub async fn dispatch(&self, request: &PlannedRequest, attempts: &mut Attempts) -> Result<Answer, Error> {
+        let plan = request.plan();
+        let mut last = AttemptError::EngineDown;
+        let mut tried = 0;
+        let mut raced = None;
+        for (index, target) in plan.targets.iter().enumerate() {
+            if raced == Some(index) {
+                continue;
+            }
+            let rival = plan.race_after.filter(|_| index == 0).and_then(|after| Some((after, first_cloud(&plan.targets)?)));
+            let (winner, result) = match rival {
+                Some((after, rival)) => {
+                    raced = Some(rival);
+                    let rival = plan.targets.get(rival).unwrap_or(target);
+                    self.race(request, target, rival, after, attempts).await
+                }
+                None => (target, self.noted(request, target, attempts).await),
+            };
+            match result {
+                Ok(reply) => return Ok(Answer { target: winner.name().to_owned(), reply }),
+                Err(error) if !error.is_worth_another_target() => {
+                    return Err(match error {
+                        AttemptError::Rejected { context_length: true } => Error::ContextLength,
+                        _ => Error::UpstreamRejected,
+                    });
+                }
+                Err(error) => {
+                    last = error;
+                    tried += 1;
+                    if let Some(next) = plan.targets.get(index + 1) {
+                        self.metrics.fell_back(target.name(), next.name(), error.code());
+                    }
+                }
+            }
+        }
+        Err(match last {
+            AttemptError::EngineDown if plan.targets.iter().all(|t| matches!(t, Destination::Engine)) => Error::EngineStarting,
+            AttemptError::FirstToken(bound) => Error::DeadlineExceeded(bound),
+            AttemptError::NotFound if tried == 1 => Error::ModelUnknown,
+            _ => Error::UpstreamUnavailable { tried },
+        })
+    }
+
+    /// Asks `first`; if it has no token after `after`, asks `rival` as well. The first token wins.
+    async fn race<'a>(
+        &self,
+        request: &PlannedRequest,
+        first: &'a Destination,
+        rival: &'a Destination,
+        after: Duration,
+        attempts: &mut Attempts,
+    ) -> (&'a Destination, Result<Reply, AttemptError>) {
+        let started = Instant::now();
+        let mut note = |target: &Destination, result: &'static str, since: Instant| {
+            let ms = since.elapsed().as_secs_f64() * 1000.0;
+            attempts.push(Attempt { target: target.name().to_owned(), result, ms });
+        };
+        let mut near = Box::pin(self.attempt(request, first));
+        let failed_early = match timeout(after, &mut near).await {
+            Ok(Ok(reply)) => {
+                note(first, "ok", started);
+                return (first, Ok(reply));
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
+        };
+        let raced_at = Instant::now();
+        if let Some(error) = failed_early {
+            note(first, error.code(), started);
+            let result = self.attempt(request, rival).await;
+            note(rival, result.as_ref().map_or_else(AttemptError::code, |_| "ok"), raced_at);
+            return (rival, result);
+        }
+        let far = Box::pin(self.attempt(request, rival));
+        match select(near, far).await {
+            Either::Left((Ok(reply), _)) => {
+                note(first, "ok", started);
+                note(rival, "lost_race", raced_at);
+                (first, Ok(reply))
+            }
+            Either::Right((Ok(reply), _)) => {
+                note(first, "lost_race", started);
+                note(rival, "ok", raced_at);
+                (rival, Ok(reply))
+            }
+            Either::Left((Err(error), far)) => {
+                note(first, error.code(), started);
+                let result = far.await;
+                note(rival, result.as_ref().map_or_else(AttemptError::code, |_| "ok"), raced_at);
+                (rival, result)
+            }
+            Either::Right((Err(error), near)) => {
+                note(rival, error.code(), raced_at);
+                let result = near.await;
+                note(first, result.as_ref().map_or_else(AttemptError::code, |_| "ok"), started);
+                (first, result)
+            }
+        }
+    }
+
+    async fn noted(
+        &self,
+        request: &PlannedRequest,
+        target: &Destination,
+        attempts: &mut Attempts,
+    ) -> Result<Reply, AttemptError> {
+        let started = Instant::now();
+        // Noted before it is known how it ends: if the client goes away meanwhile, the record still says who was asked.
+        let index = attempts.len();
+        attempts.push(Attempt { target: target.name().to_owned(), result: "abandoned", ms: 0.0 });
+        let result = self.attempt(request, target).await;
+        if let Some(attempt) = attempts.get_mut(index) {
+            attempt.result = result.as_ref().map_or_else(AttemptError::code, |_| "ok");
+            attempt.ms = started.elapsed().as_secs_f64() * 1000.0;
+        }
+        result
+    }
+
+    /// One attempt, up to the first token.
+    async fn attempt(&self, request: &PlannedRequest, target: &Destination) -> Result<Reply, AttemptError> {
+        let permit = self.clearance.permit(request, target).inspect_err(|refusal| {
+            let label = self.labels.name(request.masked().classified().label());
+            tracing::error!(target = target.name(), label, %refusal, "a planned send was refused by the clearance");
+            self.metrics.egress_refused(label, refusal.code());
+        })?;
+        let stream = permit.stream();
+        let started = Instant::now();
+        let within = self.timeouts.first_token;
+        let reply = match target {
+            Destination::Engine => {
+                let sending = first_token(self.engine.send(permit));
+                if stream { timeout(within, sending).await.map_err(|_| AttemptError::FirstToken(within))?? } else { sending.await? }
+            }
+            Destination::Remote(target) => {
+                let remote = self.remotes.iter().find(|remote| remote.target.name == target.name);
+                let remote = remote.ok_or(AttemptError::Connect)?;
+                if remote.limit.as_ref().is_some_and(|limit| limit.check().is_err()) {
+                    return Err(AttemptError::Limited);
+                }
+                let sending = first_token(remote.upstream.send(permit));
+                let reply = if stream {
+                    timeout(within, sending).await.map_err(|_| AttemptError::FirstToken(within))??
+                } else {
+                    sending.await?
+                };
+                if stream {
+                    remote.observed.first_token(started.elapsed());
+                }
+                reply
+            }
+        };
+        Ok(reply)
+    }
+}
+
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Dispatcher({} remotes)", self.remotes.len())
+    }
+}
+
+fn first_cloud(targets: &[Destination]) -> Option<usize> {
+    let is_cloud = |target: &Destination| {
+        matches!(target, Destination::Remote(target) if target.kind == crate::config::file::TargetKind::Cloud)
+    };
+    targets.iter().position(is_cloud).filter(|index| *index > 0)
+}
+
+/// Waits until a stream has something to show, so that a target that says “200” and then nothing can still be left.
+async fn first_token(
+    sending: impl Future<Output = Result<Reply, AttemptError>>,
+) -> Result<Reply, AttemptError> {
+    let mut events = match sending.await? {
+        Reply::Stream(events) => events,
+        whole @ Reply::Whole(_) => return Ok(whole),
+    };
+    let mut seen = VecDeque::new();
+    while seen.len() < MAX_EVENTS_BEFORE_TOKEN {
+        // An empty answer is an answer as well, if it says why it ended.
+        let event = events.next().await?.ok_or(AttemptError::Malformed("no events"))?;
+        let shows = shows_something(&event);
+        seen.push_back(event);
+        if shows {
+            break;
+        }
+    }
+    events.put_back(seen);
+    Ok(Reply::Stream(events))
+}
+
+fn shows_something(event: &Value) -> bool {
+    let choices = event.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    choices.iter().any(|choice| {
+        let ended = choice.get("finish_reason").is_some_and(|reason| !reason.is_null());
+        let delta = choice.get("delta").and_then(Value::as_object);
+        let says = delta.is_some_and(|delta| {
+            delta.iter().any(|(key, value)| match value {
+                Value::String(text) => key != "role" && !text.is_empty(),
+                Value::Array(items) => !items.is_empty(),
+                Value::Object(_) => true,
+                _ => false,
+            })
+        });
+        ended || says
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_role_is_no_token() {
+        let event = |delta: Value, finish: Value| json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
+        assert!(!shows_something(&event(json!({"role": "assistant", "content": ""}), Value::Null)));
+        assert!(!shows_something(&json!({"choices": []})));
+        assert!(shows_something(&event(json!({"content": "Hi"}), Value::Null)));
+        assert!(shows_something(&event(json!({"tool_calls": [{"index": 0}]}), Value::Null)));
+        assert!(shows_something(&event(json!({}), json!("stop"))));
+    }
+}

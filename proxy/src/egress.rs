@@ -1,0 +1,217 @@
+//! Every outgoing connection of the gateway is made here; clippy bans the functions that make one anywhere else.
+//!
+//! A remote target is reached over HTTPS, HTTP/2 if it offers it. Its certificate is checked against the machine's trust
+//! store or the private authority that the configuration names. Redirects are not followed, cookies are not kept, and
+//! only the headers that are set here go out.
+#![expect(clippy::disallowed_methods, reason = "this is the one place")]
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http::{Method, Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tower_service::Service;
+
+use crate::classify::clearance::EgressPermit;
+use crate::config::{Secret, Target, Timeouts};
+
+/// Idle connections kept to one target, and for how long.
+const IDLE_CONNECTIONS: usize = 64;
+const IDLE_FOR: Duration = Duration::from_secs(60);
+/// The longest key.
+const MAX_KEY: usize = 8192;
+
+/// Why a client for a target cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressError {
+    /// Its key is not to be had.
+    #[error("target `{target}`: the API key {what}")]
+    Key {
+        /// The target.
+        target: String,
+        /// Names the variable or file, never the key.
+        what: String,
+    },
+    /// Its authority is not to be had.
+    #[error("target `{target}`: {what}")]
+    Authority {
+        /// The target.
+        target: String,
+        /// What is wrong with the file.
+        what: String,
+    },
+    /// TLS cannot be set up.
+    #[error("target `{target}`: TLS: {source}")]
+    Tls {
+        /// The target.
+        target: String,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+}
+
+/// Connections to one remote target.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    client: Client<Bounded, Full<Bytes>>,
+    endpoint: Uri,
+    authorization: Option<HeaderValue>,
+}
+
+impl Remote {
+    /// Reads key and authority; connects to nothing yet.
+    ///
+    /// # Errors
+    /// See [`EgressError`].
+    pub fn new(target: &Target, timeouts: Timeouts) -> Result<Self, EgressError> {
+        let name = || target.name.clone();
+        let authorization = match &target.api_key {
+            Some(secret) => Some(bearer(secret).map_err(|what| EgressError::Key { target: name(), what })?),
+            None => None,
+        };
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|source| EgressError::Tls { target: name(), source })?;
+        let roots = match &target.ca {
+            Some(path) => authority(path),
+            None => machine_authorities(),
+        };
+        let roots = roots.map_err(|what| EgressError::Authority { target: name(), what })?;
+        let tls = tls.with_root_certificates(roots);
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.with_no_client_auth())
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_FOR)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .build(Bounded { inner: https, within: timeouts.connect });
+        let endpoint: Uri = format!("{}/chat/completions", target.base_url)
+            .parse()
+            .map_err(|_| EgressError::Authority { target: name(), what: "its base_url is no URL".into() })?;
+        Ok(Self { client, endpoint, authorization })
+    }
+
+    /// One attempt. Uses the permit up.
+    ///
+    /// # Errors
+    /// What the client library says; [`is_connect`](hyper_util::client::legacy::Error::is_connect) tells whether a
+    /// connection was made.
+    pub async fn send(&self, permit: EgressPermit) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
+        let accept = if permit.stream() { "text/event-stream" } else { "application/json" };
+        let mut request = Request::new(Full::new(permit.into_body()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.endpoint.clone();
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION"))));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        self.client.request(request).await
+    }
+}
+
+fn bearer(secret: &Secret) -> Result<HeaderValue, String> {
+    let (key, from) = match secret {
+        Secret::Env(name) => {
+            let from = format!("in the environment variable {name}");
+            (std::env::var(name).map_err(|_| format!("{from} is not set"))?, from)
+        }
+        Secret::File(path) => {
+            let from = format!("in the file {}", path.display());
+            (std::fs::read_to_string(path).map_err(|error| format!("{from} cannot be read: {error}"))?, from)
+        }
+    };
+    let key = key.lines().next().unwrap_or_default().trim();
+    if key.is_empty() || key.len() > MAX_KEY {
+        return Err(format!("{from} is empty or longer than {MAX_KEY} bytes"));
+    }
+    let mut value =
+        HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| format!("{from} has characters that no header may hold"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn authority(path: &std::path::Path) -> Result<rustls::RootCertStore, String> {
+    let bad = |error: &dyn std::fmt::Display| format!("the authority in {} cannot be used: {error}", path.display());
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| bad(&error))? {
+        roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
+    }
+    if roots.is_empty() { Err(bad(&"it holds no certificate")) } else { Ok(roots) }
+}
+
+/// The machine's own trust store. Single certificates that cannot be read do not matter; none at all does.
+fn machine_authorities() -> Result<rustls::RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = rustls::RootCertStore::empty();
+    let (added, _ignored) = roots.add_parsable_certificates(found.certs);
+    if added > 0 {
+        return Ok(roots);
+    }
+    Err("this machine has no trusted authorities; install its package ca-certificates, or name a file as `ca`".to_owned())
+}
+
+/// A connector with a bound on the time for name, TCP and TLS together.
+#[derive(Debug, Clone)]
+struct Bounded {
+    inner: HttpsConnector<HttpConnector>,
+    within: Duration,
+}
+
+type Connection = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+type ConnectError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Bounded {
+    type Response = Connection;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.inner.call(uri);
+        let within = self.within;
+        Box::pin(async move {
+            match tokio::time::timeout(within, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long").into()),
+            }
+        })
+    }
+}
+
+/// A TCP connection to a loopback address: the demo's own parts talk to each other this way.
+///
+/// # Errors
+/// The address is not a loopback address, or nobody listens.
+pub async fn dial(to: std::net::SocketAddr) -> io::Result<tokio::net::TcpStream> {
+    if !to.ip().is_loopback() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a loopback address"));
+    }
+    let stream = tokio::net::TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

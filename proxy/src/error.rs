@@ -1,0 +1,214 @@
+//! What can go wrong with a request: who is at fault, what the client reads, what the log may hold.
+//!
+//! No variant holds a prompt, a key or text of an upstream, so neither a log line nor a response can.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use postern_wire::chat::Invalid;
+use postern_wire::error::ErrorBody;
+use postern_wire::json::JsonError;
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such path.
+    #[error("There is no such endpoint here. Postern serves POST /v1/chat/completions, GET /v1/models and GET /v1/models/{{id}}.")]
+    NotFound,
+    /// The path exists, the method does not.
+    #[error("This endpoint takes {0} requests only.")]
+    Method(&'static str),
+    /// The body is not announced as JSON.
+    #[error("Send the body as `Content-Type: application/json`.")]
+    MediaType,
+    /// A sealed payload, which this version cannot open.
+    #[error("This gateway does not open sealed payloads yet. Send plain JSON over the mutually authenticated connection.")]
+    SealedUnsupported,
+    /// The body is larger than the bound.
+    #[error("The body is larger than {limit} bytes, which is the most that is accepted here.")]
+    TooLarge {
+        /// The bound, in bytes.
+        limit: u64,
+    },
+    /// The client sent too slowly.
+    #[error("The body did not arrive within {} s. Send it faster, or in a smaller request.", .0.as_secs())]
+    ReceiveTimeout(Duration),
+    /// The client broke off while sending.
+    #[error("The body ended before its announced end.")]
+    ReceiveBroken,
+    /// Not a document that we accept.
+    #[error("{0}.")]
+    Json(#[from] JsonError),
+    /// Not a request that we accept.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A `Postern-*` header is not understood.
+    #[error("The header {name} must be {expected}.")]
+    Header {
+        /// Its name.
+        name: &'static str,
+        /// What it may be.
+        expected: String,
+    },
+    /// No rule matches the client's SPIFFE ID.
+    #[error("No rule of this gateway allows the identity of your client certificate. Ask the operator to add it under `identities`.")]
+    IdentityUnknown,
+    /// The label is above what is accepted from this identity.
+    #[error("This request is labelled `{label}`, above the ceiling `{ceiling}` of your identity. Send it from a workstation that may handle `{label}`.")]
+    LabelRefused {
+        /// The request's.
+        label: String,
+        /// The identity's.
+        ceiling: String,
+    },
+    /// Nobody serves the model.
+    #[error("This model is not served here; GET /v1/models lists those that are.")]
+    ModelUnknown,
+    /// A limit of the identity.
+    #[error("The limit of {what} for your identity is reached. Try again in {} s.", retry_after.as_secs().max(1))]
+    RateLimited {
+        /// Which limit.
+        what: &'static str,
+        /// When it helps to come again.
+        retry_after: Duration,
+    },
+    /// A limit of the gateway.
+    #[error("The gateway is handling as many requests as it may. Try again in a second.")]
+    Busy,
+    /// A policy said no.
+    #[error("The policy `{policy}` of this office does not allow this request.")]
+    PolicyDenied {
+        /// Its name.
+        policy: String,
+    },
+    /// A policy with `on_failure: reject` failed.
+    #[error("The policy `{policy}` could not be evaluated, and the request is refused for safety. The operator sees why in the gateway's log.")]
+    PolicyFailed {
+        /// Its name.
+        policy: String,
+    },
+    /// No target may, or can, see the request.
+    #[error("No target here may answer a request labelled `{label}` for this model{}.", if *asked_local { " on this machine" } else { "" })]
+    NoPermittedTarget {
+        /// The request's label.
+        label: String,
+        /// Only the engine was allowed.
+        asked_local: bool,
+    },
+    /// The gateway is offline.
+    #[error("This gateway is offline: only the engine on its own machine may answer, and it does not serve this model.")]
+    Offline,
+    /// The engine is not up yet.
+    #[error("The engine on this machine is starting. Try again in a few seconds.")]
+    EngineStarting,
+    /// Every permitted target was tried.
+    #[error("None of the {tried} permitted targets could answer. Try again in a few seconds.")]
+    UpstreamUnavailable {
+        /// How many.
+        tried: usize,
+    },
+    /// A hard bound on time.
+    #[error("No answer within {} s.", .0.as_secs())]
+    DeadlineExceeded(Duration),
+    /// The target said that the prompt is too long.
+    #[error("The prompt and the tokens asked for do not fit into the model's context. Shorten the conversation or lower `max_tokens`.")]
+    ContextLength,
+    /// The target said that the request is not valid.
+    #[error("The model's server refused the request as not valid for this model. Check its parameters.")]
+    UpstreamRejected,
+    /// The stream broke after its beginning.
+    #[error("The answer broke off before its end, and it could not be continued. What you have is not complete.")]
+    StreamBroken,
+    /// The record could not be written.
+    #[error("The gateway cannot write its records at the moment, and without a record nothing is answered.")]
+    RecordUnavailable,
+}
+
+/// One error as HTTP.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The body.
+    pub body: ErrorBody,
+    /// For the header of that name.
+    pub retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// The fixed word for this error.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.class().1
+    }
+
+    /// The one place where errors become HTTP.
+    #[must_use]
+    pub fn reply(&self) -> Reply {
+        let (status, code, kind) = self.class();
+        let param = match self {
+            Self::Invalid(invalid) => invalid.param.clone(),
+            Self::ModelUnknown => Some("model".to_owned()),
+            _ => None,
+        };
+        let retry_after = match self {
+            Self::RateLimited { retry_after, .. } => Some((*retry_after).max(Duration::from_secs(1))),
+            Self::Busy | Self::RecordUnavailable => Some(Duration::from_secs(1)),
+            Self::EngineStarting | Self::UpstreamUnavailable { .. } => Some(Duration::from_secs(3)),
+            _ => None,
+        };
+        Reply { status, body: ErrorBody { message: self.to_string(), kind, param, code: Some(code) }, retry_after }
+    }
+
+    fn class(&self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        const INVALID: &str = "invalid_request_error";
+        const DENIED: &str = "permission_error";
+        const SERVER: &str = "server_error";
+        match self {
+            Self::NotFound => (S::NOT_FOUND, "unknown_endpoint", INVALID),
+            Self::Method(_) => (S::METHOD_NOT_ALLOWED, "method_not_allowed", INVALID),
+            Self::MediaType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", INVALID),
+            Self::SealedUnsupported => (S::UNSUPPORTED_MEDIA_TYPE, "sealed_payload_unsupported", INVALID),
+            Self::TooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "request_too_large", INVALID),
+            Self::ReceiveTimeout(_) => (S::REQUEST_TIMEOUT, "request_timeout", INVALID),
+            Self::ReceiveBroken => (S::BAD_REQUEST, "request_incomplete", INVALID),
+            Self::Json(JsonError::Syntax { .. }) => (S::BAD_REQUEST, "invalid_json", INVALID),
+            Self::Json(JsonError::DuplicateKey { .. }) => (S::BAD_REQUEST, "duplicate_key", INVALID),
+            Self::Json(JsonError::TooDeep(_)) => (S::BAD_REQUEST, "json_too_deep", INVALID),
+            Self::Json(JsonError::TooMany(_)) => (S::BAD_REQUEST, "json_too_large", INVALID),
+            Self::Invalid(invalid) => (S::BAD_REQUEST, invalid.code, INVALID),
+            Self::Header { .. } => (S::BAD_REQUEST, "invalid_header", INVALID),
+            Self::IdentityUnknown => (S::FORBIDDEN, "identity_unknown", DENIED),
+            Self::LabelRefused { .. } => (S::BAD_REQUEST, "label_refused", INVALID),
+            Self::ModelUnknown => (S::NOT_FOUND, "model_not_found", INVALID),
+            Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded", "rate_limit_error"),
+            Self::Busy => (S::SERVICE_UNAVAILABLE, "gateway_busy", SERVER),
+            Self::PolicyDenied { .. } | Self::PolicyFailed { .. } => (S::FORBIDDEN, "policy_denied", DENIED),
+            Self::NoPermittedTarget { .. } => (S::FORBIDDEN, "no_permitted_target", DENIED),
+            Self::Offline => (S::SERVICE_UNAVAILABLE, "offline", SERVER),
+            Self::EngineStarting => (S::SERVICE_UNAVAILABLE, "engine_starting", SERVER),
+            Self::UpstreamUnavailable { .. } => (S::SERVICE_UNAVAILABLE, "upstream_unavailable", SERVER),
+            Self::DeadlineExceeded(_) => (S::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER),
+            Self::ContextLength => (S::BAD_REQUEST, "context_length_exceeded", INVALID),
+            Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),
+            Self::StreamBroken => (S::BAD_GATEWAY, "stream_broken", SERVER),
+            Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_an_openai_error_and_says_when_to_come_again() {
+        let reply = Error::RateLimited { what: "requests a minute", retry_after: Duration::from_millis(1) }.reply();
+        assert_eq!((reply.status.as_u16(), reply.body.code), (429, Some("rate_limit_exceeded")));
+        assert_eq!(reply.retry_after, Some(Duration::from_secs(1)));
+        let invalid = Invalid { message: "m".into(), param: Some("n".into()), code: "invalid_value" };
+        let reply = Error::from(invalid).reply();
+        assert_eq!((reply.status.as_u16(), reply.body.param.as_deref()), (400, Some("n")));
+    }
+}

@@ -1,0 +1,110 @@
+//! The books of one request: opened when it is known who asks, closed exactly once, however it ends. Dropping them
+//! unclosed means that the client went away.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::admission::Admitted;
+use crate::audit::{Outcome, Place, RecordId};
+use crate::error::Error;
+use crate::telemetry::metrics::{InFlight, Metrics};
+
+/// One request's books.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Names it.
+    pub record: RecordId,
+    /// When its headers had come.
+    pub started: Instant,
+    /// What will be written.
+    pub outcome: Outcome,
+    /// Where it was placed; `none` until that is known.
+    pub placement: &'static str,
+    /// What it may use.
+    pub admitted: Option<Admitted>,
+    place: Place,
+    metrics: Arc<Metrics>,
+    _in_flight: InFlight,
+    closed: bool,
+}
+
+impl Exchange {
+    /// Opens the books.
+    #[must_use]
+    pub fn open(record: RecordId, started: Instant, place: Place, identity: String, metrics: Arc<Metrics>) -> Self {
+        let in_flight = metrics.request_begins();
+        let outcome = Outcome { identity, ..Outcome::default() };
+        Self { record, started, outcome, placement: "none", admitted: None, place, metrics, _in_flight: in_flight, closed: false }
+    }
+
+    /// The first token is about to be sent.
+    pub fn first_token(&mut self) {
+        if self.outcome.ttft_ms.is_none() {
+            let after = self.started.elapsed();
+            self.outcome.ttft_ms = Some(milliseconds(after));
+            self.metrics.first_token(self.target(), after);
+        }
+    }
+
+    /// Notes the usage that a target counted, if `answer` has it.
+    pub fn note_usage(&mut self, answer: &Value) {
+        let count = |field: &str| answer.pointer(field).and_then(Value::as_u64);
+        self.outcome.prompt_tokens = count("/usage/prompt_tokens").or(self.outcome.prompt_tokens);
+        self.outcome.completion_tokens = count("/usage/completion_tokens").or(self.outcome.completion_tokens);
+    }
+
+    /// It was answered to the end.
+    pub fn answered(&mut self) {
+        self.outcome.status = Some(200);
+        self.close("answered");
+    }
+
+    /// It was refused or could not be answered; nothing but the error was sent.
+    pub fn refused(&mut self, error: &Error) {
+        let status = error.reply().status;
+        self.outcome.status = Some(status.as_u16());
+        self.outcome.code = Some(error.code());
+        self.close(if status.is_server_error() { "failed" } else { "refused" });
+    }
+
+    /// The answer broke after its beginning.
+    pub fn broken(&mut self, error: &Error) {
+        self.outcome.status = Some(200);
+        self.outcome.code = Some(error.code());
+        self.close("broken");
+    }
+
+    fn target(&self) -> &str {
+        self.outcome.target.as_deref().unwrap_or("none")
+    }
+
+    fn close(&mut self, result: &'static str) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        self.outcome.result = result;
+        self.outcome.duration_ms = milliseconds(self.started.elapsed());
+        if let Some(admitted) = &mut self.admitted {
+            // What a target counted; else what was reserved stays spent, since nobody knows better.
+            if let (Some(prompt), Some(completion)) = (self.outcome.prompt_tokens, self.outcome.completion_tokens) {
+                admitted.settle(prompt.saturating_add(completion));
+            } else if result == "refused" {
+                admitted.settle(0);
+            }
+        }
+        self.metrics.request_ends(self.placement, self.target(), result, self.started);
+        self.place.outcome(self.record, &self.outcome);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.close("client_gone");
+    }
+}
+
+fn milliseconds(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1e6).round() / 1e3
+}

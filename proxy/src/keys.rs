@@ -1,0 +1,106 @@
+//! Keys of one installation: what is remembered or recorded of a text is a keyed hash of it, and each use has a key of
+//! its own, so that no value from one place can be looked up in another.
+
+use std::io;
+use std::path::Path;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+/// Makes keyed hashes. The root key is made at first start and kept in `state_dir`.
+pub struct Keys(Zeroizing<[u8; 32]>);
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Keys(…)")
+    }
+}
+
+impl Keys {
+    /// Reads the root key, or makes it.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or is not a key.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        let path = state_dir.join("root.key");
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                let key: [u8; 32] = bytes
+                    .try_into()
+                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key", path.display())))?;
+                Ok(Self(Zeroizing::new(key)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let keys = Self::random();
+                write_once(&path, keys.0.as_slice())?;
+                Ok(keys)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A key for this process only.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Zeroizing::new(rand::random()))
+    }
+
+    /// HMAC-SHA256 (RFC 2104) of `parts`, each preceded by its length so that no two lists of parts coincide.
+    /// `purpose` keeps the uses apart.
+    #[must_use]
+    pub fn hash(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {
+        // A key shorter than a block is padded with zeros (RFC 2104, section 2).
+        let mut block = Zeroizing::new([0; 64]);
+        block[..32].copy_from_slice(self.0.as_slice());
+        let mut mac = Hmac::<Sha256>::new((&*block).into());
+        for part in std::iter::once(purpose.as_bytes()).chain(parts.iter().copied()) {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    }
+
+    /// [`hash`](Self::hash) as 16 lower-case hexadecimal digits, for records.
+    #[must_use]
+    pub fn short_hash(&self, purpose: &str, parts: &[&[u8]]) -> String {
+        let hash = self.hash(purpose, parts);
+        hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Whole or absent, and readable by nobody else.
+fn write_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let beside = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_and_purposes_do_not_run_together() {
+        let keys = Keys::random();
+        let hash = |purpose, parts: &[&[u8]]| keys.hash(purpose, parts);
+        assert_eq!(hash("a", &[b"bc"]), hash("a", &[b"bc"]));
+        assert_ne!(hash("a", &[b"bc"]), hash("a", &[b"b", b"c"]));
+        assert_ne!(hash("a", &[b"bc"]), hash("ab", &[b"c"]));
+        assert_ne!(hash("a", &[b"bc"]), Keys::random().hash("a", &[b"bc"]));
+    }
+
+    #[test]
+    fn the_key_outlives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Keys::open(dir.path()).unwrap().short_hash("p", &[b"x"]);
+        assert_eq!(Keys::open(dir.path()).unwrap().short_hash("p", &[b"x"]), first);
+        std::fs::write(dir.path().join("root.key"), b"short").unwrap();
+        assert!(Keys::open(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,34 @@
+//! Postern: the AI egress point of a branch office.
+//!
+//! Read [`pipeline`] first: it is the way of a request from top to bottom, and every step is a module of that name.
+//! [`supervise`] is the process tree, [`config`] what an operator writes, [`classify::clearance`] and `egress` the wall.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod admission;
+pub mod audit;
+pub mod cache;
+pub mod classify;
+pub mod cli;
+pub mod config;
+mod connection;
+pub mod decide;
+pub mod demo;
+pub mod dispatch;
+mod egress;
+pub mod error;
+pub mod exchange;
+pub mod gateway;
+pub mod keys;
+mod listener;
+pub mod open;
+pub mod pipeline;
+pub mod redact;
+pub mod request;
+pub mod response;
+pub mod route;
+pub mod serve;
+pub mod supervise;
+pub mod telemetry;
+pub mod tls;
+pub mod upstream;

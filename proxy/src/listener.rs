@@ -1,0 +1,87 @@
+//! Accepts connections, proves who is there, and hands them on. Bounded in number and in the time of a handshake.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_certs::{Clock as _, SpiffeId, SystemClock, verify};
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connection;
+use crate::gateway::Gateway;
+use crate::tls::Certificate;
+
+/// For a whole handshake.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// After an error of accept, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(50);
+/// No connection lives longer, so that load moves and rules take hold.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// Serves until `drain` is cancelled; every connection is then a task of `connections`, ending by itself.
+pub async fn serve(
+    gateway: Arc<Gateway>,
+    certificate: Arc<Certificate>,
+    listener: TcpListener,
+    drain: CancellationToken,
+    connections: TaskTracker,
+) {
+    let places = Arc::new(Semaphore::new(gateway.config.limits.connections));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        // Full: the connection is closed at once, which costs the client less than waiting would.
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        connections.spawn(greet(gateway.clone(), certificate.clone(), stream, place, drain.clone()));
+    }
+}
+
+async fn greet(
+    gateway: Arc<Gateway>,
+    certificate: Arc<Certificate>,
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+    drain: CancellationToken,
+) {
+    // Small writes (one token) must not wait for an acknowledgement of the last.
+    let _best_effort = stream.set_nodelay(true);
+    let current = certificate.current();
+    let acceptor = TlsAcceptor::from(current.tls.clone());
+    let stream = match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "a handshake failed"),
+        Err(_) => return tracing::debug!("a handshake took too long"),
+    };
+    let (id, not_after) = match peer(&stream) {
+        Ok(peer) => peer,
+        Err(error) => return tracing::info!(%error, "a client's certificate names no identity"),
+    };
+    let now = SystemClock.now();
+    let until = not_after.min(current.not_after);
+    let life = Duration::try_from(until - now).unwrap_or_default().min(MAX_AGE);
+    connection::serve(gateway, stream, id, life, drain).await;
+}
+
+fn peer(stream: &TlsStream<TcpStream>) -> Result<(SpiffeId, OffsetDateTime), String> {
+    let (_, session) = stream.get_ref();
+    let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or("no certificate")?;
+    let id = verify::peer_id(leaf).map_err(|error| error.to_string())?;
+    let (_, not_after) = verify::validity(leaf).map_err(|error| error.to_string())?;
+    Ok((id, not_after))
+}

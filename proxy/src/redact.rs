@@ -1,0 +1,271 @@
+//! What policies find in the text is masked before anything leaves, and kept in a vault for the way back.
+//!
+//! Every JSON string of the request is looked at, keys as well: tool descriptions, names, schemas, unknown fields.
+
+pub mod restore;
+pub mod vault;
+
+use std::collections::BTreeMap;
+
+use postern_plugins::{Span, TextSegment};
+use serde_json::{Map, Value};
+
+use crate::classify::ClassifiedRequest;
+use crate::classify::label::Label;
+use crate::classify::Source;
+use crate::error::Error;
+use crate::keys::Keys;
+use crate::route::{Policies, Said};
+use vault::{Suffix, Vault};
+
+/// Words of the API itself. They say nothing about anybody, and most strings of a request are among them.
+const API_WORDS: [&str; 24] = [
+    "model", "messages", "role", "content", "user", "assistant", "system", "developer", "tool", "type", "text", "stream",
+    "temperature", "top_p", "max_tokens", "max_completion_tokens", "tools", "function", "name", "description",
+    "parameters", "properties", "stream_options", "include_usage",
+];
+
+/// A request whose text may leave, as far as masking goes. Made only by [`mask`].
+#[derive(Debug)]
+pub struct MaskedRequest {
+    classified: ClassifiedRequest,
+    masked: Option<Map<String, Value>>,
+    spans: Vec<Span>,
+    vault: Vault,
+    counts: BTreeMap<String, u64>,
+    said: Vec<Said>,
+    complete: bool,
+}
+
+impl MaskedRequest {
+    /// What was classified.
+    #[must_use]
+    pub fn classified(&self) -> &ClassifiedRequest {
+        &self.classified
+    }
+
+    /// The request with placeholders.
+    #[must_use]
+    pub fn body(&self) -> &Map<String, Value> {
+        self.masked.as_ref().unwrap_or_else(|| self.classified.request().chat.body())
+    }
+
+    /// The request with the placeholders of the cache, which are the same in every conversation.
+    #[must_use]
+    pub fn canonical_body(&self) -> Map<String, Value> {
+        let plain = self.classified.request().chat.body();
+        if self.spans.is_empty() { plain.clone() } else { replaced(plain, &self.spans, &self.vault, Suffix::Cache) }
+    }
+
+    /// Placeholder → value.
+    #[must_use]
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// How many values of each kind were masked.
+    #[must_use]
+    pub fn counts(&self) -> &BTreeMap<String, u64> {
+        &self.counts
+    }
+
+    /// What each redaction policy said.
+    #[must_use]
+    pub fn said(&self) -> &[Said] {
+        &self.said
+    }
+
+    /// False if a policy failed that should have looked: then the text stays on this machine.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Joins `label` to the request's.
+    pub(crate) fn raise(&mut self, label: Label, source: Source) {
+        self.classified.raise(label, source);
+    }
+}
+
+/// One string of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Its number in the order of the walk.
+    pub id: u32,
+    /// The role of the message that it is in; empty elsewhere.
+    pub role: &'a str,
+    /// The text.
+    pub text: &'a str,
+}
+
+/// Every string that could say something about somebody.
+#[must_use]
+pub fn segments(body: &Map<String, Value>) -> Vec<Segment<'_>> {
+    let mut found = Vec::new();
+    let mut id = 0;
+    walk(body, "", &mut |role, text| {
+        if !API_WORDS.contains(&text) {
+            found.push(Segment { id, role, text });
+        }
+        id += 1;
+    });
+    found
+}
+
+/// Lets every redaction policy look at the request, and masks what they find.
+///
+/// # Errors
+/// A policy failed whose configuration says `on_failure: reject`.
+pub async fn mask(keys: &Keys, policies: &Policies, classified: ClassifiedRequest) -> Result<MaskedRequest, Error> {
+    let tenant = classified.request().peer.tenant.clone();
+    let mut vault = Vault::new(keys, &tenant, classified.conversation());
+    if !policies.redact() {
+        let counts = BTreeMap::new();
+        return Ok(MaskedRequest { classified, masked: None, spans: Vec::new(), vault, counts, said: Vec::new(), complete: true });
+    }
+    let body = classified.request().chat.body();
+    let segments: Vec<TextSegment> = segments(body)
+        .into_iter()
+        .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.to_owned() })
+        .collect();
+    let found = policies.find(&segments).await?;
+    let spans = merged(found.spans);
+    let mut counts = BTreeMap::new();
+    let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
+    for span in &spans {
+        if let Some(value) = texts.get(&span.segment).and_then(|text| text.get(span.start as usize..span.end as usize)) {
+            vault.keep(&span.kind, value);
+            *counts.entry(span.kind.clone()).or_insert(0) += 1;
+        }
+    }
+    let masked = (!spans.is_empty()).then(|| replaced(body, &spans, &vault, Suffix::Wire));
+    Ok(MaskedRequest { classified, masked, spans, vault, counts, said: found.said, complete: found.complete })
+}
+
+/// Several policies may find the same or overlapping spans: what any of them found is masked, as one.
+fn merged(mut spans: Vec<Span>) -> Vec<Span> {
+    spans.sort_by_key(|span| (span.segment, span.start, std::cmp::Reverse(span.end)));
+    let mut out: Vec<Span> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match out.last_mut() {
+            Some(last) if last.segment == span.segment && span.start < last.end => last.end = last.end.max(span.end),
+            _ if span.start < span.end => out.push(span),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Calls `visit` with the role in force and each string, keys before their values. [`rewrite`] goes the same way.
+fn walk<'a>(members: &'a Map<String, Value>, role: &'a str, visit: &mut impl FnMut(&'a str, &'a str)) {
+    let role = members.get("role").and_then(Value::as_str).unwrap_or(role);
+    for (key, value) in members {
+        visit(role, key);
+        walk_value(value, role, visit);
+    }
+}
+
+fn walk_value<'a>(value: &'a Value, role: &'a str, visit: &mut impl FnMut(&'a str, &'a str)) {
+    match value {
+        Value::String(text) => visit(role, text),
+        Value::Array(items) => items.iter().for_each(|item| walk_value(item, role, visit)),
+        Value::Object(members) => walk(members, role, visit),
+        _ => {}
+    }
+}
+
+/// A copy of `body` in which every span is a placeholder.
+fn replaced(body: &Map<String, Value>, spans: &[Span], vault: &Vault, suffix: Suffix) -> Map<String, Value> {
+    let mut id = 0;
+    let mut rest = spans;
+    rewrite(body, &mut |text| {
+        let here = rest.iter().take_while(|span| span.segment == id).count();
+        let (mine, others) = rest.split_at_checked(here).unwrap_or((rest, &[]));
+        rest = others;
+        id += 1;
+        if mine.is_empty() { text.to_owned() } else { mask_text(text, mine, vault, suffix) }
+    })
+}
+
+fn mask_text(text: &str, spans: &[Span], vault: &Vault, suffix: Suffix) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut done = 0;
+    for span in spans {
+        let (start, end) = (span.start as usize, span.end as usize);
+        let (Some(before), Some(value)) = (text.get(done..start), text.get(start..end)) else { continue };
+        out.push_str(before);
+        out.push_str(&vault.placeholder(&span.kind, value, suffix));
+        done = end;
+    }
+    out.push_str(text.get(done..).unwrap_or_default());
+    out
+}
+
+fn rewrite(members: &Map<String, Value>, each: &mut impl FnMut(&str) -> String) -> Map<String, Value> {
+    let mut out = Map::new();
+    for (key, value) in members {
+        let key = each(key);
+        let value = rewrite_value(value, each);
+        out.insert(key, value);
+    }
+    out
+}
+
+fn rewrite_value(value: &Value, each: &mut impl FnMut(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(each(text)),
+        Value::Array(items) => Value::Array(items.iter().map(|item| rewrite_value(item, each)).collect()),
+        Value::Object(members) => Value::Object(rewrite(members, each)),
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::classify::Conversation;
+
+    fn span(segment: u32, start: u32, end: u32) -> Span {
+        Span { segment, start, end, kind: "email".into() }
+    }
+
+    #[test]
+    fn every_string_is_a_segment_but_the_words_of_the_api() {
+        let body = json!({
+            "model": "m", "messages": [{"role": "user", "name": "Ann", "content": [{"type": "text", "text": "Hi"}]}],
+            "tools": [{"function": {"description": "Call Bob", "parameters": {"properties": {"bob@x.org": {}}}}}],
+            "new_field": ["Carl"],
+        });
+        let body = body.as_object().unwrap();
+        let texts: Vec<_> = segments(body).into_iter().map(|s| (s.role, s.text)).collect();
+        let wanted = [("", "m"), ("user", "Ann"), ("user", "Hi"), ("", "Call Bob"), ("", "bob@x.org"), ("", "new_field"), ("", "Carl")];
+        assert_eq!(texts, wanted);
+    }
+
+    #[test]
+    fn spans_are_masked_where_they_stand_in_keys_and_values() {
+        let body = json!({"messages": [{"role": "user", "content": "to a@b.c and d@e.f, a@b.c"}], "a@b.c": 1});
+        let body = body.as_object().unwrap();
+        let segments = segments(body);
+        let (content, key) = (segments[0].id, segments[1].id);
+        let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
+        let spans = merged(vec![span(key, 0, 5), span(content, 20, 25), span(content, 3, 8), span(content, 13, 18), span(content, 4, 6)]);
+        for value in ["a@b.c", "d@e.f"] {
+            vault.keep("email", value);
+        }
+        let masked = replaced(body, &spans, &vault, Suffix::Wire);
+        let [first, second] = ["a@b.c", "d@e.f"].map(|value| vault.placeholder("email", value, Suffix::Wire));
+        assert_eq!(masked["messages"][0]["content"], format!("to {first} and {second}, {first}"));
+        assert_eq!(masked[&first], 1);
+        assert!(!Value::Object(masked).to_string().contains('@'));
+    }
+
+    #[test]
+    fn overlapping_finds_become_one() {
+        let spans = merged(vec![span(1, 5, 9), span(1, 0, 6), span(1, 9, 12), span(2, 0, 3), span(2, 1, 1)]);
+        let ends: Vec<_> = spans.iter().map(|s| (s.segment, s.start, s.end)).collect();
+        assert_eq!(ends, [(1, 0, 9), (1, 9, 12), (2, 0, 3)]);
+    }
+}

@@ -1,0 +1,274 @@
+//! Placeholders → values, in an answer that arrives in pieces.
+//!
+//! A placeholder may be split over any number of pieces, so text from a `[` on is held back for as long as it can still
+//! become one: at most [`MAX_PLACEHOLDER`] bytes, and nothing else ever waits.
+//!
+//! Not restored inside a URL, a link target or an HTML tag: a model could be talked into writing an address that carries
+//! the value to somebody else as soon as a client shows it.
+
+use super::vault::{KIND_LEN, NUMBER_LEN, SUFFIX_LEN, Suffix, Vault};
+
+/// The longest placeholder: brackets, two underscores, and the parts between.
+const MAX_PLACEHOLDER: usize = 4 + KIND_LEN + NUMBER_LEN + SUFFIX_LEN;
+
+/// What became of one piece.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// For the client: with values.
+    pub restored: String,
+    /// For the cache: with the placeholders of the cache.
+    pub cacheable: String,
+}
+
+/// Restores one text, such as the content of one choice.
+#[derive(Debug)]
+pub struct Restorer {
+    from: Suffix,
+    held: String,
+    place: Place,
+    restored: u64,
+    foreign: bool,
+}
+
+impl Restorer {
+    /// `from` says whose placeholders the text has.
+    #[must_use]
+    pub fn new(from: Suffix) -> Self {
+        Self { from, held: String::new(), place: Place::default(), restored: 0, foreign: false }
+    }
+
+    /// Takes the next piece, and gives out what is certain by now.
+    pub fn push(&mut self, vault: &Vault, text: &str) -> Piece {
+        let mut out = Piece::default();
+        let input = std::mem::take(&mut self.held) + text;
+        let mut rest = input.as_str();
+        while let Some((before, from_bracket)) = rest.find('[').and_then(|at| rest.split_at_checked(at)) {
+            self.give(before, &mut out);
+            match shape(from_bracket) {
+                Shape::Beginning => {
+                    self.held = from_bracket.to_owned();
+                    return out;
+                }
+                Shape::Whole(len) => {
+                    let (candidate, after) = from_bracket.split_at_checked(len).unwrap_or((from_bracket, ""));
+                    self.replace(vault, candidate, &mut out);
+                    rest = after;
+                }
+                Shape::Other => {
+                    let (bracket, after) = from_bracket.split_at_checked(1).unwrap_or((from_bracket, ""));
+                    self.give(bracket, &mut out);
+                    rest = after;
+                }
+            }
+        }
+        self.give(rest, &mut out);
+        out
+    }
+
+    /// The text has ended: what was held back was no placeholder.
+    pub fn finish(&mut self) -> Piece {
+        let mut out = Piece::default();
+        let held = std::mem::take(&mut self.held);
+        self.give(&held, &mut out);
+        out
+    }
+
+    /// How many placeholders were restored.
+    #[must_use]
+    pub fn restored(&self) -> u64 {
+        self.restored
+    }
+
+    /// True if the text has a placeholder that is not of this request: such an answer is not cached.
+    #[must_use]
+    pub fn saw_foreign(&self) -> bool {
+        self.foreign
+    }
+
+    fn give(&mut self, text: &str, out: &mut Piece) {
+        self.place.pass(text);
+        out.restored.push_str(text);
+        out.cacheable.push_str(text);
+    }
+
+    fn replace(&mut self, vault: &Vault, candidate: &str, out: &mut Piece) {
+        let Some((value, cacheable)) = vault.look_up(candidate, self.from) else {
+            self.foreign = true;
+            return self.give(candidate, out);
+        };
+        out.cacheable.push_str(&cacheable);
+        if self.place.is_address() {
+            self.place.pass(candidate);
+            out.restored.push_str(candidate);
+        } else {
+            self.place.pass(value);
+            out.restored.push_str(value);
+            self.restored += 1;
+        }
+    }
+}
+
+enum Shape {
+    /// A placeholder of this many bytes.
+    Whole(usize),
+    /// Could become one.
+    Beginning,
+    /// Is none, and cannot become one.
+    Other,
+}
+
+/// Does `text`, which begins with `[`, begin with `[KIND_NUMBER_SUFFIX]`?
+fn shape(text: &str) -> Shape {
+    let bytes = text.as_bytes().get(..text.len().min(MAX_PLACEHOLDER + 1)).unwrap_or_default();
+    let mut at = 1;
+    let run = |at: usize, most: usize, class: fn(u8) -> bool| {
+        bytes.iter().skip(at).take(most + 1).take_while(|byte| class(**byte)).count()
+    };
+    let parts: [(usize, usize, fn(u8) -> bool, u8); 3] = [
+        (1, KIND_LEN, |b| b.is_ascii_uppercase(), b'_'),
+        (1, NUMBER_LEN, |b| b.is_ascii_digit(), b'_'),
+        (SUFFIX_LEN, SUFFIX_LEN, |b| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b), b']'),
+    ];
+    for (least, most, class, end) in parts {
+        let len = run(at, most, class);
+        at += len;
+        match bytes.get(at) {
+            _ if len > most => return Shape::Other,
+            None => return Shape::Beginning,
+            Some(byte) if *byte == end && len >= least => at += 1,
+            Some(_) => return Shape::Other,
+        }
+    }
+    Shape::Whole(at)
+}
+
+/// Where in the text we are, as far as it matters: inside something that a client may follow or load by itself?
+#[derive(Debug, Default)]
+struct Place {
+    last: [char; 2],
+    in_url: bool,
+    in_link: bool,
+    in_tag: bool,
+}
+
+impl Place {
+    fn is_address(&self) -> bool {
+        self.in_url || self.in_link || self.in_tag
+    }
+
+    fn pass(&mut self, text: &str) {
+        for c in text.chars() {
+            match (self.last, c) {
+                ([':', '/'], '/') => self.in_url = true,
+                ([_, ']'], '(') => self.in_link = true,
+                ([_, ']'], ':') => self.in_link = true,
+                ([_, '<'], c) if c.is_alphabetic() || c == '/' || c == '!' => self.in_tag = true,
+                _ => {}
+            }
+            if c.is_whitespace() {
+                self.in_url = false;
+            }
+            if c == ')' || c == '\n' {
+                self.in_link = false;
+            }
+            if c == '>' {
+                self.in_tag = false;
+            }
+            self.last = [self.last[1], c];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::classify::Conversation;
+    use crate::keys::Keys;
+
+    fn vault() -> Vault {
+        let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
+        vault.keep("email", "ann@example.org");
+        vault.keep("phone", "+86 138 0013 8000");
+        vault
+    }
+
+    fn restore(vault: &Vault, pieces: &[&str]) -> (Piece, bool) {
+        let mut restorer = Restorer::new(Suffix::Wire);
+        let mut all = Piece::default();
+        let mut add = |piece: Piece| {
+            all.restored.push_str(&piece.restored);
+            all.cacheable.push_str(&piece.cacheable);
+        };
+        for piece in pieces {
+            add(restorer.push(vault, piece));
+        }
+        add(restorer.finish());
+        (all, restorer.saw_foreign())
+    }
+
+    #[test]
+    fn nothing_waits_that_cannot_become_a_placeholder() {
+        let (vault, mut restorer) = (vault(), Restorer::new(Suffix::Wire));
+        for text in ["plain ", "a[0] ", "[x", "[EMAIL-", "[EMAIL_1_ABC", "]"] {
+            assert_eq!(restorer.push(&vault, text).restored, text);
+        }
+        assert_eq!(restorer.push(&vault, "see [EMAI").restored, "see ");
+        assert_eq!(restorer.push(&vault, "L!").restored, "[EMAIL!");
+        assert_eq!(restorer.push(&vault, "[PHONE_1").restored, "");
+        assert_eq!(restorer.finish().restored, "[PHONE_1");
+    }
+
+    #[test]
+    fn what_looks_like_a_placeholder_but_is_not_ours_stays_and_is_noticed() {
+        let (piece, foreign) = restore(&vault(), &["[EMAIL_1_aaaaaaaa] [EMAIL_9_"]);
+        assert_eq!((piece.restored.as_str(), foreign), ("[EMAIL_1_aaaaaaaa] [EMAIL_9_", true));
+    }
+
+    #[test]
+    fn addresses_keep_the_placeholder() {
+        let vault = vault();
+        let p = vault.placeholder("email", "ann@example.org", Suffix::Wire);
+        for before in ["https://x.org/?q=", "![i](", "[a](/b?", "<img src=\"", "<a href='", "[r]: x"] {
+            let (piece, _) = restore(&vault, &[before, &p]);
+            assert_eq!(piece.restored, format!("{before}{p}"));
+        }
+        for before in ["https://x.org/ ", "[a](/b) ", "<b>", "1 < 2 and ", "mail: "] {
+            let (piece, _) = restore(&vault, &[before, &p]);
+            assert_eq!(piece.restored, format!("{before}ann@example.org"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn where_the_answer_is_cut_does_not_matter(
+            words in proptest::collection::vec(0usize..7, 0..12),
+            cuts in proptest::collection::vec(0usize..400, 0..40),
+        ) {
+            let vault = vault();
+            let mail = vault.placeholder("email", "ann@example.org", Suffix::Wire);
+            let phone = vault.placeholder("phone", "+86 138 0013 8000", Suffix::Wire);
+            let words: Vec<&str> = words
+                .into_iter()
+                .map(|word| ["[", "四[EM", " and ", "]", "[EMAIL_1_", mail.as_str(), phone.as_str()][word])
+                .collect();
+            let text = words.concat();
+            let mut cuts: Vec<_> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<_> = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            let (whole, _) = restore(&vault, &[&text]);
+            prop_assert_eq!(&restore(&vault, &pieces).0, &whole);
+            let expected = text.replace(&mail, "ann@example.org").replace(&phone, "+86 138 0013 8000");
+            prop_assert_eq!(whole.restored, expected);
+        }
+
+        #[test]
+        fn little_is_ever_held_back(text in "[\\[A-Z_0-9a-z\\]]{0,300}") {
+            let mut restorer = Restorer::new(Suffix::Wire);
+            let given = restorer.push(&vault(), &text).restored.len();
+            prop_assert!(text.len() - given <= MAX_PLACEHOLDER);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Bytes → one checked tree, with what the headers say about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use postern_certs::spiffe::SpiffeId;
+use postern_wire::chat::ChatRequest;
+use postern_wire::json;
+
+use crate::classify::label::Label;
+use crate::config::file::IdentityLimits;
+use crate::config::{Config, Placement};
+use crate::error::Error;
+use crate::open::OpenedRequest;
+
+/// The most values (and keys) of one request.
+const MAX_JSON_VALUES: usize = 200_000;
+/// The longest `Postern-Conversation`.
+const MAX_CONVERSATION: usize = 200;
+
+/// Who asks, and what the rules say of them.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// From the client certificate.
+    pub id: SpiffeId,
+    /// Whose cache, vault, budgets.
+    pub tenant: Arc<str>,
+    /// Nothing from them is below this.
+    pub floor: Label,
+    /// Nothing above this is accepted from them.
+    pub ceiling: Label,
+    /// Their rates.
+    pub limits: IdentityLimits,
+}
+
+impl Peer {
+    /// All rules that match apply: floors join, the tightest ceiling and limits win, the first tenant named counts.
+    ///
+    /// # Errors
+    /// [`Error::IdentityUnknown`] if no rule matches.
+    pub fn resolve(config: &Config, id: &SpiffeId) -> Result<Self, Error> {
+        let mut rules = config.identities.iter().filter(|rule| rule.pattern.matches(id));
+        let first = rules.next().ok_or(Error::IdentityUnknown)?;
+        let mut tenant = first.tenant.clone();
+        let (mut floor, mut ceiling, mut limits) = (first.floor, first.ceiling, first.limits);
+        for rule in rules {
+            tenant = tenant.or_else(|| rule.tenant.clone());
+            floor = floor.join(rule.floor);
+            ceiling = ceiling.min(rule.ceiling);
+            limits = IdentityLimits {
+                requests_per_minute: tighter(limits.requests_per_minute, rule.limits.requests_per_minute),
+                tokens_per_minute: tighter(limits.tokens_per_minute, rule.limits.tokens_per_minute),
+                concurrency: tighter(limits.concurrency, rule.limits.concurrency),
+            };
+        }
+        let tenant = tenant.unwrap_or_else(|| id.to_string()).into();
+        Ok(Self { id: id.clone(), tenant, floor, ceiling, limits })
+    }
+}
+
+fn tighter<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// What `Postern-*` headers of a request say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Raises the label.
+    pub label: Option<Label>,
+    /// Narrows the placement.
+    pub placement: Option<Placement>,
+    /// The conversation that this belongs to.
+    pub conversation: Option<String>,
+}
+
+/// A request that is well-formed. Nothing is known yet of what it may reveal.
+#[derive(Debug)]
+pub struct ParsedRequest {
+    /// Who asks.
+    pub peer: Peer,
+    /// What is asked.
+    pub chat: ChatRequest,
+    /// What the headers say.
+    pub marks: Marks,
+}
+
+impl ParsedRequest {
+    /// Parses what was opened.
+    ///
+    /// # Errors
+    /// The body is not JSON that we accept, not a request that we accept, or a header is not understood.
+    pub fn parse(config: &Config, peer: Peer, opened: &OpenedRequest) -> Result<Self, Error> {
+        let marks = marks(config, &opened.headers)?;
+        let limits = json::Limits { depth: config.limits.json_depth, values: MAX_JSON_VALUES };
+        let tree = json::parse(&opened.body, &limits)?;
+        let chat = ChatRequest::from_json(tree, config.limits.messages)?;
+        if !config.knows_model(&chat.model) {
+            return Err(Error::ModelUnknown);
+        }
+        Ok(Self { peer, chat, marks })
+    }
+}
+
+/// Reads a whole body, within its bounds.
+///
+/// # Errors
+/// It is larger than `limit` bytes, takes longer than `within`, or breaks off.
+pub async fn read_body(body: Incoming, limit: u64, within: Duration) -> Result<Bytes, Error> {
+    // Said before a byte is read: who announces too much need not send it.
+    if body.size_hint().lower() > limit {
+        return Err(Error::TooLarge { limit });
+    }
+    let bound = usize::try_from(limit).unwrap_or(usize::MAX);
+    match tokio::time::timeout(within, Limited::new(body, bound).collect()).await {
+        Err(_) => Err(Error::ReceiveTimeout(within)),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(Error::TooLarge { limit }),
+        Ok(Err(_)) => Err(Error::ReceiveBroken),
+    }
+}
+
+fn marks(config: &Config, headers: &HeaderMap) -> Result<Marks, Error> {
+    let label = match single(headers, "postern-label")? {
+        Some(name) => Some(config.labels.by_name(name).ok_or_else(|| Error::Header {
+            name: "Postern-Label",
+            expected: format!("one of: {}", config.labels.names().join(", ")),
+        })?),
+        None => None,
+    };
+    let placement = match single(headers, "postern-placement")? {
+        Some("cloud") => Some(Placement::Cloud),
+        Some("edge-first") => Some(Placement::EdgeFirst),
+        Some("local") => Some(Placement::Local),
+        Some(_) => {
+            let expected = "cloud, edge-first or local".to_owned();
+            return Err(Error::Header { name: "Postern-Placement", expected });
+        }
+        None => None,
+    };
+    let conversation = match single(headers, "postern-conversation")? {
+        Some(id) if (1..=MAX_CONVERSATION).contains(&id.len()) => Some(id.to_owned()),
+        Some(_) => {
+            let expected = format!("1 to {MAX_CONVERSATION} visible ASCII characters");
+            return Err(Error::Header { name: "Postern-Conversation", expected });
+        }
+        None => None,
+    };
+    Ok(Marks { label, placement, conversation })
+}
+
+/// The value of a header that may stand once. Sent twice, it could say two things.
+fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, Error> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    match (value.to_str(), values.next()) {
+        (Ok(text), None) => Ok(Some(text.trim())),
+        _ => Err(Error::Header { name, expected: "sent once, in visible ASCII".to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config() -> Config {
+        let text = "
+listen: 127.0.0.1:0
+admin: 127.0.0.1:0
+state_dir: state
+trust: {domain: b.example}
+identities:
+  - {match: 'spiffe://b.example/clerk/*', floor: internal, limits: {concurrency: 8}}
+  - {match: 'spiffe://b.example/clerk/amy', tenant: amy, ceiling: confidential, limits: {concurrency: 4, requests_per_minute: 9}}
+engine: {model: m, models: [chat]}
+";
+        crate::config::parse(text, Path::new("postern.yaml")).unwrap()
+    }
+
+    #[test]
+    fn all_rules_that_match_apply() {
+        let config = config();
+        let peer = |id: &str| Peer::resolve(&config, &id.parse().unwrap());
+        let amy = peer("spiffe://b.example/clerk/amy").unwrap();
+        assert_eq!((config.labels.name(amy.floor), config.labels.name(amy.ceiling)), ("internal", "confidential"));
+        assert_eq!((&*amy.tenant, amy.limits.concurrency.unwrap().get()), ("amy", 4));
+        assert_eq!(&*peer("spiffe://b.example/clerk/bo").unwrap().tenant, "spiffe://b.example/clerk/bo");
+        assert!(matches!(peer("spiffe://b.example/guest"), Err(Error::IdentityUnknown)));
+    }
+
+    #[test]
+    fn headers_are_understood_or_refused() {
+        let config = config();
+        let read = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, value.parse().unwrap());
+            }
+            marks(&config, &headers)
+        };
+        let marks = read(&[("postern-label", "classified"), ("postern-placement", "local")]).unwrap();
+        assert_eq!((marks.label, marks.placement), (Some(config.labels.highest()), Some(Placement::Local)));
+        assert!(read(&[("postern-label", "Classified")]).is_err());
+        assert!(read(&[("postern-label", "public"), ("postern-label", "classified")]).is_err());
+        assert!(read(&[("postern-placement", "moon")]).is_err());
+        assert!(read(&[("postern-conversation", "")]).is_err());
+    }
+}

@@ -1,0 +1,257 @@
+//! The way back: restore what was masked, fill the cache with what was not, count, and close the books when the last byte
+//! is given out.
+
+mod event;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use postern_wire::sse;
+use serde_json::Value;
+
+use crate::cache::{CacheKey, Entry, MAX_ENTRY, MemoryCache};
+use crate::decide::PlannedRequest;
+use crate::error::Error;
+use crate::exchange::Exchange;
+use crate::redact::vault::Suffix;
+use crate::upstream::{AttemptError, EventStream, Reply};
+use event::Restoration;
+
+/// Every body that we send.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Where an answer's events come from.
+#[derive(Debug)]
+pub enum Source {
+    /// From a target, just now.
+    Live(Reply),
+    /// From the cache.
+    Cached(Entry),
+}
+
+/// Keeps an answer when it is complete.
+#[derive(Debug)]
+pub struct Fill {
+    /// Where.
+    pub cache: Arc<MemoryCache>,
+    /// Under which key.
+    pub key: CacheKey,
+    /// For how long at most.
+    pub ttl: Option<std::time::Duration>,
+}
+
+/// A body of `bytes`.
+#[must_use]
+pub fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).boxed_unsync()
+}
+
+/// An error as a response.
+#[must_use]
+pub fn error(error: &Error) -> Response<Body> {
+    let reply = error.reply();
+    let mut response = Response::new(full(reply.body.to_bytes()));
+    *response.status_mut() = reply.status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(after) = reply.retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000).max(1) as u64));
+    }
+    response
+}
+
+/// The response to a planned request.
+///
+/// # Errors
+/// A whole answer that is malformed: nothing was sent yet, so the client gets a plain error.
+pub fn answer(
+    source: Source,
+    request: PlannedRequest,
+    mut exchange: Exchange,
+    fill: Option<Fill>,
+    deadline: Instant,
+) -> Response<Body> {
+    exchange.first_token();
+    let (from, stream) = match &source {
+        Source::Cached(_) => (Suffix::Cache, request.masked().classified().request().chat.stream),
+        Source::Live(Reply::Stream(_)) => (Suffix::Wire, true),
+        Source::Live(Reply::Whole(_)) => (Suffix::Wire, false),
+    };
+    let keep = fill.map(|fill| Kept { fill, events: Vec::new(), bytes: 0 });
+    let headers = headers(&request, &exchange, stream);
+    let mut chain = Chain { restoration: Restoration::new(from), request, exchange, keep, deadline };
+    let body = match source {
+        Source::Live(Reply::Whole(whole)) => full(chain.whole(whole)),
+        Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(events)),
+        Source::Cached(entry) if stream => streamed(chain, Events::Cached(entry.events.iter().cloned().collect())),
+        Source::Cached(entry) => full(chain.whole(entry.events.first().cloned().unwrap_or_default())),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::OK;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http::HeaderMap {
+    let mut headers = http::HeaderMap::with_capacity(10);
+    let media_type = if stream { "text/event-stream; charset=utf-8" } else { "application/json" };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert("postern-placement", HeaderValue::from_static(request.plan().placement.as_str()));
+    headers.insert("postern-reason", HeaderValue::from_static(request.plan().reason.as_str()));
+    headers.insert("postern-cache", HeaderValue::from_static(exchange.outcome.cache.unwrap_or("bypass")));
+    if let Some(target) = exchange.outcome.target.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
+        headers.insert("postern-target", target);
+    }
+    let ttft_ms = exchange.outcome.ttft_ms.unwrap_or_default();
+    if let Ok(timing) = HeaderValue::from_str(&format!("ttft;dur={ttft_ms:.1}")) {
+        headers.insert("server-timing", timing);
+    }
+    headers
+}
+
+/// What every event goes through.
+struct Chain {
+    request: PlannedRequest,
+    restoration: Restoration,
+    exchange: Exchange,
+    keep: Option<Kept>,
+    deadline: Instant,
+}
+
+struct Kept {
+    fill: Fill,
+    events: Vec<Value>,
+    bytes: usize,
+}
+
+enum Events {
+    Live(EventStream),
+    Cached(VecDeque<Value>),
+}
+
+impl Events {
+    async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
+        match self {
+            Self::Live(events) => events.next().await,
+            Self::Cached(events) => Ok(events.pop_front()),
+        }
+    }
+}
+
+fn streamed(chain: Chain, events: Events) -> Body {
+    let frames = futures_util::stream::unfold(Some((chain, events)), |state| async move {
+        let (mut chain, mut events) = state?;
+        let (bytes, goes_on) = chain.next(&mut events).await;
+        Some((Ok(Frame::data(bytes)), goes_on.then_some((chain, events))))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+impl Chain {
+    /// The next bytes, and whether more will come.
+    async fn next(&mut self, events: &mut Events) -> (Bytes, bool) {
+        loop {
+            let event = match tokio::time::timeout_at(self.deadline.into(), events.next()).await {
+                Ok(Ok(Some(event))) => event,
+                Ok(Ok(None)) => return (self.end(), false),
+                Ok(Err(error)) => {
+                    tracing::warn!(record = %self.exchange.record, target = self.exchange.outcome.target, %error, "an answer broke off");
+                    return (self.break_off(&Error::StreamBroken), false);
+                }
+                Err(_) => {
+                    let total = self.deadline.saturating_duration_since(self.exchange.started);
+                    return (self.break_off(&Error::DeadlineExceeded(total)), false);
+                }
+            };
+            self.exchange.note_usage(&event);
+            match self.event(event) {
+                Ok(Some(bytes)) => return (bytes, true),
+                Ok(None) => {}
+                Err(_) => return (self.break_off(&Error::StreamBroken), false),
+            }
+        }
+    }
+
+    /// One event, restored. `None` if there is nothing to show.
+    fn event(&mut self, mut event: Value) -> Result<Option<Bytes>, event::Malformed> {
+        let masked = self.request.masked();
+        let chat = &masked.classified().request().chat;
+        let mut kept = self.keep.is_some().then(|| event.clone());
+        self.restoration.chunk(masked.vault(), chat.choices, &mut event, kept.as_mut())?;
+        Kept::add(&mut self.keep, kept);
+        let only_usage = event.get("choices").and_then(Value::as_array).is_some_and(Vec::is_empty);
+        if !chat.include_usage {
+            if only_usage {
+                return Ok(None);
+            }
+            if let Some(event) = event.as_object_mut() {
+                event.remove("usage");
+            }
+        }
+        if !only_usage && !event::shows_anything(&event) {
+            return Ok(None);
+        }
+        event::rename_model(&mut event, &chat.model);
+        Ok(Some(sse::data(&event)))
+    }
+
+    /// A whole answer.
+    fn whole(&mut self, mut answer: Value) -> Bytes {
+        self.exchange.note_usage(&answer);
+        let masked = self.request.masked();
+        let chat = &masked.classified().request().chat;
+        let mut kept = self.keep.is_some().then(|| answer.clone());
+        self.restoration.message(masked.vault(), &mut answer, kept.as_mut());
+        event::rename_model(&mut answer, &chat.model);
+        Kept::add(&mut self.keep, kept);
+        self.finish();
+        Bytes::from(answer.to_string())
+    }
+
+    fn end(&mut self) -> Bytes {
+        self.finish();
+        Bytes::from_static(sse::DONE.as_bytes())
+    }
+
+    /// An event that says so, and no `[DONE]`: an answer that was cut must not look like one that is complete.
+    fn break_off(&mut self, error: &Error) -> Bytes {
+        self.exchange.outcome.restored = self.restoration.restored();
+        self.exchange.broken(error);
+        sse::data(&error.reply().body.to_json())
+    }
+
+    fn finish(&mut self) {
+        self.exchange.outcome.restored = self.restoration.restored();
+        if let Some(kept) = self.keep.take().filter(|_| !self.restoration.saw_foreign()) {
+            let outcome = &self.exchange.outcome;
+            let entry = Entry {
+                target: outcome.target.as_deref().unwrap_or_default().into(),
+                events: Arc::new(kept.events),
+                bytes: kept.bytes,
+                tokens: (outcome.prompt_tokens, outcome.completion_tokens),
+            };
+            kept.fill.cache.put(kept.fill.key, entry, kept.fill.ttl);
+        }
+        self.exchange.answered();
+    }
+}
+
+impl Kept {
+    /// Adds an event; an answer that grows too large is not kept at all.
+    fn add(kept: &mut Option<Self>, event: Option<Value>) {
+        let (Some(all), Some(event)) = (kept.as_mut(), event) else { return };
+        all.bytes += event::size(&event);
+        all.events.push(event);
+        if all.bytes > MAX_ENTRY {
+            *kept = None;
+        }
+    }
+}

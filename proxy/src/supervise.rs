@@ -1,0 +1,222 @@
+//! The supervisor: binds the listeners, starts gateway and engine, and starts them again when they end. It opens no
+//! connection and reads no key, so that the gateway never needs to execute anything.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, file::Device};
+
+/// The first descriptor that is passed on (`sd_listen_fds(3)`).
+const FIRST_FD: i32 = 3;
+/// The variable that names the supervisor's process to its children.
+const SUPERVISOR: &str = "POSTERN_SUPERVISOR";
+/// A child that lived this long was well; its next failure is its first again.
+const WELL_AFTER: Duration = Duration::from_secs(30);
+/// Between two starts: doubled from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// For the gateway to let its requests end, and for the engine after it.
+const GATEWAY_WITHIN: Duration = Duration::from_secs(40);
+const ENGINE_WITHIN: Duration = Duration::from_secs(5);
+/// A child that ends with this code will not do better next time (`EX_CONFIG` of sysexits.h).
+pub const EXIT_CONFIG: u8 = 78;
+
+/// Sockets that outlive the gateway: while it restarts, clients wait in the queue of the kernel.
+struct Sockets {
+    gateway: TcpListener,
+    admin: TcpListener,
+    engine: UnixListener,
+    probe: Option<TcpListener>,
+}
+
+/// `postern run`: serves until SIGTERM or SIGINT. Returns the exit code.
+///
+/// # Errors
+/// A port, a folder or a program is not to be had.
+pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.state_dir)
+        .with_context(|| format!("state_dir {}", config.state_dir.display()))?;
+    let _only_one = lock(&config.state_dir)?;
+    let sockets = bind(config)?;
+    let config_path = std::path::absolute(config_path)?;
+
+    let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
+    let mut engine = config.engine.as_ref().map(|_| Service::new("engine", || engine_command(config)));
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            ended = gateway.step() => {
+                if let Some(code) = ended? {
+                    return Ok(code);
+                }
+            }
+            ended = async { match &mut engine {
+                Some(engine) => engine.step().await,
+                None => std::future::pending().await,
+            } } => { ended?; }
+            _ = term.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("ending: requests under way may finish");
+    let code = gateway.end(GATEWAY_WITHIN).await;
+    if let Some(engine) = &mut engine {
+        engine.end(ENGINE_WITHIN).await;
+    }
+    Ok(code)
+}
+
+/// Two gateways on one folder would overwrite each other's keys and records.
+fn lock(state_dir: &Path) -> anyhow::Result<std::fs::File> {
+    let path = state_dir.join("running.lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another postern runs with the state_dir {}", state_dir.display()))?;
+    Ok(file)
+}
+
+fn bind(config: &Config) -> anyhow::Result<Sockets> {
+    let tcp = |what: &str, address: SocketAddr| {
+        TcpListener::bind(address).with_context(|| format!("`{what}: {address}` cannot be bound"))
+    };
+    let path = config.engine_socket();
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("the old socket {}", path.display()));
+        }
+        _ => {}
+    }
+    let engine = UnixListener::bind(&path)
+        .with_context(|| format!("the socket {} (a path of 107 bytes at most)", path.display()))?;
+    Ok(Sockets {
+        gateway: tcp("listen", config.listen)?,
+        admin: tcp("admin", config.admin)?,
+        engine,
+        probe: config.probe.map(|address| tcp("probe", address)).transpose()?,
+    })
+}
+
+fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Command> {
+    let mut fds: Vec<OwnedFd> =
+        vec![sockets.gateway.try_clone()?.into(), sockets.admin.try_clone()?.into(), sockets.engine.try_clone()?.into()];
+    if let Some(probe) = &sockets.probe {
+        fds.push(probe.try_clone()?.into());
+    }
+    let mut command = std::process::Command::new(own_program()?);
+    command.arg("gateway").arg("--config").arg(config_path).stdin(Stdio::null());
+    command.env("LISTEN_FDS", fds.len().to_string()).env_remove("LISTEN_PID");
+    command.env(SUPERVISOR, std::process::id().to_string());
+    let mappings = fds.into_iter().zip(FIRST_FD..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+    command.fd_mappings(mappings.collect()).context("passing the sockets on")?;
+    Ok(command.into())
+}
+
+/// The engine gets no descriptor and none of the gateway's environment: no key of an upstream is in its memory.
+fn engine_command(config: &Config) -> anyhow::Result<Command> {
+    let engine = config.engine.as_ref().context("no engine is configured")?;
+    let mut command = std::process::Command::new(own_program()?);
+    command.env_clear();
+    for name in ["PATH", "HOME", "POSTERN_CACHE", "POSTERN_LOG"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.arg("engine").arg("--model").arg(&engine.model).arg("--connect").arg(std::path::absolute(config.engine_socket())?);
+    command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
+    command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
+    command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
+    command.envs(postern_engine::thread_environment(None));
+    command.arg("--device").arg(if engine.device == Device::Cpu { "cpu" } else { "auto" });
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(command.into())
+}
+
+/// The file that is running, even if another was put in its place meanwhile: gateway and supervisor are one version.
+fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("the own program")
+}
+
+/// A process that is started again when it ends.
+struct Service<F> {
+    name: &'static str,
+    command: F,
+    child: Option<Child>,
+    started: Instant,
+    pause: Duration,
+}
+
+impl<F: FnMut() -> anyhow::Result<Command>> Service<F> {
+    fn new(name: &'static str, command: F) -> Self {
+        Self { name, command, child: None, started: Instant::now(), pause: Duration::ZERO }
+    }
+
+    /// Starts the process, or waits until it ends. `Some` is an exit code with which it is of no use to go on.
+    /// Cancel-safe: a cancelled wait is taken up by the next call.
+    async fn step(&mut self) -> anyhow::Result<Option<u8>> {
+        let Some(child) = &mut self.child else {
+            tokio::time::sleep(self.pause).await;
+            self.child = Some((self.command)()?.spawn().with_context(|| format!("starting the {}", self.name))?);
+            self.started = Instant::now();
+            return Ok(None);
+        };
+        let status = child.wait().await?;
+        self.child = None;
+        let first = self.pause == Duration::ZERO;
+        if self.name == "gateway" && first && status.code() == Some(i32::from(EXIT_CONFIG)) {
+            return Ok(Some(EXIT_CONFIG));
+        }
+        self.pause = if self.started.elapsed() > WELL_AFTER { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE) };
+        tracing::error!(process = self.name, status = %status, again_in_ms = self.pause.as_millis() as u64, "a process ended; it is started again");
+        Ok(None)
+    }
+
+    /// Asks the process to end, then insists. Returns its exit code.
+    async fn end(&mut self, within: Duration) -> u8 {
+        let Some(mut child) = self.child.take() else { return 0 };
+        if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            // It may have ended by itself meanwhile.
+            let _gone = kill_process(pid, Signal::TERM);
+        }
+        match tokio::time::timeout(within, child.wait()).await {
+            Ok(Ok(status)) => exit_code(status),
+            _ => {
+                tracing::warn!(process = self.name, "did not end in time and is killed");
+                let _gone = child.kill().await;
+                1
+            }
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// Ends this process when the supervisor does, however that ends. For children, as the first thing they do. Also keeps
+/// prompts out of core dumps, and other processes of the same user out of this one's memory.
+///
+/// # Errors
+/// The kernel refuses, or the supervisor is gone already.
+pub fn die_with_parent(signal: Signal) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(signal))?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    let supervisor = std::env::var(SUPERVISOR).ok();
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().to_string());
+    anyhow::ensure!(supervisor.is_some() && supervisor == parent, "the supervisor is gone");
+    Ok(())
+}

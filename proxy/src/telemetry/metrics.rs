@@ -1,0 +1,216 @@
+//! Prometheus metrics. Every label has a bounded set of values: names from the configuration and fixed words.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+type Words<const N: usize> = [(&'static str, String); N];
+type Histograms = Family<Words<1>, Histogram, fn() -> Histogram>;
+type Histograms2 = Family<Words<2>, Histogram, fn() -> Histogram>;
+
+/// Weight of the newest request in the moving average that `inference_latency` shows.
+const EWMA_WEIGHT: f64 = 0.2;
+
+/// All metrics of one gateway.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    inference_latency_ms: Gauge<f64, AtomicU64>,
+    queue_depth: Gauge<i64, AtomicI64>,
+    requests: Family<Words<3>, Counter>,
+    ttft: Histograms,
+    duration: Histograms,
+    policy_duration: Histograms2,
+    policy_failures: Family<Words<2>, Counter>,
+    redactions: Family<Words<1>, Counter>,
+    cache: Family<Words<1>, Counter>,
+    egress_refused: Family<Words<2>, Counter>,
+    fallbacks: Family<Words<3>, Counter>,
+    certificate_expiry: Family<Words<1>, Gauge>,
+    certificate_rotations: Family<Words<1>, Counter>,
+    records: Counter,
+    engine_connected: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let seconds: fn() -> Histogram =
+            || Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0]);
+        let short: fn() -> Histogram =
+            || Histogram::new([0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1]);
+        let mut metrics = Self {
+            registry: Registry::default(),
+            inference_latency_ms: Gauge::default(),
+            queue_depth: Gauge::default(),
+            requests: Family::default(),
+            ttft: Family::new_with_constructor(seconds),
+            duration: Family::new_with_constructor(seconds),
+            policy_duration: Family::new_with_constructor(short),
+            policy_failures: Family::default(),
+            redactions: Family::default(),
+            cache: Family::default(),
+            egress_refused: Family::default(),
+            fallbacks: Family::default(),
+            certificate_expiry: Family::default(),
+            certificate_rotations: Family::default(),
+            records: Counter::default(),
+            engine_connected: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("inference_latency", "Moving average of the time to a whole answer, in ms", self.inference_latency_ms.clone());
+        r.register("queue_depth", "Requests that are being served", self.queue_depth.clone());
+        r.register("postern_requests", "Requests by placement, target and outcome", self.requests.clone());
+        r.register("postern_time_to_first_token_seconds", "Time to the first token, by target", self.ttft.clone());
+        r.register("postern_request_duration_seconds", "Time to the last byte, by target", self.duration.clone());
+        r.register("postern_policy_duration_seconds", "Time of one call of a policy", self.policy_duration.clone());
+        r.register("postern_policy_failures", "Failed calls of policies", self.policy_failures.clone());
+        r.register("postern_redactions", "Values that were masked, by kind", self.redactions.clone());
+        r.register("postern_cache_requests", "Uses of the cache, by result", self.cache.clone());
+        r.register("postern_egress_refused", "Sends that were refused, by label and reason", self.egress_refused.clone());
+        r.register("postern_fallbacks", "Attempts that failed and went on elsewhere", self.fallbacks.clone());
+        r.register("postern_certificate_expiry_seconds", "Seconds to the end of a certificate", self.certificate_expiry.clone());
+        r.register("postern_certificate_rotations", "Renewals of the leaf, by result", self.certificate_rotations.clone());
+        r.register("postern_audit_records", "Records written", self.records.clone());
+        r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        if encode(&mut out, &self.registry).is_err() {
+            out.clear();
+            let _infallible = out.write_str("# EOF\n");
+        }
+        out
+    }
+
+    /// Counts a request in, and out again when the guard is dropped.
+    #[must_use]
+    pub fn request_begins(&self) -> InFlight {
+        self.queue_depth.inc();
+        InFlight { queue_depth: self.queue_depth.clone() }
+    }
+
+    /// A request has ended.
+    pub fn request_ends(&self, placement: &str, target: &str, outcome: &str, started: Instant) {
+        let words = [("placement", placement.to_owned()), ("target", target.to_owned()), ("outcome", outcome.to_owned())];
+        self.requests.get_or_create(&words).inc();
+        if outcome == "answered" {
+            let took = started.elapsed();
+            self.duration.get_or_create(&[("target", target.to_owned())]).observe(took.as_secs_f64());
+            let (ms, before) = (took.as_secs_f64() * 1000.0, self.inference_latency_ms.get());
+            let average = if before == 0.0 { ms } else { before + EWMA_WEIGHT * (ms - before) };
+            self.inference_latency_ms.set(average);
+        }
+    }
+
+    /// The first token has come.
+    pub fn first_token(&self, target: &str, after: Duration) {
+        self.ttft.get_or_create(&[("target", target.to_owned())]).observe(after.as_secs_f64());
+    }
+
+    /// A policy was called.
+    pub fn policy_call(&self, policy: &str, step: &'static str, took: Duration) {
+        let words = [("policy", policy.to_owned()), ("step", step.to_owned())];
+        self.policy_duration.get_or_create(&words).observe(took.as_secs_f64());
+    }
+
+    /// A policy failed.
+    pub fn policy_failed(&self, policy: &str, kind: &'static str) {
+        self.policy_failures.get_or_create(&[("policy", policy.to_owned()), ("kind", kind.to_owned())]).inc();
+    }
+
+    /// Values were masked. Kinds beyond the built-in ones are counted as `other`, so that a plugin cannot make labels.
+    pub fn redacted(&self, kind: &str, count: u64) {
+        let known = ["email", "phone", "id-card", "bank-card", "secret", "dictionary"].contains(&kind);
+        let kind = if known { kind } else { "other" };
+        self.redactions.get_or_create(&[("kind", kind.to_owned())]).inc_by(count);
+    }
+
+    /// The cache was used: `hit`, `miss` or `bypass`.
+    pub fn cache_used(&self, result: &'static str) {
+        self.cache.get_or_create(&[("result", result.to_owned())]).inc();
+    }
+
+    /// A send was refused.
+    pub fn egress_refused(&self, label: &str, reason: &'static str) {
+        self.egress_refused.get_or_create(&[("label", label.to_owned()), ("reason", reason.to_owned())]).inc();
+    }
+
+    /// An attempt failed and another target is asked.
+    pub fn fell_back(&self, from: &str, to: &str, reason: &'static str) {
+        let words = [("from", from.to_owned()), ("to", to.to_owned()), ("reason", reason.to_owned())];
+        self.fallbacks.get_or_create(&words).inc();
+    }
+
+    /// How long a certificate is still good.
+    pub fn certificate_expires(&self, kind: &'static str, seconds: i64) {
+        self.certificate_expiry.get_or_create(&[("kind", kind.to_owned())]).set(seconds);
+    }
+
+    /// The leaf was renewed, or was not.
+    pub fn certificate_rotated(&self, result: &'static str) {
+        self.certificate_rotations.get_or_create(&[("result", result.to_owned())]).inc();
+    }
+
+    /// A record was written.
+    pub fn recorded(&self, count: u64) {
+        self.records.inc_by(count);
+    }
+
+    /// The engine came or went.
+    pub fn engine_connected(&self, connected: bool) {
+        self.engine_connected.set(i64::from(connected));
+    }
+}
+
+/// One request that is being served.
+#[derive(Debug)]
+pub struct InFlight {
+    queue_depth: Gauge<i64, AtomicI64>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.queue_depth.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_those_that_were_promised() {
+        let metrics = Metrics::default();
+        let in_flight = metrics.request_begins();
+        metrics.request_ends("cloud", "sun", "answered", Instant::now());
+        metrics.redacted("invented-by-a-plugin", 2);
+        let text = metrics.text();
+        for line in [
+            "queue_depth 1",
+            "inference_latency ",
+            "postern_requests_total{placement=\"cloud\",target=\"sun\",outcome=\"answered\"} 1",
+            "postern_redactions_total{kind=\"other\"} 2",
+        ] {
+            assert!(text.lines().any(|have| have.starts_with(line)), "{line} in\n{text}");
+        }
+        drop(in_flight);
+        assert!(metrics.text().contains("queue_depth 0"));
+    }
+}

@@ -1,0 +1,180 @@
+//! A remote target with an API of the OpenAI kind, and how its answers are read. The engine's are read the same way.
+//!
+//! Nothing of an upstream is taken on trust: sizes are bounded, every event must be an object of the API's shape, a
+//! status is mapped and its text is thrown away.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use postern_wire::json;
+use postern_wire::sse::Decoder;
+use serde_json::Value;
+
+use super::{AttemptError, Reply, Upstream};
+use crate::classify::clearance::EgressPermit;
+use crate::egress::Remote;
+
+/// The most bytes of a whole answer.
+const MAX_ANSWER: usize = 16 << 20;
+/// The most bytes of one event.
+const MAX_EVENT: usize = 1 << 20;
+/// The most bytes of an error that is read for its code.
+const MAX_ERROR: usize = 64 << 10;
+/// How long an error's body may take.
+const ERROR_WITHIN: Duration = Duration::from_secs(2);
+
+/// One remote target.
+#[derive(Debug)]
+pub struct OpenAi {
+    remote: Remote,
+    idle: Duration,
+}
+
+impl OpenAi {
+    /// `idle` bounds the silence between two events.
+    #[must_use]
+    pub fn new(remote: Remote, idle: Duration) -> Self {
+        Self { remote, idle }
+    }
+}
+
+impl Upstream for OpenAi {
+    fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
+        async move {
+            let stream = permit.stream();
+            let response = self.remote.send(permit).await.map_err(|error| {
+                if error.is_connect() { AttemptError::Connect } else { AttemptError::Broken }
+            })?;
+            read(response, stream, self.idle).await
+        }
+        .boxed()
+    }
+}
+
+/// Reads the beginning of an answer.
+///
+/// # Errors
+/// Its status is not 200, or it is not what was asked for.
+pub async fn read(response: Response<Incoming>, stream: bool, idle: Duration) -> Result<Reply, AttemptError> {
+    let status = response.status();
+    if status != StatusCode::OK {
+        return Err(refused(status, response.into_body()).await);
+    }
+    let media_type = response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    match (stream, essence.as_str()) {
+        (true, "text/event-stream") => Ok(Reply::Stream(EventStream::new(response.into_body(), idle))),
+        (false, "application/json") => whole(response.into_body()).await.map(Reply::Whole),
+        _ => Err(AttemptError::Malformed("content type")),
+    }
+}
+
+async fn whole(body: Incoming) -> Result<Value, AttemptError> {
+    let bytes = match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(AttemptError::Malformed("size")),
+        Err(_) => return Err(AttemptError::Died),
+    };
+    let answer = json::parse(&bytes, &json::Limits::default()).map_err(|_| AttemptError::Malformed("json"))?;
+    let choices = answer.get("choices").and_then(Value::as_array);
+    let shaped = choices.is_some_and(|choices| {
+        !choices.is_empty() && choices.iter().all(|choice| choice.get("message").is_some_and(Value::is_object))
+    });
+    if shaped { Ok(answer) } else { Err(AttemptError::Malformed("shape")) }
+}
+
+async fn refused(status: StatusCode, body: Incoming) -> AttemptError {
+    match status.as_u16() {
+        429 => AttemptError::RateLimited,
+        401 | 403 => AttemptError::Credentials(status.as_u16()),
+        404 => AttemptError::NotFound,
+        400 | 413 | 422 => AttemptError::Rejected { context_length: says_context_length(body).await },
+        code => AttemptError::Status(code),
+    }
+}
+
+/// Only the code is looked at, and only for this one word.
+async fn says_context_length(body: Incoming) -> bool {
+    let Ok(Ok(bytes)) = tokio::time::timeout(ERROR_WITHIN, Limited::new(body, MAX_ERROR).collect()).await else {
+        return false;
+    };
+    let Ok(error) = json::parse(&bytes.to_bytes(), &json::Limits::default()) else { return false };
+    error.pointer("/error/code").and_then(Value::as_str) == Some("context_length_exceeded")
+}
+
+/// The events of one answer.
+pub struct EventStream {
+    body: Incoming,
+    decoder: Decoder,
+    ready: VecDeque<Vec<u8>>,
+    replayed: VecDeque<Value>,
+    idle: Duration,
+    ended: bool,
+}
+
+impl std::fmt::Debug for EventStream {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("EventStream(…)")
+    }
+}
+
+impl EventStream {
+    fn new(body: Incoming, idle: Duration) -> Self {
+        let (ready, replayed) = (VecDeque::new(), VecDeque::new());
+        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, ended: false }
+    }
+
+    /// The next event; `None` after `[DONE]`.
+    ///
+    /// # Errors
+    /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]` is
+    /// [`AttemptError::Died`]: a cut must never look like an end.
+    pub async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
+        if let Some(event) = self.replayed.pop_front() {
+            return Ok(Some(event));
+        }
+        while !self.ended {
+            if let Some(data) = self.ready.pop_front() {
+                if data == b"[DONE]" {
+                    self.ended = true;
+                    return Ok(None);
+                }
+                return event(&data).map(Some);
+            }
+            self.receive().await?;
+        }
+        Ok(None)
+    }
+
+    /// Puts back events that were looked at, to come first again.
+    pub fn put_back(&mut self, events: VecDeque<Value>) {
+        self.replayed = events;
+    }
+
+    async fn receive(&mut self) -> Result<(), AttemptError> {
+        let frame = tokio::time::timeout(self.idle, self.body.frame()).await.map_err(|_| AttemptError::Idle(self.idle))?;
+        let frame = frame.ok_or(AttemptError::Died)?.map_err(|_| AttemptError::Died)?;
+        if let Ok(data) = frame.into_data() {
+            let mut events = Vec::new();
+            self.decoder.push(&data, &mut events).map_err(|_| AttemptError::Malformed("event size"))?;
+            self.ready.extend(events);
+        }
+        Ok(())
+    }
+}
+
+fn event(data: &[u8]) -> Result<Value, AttemptError> {
+    let event = json::parse(data, &json::Limits::default()).map_err(|_| AttemptError::Malformed("event json"))?;
+    if event.get("error").is_some_and(|error| !error.is_null()) {
+        return Err(AttemptError::Died);
+    }
+    let shaped = event.get("choices").is_some_and(|choices| {
+        choices.as_array().is_some_and(|choices| choices.iter().all(|c| c.get("delta").is_some_and(Value::is_object)))
+    });
+    if shaped { Ok(event) } else { Err(AttemptError::Malformed("event shape")) }
+}

@@ -1,0 +1,48 @@
+//! The error body of the OpenAI API: `{"error":{"message","type","param","code"}}`.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// One error as a client reads it. The message says what to do; it never holds a secret, a path, or another's data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ErrorBody {
+    /// For a person.
+    pub message: String,
+    /// `invalid_request_error`, `rate_limit_error`, `server_error`, …
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field at fault, such as `messages[3].role`.
+    pub param: Option<String>,
+    /// For a program; fixed words such as `label_refused`.
+    pub code: Option<&'static str>,
+}
+
+impl ErrorBody {
+    /// The whole object, with `error` as its only key.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+    }
+
+    /// [`to_json`](Self::to_json) as text.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        Bytes::from(self.to_json().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn has_the_shape_that_openai_clients_expect() {
+        let body =
+            ErrorBody { message: "No.".into(), kind: "invalid_request_error", param: None, code: Some("label_refused") };
+        assert_eq!(
+            body.to_bytes(),
+            r#"{"error":{"message":"No.","type":"invalid_request_error","param":null,"code":"label_refused"}}"#
+        );
+    }
+}

@@ -1,0 +1,8 @@
+//! Wire formats of Postern, without I/O: strict JSON, the OpenAI chat types that keep unknown fields, SSE framing and
+//! the error body. Everything here is a pure function of bytes, so that it can be tested and fuzzed without a socket.
+#![forbid(unsafe_code)]
+
+pub mod chat;
+pub mod error;
+pub mod json;
+pub mod sse;

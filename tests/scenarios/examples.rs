@@ -1,0 +1,53 @@
+//! Every example configuration is accepted by the real binary, and what is wrong is named with its place.
+
+use anyhow::Result;
+use postern_tests::postern::{check, run};
+use postern_tests::{BusyCloud, Config};
+use serde_json::json;
+
+use crate::config;
+
+#[test]
+fn every_example_configuration_loads() -> Result<()> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/config");
+    let mut checked = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let output = run(&["check", "--config", path.to_str().unwrap()])?;
+            assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+            checked += 1;
+        }
+    }
+    assert!(checked >= 3, "{checked} examples in {folder}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_refused_with_its_place() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    for (wrong, expected) in [
+        (config(&cloud).set("/lisen", json!("127.0.0.1:0")), "lisen"),
+        (config(&cloud).set("/timeouts", json!({"connect": 2})), "2s"),
+        (config(&cloud).policy("mine", "no-such-policy.wasm", json!({})), "no component at"),
+        (config(&cloud).set("/targets/0/clearance", json!("secret")), "expected one of: public"),
+    ] {
+        let output = check(&wrong)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        let line = said.contains("postern.yaml:") && (said.contains("line ") || said.matches(':').count() >= 3);
+        assert!(said.to_lowercase().contains(&expected.to_lowercase()) && line, "{said}");
+    }
+    assert!(check(&Config::new())?.status.success());
+    Ok(())
+}
+
+#[test]
+fn the_schema_names_every_key_of_the_example() -> Result<()> {
+    let schema: serde_json::Value = serde_json::from_slice(&run(&["config", "schema"])?.stdout)?;
+    for key in ["listen", "identities", "targets", "policies", "engine", "offline", "classification"] {
+        assert!(schema["properties"][key].is_object(), "{key}");
+    }
+    assert_eq!(schema["additionalProperties"], false);
+    Ok(())
+}

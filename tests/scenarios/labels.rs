@@ -1,0 +1,120 @@
+//! What is labelled stays: header, identity floor, markings, detectors, taint, offline; whatever plugins say.
+
+use anyhow::Result;
+use postern_tests::{BusyCloud, Postern, chat_body};
+use serde_json::json;
+
+use crate::{SOON, config};
+
+const LONG: &str = "The heron project moves its second site to the harbour in spring, and nobody outside of the board knows it yet.";
+
+#[tokio::test]
+async fn a_classified_prompt_never_leaves_whatever_plugins_say() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    // A routing plugin that votes for the cloud, always.
+    let config = config(&cloud).engine().policy("to-the-cloud", "builtin:routing", json!({"default": "cloud"}));
+    let postern = Postern::start(&config).await?;
+    postern.engine_ready().await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-label", "classified");
+    for client in [client.clone(), client.with_header("postern-placement", "cloud")] {
+        let body = json!({"model": "chat", "max_tokens": 4, "messages": [{"role": "user", "content": "Heron?"}]});
+        let reply = client.post_json("/v1/chat/completions", &body).await?;
+        assert_eq!((reply.status, reply.header("postern-target")), (200, "engine"), "{}", reply.text());
+        assert_eq!((reply.header("postern-label"), reply.header("postern-reason")), ("classified", "label"));
+        let mut events = client.stream(&body).await?;
+        assert_eq!(events.header("postern-target"), "engine");
+        assert!(events.rest().await?.last().unwrap().is_done());
+    }
+    assert_eq!(cloud.stats().await?.requests, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_an_engine_a_classified_prompt_is_refused() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let refused = postern.client("clerk/amy")?.with_header("postern-label", "classified").chat("Heron").await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (403, "no_permitted_target"));
+    assert!(refused.error_message().contains("classified"));
+    // The same for one label above the clearance of the only target, and for a floor.
+    assert_eq!(postern.client("officer/pat")?.chat("Good morning").await?.status, 403);
+    assert_eq!(cloud.stats().await?.requests, 0);
+    let label = [("label", "classified"), ("reason", "no_permitted_target")];
+    assert_eq!(postern.metrics().await?.sum("postern_egress_refused_total", &label), 1.0);
+    let record = postern.records().of(refused.header("postern-record"), SOON).await?;
+    assert_eq!((record.intent.is_null(), &record.outcome["code"]), (true, &json!("no_permitted_target")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_label_above_the_ceiling_or_unknown_is_refused() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let guest = postern.client("guest/x")?;
+    let refused = guest.with_header("postern-label", "confidential").chat("Hi").await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (400, "label_refused"));
+    let refused = guest.with_header("postern-label", "top-secret").chat("Hi").await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (400, "invalid_header"));
+    let twice = guest.with_header("postern-label", "public").with_header("postern-label", "internal");
+    assert_eq!(twice.chat("Hi").await?.error_code(), "invalid_header");
+    assert_eq!(cloud.stats().await?.requests, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn markings_and_detectors_raise_and_long_texts_stay_tainted() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let rules = json!({"detect": {"secret": "classified"}, "markings": {"TOP SECRET": "classified"}});
+    let postern = Postern::start(&config(&cloud).set("/classification", rules)).await?;
+    let client = postern.client("clerk/amy")?;
+    for prompt in ["This is Top Secret: Heron.", "my key is sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD"] {
+        let refused = client.chat(prompt).await?;
+        assert_eq!((refused.status, refused.header("postern-label")), (403, "public"), "{}", refused.text());
+        assert!(refused.error_message().contains("classified"));
+    }
+    // Once marked, a long text is known wherever it comes again, also from a colleague of the same tenant.
+    let marked = client.with_header("postern-label", "classified");
+    assert_eq!(marked.chat(LONG).await?.status, 403);
+    assert_eq!(postern.client("clerk/bo")?.chat(LONG).await?.error_code(), "no_permitted_target");
+    assert_eq!(postern.client("guest/other-tenant")?.chat(LONG).await?.status, 200);
+    // A short one taints its conversation only.
+    let talk = |id: &str| client.with_header("postern-conversation", id);
+    assert_eq!(talk("a").with_header("postern-label", "classified").chat("Yes").await?.status, 403);
+    assert_eq!(talk("a").chat("And then?").await?.status, 403);
+    assert_eq!(talk("b").chat("Yes").await?.status, 200);
+    assert_eq!(cloud.stats().await?.requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_confidential() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let image = json!([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]);
+    let body = json!({"model": "chat", "messages": [{"role": "user", "content": image}]});
+    let refused = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
+    assert_eq!(refused.error_code(), "no_permitted_target");
+    assert!(refused.error_message().contains("confidential"));
+    assert_eq!(cloud.stats().await?.requests, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn offline_refuses_every_target_but_the_engine() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let config = config(&cloud).edge("node", &cloud, "confidential").set("/offline", json!(true));
+    let postern = Postern::start(&config).await?;
+    let refused = postern.client("clerk/amy")?.chat("Hello").await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "offline"));
+    assert_eq!(postern.admin("/readyz").await?.status, 503);
+    drop(postern);
+    let postern = Postern::start(&config.engine()).await?;
+    postern.engine_ready().await?;
+    let mut body = chat_body("Hello");
+    body["max_tokens"] = json!(3);
+    let reply = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
+    assert_eq!((reply.status, reply.header("postern-reason")), (200, "offline"));
+    let stats = cloud.stats().await?;
+    assert_eq!(stats.requests, 0);
+    Ok(())
+}

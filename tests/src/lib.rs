@@ -1,0 +1,26 @@
+//! What the scenarios stand on: a busy cloud, a load generator, and a harness around the real `postern` binary.
+//!
+//! Nothing here knows the gateway's insides. A scenario starts [`Postern`] with a [`Config`], points it at a
+//! [`BusyCloud`], asks as a [`Client`] with a certificate from the gateway's own authority, and then reads what the
+//! outside world can read: the answer, the cloud's statistics, the metrics, the records. Every wait is bounded.
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "the rules about outgoing connections are the gateway's")]
+
+pub mod busy_cloud;
+pub mod client;
+pub mod cloud;
+pub mod config;
+pub mod load;
+pub mod metrics;
+pub mod pki;
+pub mod postern;
+pub mod process;
+pub mod records;
+pub mod tls;
+
+pub use client::{Client, Event, Events, RawConnection, Reply, chat_body};
+pub use cloud::BusyCloud;
+pub use config::Config;
+pub use metrics::Metrics;
+pub use postern::Postern;
+pub use records::{Record, Records};

@@ -1,0 +1,135 @@
+//! One connection and its requests.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::{BodyExt as _, Full};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::{Histogram, Target};
+use crate::client::Connection;
+
+/// The longest wait for one answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// After an error, so that a server that is down is not a busy loop.
+const AFTER_ERROR: Duration = Duration::from_millis(10);
+const END_OF_STREAM: &[u8] = b"data: [DONE]\n\n";
+
+/// What came of the requests of some connections.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Times to the last byte, of status 200.
+    pub(super) whole: Histogram,
+    /// Times to the first byte of the body, of the same.
+    pub(super) first_byte: Histogram,
+    pub(super) statuses: BTreeMap<u16, u64>,
+    pub(super) errors: u64,
+    pub(super) first_error: Option<String>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.whole.add(&other.whole);
+        self.first_byte.add(&other.first_byte);
+        for (status, count) in &other.statuses {
+            *self.statuses.entry(*status).or_default() += count;
+        }
+        self.errors += other.errors;
+        if self.first_error.is_none() {
+            self.first_error.clone_from(&other.first_error);
+        }
+    }
+
+    fn count(&mut self, answer: &Answer) {
+        *self.statuses.entry(answer.status).or_default() += 1;
+        if answer.status == 200 {
+            self.whole.record(answer.whole);
+            self.first_byte.record(answer.first_byte);
+        }
+    }
+}
+
+struct Answer {
+    status: u16,
+    first_byte: Duration,
+    whole: Duration,
+}
+
+/// Sends until the end of the measured time.
+pub(super) async fn run(target: Arc<Target>) -> Tally {
+    let mut tally = Tally::default();
+    let mut open = None;
+    while Instant::now() < target.end {
+        // An answer that comes after the end is not counted, so it is not waited for either.
+        let left = target.end - Instant::now();
+        let Ok(result) = tokio::time::timeout(left, once(&target, &mut open)).await else { break };
+        let counts = Instant::now() >= target.begin;
+        match result {
+            Ok(answer) if counts => tally.count(&answer),
+            Ok(_) => {}
+            Err(error) => {
+                if counts {
+                    tally.errors += 1;
+                    tally.first_error.get_or_insert_with(|| format!("{error:#}"));
+                }
+                open = None;
+                tokio::time::sleep(AFTER_ERROR).await;
+            }
+        }
+    }
+    tally
+}
+
+async fn once(target: &Target, open: &mut Option<Connection>) -> Result<Answer> {
+    let connection = match open {
+        Some(connection) => connection,
+        None => open.insert(connect(target).await.context("connecting")?),
+    };
+    let request = request(target)?;
+    tokio::time::timeout(ANSWER_WITHIN, exchange(target, connection, request)).await.context("no answer in time")?
+}
+
+async fn exchange(
+    target: &Target,
+    connection: &mut Connection,
+    request: Request<Full<bytes::Bytes>>,
+) -> Result<Answer> {
+    let sent = Instant::now();
+    let response = connection.send(request).await?;
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    let mut first_byte = None;
+    let mut tail = Vec::with_capacity(2 * END_OF_STREAM.len());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.context("within an answer")?;
+        let Some(bytes) = frame.data_ref() else { continue };
+        first_byte.get_or_insert_with(|| sent.elapsed());
+        if target.options.stream {
+            tail.extend_from_slice(bytes);
+            tail.drain(..tail.len().saturating_sub(END_OF_STREAM.len()));
+        }
+    }
+    let whole = sent.elapsed();
+    ensure!(!target.options.stream || status != 200 || tail == END_OF_STREAM, "a stream without [DONE]");
+    Ok(Answer { status, first_byte: first_byte.unwrap_or(whole), whole })
+}
+
+fn request(target: &Target) -> Result<Request<Full<bytes::Bytes>>> {
+    let mut request = Request::new(Full::new(target.options.body.clone()));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = target.options.url.clone();
+    *request.headers_mut() = target.options.headers.clone();
+    request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(request)
+}
+
+async fn connect(target: &Target) -> Result<Connection> {
+    let stream = TcpStream::connect(target.address).await?;
+    stream.set_nodelay(true)?;
+    let stream = TlsConnector::from(target.tls.clone()).connect(target.name.clone(), stream).await?;
+    Connection::over(stream).await
+}

@@ -1,0 +1,98 @@
+//! A certificate authority of a few lines, made afresh at each start: for the busy cloud, for nginx in the benchmark, and
+//! for clients that the gateway must refuse.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+
+/// An authority: its certificate is the trust anchor, there is no intermediate.
+#[derive(Debug)]
+pub struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Debug)]
+pub struct Leaf {
+    /// The certificate alone.
+    pub cert_pem: String,
+    /// PKCS #8.
+    pub key_pem: String,
+}
+
+impl Authority {
+    /// A new one, with a P-256 key.
+    ///
+    /// # Errors
+    /// The key cannot be made.
+    pub fn new(name: &str) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        let pem = params.self_signed(&key)?.pem();
+        Ok(Self { pem, issuer: Issuer::new(params, key) })
+    }
+
+    /// The trust anchor, in PEM.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// A certificate for a server on this machine: localhost, 127.0.0.1, ::1.
+    ///
+    /// # Errors
+    /// The key cannot be made.
+    pub fn server(&self) -> Result<Leaf> {
+        let names = vec![
+            SanType::DnsName("localhost".try_into()?),
+            SanType::IpAddress(IpAddr::from([127, 0, 0, 1])),
+            SanType::IpAddress(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1_u16])),
+        ];
+        self.leaf(names, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// A certificate for a client, with these URIs as its names (for SPIFFE: exactly one).
+    ///
+    /// # Errors
+    /// A URI is not ASCII, or the key cannot be made.
+    pub fn client(&self, uris: &[&str]) -> Result<Leaf> {
+        let names = uris.iter().map(|uri| Ok(SanType::URI((*uri).try_into()?))).collect::<Result<_>>()?;
+        self.leaf(names, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    fn leaf(&self, names: Vec<SanType>, purpose: ExtendedKeyUsagePurpose) -> Result<Leaf> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = names;
+        params.extended_key_usages = vec![purpose];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate()?;
+        let cert_pem = params.signed_by(&key, &self.issuer)?.pem();
+        Ok(Leaf { cert_pem, key_pem: key.serialize_pem() })
+    }
+}
+
+impl Leaf {
+    /// Writes `NAME-cert.pem` and, for its owner only, `NAME-key.pem`.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self, dir: &Path, name: &str) -> Result<()> {
+        let cert = dir.join(format!("{name}-cert.pem"));
+        std::fs::write(&cert, &self.cert_pem).with_context(|| format!("writing {}", cert.display()))?;
+        let key = dir.join(format!("{name}-key.pem"));
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&key)?;
+        file.write_all(self.key_pem.as_bytes()).with_context(|| format!("writing {}", key.display()))
+    }
+}
