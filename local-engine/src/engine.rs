@@ -87,14 +87,17 @@ impl Engine {
         let header = file.header();
         let source = header.text("tokenizer.chat_template");
         let source = source.ok_or_else(|| EngineError::Unsupported("a model without a chat template".to_owned()))?;
-        let template =
-            ChatTemplate::new(source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
+        let template = ChatTemplate::new(source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
         let model = model::load(&file, &mut |share| progress(Progress::Weights(share)))?;
         progress(Progress::WarmUp);
         let engine = Self::start(options, tokenizer, template, model, &device)?;
         tracing::info!(
-            model = options.name, device = device::describe(&device), bytes = file.bytes(),
-            context_tokens = engine.context_tokens, took_ms = begun.elapsed().as_millis(), "model loaded"
+            model = options.name,
+            device = device::describe(&device),
+            bytes = file.bytes(),
+            context_tokens = engine.context_tokens,
+            took_ms = begun.elapsed().as_millis(),
+            "model loaded"
         );
         Ok(engine)
     }
@@ -119,7 +122,11 @@ impl Engine {
         let their_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine-worker".to_owned());
         let spawned = thread.spawn(move || worker.run(&inbox, &their_shared, &publish));
-        spawned.map_err(|source| EngineError::Io { what: "cannot start a thread for", path: options.model.clone(), source })?;
+        spawned.map_err(|source| EngineError::Io {
+            what: "cannot start a thread for",
+            path: options.model.clone(),
+            source,
+        })?;
         let places = Arc::new(Semaphore::new(places_max));
         let name = options.name.clone();
         Ok(Self { name, context_tokens, tokenizer, template, submissions, places, places_max, shared, status })
@@ -210,9 +217,13 @@ fn context_tokens(options: &EngineOptions, of_model: usize, cache_tokens: usize)
 
 fn warn_about_threads(options: &EngineOptions) {
     let Some(threads) = options.threads else { return };
-    let missing = thread_environment(Some(threads)).iter().any(|(name, value)| std::env::var(name).as_ref() != Ok(value));
+    let missing =
+        thread_environment(Some(threads)).iter().any(|(name, value)| std::env::var(name).as_ref() != Ok(value));
     if missing {
-        tracing::warn!(threads, "the number of threads was not set before the process began; candle's own choice is used");
+        tracing::warn!(
+            threads,
+            "the number of threads was not set before the process began; candle's own choice is used"
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the worker asks of a model, and the architectures.
 
+pub(crate) mod linear;
 mod llama;
 
 use candle_core::{Result, Tensor};
@@ -33,7 +34,10 @@ pub(crate) struct Segment<'a> {
 }
 
 /// Reads the model of a file. `progress` gets the share that is read, 0 to 1.
-pub(crate) fn load(file: &WeightFile, progress: &mut dyn FnMut(f64)) -> std::result::Result<Box<dyn Model>, EngineError> {
+pub(crate) fn load(
+    file: &WeightFile,
+    progress: &mut dyn FnMut(f64),
+) -> std::result::Result<Box<dyn Model>, EngineError> {
     match file.header().text("general.architecture") {
         Some("llama") => Ok(Box::new(llama::Llama::load(file, progress)?)),
         Some(other) => Err(EngineError::Unsupported(format!("the architecture `{other}`"))),

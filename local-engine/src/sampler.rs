@@ -72,15 +72,18 @@ pub(crate) fn greatest(logits: &[f32]) -> Option<u32> {
 }
 
 /// The smallest set of likeliest tokens whose probabilities reach `top_p`, with their weights, likeliest first;
-/// ties in order of token. Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
+/// ties in order of token. All tokens, in their own order, if `top_p` is 1. Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
 fn nucleus(logits: &[f32], temperature: f32, top_p: f32) -> Vec<(u32, f32)> {
     let Some(greatest) = greatest(logits).and_then(|token| logits.get(token as usize).copied()) else {
         return Vec::new();
     };
     let weights: Vec<f32> = logits.iter().map(|logit| ((logit - greatest) / temperature).exp()).collect();
+    if top_p >= 1.0 {
+        return (0u32..).zip(weights).collect();
+    }
     let total: f32 = weights.iter().sum();
     // A token below this bound cannot be in the nucleus: all such tokens together have less than 1 - top_p.
-    let floor = if top_p < 1.0 { total * (1.0 - top_p) / weights.len() as f32 } else { 0.0 };
+    let floor = total * (1.0 - top_p) / weights.len() as f32;
     let numbered = (0u32..).zip(weights).filter(|(_, weight)| *weight >= floor && *weight > 0.0);
     let mut candidates: Vec<(u32, f32)> = numbered.collect();
     candidates.sort_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));

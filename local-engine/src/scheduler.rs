@@ -37,7 +37,7 @@ pub(crate) enum Work {
 /// The next step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Sequences that begin: they need a cache.
+    /// Sequences that begin with it.
     pub(crate) admitted: Vec<SequenceId>,
     /// Who works on what; each sequence at most once.
     pub(crate) work: Vec<(SequenceId, Work)>,

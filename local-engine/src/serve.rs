@@ -91,3 +91,98 @@ where
         tracing::warn!("answers were cut off, since the time to end is over");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Full};
+    use hyper::client::conn::http2::{SendRequest, handshake};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::testing::{POISON, scripted_engine};
+
+    type Client = SendRequest<Full<Bytes>>;
+
+    async fn client(stream: UnixStream) -> Client {
+        let (client, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    async fn ask(client: &mut Client, content: &str) -> hyper::Result<(u16, String)> {
+        let body = serde_json::json!({"model": "tiny", "messages": [{"role": "user", "content": content}]}).to_string();
+        let request = http::Request::post("http://engine/v1/chat/completions").body(Full::new(Bytes::from(body)));
+        let response = client.send_request(request.unwrap()).await?;
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    async fn accept(listener: &UnixListener) -> UnixStream {
+        tokio::time::timeout(Duration::from_secs(10), listener.accept()).await.unwrap().unwrap().0
+    }
+
+    #[tokio::test]
+    async fn it_dials_until_the_gateway_is_there_and_again_when_it_was_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.sock");
+        let engine = scripted_engine(&[b"yes"], Duration::ZERO, |_| {});
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn({
+            let (path, shutdown) = (path.clone(), shutdown.clone());
+            async move { serve(engine, &path, shutdown).await }
+        });
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        let listener = UnixListener::bind(&path).unwrap();
+        for _ in 0..2 {
+            let mut client = client(accept(&listener).await).await;
+            let (status, answer) = ask(&mut client, "?").await.unwrap();
+            assert!(status == 200 && answer.contains("yes"), "{answer}");
+        }
+        shutdown.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(10), serving).await;
+        ended.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_lets_a_running_answer_end() {
+        let engine = scripted_engine(&[b"slow ".as_slice(); 30], Duration::from_millis(5), |_| {});
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn({
+            let (engine, shutdown) = (Arc::clone(&engine), shutdown.clone());
+            async move { serve_connection(theirs, api::router(Arc::clone(&engine)), &engine, &shutdown).await }
+        });
+        let mut client = client(ours).await;
+        let asking = tokio::spawn(async move { ask(&mut client, "?").await });
+        while engine.load_now().status.running == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        shutdown.cancel();
+        let (status, answer) = asking.await.unwrap().unwrap();
+        assert!(status == 200 && answer.matches("slow ").count() == 30, "{answer}");
+        tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_dead_worker_ends_the_process_and_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let engine = scripted_engine(&[b"yes"], Duration::ZERO, |_| {});
+        let serving = tokio::spawn(async move { serve(engine, &path, CancellationToken::new()).await });
+        let mut client = client(accept(&listener).await).await;
+        let begun = Instant::now();
+        match ask(&mut client, POISON).await {
+            Ok((status, answer)) => assert!(status == 503 && answer.contains("engine_stopped"), "{answer}"),
+            // The connection may be gone before the answer is out.
+            Err(error) => assert!(!error.is_user(), "{error}"),
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap();
+        assert!(matches!(ended, Err(EngineError::Stopped)));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}

@@ -18,6 +18,8 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFile;
 
 pub(crate) const CONTEXT_TOKENS: usize = 512;
+/// A message with this breaks the scripted model: its byte is the first one after the control tokens.
+pub(crate) const POISON: &str = "\0";
 /// Control tokens, 256 bytes, and `ab`; pieces follow.
 const FIRST_PIECE: u32 = 3 + 256 + 1;
 const END: u32 = 2;
@@ -25,7 +27,7 @@ const WIDTH: usize = 32;
 const TEMPLATE: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}\
                         {% endfor %}{{ '<|im_start|>assistant\n' }}";
 
-/// Says its pieces one after the other, whatever it is asked, then ends.
+/// Says its pieces one after the other, whatever it is asked, then ends. Panics at [`POISON`].
 struct Scripted {
     pieces: u32,
     step_takes: Duration,
@@ -44,6 +46,7 @@ impl Model for Scripted {
         std::thread::sleep(self.step_takes);
         let mut logits = Vec::new();
         for segment in batch {
+            assert!(!segment.tokens.contains(&3), "poisoned");
             segment.cache.reserve(segment.tokens.len())?;
             segment.cache.advance(segment.tokens.len());
             if segment.wants_logits {
@@ -115,8 +118,13 @@ fn metadata(pieces: &[&[u8]]) -> Vec<(String, Value)> {
     tokens.extend(pieces.iter().map(|piece| piece.iter().map(|byte| shown(*byte)).collect()));
     let kinds = (0..tokens.len()).map(|id| Value::I32(if id < 3 { 3 } else { 1 })).collect();
     let numbers = [
-        ("block_count", 2), ("context_length", CONTEXT_TOKENS), ("embedding_length", WIDTH), ("feed_forward_length", 64),
-        ("attention.head_count", 4), ("attention.head_count_kv", 2), ("rope.dimension_count", 8),
+        ("block_count", 2),
+        ("context_length", CONTEXT_TOKENS),
+        ("embedding_length", WIDTH),
+        ("feed_forward_length", 64),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("rope.dimension_count", 8),
     ];
     let mut metadata = vec![
         ("general.architecture".to_owned(), text("llama")),
@@ -143,7 +151,11 @@ fn tensors(vocabulary: usize) -> Vec<(String, QTensor)> {
                 (random >> 40) as f32 / (1 << 23) as f32 - 1.0
             })
             .collect();
-        let dtype = if shape.len() == 1 { GgmlDType::F32 } else { GgmlDType::Q8_0 };
+        let dtype = match (shape.len(), name.as_str()) {
+            (1, _) => GgmlDType::F32,
+            (_, "token_embd.weight") => GgmlDType::Q8_0,
+            _ => GgmlDType::Q4_1,
+        };
         let dense = Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
         (name, QTensor::quantize(&dense, dtype).unwrap())
     };
@@ -153,9 +165,15 @@ fn tensors(vocabulary: usize) -> Vec<(String, QTensor)> {
     ];
     for layer in 0..2 {
         let parts: [(&str, &[usize]); 9] = [
-            ("attn_norm", &[WIDTH]), ("attn_q", &[WIDTH, WIDTH]), ("attn_k", &[16, WIDTH]), ("attn_v", &[16, WIDTH]),
-            ("attn_output", &[WIDTH, WIDTH]), ("ffn_norm", &[WIDTH]), ("ffn_gate", &[64, WIDTH]),
-            ("ffn_up", &[64, WIDTH]), ("ffn_down", &[WIDTH, 64]),
+            ("attn_norm", &[WIDTH]),
+            ("attn_q", &[WIDTH, WIDTH]),
+            ("attn_k", &[16, WIDTH]),
+            ("attn_v", &[16, WIDTH]),
+            ("attn_output", &[WIDTH, WIDTH]),
+            ("ffn_norm", &[WIDTH]),
+            ("ffn_gate", &[64, WIDTH]),
+            ("ffn_up", &[64, WIDTH]),
+            ("ffn_down", &[WIDTH, 64]),
         ];
         tensors.extend(parts.map(|(part, shape)| tensor(format!("blk.{layer}.{part}.weight"), shape)));
     }

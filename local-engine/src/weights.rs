@@ -7,13 +7,14 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor, ggml_file::qtensor_from_ggml};
+use candle_core::quantized::{GgmlDType, QTensor, ggml_file::qtensor_from_ggml};
 use candle_core::{Device, Tensor};
 
 pub(crate) use gguf::Header;
 use gguf::TensorEntry;
 
 use crate::error::EngineError;
+use crate::model::linear::Linear;
 
 /// An open model file.
 pub(crate) struct WeightFile {
@@ -64,8 +65,9 @@ impl WeightFile {
     }
 
     /// A projection from `columns` to `rows` features.
-    pub(crate) fn projection(&self, name: &str, rows: usize, columns: usize) -> Result<QMatMul, EngineError> {
-        Ok(QMatMul::from_arc(self.matrix(name, rows, columns)?)?)
+    pub(crate) fn projection(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, EngineError> {
+        let (dtype, raw) = self.raw_tensor(name, &[rows, columns])?;
+        Linear::from_raw(&raw, dtype, rows, columns, &self.device).map_err(|error| self.misfit(name, &error))
     }
 
     /// A vector of `length` numbers, as f32.
@@ -73,9 +75,14 @@ impl WeightFile {
         Ok(self.tensor(name, &[length])?.dequantize(&self.device)?)
     }
 
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<QTensor, EngineError> {
+        let (dtype, raw) = self.raw_tensor(name, shape)?;
+        qtensor_from_ggml(dtype, &raw, shape.to_vec(), &self.device).map_err(|error| self.misfit(name, &error))
+    }
+
     /// Reads a tensor that must have exactly this shape: so its size comes from numbers that are bounded already, never
     /// from the tensor's own entry.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<QTensor, EngineError> {
+    fn raw_tensor(&self, name: &str, shape: &[usize]) -> Result<(GgmlDType, Vec<u8>), EngineError> {
         let entry = self.header.tensors.get(name);
         let entry = entry.ok_or_else(|| self.damaged(&format!("tensor `{name}` is missing")))?;
         let wanted: Vec<u64> = shape.iter().rev().map(|dimension| *dimension as u64).collect();
@@ -83,9 +90,11 @@ impl WeightFile {
             let detail = format!("tensor `{name}` has the shape {:?} instead of {wanted:?}", entry.dimensions);
             return Err(self.damaged(&detail));
         }
-        let raw = self.tensor_bytes(name, entry, shape)?;
-        qtensor_from_ggml(entry.dtype, &raw, shape.to_vec(), &self.device)
-            .map_err(|error| self.damaged(&format!("tensor `{name}`: {error}")))
+        Ok((entry.dtype, self.tensor_bytes(name, entry, shape)?))
+    }
+
+    fn misfit(&self, name: &str, error: &candle_core::Error) -> EngineError {
+        self.damaged(&format!("tensor `{name}`: {error}"))
     }
 
     fn tensor_bytes(&self, name: &str, entry: &TensorEntry, shape: &[usize]) -> Result<Vec<u8>, EngineError> {

@@ -109,7 +109,9 @@ impl Worker {
         // The first run pays for memory that is touched first; the second one measures.
         let mut once = KvCache::new(self.model.cache_shape(), 1, &self.device);
         self.model.forward(&mut [Segment { tokens: &[0], cache: &mut once, wants_logits: true }])?;
-        for (tokens, is_prefill) in std::iter::once((prompt.as_slice(), true)).chain((0..decode).map(|_| (&[0][..], false))) {
+        for (tokens, is_prefill) in
+            std::iter::once((prompt.as_slice(), true)).chain((0..decode).map(|_| (&[0][..], false)))
+        {
             let begun = Instant::now();
             self.model.forward(&mut [Segment { tokens, cache: &mut cache, wants_logits: true }])?;
             let (prefill, decode) = if is_prefill { (tokens.len(), 0) } else { (0, tokens.len()) };
@@ -270,10 +272,8 @@ impl Worker {
     }
 
     fn end(&mut self, sequence: &Sequence, reason: FinishReason) {
-        let usage = Usage {
-            prompt_tokens: sequence.submission.generation.prompt.len(),
-            completion_tokens: sequence.generated,
-        };
+        let usage =
+            Usage { prompt_tokens: sequence.submission.generation.prompt.len(), completion_tokens: sequence.generated };
         sequence.send(GenerationEvent::Finished { reason, usage });
         match reason {
             FinishReason::Stop => self.totals.stopped += 1,

@@ -25,13 +25,11 @@ pub struct Admin {
 }
 
 /// Everything, for the admin address.
-#[must_use]
 pub fn admin(admin: Admin) -> Router {
     probe_routes().route("/api/status", get(status)).layer(middleware::from_fn(check_host)).with_state(admin)
 }
 
 /// Health and metrics only, for the probe address.
-#[must_use]
 pub fn probe(admin: Admin) -> Router {
     probe_routes().with_state(admin)
 }
@@ -50,7 +48,8 @@ async fn check_host(request: Request, next: Next) -> Response {
     if loopback || name == "localhost" {
         return next.run(request).await;
     }
-    (StatusCode::MISDIRECTED_REQUEST, "The admin address answers to localhost and loopback addresses only.\n").into_response()
+    (StatusCode::MISDIRECTED_REQUEST, "The admin address answers to localhost and loopback addresses only.\n")
+        .into_response()
 }
 
 #[derive(Debug, serde::Deserialize)]

@@ -62,13 +62,14 @@ impl Admission {
     pub fn enter(&self, peer: &Peer) -> Result<Admitted, Error> {
         let all = self.all.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
         let budget = self.identities.get_with_by_ref(&peer.id, || Arc::new(Budget::new(peer)));
-        let one = match &budget.concurrency {
-            Some(places) => Some(places.clone().try_acquire_owned().map_err(|_| Error::RateLimited {
-                what: "requests at a time",
-                retry_after: Duration::from_secs(1),
-            })?),
-            None => None,
-        };
+        let one =
+            match &budget.concurrency {
+                Some(places) => Some(places.clone().try_acquire_owned().map_err(|_| Error::RateLimited {
+                    what: "requests at a time",
+                    retry_after: Duration::from_secs(1),
+                })?),
+                None => None,
+            };
         if let Some(Err(wait)) = budget.requests.as_ref().map(|requests| requests.check()) {
             let retry_after = wait.wait_time_from(governor::clock::DefaultClock::default().now());
             return Err(Error::RateLimited { what: "requests a minute", retry_after });

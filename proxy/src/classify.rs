@@ -102,7 +102,8 @@ impl Classifier {
         let tenant = request.peer.tenant.clone();
         let conversation = conversation(keys, &request);
         let user_texts = taint::long_user_texts(keys, &tenant, &request);
-        let source = |source: &str, label| Source { source: source.to_owned(), label: self.labels.name(label).to_owned() };
+        let source =
+            |source: &str, label| Source { source: source.to_owned(), label: self.labels.name(label).to_owned() };
 
         let mut label = request.peer.floor;
         let mut sources = vec![source("floor", label)];

@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             tell_error(&error);
-            // A wrong configuration does not get better by itself: supervisors need not try again.
+            // A wrong configuration does not get better by itself: whoever supervises us need not try again.
             let config = error.is::<config::ConfigError>();
             ExitCode::from(if config { EXIT_CONFIG } else { 1 })
         }
@@ -86,12 +86,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(supervise::run(&config, &path)).map(ExitCode::from)
         }
-        Command::Gateway { config } => serve::run(&config).map(|()| ExitCode::SUCCESS),
+        Command::Gateway { config } => Ok(match serve::run(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tell_error(&error);
+                ExitCode::from(EXIT_CONFIG)
+            }
+        }),
         Command::Engine(arguments) => engine::run(arguments),
         Command::Check { config: path } => {
             let config = config::load(&path)?;
-            let (identities, targets, policies) = (config.identities.len(), config.targets.len(), config.policies.len());
-            say(&format!("{}: good ({identities} identity rules, {targets} targets, {policies} policies)", path.display()));
+            let (identities, targets, policies) =
+                (config.identities.len(), config.targets.len(), config.policies.len());
+            say(&format!(
+                "{}: good ({identities} identity rules, {targets} targets, {policies} policies)",
+                path.display()
+            ));
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Schema) => {

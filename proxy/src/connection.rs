@@ -34,7 +34,7 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Serves one connection for at most `life`, and a little longer for what is under way.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     gateway: Arc<Gateway>,
     stream: S,
     id: SpiffeId,
@@ -100,7 +100,11 @@ fn models(gateway: &Gateway) -> Response<Body> {
 }
 
 fn model(gateway: &Gateway, name: &str) -> Response<Body> {
-    if gateway.config.model_names().contains(name) { json(&described(name)) } else { response::error(&Error::ModelUnknown) }
+    if gateway.config.model_names().contains(name) {
+        json(&described(name))
+    } else {
+        response::error(&Error::ModelUnknown)
+    }
 }
 
 fn described(name: &str) -> Value {

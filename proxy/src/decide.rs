@@ -143,14 +143,12 @@ pub struct Facts<'a> {
 ///
 /// # Errors
 /// No permitted target: see [`decide`].
-pub fn plan(facts: &Facts<'_>, masked: MaskedRequest) -> Result<PlannedRequest, (MaskedRequest, Error)> {
+pub fn plan(facts: &Facts<'_>, masked: MaskedRequest) -> Result<PlannedRequest, Error> {
     let classified = masked.classified();
     let (label, asked) = (classified.label(), classified.request().marks.placement);
     let model = facts.votes.model.as_ref().unwrap_or(&classified.request().chat.model);
-    match decide(facts, label, asked, model, masked.is_complete()) {
-        Ok(plan) => Ok(PlannedRequest { masked, plan }),
-        Err(error) => Err((masked, error)),
-    }
+    let plan = decide(facts, label, asked, model, masked.is_complete())?;
+    Ok(PlannedRequest { masked, plan })
 }
 
 /// The decision. `complete`: every redaction policy has looked at the text.
@@ -170,10 +168,13 @@ pub fn decide(
     let named = |name: &str| facts.votes.targets.as_ref().is_none_or(|names| names.contains(name));
     let usable = |kind: TargetKind| {
         let serving = cleared.iter().filter(move |(target, _)| target.kind == kind && target.model(model).is_some());
-        serving.filter(|(target, _)| named(&target.name)).map(|(target, ttft)| Candidate { to: Destination::Remote(target.clone()), ttft: *ttft })
+        serving
+            .filter(|(target, _)| named(&target.name))
+            .map(|(target, ttft)| Candidate { to: Destination::Remote(target.clone()), ttft: *ttft })
     };
     let serves = facts.engine.serves && named("engine");
-    let engine = (serves && facts.engine.ready).then_some(Candidate { to: Destination::Engine, ttft: facts.engine.ttft });
+    let engine =
+        (serves && facts.engine.ready).then_some(Candidate { to: Destination::Engine, ttft: facts.engine.ttft });
 
     let (targets, race_after) = match placement {
         Placement::Local => (engine.into_iter().map(|option| option.to).collect::<Vec<_>>(), None),
@@ -277,7 +278,8 @@ targets:
     fn run(case: &Case, label: &str, asked: Option<Placement>) -> Result<Plan, Error> {
         let config = config();
         let node_ttft = case.node_ttft_ms.map(Duration::from_millis);
-        let targets: Vec<_> = config.targets.iter().map(|t| (t.clone(), node_ttft.filter(|_| t.name == "node"))).collect();
+        let targets: Vec<_> =
+            config.targets.iter().map(|t| (t.clone(), node_ttft.filter(|_| t.name == "node"))).collect();
         let facts = Facts {
             labels: &config.labels,
             targets: &targets,

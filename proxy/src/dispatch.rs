@@ -73,8 +73,16 @@ impl Dispatcher {
             })
         };
         // Offline, not even a client is made.
-        let remotes = if config.offline { Vec::new() } else { config.targets.iter().map(remote).collect::<Result<_, _>>()? };
-        Ok(Self { clearance: Clearance::new(config), remotes, engine, timeouts: config.timeouts, labels: config.labels.clone(), metrics })
+        let remotes =
+            if config.offline { Vec::new() } else { config.targets.iter().map(remote).collect::<Result<_, _>>()? };
+        Ok(Self {
+            clearance: Clearance::new(config),
+            remotes,
+            engine,
+            timeouts: config.timeouts,
+            labels: config.labels.clone(),
+            metrics,
+        })
     }
 
     /// Remote targets with their predicted times to first token.
@@ -102,7 +110,8 @@ impl Dispatcher {
             if raced == Some(index) {
                 continue;
             }
-            let rival = plan.race_after.filter(|_| index == 0).and_then(|after| Some((after, first_cloud(&plan.targets)?)));
+            let rival =
+                plan.race_after.filter(|_| index == 0).and_then(|after| Some((after, first_cloud(&plan.targets)?)));
             let (winner, result) = match rival {
                 Some((after, rival)) => {
                     raced = Some(rival);
@@ -129,7 +138,9 @@ impl Dispatcher {
             }
         }
         Err(match last {
-            AttemptError::EngineDown if plan.targets.iter().all(|t| matches!(t, Destination::Engine)) => Error::EngineStarting,
+            AttemptError::EngineDown if plan.targets.iter().all(|t| matches!(t, Destination::Engine)) => {
+                Error::EngineStarting
+            }
             AttemptError::FirstToken(bound) => Error::DeadlineExceeded(bound),
             AttemptError::NotFound if tried == 1 => Error::ModelUnknown,
             _ => Error::UpstreamUnavailable { tried },
@@ -224,7 +235,11 @@ impl Dispatcher {
         let reply = match target {
             Destination::Engine => {
                 let sending = first_token(self.engine.send(permit));
-                if stream { timeout(within, sending).await.map_err(|_| AttemptError::FirstToken(within))?? } else { sending.await? }
+                if stream {
+                    timeout(within, sending).await.map_err(|_| AttemptError::FirstToken(within))??
+                } else {
+                    sending.await?
+                }
             }
             Destination::Remote(target) => {
                 let remote = self.remotes.iter().find(|remote| remote.target.name == target.name);
@@ -255,16 +270,12 @@ impl std::fmt::Debug for Dispatcher {
 }
 
 fn first_cloud(targets: &[Destination]) -> Option<usize> {
-    let is_cloud = |target: &Destination| {
-        matches!(target, Destination::Remote(target) if target.kind == crate::config::file::TargetKind::Cloud)
-    };
+    let is_cloud = |target: &Destination| matches!(target, Destination::Remote(target) if target.kind == crate::config::file::TargetKind::Cloud);
     targets.iter().position(is_cloud).filter(|index| *index > 0)
 }
 
 /// Waits until a stream has something to show, so that a target that says “200” and then nothing can still be left.
-async fn first_token(
-    sending: impl Future<Output = Result<Reply, AttemptError>>,
-) -> Result<Reply, AttemptError> {
+async fn first_token(sending: impl Future<Output = Result<Reply, AttemptError>>) -> Result<Reply, AttemptError> {
     let mut events = match sending.await? {
         Reply::Stream(events) => events,
         whole @ Reply::Whole(_) => return Ok(whole),
@@ -308,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_role_is_no_token() {
-        let event = |delta: Value, finish: Value| json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
+        let event =
+            |delta: Value, finish: Value| json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
         assert!(!shows_something(&event(json!({"role": "assistant", "content": ""}), Value::Null)));
         assert!(!shows_something(&json!({"choices": []})));
         assert!(shows_something(&event(json!({"content": "Hi"}), Value::Null)));

@@ -146,8 +146,8 @@ fn bearer(secret: &Secret) -> Result<HeaderValue, String> {
     if key.is_empty() || key.len() > MAX_KEY {
         return Err(format!("{from} is empty or longer than {MAX_KEY} bytes"));
     }
-    let mut value =
-        HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| format!("{from} has characters that no header may hold"))?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+        .map_err(|_| format!("{from} has characters that no header may hold"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -169,7 +169,8 @@ fn machine_authorities() -> Result<rustls::RootCertStore, String> {
     if added > 0 {
         return Ok(roots);
     }
-    Err("this machine has no trusted authorities; install its package ca-certificates, or name a file as `ca`".to_owned())
+    Err("this machine has no trusted authorities; install its package ca-certificates, or name a file as `ca`"
+        .to_owned())
 }
 
 /// A connector with a bound on the time for name, TCP and TLS together.
@@ -207,7 +208,7 @@ impl Service<Uri> for Bounded {
 ///
 /// # Errors
 /// The address is not a loopback address, or nobody listens.
-pub async fn dial(to: std::net::SocketAddr) -> io::Result<tokio::net::TcpStream> {
+pub(crate) async fn dial(to: std::net::SocketAddr) -> io::Result<tokio::net::TcpStream> {
     if !to.ip().is_loopback() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a loopback address"));
     }

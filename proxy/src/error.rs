@@ -13,7 +13,9 @@ use postern_wire::json::JsonError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No such path.
-    #[error("There is no such endpoint here. Postern serves POST /v1/chat/completions, GET /v1/models and GET /v1/models/{{id}}.")]
+    #[error(
+        "There is no such endpoint here. Postern serves POST /v1/chat/completions, GET /v1/models and GET /v1/models/{{id}}."
+    )]
     NotFound,
     /// The path exists, the method does not.
     #[error("This endpoint takes {0} requests only.")]
@@ -22,7 +24,9 @@ pub enum Error {
     #[error("Send the body as `Content-Type: application/json`.")]
     MediaType,
     /// A sealed payload, which this version cannot open.
-    #[error("This gateway does not open sealed payloads yet. Send plain JSON over the mutually authenticated connection.")]
+    #[error(
+        "This gateway does not open sealed payloads yet. Send plain JSON over the mutually authenticated connection."
+    )]
     SealedUnsupported,
     /// The body is larger than the bound.
     #[error("The body is larger than {limit} bytes, which is the most that is accepted here.")]
@@ -51,10 +55,14 @@ pub enum Error {
         expected: String,
     },
     /// No rule matches the client's SPIFFE ID.
-    #[error("No rule of this gateway allows the identity of your client certificate. Ask the operator to add it under `identities`.")]
+    #[error(
+        "No rule of this gateway allows the identity of your client certificate. Ask the operator to add it under `identities`."
+    )]
     IdentityUnknown,
     /// The label is above what is accepted from this identity.
-    #[error("This request is labelled `{label}`, above the ceiling `{ceiling}` of your identity. Send it from a workstation that may handle `{label}`.")]
+    #[error(
+        "This request is labelled `{label}`, above the ceiling `{ceiling}` of your identity. Send it from a workstation that may handle `{label}`."
+    )]
     LabelRefused {
         /// The request's.
         label: String,
@@ -82,7 +90,9 @@ pub enum Error {
         policy: String,
     },
     /// A policy with `on_failure: reject` failed.
-    #[error("The policy `{policy}` could not be evaluated, and the request is refused for safety. The operator sees why in the gateway's log.")]
+    #[error(
+        "The policy `{policy}` could not be evaluated, and the request is refused for safety. The operator sees why in the gateway's log."
+    )]
     PolicyFailed {
         /// Its name.
         policy: String,
@@ -96,7 +106,9 @@ pub enum Error {
         asked_local: bool,
     },
     /// The gateway is offline.
-    #[error("This gateway is offline: only the engine on its own machine may answer, and it does not serve this model.")]
+    #[error(
+        "This gateway is offline: only the engine on its own machine may answer, and it does not serve this model."
+    )]
     Offline,
     /// The engine is not up yet.
     #[error("The engine on this machine is starting. Try again in a few seconds.")]
@@ -111,7 +123,9 @@ pub enum Error {
     #[error("No answer within {} s.", .0.as_secs())]
     DeadlineExceeded(Duration),
     /// The target said that the prompt is too long.
-    #[error("The prompt and the tokens asked for do not fit into the model's context. Shorten the conversation or lower `max_tokens`.")]
+    #[error(
+        "The prompt and the tokens asked for do not fit into the model's context. Shorten the conversation or lower `max_tokens`."
+    )]
     ContextLength,
     /// The target said that the request is not valid.
     #[error("The model's server refused the request as not valid for this model. Check its parameters.")]

@@ -36,7 +36,17 @@ impl Exchange {
     pub fn open(record: RecordId, started: Instant, place: Place, identity: String, metrics: Arc<Metrics>) -> Self {
         let in_flight = metrics.request_begins();
         let outcome = Outcome { identity, ..Outcome::default() };
-        Self { record, started, outcome, placement: "none", admitted: None, place, metrics, _in_flight: in_flight, closed: false }
+        Self {
+            record,
+            started,
+            outcome,
+            placement: "none",
+            admitted: None,
+            place,
+            metrics,
+            _in_flight: in_flight,
+            closed: false,
+        }
     }
 
     /// The first token is about to be sent.

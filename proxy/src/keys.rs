@@ -26,9 +26,9 @@ impl Keys {
         let path = state_dir.join("root.key");
         match std::fs::read(&path) {
             Ok(bytes) => {
-                let key: [u8; 32] = bytes
-                    .try_into()
-                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key", path.display())))?;
+                let key: [u8; 32] = bytes.try_into().map_err(|_| {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key", path.display()))
+                })?;
                 Ok(Self(Zeroizing::new(key)))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -52,7 +52,9 @@ impl Keys {
     pub fn hash(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {
         // A key shorter than a block is padded with zeros (RFC 2104, section 2).
         let mut block = Zeroizing::new([0; 64]);
-        block[..32].copy_from_slice(self.0.as_slice());
+        for (to, from) in block.iter_mut().zip(self.0.iter()) {
+            *to = *from;
+        }
         let mut mac = Hmac::<Sha256>::new((&*block).into());
         for part in std::iter::once(purpose.as_bytes()).chain(parts.iter().copied()) {
             mac.update(&(part.len() as u64).to_le_bytes());

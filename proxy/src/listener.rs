@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Serves until `drain` is cancelled; every connection is then a task of `connections`, ending by itself.
-pub async fn serve(
+pub(crate) async fn serve(
     gateway: Arc<Gateway>,
     certificate: Arc<Certificate>,
     listener: TcpListener,

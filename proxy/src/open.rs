@@ -29,7 +29,8 @@ impl SealedRequest {
     /// # Errors
     /// It is sealed, or it is not announced as JSON.
     pub fn open(self) -> Result<OpenedRequest, Error> {
-        let media_type = self.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let media_type =
+            self.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
         let essence = media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         if essence.starts_with("message/ohttp") || self.headers.contains_key("ehbp-encapsulated-key") {
             return Err(Error::SealedUnsupported);

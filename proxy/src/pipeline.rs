@@ -110,16 +110,12 @@ async fn answer(
         offline: config.offline,
     };
     let said = said(masked.said(), &votes.said);
-    let planned = match decide::plan(&facts, masked) {
-        Ok(planned) => planned,
-        Err((masked, error)) => {
-            let label = config.labels.name(masked.classified().label());
-            if matches!(error, Error::NoPermittedTarget { .. } | Error::Offline) {
-                gateway.metrics.egress_refused(label, error.code());
-            }
-            return Err(error);
+    let label = config.labels.name(masked.classified().label());
+    let planned = decide::plan(&facts, masked).inspect_err(|error| {
+        if matches!(error, Error::NoPermittedTarget { .. } | Error::Offline) {
+            gateway.metrics.egress_refused(label, error.code());
         }
-    };
+    })?;
     exchange.placement = planned.plan().placement.as_str();
 
     let (hit, fill, said) = look_up(gateway, &request_facts, &planned, said).await;
@@ -137,11 +133,7 @@ async fn answer(
     // An answer of a stand-in is not what the next request should get from the cache.
     let is_first_choice = planned.plan().targets.first().is_some_and(|first| first.name() == answer.target);
     exchange.outcome.target = Some(answer.target);
-    Ok(Ready {
-        request: planned,
-        source: response::Source::Live(answer.reply),
-        fill: fill.filter(|_| is_first_choice),
-    })
+    Ok(Ready { request: planned, source: response::Source::Live(answer.reply), fill: fill.filter(|_| is_first_choice) })
 }
 
 /// Joins what plugins raised; the label is final afterwards.
@@ -154,7 +146,10 @@ fn raise(gateway: &Gateway, masked: &mut redact::MaskedRequest, votes: &Votes) -
     gateway.classifier.taint_conversation(classified.conversation(), *label);
     let (label, ceiling) = (classified.label(), classified.request().peer.ceiling);
     if label > ceiling {
-        return Err(Error::LabelRefused { label: labels.name(label).to_owned(), ceiling: labels.name(ceiling).to_owned() });
+        return Err(Error::LabelRefused {
+            label: labels.name(label).to_owned(),
+            ceiling: labels.name(ceiling).to_owned(),
+        });
     }
     Ok(())
 }
@@ -294,7 +289,11 @@ fn fleet_facts(
             clearance: labels.name(labels.highest()).to_owned(),
             healthy: engine.ready,
             predicted_ttft_ms: engine.ttft.map(ms),
-            queue_depth: gateway.dispatcher.engine().state().map_or(0, |s| u32::try_from(s.queue_depth).unwrap_or(u32::MAX)),
+            queue_depth: gateway
+                .dispatcher
+                .engine()
+                .state()
+                .map_or(0, |s| u32::try_from(s.queue_depth).unwrap_or(u32::MAX)),
             price: None,
         });
     }

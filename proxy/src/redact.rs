@@ -11,8 +11,8 @@ use postern_plugins::{Span, TextSegment};
 use serde_json::{Map, Value};
 
 use crate::classify::ClassifiedRequest;
-use crate::classify::label::Label;
 use crate::classify::Source;
+use crate::classify::label::Label;
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::route::{Policies, Said};
@@ -20,9 +20,30 @@ use vault::{Suffix, Vault};
 
 /// Words of the API itself. They say nothing about anybody, and most strings of a request are among them.
 const API_WORDS: [&str; 24] = [
-    "model", "messages", "role", "content", "user", "assistant", "system", "developer", "tool", "type", "text", "stream",
-    "temperature", "top_p", "max_tokens", "max_completion_tokens", "tools", "function", "name", "description",
-    "parameters", "properties", "stream_options", "include_usage",
+    "model",
+    "messages",
+    "role",
+    "content",
+    "user",
+    "assistant",
+    "system",
+    "developer",
+    "tool",
+    "type",
+    "text",
+    "stream",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "tools",
+    "function",
+    "name",
+    "description",
+    "parameters",
+    "properties",
+    "stream_options",
+    "include_usage",
 ];
 
 /// A request whose text may leave, as far as masking goes. Made only by [`mask`].
@@ -121,7 +142,15 @@ pub async fn mask(keys: &Keys, policies: &Policies, classified: ClassifiedReques
     let mut vault = Vault::new(keys, &tenant, classified.conversation());
     if !policies.redact() {
         let counts = BTreeMap::new();
-        return Ok(MaskedRequest { classified, masked: None, spans: Vec::new(), vault, counts, said: Vec::new(), complete: true });
+        return Ok(MaskedRequest {
+            classified,
+            masked: None,
+            spans: Vec::new(),
+            vault,
+            counts,
+            said: Vec::new(),
+            complete: true,
+        });
     }
     let body = classified.request().chat.body();
     let segments: Vec<TextSegment> = segments(body)
@@ -133,7 +162,8 @@ pub async fn mask(keys: &Keys, policies: &Policies, classified: ClassifiedReques
     let mut counts = BTreeMap::new();
     let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
     for span in &spans {
-        if let Some(value) = texts.get(&span.segment).and_then(|text| text.get(span.start as usize..span.end as usize)) {
+        if let Some(value) = texts.get(&span.segment).and_then(|text| text.get(span.start as usize..span.end as usize))
+        {
             vault.keep(&span.kind, value);
             *counts.entry(span.kind.clone()).or_insert(0) += 1;
         }
@@ -240,7 +270,15 @@ mod tests {
         });
         let body = body.as_object().unwrap();
         let texts: Vec<_> = segments(body).into_iter().map(|s| (s.role, s.text)).collect();
-        let wanted = [("", "m"), ("user", "Ann"), ("user", "Hi"), ("", "Call Bob"), ("", "bob@x.org"), ("", "new_field"), ("", "Carl")];
+        let wanted = [
+            ("", "m"),
+            ("user", "Ann"),
+            ("user", "Hi"),
+            ("", "Call Bob"),
+            ("", "bob@x.org"),
+            ("", "new_field"),
+            ("", "Carl"),
+        ];
         assert_eq!(texts, wanted);
     }
 
@@ -251,7 +289,13 @@ mod tests {
         let segments = segments(body);
         let (content, key) = (segments[0].id, segments[1].id);
         let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
-        let spans = merged(vec![span(key, 0, 5), span(content, 20, 25), span(content, 3, 8), span(content, 13, 18), span(content, 4, 6)]);
+        let spans = merged(vec![
+            span(key, 0, 5),
+            span(content, 20, 25),
+            span(content, 3, 8),
+            span(content, 13, 18),
+            span(content, 4, 6),
+        ]);
         for value in ["a@b.c", "d@e.f"] {
             vault.keep("email", value);
         }

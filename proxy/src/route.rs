@@ -104,11 +104,7 @@ impl Policies {
     ///
     /// # Errors
     /// A component cannot be read, compiled or linked.
-    pub fn load(
-        host: &PolicyHost,
-        configured: &[config::Policy],
-        metrics: Arc<Metrics>,
-    ) -> anyhow::Result<Self> {
+    pub fn load(host: &PolicyHost, configured: &[config::Policy], metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let load = |policy: &config::Policy| {
             use anyhow::Context as _;
             let name = || format!("policy `{}` ({})", policy.name, policy.component.display());
@@ -124,6 +120,31 @@ impl Policies {
         };
         let all = configured.iter().map(load).collect::<anyhow::Result<_>>()?;
         Ok(Self { all, metrics, started: Instant::now() })
+    }
+
+    /// Calls every policy once with an empty request: what fails now will fail for every prompt, and the operator should
+    /// not learn it from the first user. Also makes the first real call as quick as the others.
+    pub async fn probe(&self) {
+        let (request, fleet) =
+            (RequestFacts { model: "probe".to_owned(), ..RequestFacts::default() }, FleetFacts::default());
+        for loaded in &self.all {
+            let steps = loaded.policy.steps();
+            let mut failures = Vec::new();
+            if steps.redaction {
+                let segment = TextSegment { id: 0, role: "user".to_owned(), text: "probe".to_owned() };
+                failures.extend(loaded.policy.find(&[segment]).await.err());
+            }
+            if steps.routing {
+                failures.extend(loaded.policy.route(&request, &fleet).await.err());
+            }
+            if steps.caching {
+                failures.extend(loaded.policy.plan(&request).await.err());
+            }
+            for failure in failures {
+                let (policy, kind) = (loaded.policy.name(), failure.kind.name());
+                tracing::warn!(policy, kind, detail = %failure.detail, "a policy failed when it was tried; as long as it fails, it counts as configured under `on_failure`");
+            }
+        }
     }
 
     /// Their names, in the order in which they are asked.
@@ -255,7 +276,9 @@ impl Vote {
     fn read(verdict: Verdict, config: &Config, fleet: &FleetFacts) -> Result<Self, PolicyFailure> {
         let wrong = |what: &str| PolicyFailure::output(what);
         let raised = match verdict.label {
-            Some(name) => Some(config.labels.by_name(&name).ok_or_else(|| wrong("raised to a label that does not exist"))?),
+            Some(name) => {
+                Some(config.labels.by_name(&name).ok_or_else(|| wrong("raised to a label that does not exist"))?)
+            }
             None => None,
         };
         let known = |name: &String| fleet.targets.iter().any(|target| target.name == *name);

@@ -80,12 +80,14 @@ async fn serve(
     inherited: Inherited,
 ) -> anyhow::Result<()> {
     let metrics = gateway.metrics.clone();
+    gateway.policies.probe().await;
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     tokio::spawn(certificate.clone().renew(metrics));
 
     let pages = Admin { gateway: gateway.clone(), certificate: certificate.clone() };
     let admin_listener = TcpListener::from_std(inherited.admin)?;
-    let mut ready = format!("postern ready gateway={} admin={}", inherited.gateway.local_addr()?, admin_listener.local_addr()?);
+    let mut ready =
+        format!("postern ready gateway={} admin={}", inherited.gateway.local_addr()?, admin_listener.local_addr()?);
     tokio::spawn(std::future::IntoFuture::into_future(axum::serve(admin_listener, admin::admin(pages.clone()))));
     if let Some(probe) = inherited.probe {
         let probe = TcpListener::from_std(probe)?;
@@ -95,7 +97,8 @@ async fn serve(
 
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
     let listener = TcpListener::from_std(inherited.gateway)?;
-    let serving = tokio::spawn(listener::serve(gateway.clone(), certificate, listener, drain.clone(), connections.clone()));
+    let serving =
+        tokio::spawn(listener::serve(gateway.clone(), certificate, listener, drain.clone(), connections.clone()));
     announce(&ready, &gateway.config);
 
     signal(SignalKind::terminate())?.recv().await;

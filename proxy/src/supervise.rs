@@ -30,7 +30,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// For the gateway to let its requests end, and for the engine after it.
 const GATEWAY_WITHIN: Duration = Duration::from_secs(40);
 const ENGINE_WITHIN: Duration = Duration::from_secs(5);
-/// A child that ends with this code will not do better next time (`EX_CONFIG` of sysexits.h).
+/// What is set up wrong does not get better by itself (`EX_CONFIG` of sysexits.h): a gateway that ends with this code at
+/// its first start is not started again.
 pub const EXIT_CONFIG: u8 = 78;
 
 /// Sockets that outlive the gateway: while it restarts, clients wait in the queue of the kernel.
@@ -112,8 +113,11 @@ fn bind(config: &Config) -> anyhow::Result<Sockets> {
 }
 
 fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Command> {
-    let mut fds: Vec<OwnedFd> =
-        vec![sockets.gateway.try_clone()?.into(), sockets.admin.try_clone()?.into(), sockets.engine.try_clone()?.into()];
+    let mut fds: Vec<OwnedFd> = vec![
+        sockets.gateway.try_clone()?.into(),
+        sockets.admin.try_clone()?.into(),
+        sockets.engine.try_clone()?.into(),
+    ];
     if let Some(probe) = &sockets.probe {
         fds.push(probe.try_clone()?.into());
     }
@@ -136,7 +140,12 @@ fn engine_command(config: &Config) -> anyhow::Result<Command> {
             command.env(name, value);
         }
     }
-    command.arg("engine").arg("--model").arg(&engine.model).arg("--connect").arg(std::path::absolute(config.engine_socket())?);
+    command
+        .arg("engine")
+        .arg("--model")
+        .arg(&engine.model)
+        .arg("--connect")
+        .arg(std::path::absolute(config.engine_socket())?);
     command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
     command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
     command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
@@ -180,7 +189,11 @@ impl<F: FnMut() -> anyhow::Result<Command>> Service<F> {
         if self.name == "gateway" && first && status.code() == Some(i32::from(EXIT_CONFIG)) {
             return Ok(Some(EXIT_CONFIG));
         }
-        self.pause = if self.started.elapsed() > WELL_AFTER { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE) };
+        self.pause = if self.started.elapsed() > WELL_AFTER {
+            FIRST_PAUSE
+        } else {
+            (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE)
+        };
         tracing::error!(process = self.name, status = %status, again_in_ms = self.pause.as_millis() as u64, "a process ended; it is started again");
         Ok(None)
     }

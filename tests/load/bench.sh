@@ -30,11 +30,17 @@ if ! command -v nginx >/dev/null && [[ ! -x /usr/sbin/nginx ]]; then
     echo "installing nginx (package nginx-light)" >&2
     sudo=()
     ((EUID == 0)) || sudo=(sudo)
-    # Only the program is wanted: the package must not start a service.
-    printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null
-    "${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
-    "${sudo[@]}" apt-get install -y --no-install-recommends nginx-light >&2
-    "${sudo[@]}" rm -f /usr/sbin/policy-rc.d
+    # Only the program is wanted: the package must not start a service. Many images forbid that already.
+    policy=/usr/sbin/policy-rc.d made=0
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+        "${sudo[@]}" chmod +x "$policy"
+        made=1
+    fi
+    installed=0
+    "${sudo[@]}" apt-get install -y --no-install-recommends nginx-light >&2 || installed=$?
+    if ((made)); then "${sudo[@]}" rm -f "$policy"; fi
+    ((installed == 0)) || exit "$installed"
 fi
 nginx=$(command -v nginx || echo /usr/sbin/nginx)
 

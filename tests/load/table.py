@@ -39,6 +39,11 @@ def main():
         bad = sum(r["errors"] + sum(n for status, n in r["statuses"].items() if status != "200") for r in reports)
         print(f"{connections:11}  {server:8} {of('requests_per_second'):11.0f} {rate_ratio:8.2f} {of('p50_ms'):9.3f} "
               f"{p50_ratio:8.2f} {of('p99_ms'):9.3f} {of('ttfb_p50_ms'):14.3f} {of('cpu_us'):15.0f} {spread:7.0%} {bad:7}")
+    for (connections, server), reports in sorted(runs.items()):
+        for report in reports:
+            others = {status: count for status, count in report["statuses"].items() if status != "200"}
+            if others or report["errors"]:
+                print(f"{server} at {connections}: statuses {others}, {report['errors']} errors ({report['first_error']})")
     return 1 if any(report["errors"] for reports in runs.values() for report in reports) else 0
 
 

@@ -51,7 +51,8 @@ async fn every_parameter_counts() -> Result<()> {
         assert_eq!(ask(&client, &body).await?, "exact", "{field}");
     }
     let mut longer = plain.clone();
-    longer["messages"] = json!([{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Say something"}]);
+    longer["messages"] =
+        json!([{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Say something"}]);
     assert_eq!(ask(&client, &longer).await?, "miss", "not the last question only");
     Ok(())
 }

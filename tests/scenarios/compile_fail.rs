@@ -62,11 +62,31 @@ fn only_a_planned_request_gets_a_permit_and_only_a_permit_is_sent() -> Result<()
     let said = compile(GOOD, dir.path())?;
     assert!(!said.contains("error"), "the control must compile: {said}");
     let cases = [
-        ("a request that was only parsed", "request: &PlannedRequest", "request: &postern::request::ParsedRequest", "E0308"),
-        ("one that was classified", "request: &PlannedRequest", "request: &postern::classify::ClassifiedRequest", "E0308"),
-        ("one that was masked but not decided on", "request: &PlannedRequest", "request: &postern::redact::MaskedRequest", "E0308"),
+        (
+            "a request that was only parsed",
+            "request: &PlannedRequest",
+            "request: &postern::request::ParsedRequest",
+            "E0308",
+        ),
+        (
+            "one that was classified",
+            "request: &PlannedRequest",
+            "request: &postern::classify::ClassifiedRequest",
+            "E0308",
+        ),
+        (
+            "one that was masked but not decided on",
+            "request: &PlannedRequest",
+            "request: &postern::redact::MaskedRequest",
+            "E0308",
+        ),
         ("no permit", "up.send(permit?)", "up.send(request)", "E0308"),
-        ("the same permit twice", "up.send(permit?).await", "{ let p = permit?; let _a = up.send(p).await; up.send(p).await }", "E0382"),
+        (
+            "the same permit twice",
+            "up.send(permit?).await",
+            "{ let p = permit?; let _a = up.send(p).await; up.send(p).await }",
+            "E0382",
+        ),
         (
             "a permit made by hand",
             "gate.permit(request, to);",

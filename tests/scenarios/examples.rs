@@ -28,7 +28,7 @@ async fn a_wrong_configuration_is_refused_with_its_place() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     for (wrong, expected) in [
         (config(&cloud).set("/lisen", json!("127.0.0.1:0")), "lisen"),
-        (config(&cloud).set("/timeouts", json!({"connect": 2})), "2s"),
+        (config(&cloud).set("/timeouts", json!({"connect": 2})), "such as 20ms"),
         (config(&cloud).policy("mine", "no-such-policy.wasm", json!({})), "no component at"),
         (config(&cloud).set("/targets/0/clearance", json!("secret")), "expected one of: public"),
     ] {

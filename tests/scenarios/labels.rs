@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::{SOON, config};
 
-const LONG: &str = "The heron project moves its second site to the harbour in spring, and nobody outside of the board knows it yet.";
+const LONG: &str =
+    "The heron project moves its second site to the harbour in spring, and nobody outside of the board knows it yet.";
 
 #[tokio::test]
 async fn a_classified_prompt_never_leaves_whatever_plugins_say() -> Result<()> {

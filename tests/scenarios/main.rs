@@ -23,6 +23,7 @@ mod load;
 mod path;
 mod plugins;
 mod processes;
+mod readme;
 mod redaction;
 mod upstreams;
 

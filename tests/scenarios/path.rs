@@ -33,14 +33,18 @@ async fn what_leaves_is_serialised_anew_with_a_key_and_no_header_of_the_client()
     let config = config(&cloud).set("/targets/0/models", json!({"chat": "theirs"}));
     let postern = Postern::start(&config).await?;
     let client = postern.client("clerk/amy")?.with_header("x-office", "secret-room").with_header("cookie", "a=b");
-    let body = json!({"model": "chat", "seed": 7, "new_field": {"x": [1]}, "messages": [{"role": "user", "content": "Hi"}]});
+    let body =
+        json!({"model": "chat", "seed": 7, "new_field": {"x": [1]}, "messages": [{"role": "user", "content": "Hi"}]});
     let text = format!(" {} ", body.to_string().replace(':', " : "));
     assert_eq!(client.post_bytes("/v1/chat/completions", text.into()).await?.status, 200);
     let stats = serde_json::to_value(cloud.stats().await?)?;
     let (sent, headers) = (&stats["bodies"][0], &stats["headers"][0]);
     assert_eq!((&sent["model"], &sent["seed"], &sent["new_field"]), (&json!("theirs"), &json!(7), &json!({"x": [1]})));
     let headers = headers.to_string();
-    assert!(headers.contains("authorization") && !headers.contains("secret-room") && !headers.contains("cookie"), "{headers}");
+    assert!(
+        headers.contains("authorization") && !headers.contains("secret-room") && !headers.contains("cookie"),
+        "{headers}"
+    );
     Ok(())
 }
 
@@ -62,8 +66,8 @@ async fn a_stream_arrives_as_it_is_made_and_ends_with_done() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     cloud.switch(json!({"token_ms": 30})).await?;
     let postern = Postern::start(&config(&cloud)).await?;
-    for client in [postern.client("clerk/amy")?, postern.client("clerk/amy")?.http2()] {
-        let mut events = client.stream(&chat_body("Count to ten, slowly please")).await?;
+    for (client, word) in [(postern.client("clerk/amy")?, "ten"), (postern.client("clerk/amy")?.http2(), "twenty")] {
+        let mut events = client.stream(&chat_body(&format!("Count to {word}, slowly please"))).await?;
         assert_eq!((events.status, events.header("content-type")), (200, "text/event-stream; charset=utf-8"));
         let events = events.rest().await?;
         let texts: Vec<_> = events.iter().filter(|event| !event.delta().is_empty()).collect();
@@ -129,7 +133,8 @@ async fn health_metrics_and_status_are_on_the_admin_address() -> Result<()> {
     assert_eq!(metrics.value("postern_requests_total", &words), Some(1.0));
     assert_eq!(postern.admin("/api/status").await?.json()?["records_healthy"], true);
     let probe = postern.probe.unwrap();
-    let get = async |path: &str| postern_tests::client::plain(http::Method::GET, &format!("http://{probe}{path}"), "").await;
+    let get =
+        async |path: &str| postern_tests::client::plain(http::Method::GET, &format!("http://{probe}{path}"), "").await;
     assert_eq!((get("/metrics").await?.status, get("/api/status").await?.status), (200, 404));
     Ok(())
 }

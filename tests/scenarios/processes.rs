@@ -27,9 +27,12 @@ async fn the_engine_answers_with_a_real_model_and_comes_back_when_it_is_killed()
         assert!(early.header("retry-after").parse::<u64>()? > 0);
     }
     postern.engine_ready().await?;
-    let body = json!({"model": "chat", "max_tokens": 12, "temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]});
+    let messages = json!([
+        {"role": "system", "content": "You answer in one short sentence."}, {"role": "user", "content": "Why is the sky blue?"},
+    ]);
+    let body = json!({"model": "chat", "max_tokens": 12, "temperature": 0, "messages": messages});
     let reply = client.post_json("/v1/chat/completions", &body).await?;
-    assert!(reply.answer().contains("Paris"), "{}", reply.text());
+    assert!(reply.answer().starts_with("The sky is"), "{}", reply.text());
     assert_eq!((reply.header("postern-target"), reply.json()?["model"].as_str()), ("engine", Some("chat")));
 
     let mut long = short("Write a long story about the sea.");
@@ -93,7 +96,8 @@ async fn sigterm_lets_streams_finish() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let mut postern = Postern::start(&config(&cloud)).await?;
     cloud.switch(json!({"token_ms": 25})).await?;
-    let mut events = postern.client("clerk/amy")?.stream(&chat_body("A stream that is under way when the end comes")).await?;
+    let mut events =
+        postern.client("clerk/amy")?.stream(&chat_body("A stream that is under way when the end comes")).await?;
     let record = events.header("postern-record").to_owned();
     events.next().await?;
     let stopping = tokio::spawn(async move {

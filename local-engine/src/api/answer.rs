@@ -42,7 +42,8 @@ pub(super) async fn whole(head: &Head, mut events: Receiver<GenerationEvent>) ->
             Some(GenerationEvent::Text(more)) => text.push_str(&more),
             Some(GenerationEvent::Finished { reason, usage }) => {
                 let message = json!({"role": "assistant", "content": text, "refusal": null});
-                let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": reason.as_str()});
+                let choice =
+                    json!({"index": 0, "message": message, "logprobs": null, "finish_reason": reason.as_str()});
                 let mut answer = head.object("chat.completion", json!([choice]));
                 put(&mut answer, "usage", usage_json(usage));
                 return Ok(Json(answer).into_response());

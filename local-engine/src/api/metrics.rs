@@ -35,11 +35,23 @@ fn registry(load: &Load) -> Registry {
         gauge.set(value);
         registry.register(name, help, gauge);
     };
-    gauge("inference_latency", "Milliseconds from a request's arrival to its first token, smoothed", status.first_token_ms);
+    gauge(
+        "inference_latency",
+        "Milliseconds from a request's arrival to its first token, smoothed",
+        status.first_token_ms,
+    );
     gauge("queue_depth", "Requests that wait", load.queue_depth as f64);
     gauge("postern_engine_running", "Sequences being worked on", status.running as f64);
-    gauge("postern_engine_queued_prompt_tokens", "Prompt tokens still to be prefilled", load.queued_prompt_tokens as f64);
-    gauge("postern_engine_cache_tokens_reserved", "KV cache tokens that are spoken for", status.cache_tokens_reserved as f64);
+    gauge(
+        "postern_engine_queued_prompt_tokens",
+        "Prompt tokens still to be prefilled",
+        load.queued_prompt_tokens as f64,
+    );
+    gauge(
+        "postern_engine_cache_tokens_reserved",
+        "KV cache tokens that are spoken for",
+        status.cache_tokens_reserved as f64,
+    );
     gauge("postern_engine_cache_tokens_max", "KV cache tokens that there may be", status.cache_tokens_max as f64);
     gauge("postern_engine_prefill_tokens_per_second", "Speed of prompts, smoothed", status.prefill_rate);
     gauge("postern_engine_decode_tokens_per_second", "Speed of all answers together, smoothed", status.decode_rate);

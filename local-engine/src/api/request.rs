@@ -62,7 +62,12 @@ impl<'a> Fields<'a> {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
-    fn typed<T>(&self, name: &str, wanted: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, EngineError> {
+    fn typed<T>(
+        &self,
+        name: &str,
+        wanted: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, EngineError> {
         let read = |value| read(value).ok_or_else(|| EngineError::invalid(name, format!("`{name}` must be {wanted}.")));
         self.value(name).map(read).transpose()
     }
@@ -195,9 +200,8 @@ fn sampling(body: &Fields<'_>) -> Result<Sampling, EngineError> {
     let default = Sampling::default();
     let top_p = body.number("top_p", 0.0, 1.0)?.unwrap_or(default.top_p);
     // Any 64-bit integer is a seed, also a negative one.
-    let seed = body.typed("seed", "an integer", |value| {
-        value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned))
-    })?;
+    let seed =
+        body.typed("seed", "an integer", |value| value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned)))?;
     Ok(Sampling {
         temperature: body.number("temperature", 0.0, 2.0)?.unwrap_or(default.temperature),
         top_p,

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{D, Device, Module, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 
+use super::linear::{Input, Linear};
 use super::{Model, Segment, rms_norm};
 use crate::error::EngineError;
 use crate::kv_cache::CacheShape;
@@ -21,7 +22,7 @@ pub(super) struct Llama {
     embedding: Arc<QTensor>,
     layers: Vec<Layer>,
     output_norm: Tensor,
-    head: QMatMul,
+    head: Linear,
 }
 
 /// The numbers that all sizes follow from; each is bounded, so products of them cannot overflow.
@@ -41,14 +42,14 @@ struct Shape {
 
 struct Layer {
     attention_norm: Tensor,
-    query: QMatMul,
-    key: QMatMul,
-    value: QMatMul,
-    output: QMatMul,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
     mlp_norm: Tensor,
-    gate: QMatMul,
-    up: QMatMul,
-    down: QMatMul,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 /// What all layers of a step share.
@@ -61,10 +62,7 @@ struct Positions {
 }
 
 impl Llama {
-    pub(super) fn load(
-        file: &WeightFile,
-        progress: &mut dyn FnMut(f64),
-    ) -> std::result::Result<Self, EngineError> {
+    pub(super) fn load(file: &WeightFile, progress: &mut dyn FnMut(f64)) -> std::result::Result<Self, EngineError> {
         let shape = Shape::read(file)?;
         let embedding = file.matrix("token_embd.weight", shape.vocabulary, shape.width)?;
         let mut layers = Vec::with_capacity(shape.layers);
@@ -75,7 +73,7 @@ impl Llama {
         let head = if file.has("output.weight") {
             file.projection("output.weight", shape.vocabulary, shape.width)?
         } else {
-            QMatMul::from_arc(Arc::clone(&embedding))?
+            Linear::from(QMatMul::from_arc(Arc::clone(&embedding))?)
         };
         let output_norm = file.vector("output_norm.weight", shape.width)?;
         Ok(Self { shape, device: file.device().clone(), embedding, layers, output_norm, head })
@@ -105,9 +103,16 @@ impl Llama {
     }
 
     /// Attention of all segments: `x` and the result are `[tokens, width]`.
-    fn attention(&self, at: usize, layer: &Layer, x: &Tensor, batch: &[Segment<'_>], positions: &Positions) -> Result<Tensor> {
+    fn attention(
+        &self,
+        at: usize,
+        layer: &Layer,
+        x: &Input,
+        batch: &[Segment<'_>],
+        positions: &Positions,
+    ) -> Result<Tensor> {
         let Shape { heads, kv_heads, head_width, .. } = self.shape;
-        let tokens = x.dim(0)?;
+        let tokens: usize = batch.iter().map(|segment| segment.tokens.len()).sum();
         let query = rotate(&layer.query.forward(x)?.reshape((tokens, heads, head_width))?, positions)?;
         let query = (query * (head_width as f64).sqrt().recip())?;
         let key = rotate(&layer.key.forward(x)?.reshape((tokens, kv_heads, head_width))?, positions)?;
@@ -123,7 +128,7 @@ impl Llama {
             outputs.push(attend(&own(&query)?, &keys, &values, mask.as_ref())?);
             begin += count;
         }
-        layer.output.forward(&Tensor::cat(&outputs, 0)?)
+        layer.output.forward(&Input::new(Tensor::cat(&outputs, 0)?))
     }
 }
 
@@ -145,9 +150,9 @@ impl Model for Llama {
         let ids: Vec<u32> = batch.iter().flat_map(|segment| segment.tokens).copied().collect();
         let mut x = self.embedding.embedding(&Tensor::new(ids, &self.device)?)?;
         for (at, layer) in self.layers.iter().enumerate() {
-            let normed = rms_norm(&x, &layer.attention_norm, self.shape.epsilon)?;
+            let normed = Input::new(rms_norm(&x, &layer.attention_norm, self.shape.epsilon)?);
             x = (x + self.attention(at, layer, &normed, batch, &positions)?)?;
-            let normed = rms_norm(&x, &layer.mlp_norm, self.shape.epsilon)?;
+            let normed = Input::new(rms_norm(&x, &layer.mlp_norm, self.shape.epsilon)?);
             x = (x + layer.mlp(&normed)?)?;
         }
         let mut wanted = Vec::new();
@@ -163,7 +168,7 @@ impl Model for Llama {
             return Ok(Vec::new());
         }
         let last = x.index_select(&Tensor::new(wanted, &self.device)?, 0)?;
-        self.head.forward(&rms_norm(&last, &self.output_norm, self.shape.epsilon)?)?.to_vec2()
+        self.head.forward(&Input::new(rms_norm(&last, &self.output_norm, self.shape.epsilon)?))?.to_vec2()
     }
 }
 
@@ -185,8 +190,8 @@ impl Layer {
         })
     }
 
-    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&(self.gate.forward(x)?.silu()? * self.up.forward(x)?)?)
+    fn mlp(&self, x: &Input) -> Result<Tensor> {
+        self.down.forward(&Input::new((self.gate.forward(x)?.silu()? * self.up.forward(x)?)?))
     }
 }
 
@@ -289,7 +294,8 @@ fn attend(query: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>)
 /// Token `before + i` may look at tokens `0..=before + i`.
 fn causal_mask(before: usize, count: usize, device: &Device) -> Result<Tensor> {
     let all = before + count;
-    let rows = (0..count).flat_map(|row| (0..all).map(move |at| if at > before + row { f32::NEG_INFINITY } else { 0.0 }));
+    let rows =
+        (0..count).flat_map(|row| (0..all).map(move |at| if at > before + row { f32::NEG_INFINITY } else { 0.0 }));
     Tensor::from_vec(rows.collect(), (count, all), device)
 }
 

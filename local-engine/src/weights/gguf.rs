@@ -190,7 +190,9 @@ impl<R: Read> Reader<R> {
         match kind {
             // Each text takes 8 bytes of the file or more, so memory stays within a small multiple of the header.
             8 => (0..length).map(|_| self.text(HEADER_BYTES_MAX)).collect::<Result<_, _>>().map(Value::Texts),
-            4 | 5 => (0..length).map(|_| self.array().map(i32::from_le_bytes)).collect::<Result<_, _>>().map(Value::Integers),
+            4 | 5 => {
+                (0..length).map(|_| self.array().map(i32::from_le_bytes)).collect::<Result<_, _>>().map(Value::Integers)
+            }
             0 | 1 | 7 => self.skip(length, 1),
             2 | 3 => self.skip(length, 2),
             6 => self.skip(length, 4),

@@ -115,7 +115,10 @@ mod tests {
         assert_eq!(of("{}", &RequestFacts { tools: true, ..request() }), CachePlan::bypass());
         assert_eq!(of("{}", &RequestFacts { temperature: Some(1.1), ..request() }), CachePlan::bypass());
         assert_eq!(of("{}", &RequestFacts { temperature: Some(f64::NAN), ..request() }), CachePlan::bypass());
-        assert_eq!(of(r#"{"max_temperature": 0}"#, &RequestFacts { temperature: Some(0.1), ..request() }), CachePlan::bypass());
+        assert_eq!(
+            of(r#"{"max_temperature": 0}"#, &RequestFacts { temperature: Some(0.1), ..request() }),
+            CachePlan::bypass()
+        );
         assert_eq!(of(r#"{"bypass": true}"#, &request()), CachePlan::bypass());
         assert_eq!(of(r#"{"bypass_models": ["x", "ch*"]}"#, &request()), CachePlan::bypass());
         assert_eq!(of(r#"{"bypass_models": ["x", "chat2"]}"#, &request()), CachePlan::exact());

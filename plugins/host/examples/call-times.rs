@@ -41,7 +41,8 @@ async fn main() -> Done {
 
 fn load(host: &PolicyHost, policy: &str) -> Result<Policy, Box<dyn std::error::Error>> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/plugins").join(policy).with_extension("wasm");
-    let component = std::fs::read(&file).map_err(|error| format!("{}: {error}; run plugins/build.sh", file.display()))?;
+    let component =
+        std::fs::read(&file).map_err(|error| format!("{}: {error}; run plugins/build.sh", file.display()))?;
     let (config, deadline) = (serde_json::Value::Null, Duration::from_millis(20));
     let started = Instant::now();
     let policy = host.load(PolicySpec { name: policy.into(), component, config, deadline, memory_bytes: 32 << 20 })?;
@@ -83,7 +84,8 @@ fn fleet() -> FleetFacts {
 }
 
 fn segments() -> Vec<TextSegment> {
-    let prose = "The quarterly report is due on 2026-11-30; please summarise the main points in five lines. ".repeat(11);
+    let prose =
+        "The quarterly report is due on 2026-11-30; please summarise the main points in five lines. ".repeat(11);
     let texts = [prose.clone(), format!("{prose}Send it to li@example.com or call 13800138000.")];
     texts.into_iter().zip(0..).map(|(text, id)| TextSegment { id, role: "user".into(), text }).collect()
 }

@@ -45,7 +45,8 @@ pub(crate) fn spans(segments: &[TextSegment], mut spans: Vec<Span>) -> Checked<V
     }
     let texts: HashMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
     for span in &spans {
-        let text = texts.get(&span.segment).ok_or_else(|| PolicyFailure::output("a span in a segment that does not exist"))?;
+        let text =
+            texts.get(&span.segment).ok_or_else(|| PolicyFailure::output("a span in a segment that does not exist"))?;
         if span.start >= span.end {
             return Err(PolicyFailure::output("an empty span"));
         }

@@ -46,7 +46,8 @@ pub(crate) fn targets(fleet: &FleetFacts) -> Vec<wit::TargetFacts<'_>> {
 }
 
 fn target(target: &TargetFacts) -> wit::TargetFacts<'_> {
-    let price = |p: Price| wit::Price { input_per_million: p.input_per_million, output_per_million: p.output_per_million };
+    let price =
+        |p: Price| wit::Price { input_per_million: p.input_per_million, output_per_million: p.output_per_million };
     wit::TargetFacts {
         name: &target.name,
         placement: match target.placement {

@@ -115,7 +115,9 @@ type Bytes = std::ops::Range<usize>;
 fn emails(text: &str) -> Vec<Bytes> {
     // Bounds of RFC 5321: 64 octets before the @, 63 for each label.
     static EMAIL: LazyLock<Regex> = LazyLock::new(|| {
-        pattern(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}(?:[A-Za-z]{2,24}|xn--[A-Za-z0-9-]{2,59})")
+        pattern(
+            r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}(?:[A-Za-z]{2,24}|xn--[A-Za-z0-9-]{2,59})",
+        )
     });
     if !text.contains('@') {
         return Vec::new();
@@ -158,7 +160,8 @@ mod tests {
 
     #[test]
     fn addresses_are_found_wherever_they_stand() {
-        let text = "Write to Li.Wei+bids@mail.example.com, <a_b@x.io>; 邮箱zhang@例.example.cn或wang@example.cn请回复。";
+        let text =
+            "Write to Li.Wei+bids@mail.example.com, <a_b@x.io>; 邮箱zhang@例.example.cn或wang@example.cn请回复。";
         assert_eq!(found(Kind::Email, text), ["Li.Wei+bids@mail.example.com", "a_b@x.io", "wang@example.cn"]);
         assert_eq!(found(Kind::Email, "'o@x.org'"), ["o@x.org"]);
         assert_eq!(found(Kind::Email, "_svc@corp.example"), ["_svc@corp.example"]);
@@ -166,7 +169,18 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_an_address_is_left() {
-        for text in ["react@18.2.0", "@handle", "a@b", "a@b.c", "a@ b.com", "user at example.com", "1@2.3", "me@-x.com", "@x.com", "...@x.com"] {
+        for text in [
+            "react@18.2.0",
+            "@handle",
+            "a@b",
+            "a@b.c",
+            "a@ b.com",
+            "user at example.com",
+            "1@2.3",
+            "me@-x.com",
+            "@x.com",
+            "...@x.com",
+        ] {
             assert_eq!(found(Kind::Email, text), [""; 0], "{text}");
         }
     }

@@ -16,7 +16,9 @@ pub enum PluginError {
     #[error("not a WebAssembly component that can run here: {0}")]
     NotAComponent(String),
     /// It asks for something that Postern does not give; most often WASI, from a build for `wasm32-wasip2`.
-    #[error("imports `{0}`, which Postern does not offer (it offers log, config, detectors and clock of postern:policy@1.0.0)")]
+    #[error(
+        "imports `{0}`, which Postern does not offer (it offers log, config, detectors and clock of postern:policy@1.0.0)"
+    )]
     UnknownImport(String),
     /// It imports one of Postern's interfaces with other types, or exports one with other types.
     #[error("does not fit postern:policy@1.0.0: {0}")]

@@ -29,7 +29,7 @@ pub enum TargetPlacement {
 }
 
 /// What a policy may know about a request. It has sizes, never text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestFacts {
     /// SPIFFE ID of the caller.
     pub identity: String,

@@ -24,7 +24,7 @@ pub use componentize::componentize;
 pub use engine::{HostOptions, MAX_MEMORY_BYTES};
 pub use error::{FailureKind, MAX_DETAIL_BYTES, PluginError, PolicyFailure};
 pub use facts::{
-    Annotation, CacheMode, CachePlan, FleetFacts, MessageFacts, Placement, Price, RequestFacts, Span, Steps, TargetFacts,
-    TargetPlacement, TextSegment, Verdict,
+    Annotation, CacheMode, CachePlan, FleetFacts, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
+    TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
 pub use policy::{MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec};

@@ -85,15 +85,14 @@ impl PolicyHost {
     pub fn load(&self, spec: PolicySpec) -> Result<Policy, PluginError> {
         let config = check(&spec)?;
         let engine = &self.sandbox.engine;
-        let component =
-            Component::new(engine, &spec.component).map_err(|error| PluginError::NotAComponent(format!("{error:#}")))?;
+        let component = Component::new(engine, &spec.component)
+            .map_err(|error| PluginError::NotAComponent(format!("{error:#}")))?;
         let ty = component.component_type();
         if let Some((import, _)) = ty.imports(engine).find(|(import, _)| !is_offered(import)) {
             return Err(PluginError::UnknownImport(import.to_owned()));
         }
         let exports = |step: &str| component.get_export_index(None, &format!("{PACKAGE}{step}{VERSION}")).is_some();
-        let steps =
-            Steps { routing: exports("routing"), caching: exports("caching"), redaction: exports("redaction") };
+        let steps = Steps { routing: exports("routing"), caching: exports("caching"), redaction: exports("redaction") };
         if steps == Steps::default() {
             return Err(PluginError::NoSteps);
         }
@@ -104,7 +103,11 @@ impl PolicyHost {
             limits: Limits { deadline: spec.deadline, memory_bytes: spec.memory_bytes },
             routing: steps.routing.then(|| routing::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
             caching: steps.caching.then(|| caching::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
-            redaction: steps.redaction.then(|| redaction::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
+            redaction: steps
+                .redaction
+                .then(|| redaction::GuestIndices::new(&component))
+                .transpose()
+                .map_err(mismatch)?,
             component,
             sandbox: Arc::clone(&self.sandbox),
         };
@@ -124,7 +127,11 @@ impl Policy {
     #[must_use]
     pub fn steps(&self) -> Steps {
         let inner = &self.inner;
-        Steps { routing: inner.routing.is_some(), caching: inner.caching.is_some(), redaction: inner.redaction.is_some() }
+        Steps {
+            routing: inner.routing.is_some(),
+            caching: inner.caching.is_some(),
+            redaction: inner.redaction.is_some(),
+        }
     }
 
     /// Asks where a request may be answered. Needs a tokio runtime with time, as all three do.
@@ -152,9 +159,9 @@ impl Policy {
         let indices = self.inner.caching.as_ref().ok_or_else(|| no_such_step("caching"))?;
         let lists = convert::RequestLists::of(request);
         let facts = lists.facts(request);
-        let plan = self.inner.call(true, async |store, instance| {
-            indices.load(&mut *store, instance)?.call_plan(store, facts).await
-        });
+        let plan = self
+            .inner
+            .call(true, async |store, instance| indices.load(&mut *store, instance)?.call_plan(store, facts).await);
         let plan = plan.await?.map_err(|error| PolicyFailure::new(FailureKind::Refused, error))?;
         answer::plan(convert::plan(plan))
     }
@@ -168,11 +175,14 @@ impl Policy {
         let indices = self.inner.redaction.as_ref().ok_or_else(|| no_such_step("redaction"))?;
         let texts = convert::segments(segments);
         // It sees prompts, so neither its log lines nor the text of its error may go anywhere.
-        let found = self.inner.call(false, async |store, instance| {
-            indices.load(&mut *store, instance)?.call_find(store, &texts).await
-        });
+        let found = self
+            .inner
+            .call(false, async |store, instance| indices.load(&mut *store, instance)?.call_find(store, &texts).await);
         let found = found.await?.map_err(|_| {
-            PolicyFailure::new(FailureKind::Refused, "an error of its own, whose text is not kept since it could quote a prompt")
+            PolicyFailure::new(
+                FailureKind::Refused,
+                "an error of its own, whose text is not kept since it could quote a prompt",
+            )
         })?;
         answer::spans(segments, convert::spans(found))
     }
@@ -276,7 +286,9 @@ fn no_such_step(step: &str) -> PolicyFailure {
 fn failure(call: &Call, error: &wasmtime::Error) -> PolicyFailure {
     match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => PolicyFailure::new(FailureKind::Deadline, "it took longer than its deadline"),
-        _ if call.wanted_too_much_memory() => PolicyFailure::new(FailureKind::Memory, "it wanted more memory than its limit"),
+        _ if call.wanted_too_much_memory() => {
+            PolicyFailure::new(FailureKind::Memory, "it wanted more memory than its limit")
+        }
         Some(trap) => PolicyFailure::new(FailureKind::Trap, trap.to_string()),
         None => PolicyFailure::output(error.root_cause().to_string()),
     }

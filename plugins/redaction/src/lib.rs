@@ -95,7 +95,8 @@ mod tests {
     #[test]
     fn overlapping_finds_become_one() {
         let found = |start, end, kind: &str| Found { start, end, kind: kind.into() };
-        let joined = disjoint(vec![found(4, 9, "email"), found(0, 5, "project"), found(9, 12, "phone"), found(4, 6, "x")]);
+        let joined =
+            disjoint(vec![found(4, 9, "email"), found(0, 5, "project"), found(9, 12, "phone"), found(4, 6, "x")]);
         assert_eq!(joined, [found(0, 9, "project"), found(9, 12, "phone")]);
     }
 }

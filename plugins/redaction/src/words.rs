@@ -35,7 +35,9 @@ impl<'a> Words<'a> {
         }
         let mut from = 0;
         for (start, first) in text.bytes().enumerate() {
-            let Some(candidates) = self.by_first.get(&first.to_ascii_lowercase()).filter(|_| start >= from) else { continue };
+            let Some(candidates) = self.by_first.get(&first.to_ascii_lowercase()).filter(|_| start >= from) else {
+                continue;
+            };
             if let Some((word, kind)) = candidates.iter().find(|(word, _)| stands_at(text, start, word)) {
                 from = start + word.len();
                 if let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(from)) {
@@ -54,7 +56,9 @@ fn stands_at(text: &str, start: usize, word: &str) -> bool {
         letter(inside) && letter(outside)
     };
     // `get` is `None` in the middle of a character.
-    let (Some(here), Some(before), Some(after)) = (text.get(start..end), text.get(..start), text.get(end..)) else { return false };
+    let (Some(here), Some(before), Some(after)) = (text.get(start..end), text.get(..start), text.get(end..)) else {
+        return false;
+    };
     here.eq_ignore_ascii_case(word)
         && !joins(word.chars().next(), before.chars().next_back())
         && !joins(word.chars().next_back(), after.chars().next())
@@ -66,7 +70,8 @@ mod tests {
 
     fn found(words: &[(&str, &[&str])], text: &str) -> Vec<(String, String)> {
         let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        let words: BTreeMap<String, Vec<String>> = words.iter().map(|(kind, words)| ((*kind).to_owned(), list(words))).collect();
+        let words: BTreeMap<String, Vec<String>> =
+            words.iter().map(|(kind, words)| ((*kind).to_owned(), list(words))).collect();
         let found = Words::new(&words).find(text);
         found.into_iter().map(|f| (f.kind, text[f.start as usize..f.end as usize].to_owned())).collect()
     }
@@ -79,7 +84,12 @@ mod tests {
     fn whole_words_are_found_in_either_case() {
         let words: &[(&str, &[&str])] = &[("customer", &["Globex"]), ("project", &["Blue Heron", "Blue", "北风计划"])];
         let text = "GLOBEX wants blue heron; the blueprint of 北风计划的 Globexes is Blue.";
-        let expected = [pair("customer", "GLOBEX"), pair("project", "blue heron"), pair("project", "北风计划"), pair("project", "Blue")];
+        let expected = [
+            pair("customer", "GLOBEX"),
+            pair("project", "blue heron"),
+            pair("project", "北风计划"),
+            pair("project", "Blue"),
+        ];
         assert_eq!(found(words, text), expected);
     }
 

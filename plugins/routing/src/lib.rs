@@ -56,11 +56,10 @@ enum Where {
 
 fn vote(config: &Config, request: &RequestFacts) -> Verdict {
     match config.rules.iter().find(|rule| rule.matches(request)) {
-        Some(rule) => Verdict { placement: rule.placement.map(Where::wit), deny: rule.deny.clone(), ..Verdict::default() },
-        None => Verdict {
-            placement: request.placement_asked.or(config.default.map(Where::wit)),
-            ..Verdict::default()
-        },
+        Some(rule) => {
+            Verdict { placement: rule.placement.map(Where::wit), deny: rule.deny.clone(), ..Verdict::default() }
+        }
+        None => Verdict { placement: request.placement_asked.or(config.default.map(Where::wit)), ..Verdict::default() },
     }
 }
 

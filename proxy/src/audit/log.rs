@@ -154,10 +154,12 @@ impl Writer {
 
     fn run(mut self, mut lines: mpsc::Receiver<Line>, healthy: &AtomicBool, metrics: &Metrics) {
         let mut batch = Vec::with_capacity(BATCH);
+        metrics.records_writable(true);
         while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
             let bytes: Vec<u8> = batch.iter().flat_map(|line| line.bytes.iter().copied()).collect();
             let sync = batch.iter().any(|line| line.durable.is_some());
             while let Err(error) = self.append(&bytes, sync) {
+                metrics.records_writable(false);
                 if healthy.swap(false, Ordering::Relaxed) {
                     tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
                 }
@@ -166,6 +168,7 @@ impl Writer {
             if !healthy.swap(true, Ordering::Relaxed) {
                 tracing::info!("records are written again");
             }
+            metrics.records_writable(true);
             metrics.recorded(batch.len() as u64);
             for line in batch.drain(..) {
                 if let Some(durable) = line.durable {
@@ -208,7 +211,9 @@ impl Writer {
             if name.starts_with("records-") && name.ends_with(".jsonl") && *name < *oldest {
                 match std::fs::remove_file(entry.path()) {
                     Ok(()) => tracing::info!(file = %name, "records past their retention are deleted"),
-                    Err(error) => tracing::warn!(file = %name, %error, "records past their retention cannot be deleted"),
+                    Err(error) => {
+                        tracing::warn!(file = %name, %error, "records past their retention cannot be deleted")
+                    }
                 }
             }
         }

@@ -12,7 +12,12 @@ pub type CacheKey = [u8; 32];
 ///
 /// Plugins cannot take anything out of it, and the parts cannot run into each other.
 #[must_use]
-pub fn key(keys: &Keys, labels: &crate::classify::label::Labels, request: &PlannedRequest, parts: &[String]) -> CacheKey {
+pub fn key(
+    keys: &Keys,
+    labels: &crate::classify::label::Labels,
+    request: &PlannedRequest,
+    parts: &[String],
+) -> CacheKey {
     let (masked, plan) = (request.masked(), request.plan());
     let classified = masked.classified();
     let body = Value::Object(masked.canonical_body()).to_string();

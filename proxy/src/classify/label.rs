@@ -25,7 +25,8 @@ impl Labels {
     /// Says what is wrong: fewer than two names, more than 16, an empty or repeated one, one that fits no header.
     pub fn new(names: Vec<String>) -> Result<Self, &'static str> {
         let plain = |name: &String| {
-            (1..=32).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            (1..=32).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         if !(2..=16).contains(&names.len()) {
             return Err("expected 2 to 16 labels, the lowest first");

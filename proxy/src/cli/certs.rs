@@ -33,7 +33,11 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
     let authority = tls::authority(&config)?;
     let leaf = authority.issue(LeafRequest { id: id.clone(), role: Role::Workload })?;
     leaf.write(&out, &authority.trust_bundle()).with_context(|| format!("writing to {}", out.display()))?;
-    say(&format!("{}: cert.pem, key.pem and ca.pem for {id}, valid until {}", out.display(), leaf.not_after.format(&Rfc3339)?));
+    say(&format!(
+        "{}: cert.pem, key.pem and ca.pem for {id}, valid until {}",
+        out.display(),
+        leaf.not_after.format(&Rfc3339)?
+    ));
     if !config.identities.iter().any(|rule| rule.pattern.matches(&id)) {
         say("note: no rule under `identities` matches this ID, so the gateway will refuse it");
     }

@@ -269,7 +269,8 @@ pub struct Placements {
 
 impl Default for Placements {
     fn default() -> Self {
-        let goal = |ttft: Option<u64>, cost| PlacementGoal { ttft: ttft.map(|ms| Span(Duration::from_millis(ms))), cost };
+        let goal =
+            |ttft: Option<u64>, cost| PlacementGoal { ttft: ttft.map(|ms| Span(Duration::from_millis(ms))), cost };
         Self { cloud: goal(Some(500), 1.0), edge_first: goal(Some(150), 1.8), local: goal(None, 3.5) }
     }
 }

@@ -20,8 +20,7 @@ use crate::classify::label::{Label, Labels};
 /// # Errors
 /// See [`ConfigError`].
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     parse(&text, path)
 }
 
@@ -31,8 +30,10 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// See [`ConfigError`].
 pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
     let name = path.display().to_string();
-    let file: File = serde_saphyr::from_str(text)
-        .map_err(|error| ConfigError::Parse { file: name.clone(), message: error.to_string() })?;
+    let file: File = serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
+        file: name.clone(),
+        message: error.to_string().replace("<input>", &name),
+    })?;
     let base = path.parent().unwrap_or(Path::new("."));
     Resolver { name, base }.config(file)
 }
@@ -94,13 +95,16 @@ impl Resolver<'_> {
     /// What a type cannot say.
     fn check(&self, file: &File) -> Result<(), ConfigError> {
         if !file.admin.value.ip().is_loopback() {
-            let what = "`admin` must be on a loopback address such as 127.0.0.1:9443; use `probe` for health and metrics";
+            let what =
+                "`admin` must be on a loopback address such as 127.0.0.1:9443; use `probe` for health and metrics";
             return Err(self.error(&file.admin.referenced, what));
         }
         if let Err(error) = format!("spiffe://{}/gateway", file.trust.domain.value).parse::<spiffe::SpiffeId>() {
             return Err(self.error(&file.trust.domain.referenced, &format!("not a SPIFFE trust domain: {error}")));
         }
-        if file.trust.leaf_ttl.value.0 < Duration::from_secs(10) || file.trust.leaf_ttl.value.0 > Duration::from_secs(72 * 3600) {
+        if file.trust.leaf_ttl.value.0 < Duration::from_secs(10)
+            || file.trust.leaf_ttl.value.0 > Duration::from_secs(72 * 3600)
+        {
             return Err(self.error(&file.trust.leaf_ttl.referenced, "`leaf_ttl` must be between 10s and 72h"));
         }
         if file.limits.json_depth > 100 || file.limits.json_depth == 0 {
@@ -122,12 +126,17 @@ impl Resolver<'_> {
 
     fn identity(&self, rule: &file::Identity, labels: &Labels) -> Result<IdentityRule, ConfigError> {
         let pattern = rule.pattern.value.parse().map_err(|error| {
-            self.error(&rule.pattern.referenced, &format!("expected a SPIFFE ID such as spiffe://domain/clerk/*: {error}"))
+            self.error(
+                &rule.pattern.referenced,
+                &format!("expected a SPIFFE ID such as spiffe://domain/clerk/*: {error}"),
+            )
         })?;
         let floor = rule.floor.as_ref().map_or(Ok(labels.lowest()), |name| self.label(name, labels))?;
         let ceiling = rule.ceiling.as_ref().map_or(Ok(labels.highest()), |name| self.label(name, labels))?;
         if ceiling < floor {
-            return Err(self.error(&rule.pattern.referenced, "its `ceiling` is below its `floor`: nothing would be accepted"));
+            return Err(
+                self.error(&rule.pattern.referenced, "its `ceiling` is below its `floor`: nothing would be accepted")
+            );
         }
         Ok(IdentityRule { pattern, tenant: rule.tenant.clone(), floor, ceiling, limits: rule.limits })
     }
@@ -141,7 +150,10 @@ impl Resolver<'_> {
         }
         let clearance = self.label(&target.clearance, labels)?;
         if clearance == labels.highest() {
-            let what = format!("no remote target may see `{}`, the last label: it never leaves this machine", target.clearance.value);
+            let what = format!(
+                "no remote target may see `{}`, the last label: it never leaves this machine",
+                target.clearance.value
+            );
             return Err(self.error(&target.clearance.referenced, &what));
         }
         Ok(Arc::new(Target {
@@ -165,7 +177,11 @@ impl Resolver<'_> {
 
     fn base_url(&self, text: &Placed) -> Result<http::Uri, ConfigError> {
         let wanted = |what: &str| self.error(&text.referenced, what);
-        let uri: http::Uri = text.value.trim_end_matches('/').parse().map_err(|_| wanted("expected a URL such as https://api.example.com/v1"))?;
+        let uri: http::Uri = text
+            .value
+            .trim_end_matches('/')
+            .parse()
+            .map_err(|_| wanted("expected a URL such as https://api.example.com/v1"))?;
         let loopback = match uri.host() {
             Some("localhost") => true,
             Some(host) => host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
@@ -186,7 +202,9 @@ impl Resolver<'_> {
         let at = policy.component.referenced;
         let component = match policy.component.value.strip_prefix("builtin:") {
             Some(name @ ("routing" | "caching" | "redaction")) => builtin_component(name),
-            Some(_) => return Err(self.error(&at, "expected builtin:routing, builtin:caching, builtin:redaction, or a file")),
+            Some(_) => {
+                return Err(self.error(&at, "expected builtin:routing, builtin:caching, builtin:redaction, or a file"));
+            }
             None if unsigned == Unsigned::Refuse => {
                 let what = "this component has no signature that could be checked; `plugins: {unsigned: allow}` loads it all the same (development only)";
                 return Err(self.error(&at, what));
@@ -241,7 +259,12 @@ impl Resolver<'_> {
     }
 
     fn error(&self, at: &Location, message: &str) -> ConfigError {
-        ConfigError::Invalid { file: self.name.clone(), line: at.line(), column: at.column(), message: message.to_owned() }
+        ConfigError::Invalid {
+            file: self.name.clone(),
+            line: at.line(),
+            column: at.column(),
+            message: message.to_owned(),
+        }
     }
 }
 
@@ -291,7 +314,12 @@ targets:
             ("branch.example.org}", "Branch Org}", "5:17", "trust domain"),
             ("spiffe://branch.example.org/clerk/*", "clerk", "7:12", "expected a SPIFFE ID"),
             ("models: {chat: their-chat}", "limits: {requests_per_minute: 0}", "14", ""),
-            ("trust: {domain: branch.example.org}", "trust: {domain: branch.example.org, leaf_ttl: 72}", "5", "such as 20ms or 72h"),
+            (
+                "trust: {domain: branch.example.org}",
+                "trust: {domain: branch.example.org, leaf_ttl: 72}",
+                "5",
+                "such as 20ms or 72h",
+            ),
             ("name: cloud", "name: engine", "10:11", "not `engine`"),
         ] {
             assert!(SMALL.contains(from), "{from}");

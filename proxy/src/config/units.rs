@@ -29,7 +29,9 @@ impl<'de> Deserialize<'de> for Span {
         let text = String::deserialize(deserializer)?;
         let ms = read(&text, &DURATIONS).filter(|ms| (1..=3_660 * 86_400_000).contains(ms));
         ms.map(|ms| Self(Duration::from_millis(ms))).ok_or_else(|| {
-            D::Error::custom("expected a duration above 0: a whole number and one of ms, s, m, h, d, such as 20ms or 72h")
+            D::Error::custom(
+                "expected a duration above 0: a whole number and one of ms, s, m, h, d, such as 20ms or 72h",
+            )
         })
     }
 }

@@ -98,7 +98,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let (head, mut body) = sender.send_request(request).await?.into_parts();
-    let streamed = head.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let streamed =
+        head.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     let (mut decoder, mut events, mut raw) = (Decoder::new(1 << 20), Vec::new(), Vec::new());
     let (mut text, mut pieces, mut first_token) = (String::new(), 0, Duration::ZERO);
     while let Some(frame) = body.frame().await {
@@ -120,7 +121,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if !streamed {
         let whole = String::from_utf8(raw).context("an answer that is not text")?;
         let answer: Option<Value> = serde_json::from_str(&whole).ok();
-        let content = answer.as_ref().and_then(|answer| answer.pointer("/choices/0/message/content")).and_then(Value::as_str);
+        let content =
+            answer.as_ref().and_then(|answer| answer.pointer("/choices/0/message/content")).and_then(Value::as_str);
         text = content.map(str::to_owned).unwrap_or(whole);
     }
     Ok(Answer { status: head.status.as_u16(), headers: head.headers, text, first_token, pieces })

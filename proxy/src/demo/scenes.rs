@@ -56,7 +56,12 @@ pub(super) async fn play(stage: &Stage) -> anyhow::Result<ExitCode> {
     stage.cloud_behaves(well_behaved()).await?;
 
     let answer = clerk.ask("assistant", "What is the capital of France?", true, &[]).await?;
-    claims.header(&answer, "postern-placement", "edge-first", "the routing policy sends an interactive prompt to the edge");
+    claims.header(
+        &answer,
+        "postern-placement",
+        "edge-first",
+        "the routing policy sends an interactive prompt to the edge",
+    );
     claims.header(&answer, "postern-target", "engine", "the edge is the engine on this machine");
     rows.push(Row { prompt: "interactive", answer });
 
@@ -64,7 +69,10 @@ pub(super) async fn play(stage: &Stage) -> anyhow::Result<ExitCode> {
     let seen = last_prompt(&stage.cloud_saw().await?);
     let restored = answer.text.clone();
     claims.header(&answer, "postern-target", "busy-cloud", "a prompt with personal data is answered in the cloud");
-    claims.check(!seen.contains("ann.lee@") && !seen.contains("0013"), "what the cloud received holds neither address nor number");
+    claims.check(
+        !seen.contains("ann.lee@") && !seen.contains("0013"),
+        "what the cloud received holds neither address nor number",
+    );
     claims.check(
         restored.contains("ann.lee@example.org") && restored.contains("+86 138 0013 8000"),
         "the answer has them again",
@@ -77,10 +85,14 @@ pub(super) async fn play(stage: &Stage) -> anyhow::Result<ExitCode> {
     claims.check(requests(&stage.cloud_saw().await?) == before, "and the cloud was not asked");
     rows.push(Row { prompt: "general, again", answer });
 
-    let answer = clerk.ask("chat", "The codename of the project is Heron.", false, &[("postern-label", "classified")]).await?;
+    let answer =
+        clerk.ask("chat", "The codename of the project is Heron.", false, &[("postern-label", "classified")]).await?;
     claims.header(&answer, "postern-target", "engine", "a classified prompt is answered on this machine");
     claims.header(&answer, "postern-reason", "label", "because of its label");
-    claims.check(requests(&stage.cloud_saw().await?) == before, format!("and the cloud's request count did not change ({before})"));
+    claims.check(
+        requests(&stage.cloud_saw().await?) == before,
+        format!("and the cloud's request count did not change ({before})"),
+    );
     rows.push(Row { prompt: "classified", answer });
 
     let headers = [("postern-label", "classified"), ("postern-placement", "cloud")];
@@ -135,7 +147,10 @@ async fn records(stage: &Stage, rows: &[Row], claims: &mut Claims) -> anyhow::Re
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let kinds = ["intent", "outcome"].map(|kind| by_kind.get(kind).copied().unwrap_or(0));
-    claims.check(kinds == [rows.len(); 2], format!("the log has two records of each request ({} and {})", kinds[0], kinds[1]));
+    claims.check(
+        kinds == [rows.len(); 2],
+        format!("the log has two records of each request ({} and {})", kinds[0], kinds[1]),
+    );
     let text = stage.records()?.iter().map(Value::to_string).collect::<String>();
     claims.check(!text.contains("ann.lee") && !text.contains("Heron"), "and none of them holds content");
     if let Some(intent) = stage.records()?.iter().find(|record| record["label"] == "classified") {

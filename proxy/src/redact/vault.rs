@@ -140,7 +140,8 @@ mod tests {
     fn placeholders_are_numbered_by_kind_and_keyed_by_conversation() {
         let keys = Keys::random();
         let mut vault = Vault::new(&keys, "t", Conversation([1; 32]));
-        for (kind, value) in [("email", "a@b.c"), ("id-card", "11"), ("email", "d@e.f"), ("email", "a@b.c"), ("", "x")] {
+        for (kind, value) in [("email", "a@b.c"), ("id-card", "11"), ("email", "d@e.f"), ("email", "a@b.c"), ("", "x")]
+        {
             vault.keep(kind, value);
         }
         let wire = |value| vault.placeholder("email", value, Suffix::Wire);

@@ -53,13 +53,19 @@ impl Restoration {
             }
             let ended = choice.get("finish_reason").is_some_and(|reason| !reason.is_null());
             let delta = choice.get_mut("delta").and_then(Value::as_object_mut).ok_or(Malformed)?;
-            let mut kept = kept.as_mut().and_then(|kept| {
-                kept.get_mut("choices")?.get_mut(position)?.get_mut("delta")?.as_object_mut()
-            });
+            let mut kept = kept
+                .as_mut()
+                .and_then(|kept| kept.get_mut("choices")?.get_mut(position)?.get_mut("delta")?.as_object_mut());
             for field in TEXTS {
                 let restorer = self.texts.entry((index, field));
                 let piece = match delta.get(field).and_then(Value::as_str) {
-                    Some(text) if vault.is_empty() && !text.contains('[') && !matches!(restorer, std::collections::hash_map::Entry::Occupied(_)) => continue,
+                    Some(text)
+                        if vault.is_empty()
+                            && !text.contains('[')
+                            && !matches!(restorer, std::collections::hash_map::Entry::Occupied(_)) =>
+                    {
+                        continue;
+                    }
                     Some(text) => {
                         let restorer = restorer.or_insert_with(|| Restorer::new(self.from));
                         let mut piece = restorer.push(vault, text);
@@ -85,9 +91,9 @@ impl Restoration {
         let Some(list) = answer.get_mut("choices").and_then(Value::as_array_mut) else { return };
         for (position, choice) in list.iter_mut().enumerate() {
             let Some(message) = choice.get_mut("message").and_then(Value::as_object_mut) else { continue };
-            let mut kept = kept.as_mut().and_then(|kept| {
-                kept.get_mut("choices")?.get_mut(position)?.get_mut("message")?.as_object_mut()
-            });
+            let mut kept = kept
+                .as_mut()
+                .and_then(|kept| kept.get_mut("choices")?.get_mut(position)?.get_mut("message")?.as_object_mut());
             for field in TEXTS {
                 let Some(text) = message.get(field).and_then(Value::as_str) else { continue };
                 let mut restorer = Restorer::new(self.from);
@@ -202,7 +208,8 @@ mod tests {
     fn arguments_of_tools_are_left_alone_and_unasked_choices_are_refused() {
         let (vault, placeholder) = vault();
         let mut restoration = Restoration::new(Suffix::Wire);
-        let mut event = json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"arguments": placeholder}}]}}]});
+        let mut event =
+            json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"arguments": placeholder}}]}}]});
         let before = event.clone();
         restoration.chunk(&vault, 1, &mut event, None).unwrap();
         assert_eq!(event, before);

@@ -36,15 +36,18 @@ pub struct Metrics {
     certificate_expiry: Family<Words<1>, Gauge>,
     certificate_rotations: Family<Words<1>, Counter>,
     records: Counter,
+    records_writable: Gauge,
     engine_connected: Gauge,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let seconds: fn() -> Histogram =
-            || Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0]);
-        let short: fn() -> Histogram =
-            || Histogram::new([0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1]);
+        let seconds: fn() -> Histogram = || {
+            Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0])
+        };
+        let short: fn() -> Histogram = || {
+            Histogram::new([0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1])
+        };
         let mut metrics = Self {
             registry: Registry::default(),
             inference_latency_ms: Gauge::default(),
@@ -61,6 +64,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             certificate_rotations: Family::default(),
             records: Counter::default(),
+            records_writable: Gauge::default(),
             engine_connected: Gauge::default(),
         };
         metrics.register();
@@ -71,7 +75,11 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
-        r.register("inference_latency", "Moving average of the time to a whole answer, in ms", self.inference_latency_ms.clone());
+        r.register(
+            "inference_latency",
+            "Moving average of the time to a whole answer, in ms",
+            self.inference_latency_ms.clone(),
+        );
         r.register("queue_depth", "Requests that are being served", self.queue_depth.clone());
         r.register("postern_requests", "Requests by placement, target and outcome", self.requests.clone());
         r.register("postern_time_to_first_token_seconds", "Time to the first token, by target", self.ttft.clone());
@@ -80,11 +88,24 @@ impl Metrics {
         r.register("postern_policy_failures", "Failed calls of policies", self.policy_failures.clone());
         r.register("postern_redactions", "Values that were masked, by kind", self.redactions.clone());
         r.register("postern_cache_requests", "Uses of the cache, by result", self.cache.clone());
-        r.register("postern_egress_refused", "Sends that were refused, by label and reason", self.egress_refused.clone());
+        r.register(
+            "postern_egress_refused",
+            "Sends that were refused, by label and reason",
+            self.egress_refused.clone(),
+        );
         r.register("postern_fallbacks", "Attempts that failed and went on elsewhere", self.fallbacks.clone());
-        r.register("postern_certificate_expiry_seconds", "Seconds to the end of a certificate", self.certificate_expiry.clone());
-        r.register("postern_certificate_rotations", "Renewals of the leaf, by result", self.certificate_rotations.clone());
+        r.register(
+            "postern_certificate_expiry_seconds",
+            "Seconds to the end of a certificate",
+            self.certificate_expiry.clone(),
+        );
+        r.register(
+            "postern_certificate_rotations",
+            "Renewals of the leaf, by result",
+            self.certificate_rotations.clone(),
+        );
         r.register("postern_audit_records", "Records written", self.records.clone());
+        r.register("postern_audit_writable", "1 while records can be written", self.records_writable.clone());
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
     }
 
@@ -108,7 +129,8 @@ impl Metrics {
 
     /// A request has ended.
     pub fn request_ends(&self, placement: &str, target: &str, outcome: &str, started: Instant) {
-        let words = [("placement", placement.to_owned()), ("target", target.to_owned()), ("outcome", outcome.to_owned())];
+        let words =
+            [("placement", placement.to_owned()), ("target", target.to_owned()), ("outcome", outcome.to_owned())];
         self.requests.get_or_create(&words).inc();
         if outcome == "answered" {
             let took = started.elapsed();
@@ -171,6 +193,11 @@ impl Metrics {
     /// A record was written.
     pub fn recorded(&self, count: u64) {
         self.records.inc_by(count);
+    }
+
+    /// Records can, or cannot, be written.
+    pub fn records_writable(&self, writable: bool) {
+        self.records_writable.set(i64::from(writable));
     }
 
     /// The engine came or went.

@@ -47,9 +47,11 @@ impl Upstream for OpenAi {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
             let stream = permit.stream();
-            let response = self.remote.send(permit).await.map_err(|error| {
-                if error.is_connect() { AttemptError::Connect } else { AttemptError::Broken }
-            })?;
+            let response = self
+                .remote
+                .send(permit)
+                .await
+                .map_err(|error| if error.is_connect() { AttemptError::Connect } else { AttemptError::Broken })?;
             read(response, stream, self.idle).await
         }
         .boxed()
@@ -65,7 +67,8 @@ pub async fn read(response: Response<Incoming>, stream: bool, idle: Duration) ->
     if status != StatusCode::OK {
         return Err(refused(status, response.into_body()).await);
     }
-    let media_type = response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let media_type =
+        response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     match (stream, essence.as_str()) {
         (true, "text/event-stream") => Ok(Reply::Stream(EventStream::new(response.into_body(), idle))),
@@ -157,7 +160,8 @@ impl EventStream {
     }
 
     async fn receive(&mut self) -> Result<(), AttemptError> {
-        let frame = tokio::time::timeout(self.idle, self.body.frame()).await.map_err(|_| AttemptError::Idle(self.idle))?;
+        let frame =
+            tokio::time::timeout(self.idle, self.body.frame()).await.map_err(|_| AttemptError::Idle(self.idle))?;
         let frame = frame.ok_or(AttemptError::Died)?.map_err(|_| AttemptError::Died)?;
         if let Ok(data) = frame.into_data() {
             let mut events = Vec::new();

@@ -206,7 +206,9 @@ fn check_messages(body: &Map<String, Value>, max: usize) -> Result<bool, Invalid
 fn check_content(at: &str, message: &Value) -> Result<bool, Invalid> {
     let parts = match message.get("content") {
         Some(Value::String(_)) => return Ok(false),
-        None | Some(Value::Null) if message.get("role").and_then(Value::as_str) == Some("assistant") => return Ok(false),
+        None | Some(Value::Null) if message.get("role").and_then(Value::as_str) == Some("assistant") => {
+            return Ok(false);
+        }
         Some(Value::Array(parts)) if !parts.is_empty() => parts,
         None => return Err(invalid(at, "missing_required_parameter", &format!("`{at}` is missing."))),
         Some(_) => return Err(wrong_type(at, "a string or a non-empty array of parts")),
@@ -237,13 +239,19 @@ fn refuse_provider_state(body: &Map<String, Value>) -> Result<(), Invalid> {
     }
     for field in ["previous_response_id", "conversation", "web_search_options"] {
         if body.get(field).is_some_and(|value| !value.is_null()) {
-            return refuse(field, &format!("`{field}` uses state or tools of the provider, which is not allowed here."));
+            return refuse(
+                field,
+                &format!("`{field}` uses state or tools of the provider, which is not allowed here."),
+            );
         }
     }
     let tools = body.get("tools").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     for (index, tool) in tools.iter().enumerate() {
         if !matches!(tool.get("type").and_then(Value::as_str), Some("function" | "custom")) {
-            return refuse(&format!("tools[{index}].type"), "Only tools of type `function` or `custom` are allowed here.");
+            return refuse(
+                &format!("tools[{index}].type"),
+                "Only tools of type `function` or `custom` are allowed here.",
+            );
         }
     }
     Ok(())

@@ -38,8 +38,12 @@ mod tests {
 
     #[test]
     fn has_the_shape_that_openai_clients_expect() {
-        let body =
-            ErrorBody { message: "No.".into(), kind: "invalid_request_error", param: None, code: Some("label_refused") };
+        let body = ErrorBody {
+            message: "No.".into(),
+            kind: "invalid_request_error",
+            param: None,
+            code: Some("label_refused"),
+        };
         assert_eq!(
             body.to_bytes(),
             r#"{"error":{"message":"No.","type":"invalid_request_error","param":null,"code":"label_refused"}}"#

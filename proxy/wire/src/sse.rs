@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn reads_data_and_drops_the_rest() {
-        let stream = b": hello\nid: 7\nevent: x\nretry: 10\ndata: {\"a\":1}\n\ndata:two\r\ndata\r\n\r\n\ndata: [DONE]\n\n";
+        let stream =
+            b": hello\nid: 7\nevent: x\nretry: 10\ndata: {\"a\":1}\n\ndata:two\r\ndata\r\n\r\n\ndata: [DONE]\n\n";
         assert_eq!(decode(&[stream]), ["{\"a\":1}", "two\n", "[DONE]"]);
     }
 

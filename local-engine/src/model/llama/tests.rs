@@ -35,8 +35,7 @@ fn greatest_difference(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn a_step_of_many_sequences_computes_what_each_gets_alone() {
     let model = model_of(&TinyFile::new(&[])).unwrap();
-    let (a, b, c): (Vec<u32>, Vec<u32>, Vec<u32>) =
-        ((3..40).collect(), (50..53).collect(), (100..164).collect());
+    let (a, b, c): (Vec<u32>, Vec<u32>, Vec<u32>) = ((3..40).collect(), (50..53).collect(), (100..164).collect());
     let mut caches = [cache(&model), cache(&model), cache(&model)];
     let mut together = |parts: [&[u32]; 3], wants: [bool; 3]| {
         let segments = caches.iter_mut().zip(parts).zip(wants);
@@ -101,9 +100,15 @@ fn variants_that_would_compute_something_else_are_refused() {
 #[test]
 fn impossible_numbers_are_refused() {
     for (key, number) in [
-        ("llama.embedding_length", u32::MAX), ("llama.embedding_length", 31), ("llama.block_count", 0),
-        ("llama.block_count", 1_000_000), ("llama.attention.head_count", 0), ("llama.attention.head_count_kv", 3),
-        ("llama.context_length", 0), ("llama.feed_forward_length", 128), ("llama.block_count", 3),
+        ("llama.embedding_length", u32::MAX),
+        ("llama.embedding_length", 31),
+        ("llama.block_count", 0),
+        ("llama.block_count", 1_000_000),
+        ("llama.attention.head_count", 0),
+        ("llama.attention.head_count_kv", 3),
+        ("llama.context_length", 0),
+        ("llama.feed_forward_length", 128),
+        ("llama.block_count", 3),
     ] {
         let file = TinyFile::with(&[], |metadata| {
             metadata.retain(|(name, _)| name != key);

@@ -15,7 +15,9 @@ fn main() -> ExitCode {
     };
     let done = std::fs::read(&from)
         .map_err(|error| format!("{}: {error}", from.display()))
-        .and_then(|module| postern_plugins::componentize(&module, world).map_err(|error| format!("{}: {error}", from.display())))
+        .and_then(|module| {
+            postern_plugins::componentize(&module, world).map_err(|error| format!("{}: {error}", from.display()))
+        })
         .and_then(|component| std::fs::write(&to, component).map_err(|error| format!("{}: {error}", to.display())));
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -110,16 +110,16 @@ fn is_card(text: &str, span: &Bytes) -> bool {
 /// Is there a network with this prefix (four digits) and length? (ISO/IEC 7812-1; ranges as the networks publish them.)
 fn is_issued(prefix: u32, count: usize) -> bool {
     match prefix {
-        4000..=4999 => matches!(count, 13 | 16 | 19),         // Visa
-        5100..=5599 | 2221..=2720 => count == 16,             // Mastercard
-        3400..=3499 | 3700..=3799 => count == 15,             // American Express
+        4000..=4999 => matches!(count, 13 | 16 | 19),            // Visa
+        5100..=5599 | 2221..=2720 => count == 16,                // Mastercard
+        3400..=3499 | 3700..=3799 => count == 15,                // American Express
         6200..=6299 | 8100..=8199 => (16..=19).contains(&count), // UnionPay
-        9558 => count == 19,                                  // older cards of ICBC
-        3528..=3589 => (16..=19).contains(&count),            // JCB
-        6011 | 6440..=6599 => (16..=19).contains(&count),     // Discover
+        9558 => count == 19,                                     // older cards of ICBC
+        3528..=3589 => (16..=19).contains(&count),               // JCB
+        6011 | 6440..=6599 => (16..=19).contains(&count),        // Discover
         3000..=3059 | 3600..=3699 | 3800..=3999 => (14..=19).contains(&count), // Diners Club
         5000..=5099 | 5600..=5899 | 6000..=6999 => (13..=19).contains(&count), // Maestro and others
-        2200..=2204 => (16..=19).contains(&count),            // Mir
+        2200..=2204 => (16..=19).contains(&count),               // Mir
         _ => false,
     }
 }
@@ -165,8 +165,20 @@ mod tests {
     #[test]
     fn telephones_are_found() {
         for number in [
-            "13800138000", "138-0013-8000", "138 0013 8000", "+8613800138000", "+86 138 0013 8000", "0086-13800138000", "8613800138000",
-            "+1 (212) 555-0123", "+442079460958", "+49 30 901820", "(010) 8888 6666", "010-88886666", "0755-2345678", "212-555-0123",
+            "13800138000",
+            "138-0013-8000",
+            "138 0013 8000",
+            "+8613800138000",
+            "+86 138 0013 8000",
+            "0086-13800138000",
+            "8613800138000",
+            "+1 (212) 555-0123",
+            "+442079460958",
+            "+49 30 901820",
+            "(010) 8888 6666",
+            "010-88886666",
+            "0755-2345678",
+            "212-555-0123",
             "(212) 555-0123",
         ] {
             assert_eq!(found(Kind::Phone, &format!("电话{number}，谢谢")), [number], "{number}");
@@ -178,8 +190,17 @@ mod tests {
     #[test]
     fn other_numbers_are_no_telephones() {
         for text in [
-            "12800138000", "138001380001", "913800138000", "2026-11-24 12:30:59", "192.168.10.1000", "1 + 12345", "3.14159265358979",
-            "+1234", "invoice 20261124-0007", "1380013800", "10.0.0.1:8443",
+            "12800138000",
+            "138001380001",
+            "913800138000",
+            "2026-11-24 12:30:59",
+            "192.168.10.1000",
+            "1 + 12345",
+            "3.14159265358979",
+            "+1234",
+            "invoice 20261124-0007",
+            "1380013800",
+            "10.0.0.1:8443",
         ] {
             assert_eq!(found(Kind::Phone, text), NONE, "{text}");
         }
@@ -191,7 +212,14 @@ mod tests {
             assert_eq!(found(Kind::IdCard, &format!("号码：{number}。")), [number], "{number}");
         }
         // A wrong check character, the 29th of February 1949, month 13, a digit too many, an old number without a check.
-        for text in ["110105194912310021", "110105194902290025", "110105194913310024", "1110105194912310020", "11010519491231002X0", "110105491231002"] {
+        for text in [
+            "110105194912310021",
+            "110105194902290025",
+            "110105194913310024",
+            "1110105194912310020",
+            "11010519491231002X0",
+            "110105491231002",
+        ] {
             assert_eq!(found(Kind::IdCard, text), NONE, "{text}");
         }
     }
@@ -209,7 +237,12 @@ mod tests {
     #[test]
     fn cards_are_found_and_checked() {
         for number in [
-            "4111111111111111", "4111 1111 1111 1111", "5500-0000-0000-0004", "378282246310005", "6222021234567890128", "6011111111111117",
+            "4111111111111111",
+            "4111 1111 1111 1111",
+            "5500-0000-0000-0004",
+            "378282246310005",
+            "6222021234567890128",
+            "6011111111111117",
             "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
         ] {
             assert_eq!(found(Kind::BankCard, &format!("卡号{number}，")), [number], "{number}");
@@ -222,7 +255,14 @@ mod tests {
     #[test]
     fn other_long_numbers_are_no_cards() {
         // A wrong check digit, zeros, a time in nanoseconds, a digit too many, no such network, two spaces inside.
-        for text in ["4111111111111112", "0000000000000000", "1732406400000000000", "41111111111111110", "9111111111111111", "4111  1111  1111  1111"] {
+        for text in [
+            "4111111111111112",
+            "0000000000000000",
+            "1732406400000000000",
+            "41111111111111110",
+            "9111111111111111",
+            "4111  1111  1111  1111",
+        ] {
             assert_eq!(found(Kind::BankCard, text), NONE, "{text}");
         }
     }
@@ -230,6 +270,12 @@ mod tests {
     #[test]
     fn dates_are_those_of_the_calendar() {
         assert!(is_date(2000, 2, 29) && is_date(2024, 2, 29) && is_date(1999, 12, 31));
-        assert!(!is_date(1900, 2, 29) && !is_date(2023, 2, 29) && !is_date(2023, 4, 31) && !is_date(2023, 0, 1) && !is_date(2023, 1, 0));
+        assert!(
+            !is_date(1900, 2, 29)
+                && !is_date(2023, 2, 29)
+                && !is_date(2023, 4, 31)
+                && !is_date(2023, 0, 1)
+                && !is_date(2023, 1, 0)
+        );
     }
 }

@@ -18,7 +18,9 @@ pub(super) fn secrets(text: &str) -> Vec<Bytes> {
     }
     let assigned = ASSIGNED.captures_iter(text).filter_map(|assignment| assignment.get(1));
     // Prose follows such words too ("password: required"); what nobody could guess has a digit in it.
-    found.extend(assigned.filter(|value| value.as_str().contains(|c: char| c.is_ascii_digit())).map(|value| value.range()));
+    found.extend(
+        assigned.filter(|value| value.as_str().contains(|c: char| c.is_ascii_digit())).map(|value| value.range()),
+    );
     found
 }
 
@@ -26,14 +28,14 @@ pub(super) fn secrets(text: &str) -> Vec<Bytes> {
 static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
     pattern(concat!(
         r"(?-u:\b)(?:",
-        r"sk-[A-Za-z0-9_-]{20,200}",                      // OpenAI, Anthropic, DeepSeek and many like them
-        r"|[sr]k_(?:live|test)_[A-Za-z0-9]{16,120}",      // Stripe
+        r"sk-[A-Za-z0-9_-]{20,200}", // OpenAI, Anthropic, DeepSeek and many like them
+        r"|[sr]k_(?:live|test)_[A-Za-z0-9]{16,120}", // Stripe
         r"|gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}",
         r"|glpat-[A-Za-z0-9_-]{20,100}",
-        r"|(?:AKIA|ASIA)[0-9A-Z]{16}",                    // AWS
+        r"|(?:AKIA|ASIA)[0-9A-Z]{16}",                     // AWS
         r"|LTAI[A-Za-z0-9]{12,30}|AKID[A-Za-z0-9]{13,40}", // Alibaba Cloud, Tencent Cloud
-        r"|AIza[0-9A-Za-z_-]{35}",                        // Google
-        r"|xox[abeoprs]-[A-Za-z0-9-]{10,250}",            // Slack
+        r"|AIza[0-9A-Za-z_-]{35}",                         // Google
+        r"|xox[abeoprs]-[A-Za-z0-9-]{10,250}",             // Slack
         r"|hf_[A-Za-z0-9]{30,60}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,300}|gsk_[A-Za-z0-9]{40,80}",
         r"|SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}",
         r"|AGE-SECRET-KEY-1[0-9A-Z]{58}",
@@ -44,7 +46,9 @@ static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
 
 /// RFC 7468 and its older forms. A cut one (no END) counts up to the end of the text.
 static PRIVATE_KEY: LazyLock<Regex> = LazyLock::new(|| {
-    pattern(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\z)")
+    pattern(
+        r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\z)",
+    )
 });
 
 /// `scheme://user:password@host` (RFC 3986, section 3.2.1).
@@ -56,7 +60,7 @@ static ASSIGNED: LazyLock<Regex> = LazyLock::new(|| {
     pattern(concat!(
         r"(?:[Pp]ass(?:word|wd|phrase)|PASS(?:WORD|WD|PHRASE)|[Pp]wd|PWD|[Ss]ecret(?:[_-]?[Kk]ey)?|SECRET(?:_KEY)?|[Tt]oken|TOKEN",
         r"|[Aa]pi[_ -]?[Kk]ey|API[_ -]?KEY|[Aa]ccess[_-]?[Kk]ey|ACCESS_KEY|[Bb]earer|密码|口令|密钥|令牌)",
-        r#"["'`]?\s{0,3}(?:[:=]|:=|=>|是|为|is)?\s{0,3}["'`]?([!#-&*-:<-Z^-_a-{}~]{6,200})"#,
+        r#"["'`]?(?:\s{0,3}(?::=|=>|[:=是为])\s{0,3}|\s{1,3}(?:is\s{1,3})?)["'`]?([!#-&*-:<-Z^-_a-{}~]{6,200})"#,
     ))
 });
 
@@ -119,8 +123,17 @@ mod tests {
     #[test]
     fn prose_about_secrets_is_left() {
         for text in [
-            "password: required", "the password must be at least 12 characters", "max_tokens=4096", "token = tokenizer.encode(text)", "a secret: pt2",
-            "sk-short", "risk-assessment-of-the-year-and-more", "AKIA is the prefix", "https://example.com:8443/a@b", "密码为空", "eyJhbGciOiJ.only",
+            "password: required",
+            "the password must be at least 12 characters",
+            "max_tokens=4096",
+            "token = tokenizer.encode(text)",
+            "a secret: pt2",
+            "sk-short",
+            "risk-assessment-of-the-year-and-more",
+            "AKIA is the prefix",
+            "https://example.com:8443/a@b",
+            "密码为空",
+            "eyJhbGciOiJ.only",
         ] {
             assert_eq!(found(Kind::Secret, text), NONE, "{text}");
         }

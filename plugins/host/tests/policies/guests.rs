@@ -64,8 +64,10 @@ async fn redaction_finds_people_and_words() {
     let segments: Vec<_> = texts.iter().zip([7, 9, 8]).map(|(text, id)| segment(id, text)).collect();
     let found = policy.find(&segments).await.unwrap();
     let text = |id| segments.iter().find(|segment| segment.id == id).unwrap().text.as_str();
-    let found: Vec<_> =
-        found.iter().map(|span| (span.kind.as_str(), &text(span.segment)[span.start as usize..span.end as usize])).collect();
+    let found: Vec<_> = found
+        .iter()
+        .map(|span| (span.kind.as_str(), &text(span.segment)[span.start as usize..span.end as usize]))
+        .collect();
     let expected = [
         ("email", "li@example.com"),
         ("phone", "13800138000"),

@@ -108,7 +108,10 @@ async fn an_answer_is_bounded_before_it_is_copied() {
 async fn nothing_is_remembered() {
     let policy = finder("span-count");
     for _ in 0..50 {
-        let found = policy.find(&[segment(0, "some text that is long enough for fifty calls, in case one remembers")]).await.unwrap();
+        let found = policy
+            .find(&[segment(0, "some text that is long enough for fifty calls, in case one remembers")])
+            .await
+            .unwrap();
         assert_eq!(found[0].end, 1);
     }
 }
@@ -139,7 +142,7 @@ async fn a_policy_that_sees_prompts_cannot_log() {
     let policy = hostile("talkative");
     let lines = Lines::default();
     let to = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || to.clone()).finish();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let logged = || std::mem::take(&mut *lines.0.lock().unwrap());
 

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use postern_plugins::{
-    FleetFacts, HostOptions, MessageFacts, PluginError, Policy, PolicyHost, PolicySpec, RequestFacts, TextSegment, componentize,
+    FleetFacts, HostOptions, MessageFacts, PluginError, Policy, PolicyHost, PolicySpec, RequestFacts, TextSegment,
+    componentize,
 };
 
 /// Generous, since tests share the machine; the ones about time say their own.
@@ -52,7 +53,9 @@ fn request() -> RequestFacts {
         model: "chat".into(),
         stream: true,
         prompt_tokens: 500,
-        messages: [("system", 200), ("user", 1800)].map(|(role, bytes)| MessageFacts { role: role.into(), bytes }).into(),
+        messages: [("system", 200), ("user", 1800)]
+            .map(|(role, bytes)| MessageFacts { role: role.into(), bytes })
+            .into(),
         tools: false,
         images: false,
         temperature: Some(0.5),
