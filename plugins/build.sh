@@ -18,7 +18,7 @@ packages=()
 for policy in "${policies[@]}"; do packages+=(-p "postern-policy-$policy"); done
 # A small stack keeps the memory of a guest small, which is wiped after every call.
 stack="\"-Clink-arg=-zstack-size=65536\""
-# Panic messages name source files: without the paths of this machine, the same source gives the same bytes anywhere.
+# Panic messages name source files: without the paths of this machine, the same source and compiler give the same bytes.
 remap="\"--remap-path-prefix=$repository=/postern\", \"--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo\""
 RUSTC=$guest_rustc CARGO_TARGET_DIR=$target_dir cargo build --locked --profile guest --target "$target" --lib "${packages[@]}" \
   --config "target.$target.rustflags=[$stack, $remap]"

@@ -146,8 +146,8 @@ mod tests {
     use super::*;
 
     /// What was found, as text.
-    pub(super) fn found<'a>(kind: Kind, text: &'a str) -> Vec<&'a str> {
-        find(&[kind], text).into_iter().map(|hit| &text[hit.start..hit.end]).collect()
+    pub(super) fn found(kind: Kind, text: &str) -> Vec<&str> {
+        find(&[kind], text).into_iter().map(|hit| text.get(hit.start..hit.end).unwrap()).collect()
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The sandbox that all policies share: wasmtime's engine, the clock of deadlines, and a bounded number of places to run.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -47,6 +47,7 @@ pub(crate) struct Sandbox {
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
     places: Semaphore,
+    trial: Mutex<()>,
 }
 
 impl Sandbox {
@@ -62,13 +63,13 @@ impl Sandbox {
         config.memory_init_cow(true);
         // A backtrace costs time with each trap, and names of functions are no use to an operator.
         config.wasm_backtrace_max_frames(None);
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(options.max_calls)));
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(options.max_calls.saturating_add(1))));
         if let Some(dir) = &options.cache_dir {
             config.cache(Some(cache(dir)?));
         }
         let engine = Engine::new(&config).map_err(sandbox_error)?;
         let ticker = Ticker::start(&engine).map_err(|error| PluginError::Sandbox(error.to_string()))?;
-        Ok(Arc::new(Self { engine, ticker, places: Semaphore::new(options.max_calls as usize) }))
+        Ok(Arc::new(Self { engine, ticker, places: Semaphore::new(options.max_calls as usize), trial: Mutex::new(()) }))
     }
 
     /// A place to run, free within `wait`.
@@ -80,6 +81,12 @@ impl Sandbox {
             Ok(Ok(place)) => Ok(place),
             _ => Err(PolicyFailure::new(FailureKind::Deadline, "too many calls at once: no place came free in time")),
         }
+    }
+
+    /// Runs something in the place that is kept for components that are being loaded.
+    pub(crate) fn one_by_one<T>(&self, run: impl FnOnce() -> T) -> T {
+        let _mine = self.trial.lock().unwrap_or_else(PoisonError::into_inner);
+        run()
     }
 }
 

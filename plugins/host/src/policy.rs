@@ -91,7 +91,7 @@ impl PolicyHost {
         if let Some((import, _)) = ty.imports(engine).find(|(import, _)| !is_offered(import)) {
             return Err(PluginError::UnknownImport(import.to_owned()));
         }
-        let exports = |step: &str| component.get_export_index(None, &format!("{PACKAGE}{step}{VERSION}")).is_some();
+        let exports = |step: &str| component.get_export_index(None, format!("{PACKAGE}{step}{VERSION}")).is_some();
         let steps = Steps { routing: exports("routing"), caching: exports("caching"), redaction: exports("redaction") };
         if steps == Steps::default() {
             return Err(PluginError::NoSteps);
@@ -111,7 +111,7 @@ impl PolicyHost {
             component,
             sandbox: Arc::clone(&self.sandbox),
         };
-        block_on(inner.try_out())?;
+        self.sandbox.one_by_one(|| block_on(inner.try_out()))?;
         Ok(Policy { inner: Arc::new(inner) })
     }
 }

@@ -73,7 +73,7 @@ mod tests {
         let words: BTreeMap<String, Vec<String>> =
             words.iter().map(|(kind, words)| ((*kind).to_owned(), list(words))).collect();
         let found = Words::new(&words).find(text);
-        found.into_iter().map(|f| (f.kind, text[f.start as usize..f.end as usize].to_owned())).collect()
+        found.into_iter().map(|f| (f.kind, text.get(f.start as usize..f.end as usize).unwrap().to_owned())).collect()
     }
 
     fn pair(kind: &str, text: &str) -> (String, String) {

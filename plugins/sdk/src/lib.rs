@@ -130,6 +130,11 @@ macro_rules! export_routing {
     ($policy:ident) => {
         #[cfg(target_arch = "wasm32")]
         $crate::bindings::routing::export!($policy with_types_in $crate::bindings::routing);
+        // A native build exports nothing, but checks the same and counts the policy as used.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: () = {
+            let _ = <$policy as $crate::routing::Policy>::route;
+        };
     };
 }
 
@@ -139,6 +144,11 @@ macro_rules! export_caching {
     ($policy:ident) => {
         #[cfg(target_arch = "wasm32")]
         $crate::bindings::caching::export!($policy with_types_in $crate::bindings::caching);
+        // A native build exports nothing, but checks the same and counts the policy as used.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: () = {
+            let _ = <$policy as $crate::caching::Policy>::plan;
+        };
     };
 }
 
@@ -148,5 +158,28 @@ macro_rules! export_redaction {
     ($policy:ident) => {
         #[cfg(target_arch = "wasm32")]
         $crate::bindings::redaction::export!($policy with_types_in $crate::bindings::redaction);
+        // A native build exports nothing, but checks the same and counts the policy as used.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: () = {
+            let _ = <$policy as $crate::redaction::Policy>::find;
+        };
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_configuration_says_where() {
+        let error = parse::<Vec<u32>>("[1, true]").unwrap_err();
+        assert!(error.starts_with("config: ") && error.contains("line 1"), "{error}");
+        assert_eq!(parse::<Vec<u32>>("[1]"), Ok(vec![1]));
+    }
+
+    #[test]
+    fn a_plan_to_bypass_keeps_nothing() {
+        assert_eq!(types::CachePlan::bypass().mode, types::CacheMode::Bypass);
+        assert_eq!(types::CachePlan::exact().mode, types::CacheMode::Exact);
+    }
 }

@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(normalised.text(), "a1中-b3");
         let back = |start, end| {
             let (start, end) = normalised.original(start..end);
-            &original[start..end]
+            original.get(start..end).unwrap()
         };
         assert_eq!(back(0, 1), "a");
         assert_eq!(back(1, 2), "１");

@@ -1,5 +1,12 @@
 //! Policies through the sandbox: the first-party ones as built, and hostile ones from `tests/fixtures`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy knows test functions, but not what they call"
+)]
+
 mod guests;
 mod hostile;
 
@@ -7,8 +14,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use postern_plugins::{
-    FleetFacts, HostOptions, MessageFacts, PluginError, Policy, PolicyHost, PolicySpec, RequestFacts, TextSegment,
-    componentize,
+    FleetFacts, HostOptions, MessageFacts, PluginError, Policy, PolicyHost, PolicySpec, RequestFacts, Span,
+    TextSegment, componentize,
 };
 
 /// Generous, since tests share the machine; the ones about time say their own.
@@ -77,4 +84,8 @@ fn fleet() -> FleetFacts {
 
 fn segment(id: u32, text: &str) -> TextSegment {
     TextSegment { id, role: "user".into(), text: text.into() }
+}
+
+fn found_text<'a>(text: &'a str, span: &Span) -> &'a str {
+    text.get(span.start as usize..span.end as usize).unwrap()
 }
