@@ -25,8 +25,8 @@ RUSTC=$guest_rustc CARGO_TARGET_DIR=$target_dir cargo build --locked --profile g
 
 componentize=${POSTERN_COMPONENTIZE:-}
 if [ -z "$componentize" ]; then
-  # Without `-p`, so that cargo unites features as it does for the gateway, and compiles wasmtime once.
-  CARGO_TARGET_DIR=$target_dir cargo build --locked --release --bin postern-componentize
+  # The whole workspace, so that cargo unites features as it does for the gateway, and compiles wasmtime once.
+  CARGO_TARGET_DIR=$target_dir cargo build --locked --release --workspace --bin postern-componentize
   componentize=$target_dir/release/postern-componentize
 fi
 

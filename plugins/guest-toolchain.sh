@@ -25,7 +25,16 @@ main() {
   local pinned
   pinned=$(rustc --print sysroot)
   if [ "${POSTERN_GUEST_TOOLCHAIN:-}" != debian ]; then
-    if has_target "$pinned/bin/rustc" || add_target; then
+    if has_target "$pinned/bin/rustc"; then
+      echo "$pinned/bin/rustc"
+      return
+    fi
+    # Once made, the other one is used: where rustup's server does not answer, each attempt to reach it takes a while.
+    if is_complete "$pinned"; then
+      echo "$folder/rustc"
+      return
+    fi
+    if add_target; then
       echo "$pinned/bin/rustc"
       return
     fi
@@ -41,7 +50,7 @@ main() {
 add_target() {
   command -v rustup >/dev/null || return 1
   say "rustup target add $target"
-  RUSTUP_MAX_RETRIES=1 timeout "$add_timeout_s" rustup target add "$target" >&2 || return 1
+  RUST_BACKTRACE=0 RUSTUP_MAX_RETRIES=1 timeout "$add_timeout_s" rustup target add "$target" >&2 || return 1
   has_target "$(rustc --print sysroot)/bin/rustc"
 }
 

@@ -104,81 +104,73 @@ impl Dispatcher {
     pub async fn dispatch(&self, request: &PlannedRequest, attempts: &mut Attempts) -> Result<Answer, Error> {
         let plan = request.plan();
         let mut last = AttemptError::EngineDown;
-        let mut tried = 0;
+        // The cloud that lost or failed in a race is not asked again.
         let mut raced = None;
         for (index, target) in plan.targets.iter().enumerate() {
             if raced == Some(index) {
                 continue;
             }
-            let rival =
-                plan.race_after.filter(|_| index == 0).and_then(|after| Some((after, first_cloud(&plan.targets)?)));
-            let (winner, result) = match rival {
+            let (winner, result) = match self.rival(request, index) {
                 Some((after, rival)) => {
-                    raced = Some(rival);
-                    let rival = plan.targets.get(rival).unwrap_or(target);
-                    self.race(request, target, rival, after, attempts).await
+                    let race = Race { first: target, rival: plan.targets.get(rival).unwrap_or(target), after };
+                    let (winner, result, began) = self.race(request, &race, attempts).await;
+                    raced = began.then_some(rival);
+                    (winner, result)
                 }
                 None => (target, self.noted(request, target, attempts).await),
             };
             match result {
                 Ok(reply) => return Ok(Answer { target: winner.name().to_owned(), reply }),
-                Err(error) if !error.is_worth_another_target() => {
-                    return Err(match error {
-                        AttemptError::Rejected { context_length: true } => Error::ContextLength,
-                        _ => Error::UpstreamRejected,
-                    });
-                }
+                Err(AttemptError::Rejected { context_length: true }) => return Err(Error::ContextLength),
+                Err(error) if !error.is_worth_another_target() => return Err(Error::UpstreamRejected),
                 Err(error) => {
                     last = error;
-                    tried += 1;
                     if let Some(next) = plan.targets.get(index + 1) {
                         self.metrics.fell_back(target.name(), next.name(), error.code());
                     }
                 }
             }
         }
+        let only_engine = plan.targets.iter().all(|target| matches!(target, Destination::Engine));
         Err(match last {
-            AttemptError::EngineDown if plan.targets.iter().all(|t| matches!(t, Destination::Engine)) => {
-                Error::EngineStarting
-            }
+            AttemptError::EngineDown if only_engine => Error::EngineStarting,
             AttemptError::FirstToken(bound) => Error::DeadlineExceeded(bound),
-            AttemptError::NotFound if tried == 1 => Error::ModelUnknown,
-            _ => Error::UpstreamUnavailable { tried },
+            AttemptError::NotFound if plan.targets.len() == 1 => Error::ModelUnknown,
+            _ => Error::UpstreamUnavailable { tried: plan.targets.len() },
         })
     }
 
-    /// Asks `first`; if it has no token after `after`, asks `rival` as well. The first token wins.
+    /// Whom the target at `index` races, and after what time. Only streams race: an answer that comes as a whole has no first
+    /// token to wait for, and would be paid for twice each time.
+    fn rival(&self, request: &PlannedRequest, index: usize) -> Option<(Duration, usize)> {
+        let plan = request.plan();
+        let stream = request.masked().classified().request().chat.stream;
+        let after = plan.race_after.filter(|_| index == 0 && stream)?;
+        Some((after, first_cloud(&plan.targets)?))
+    }
+
+    /// Asks the first; if it has no token after a while, asks the rival as well. The first token wins. The last part of what is
+    /// given back says whether the rival was asked.
     async fn race<'a>(
         &self,
         request: &PlannedRequest,
-        first: &'a Destination,
-        rival: &'a Destination,
-        after: Duration,
+        race: &Race<'a>,
         attempts: &mut Attempts,
-    ) -> (&'a Destination, Result<Reply, AttemptError>) {
+    ) -> (&'a Destination, Result<Reply, AttemptError>, bool) {
+        let Race { first, rival, after } = *race;
         let started = Instant::now();
         let mut note = |target: &Destination, result: &'static str, since: Instant| {
             let ms = since.elapsed().as_secs_f64() * 1000.0;
             attempts.push(Attempt { target: target.name().to_owned(), result, ms });
         };
         let mut near = Box::pin(self.attempt(request, first));
-        let failed_early = match timeout(after, &mut near).await {
-            Ok(Ok(reply)) => {
-                note(first, "ok", started);
-                return (first, Ok(reply));
-            }
-            Ok(Err(error)) => Some(error),
-            Err(_) => None,
-        };
-        let raced_at = Instant::now();
-        if let Some(error) = failed_early {
-            note(first, error.code(), started);
-            let result = self.attempt(request, rival).await;
-            note(rival, result.as_ref().map_or_else(AttemptError::code, |_| "ok"), raced_at);
-            return (rival, result);
+        if let Ok(result) = timeout(after, &mut near).await {
+            note(first, code(&result), started);
+            return (first, result, false);
         }
+        let raced_at = Instant::now();
         let far = Box::pin(self.attempt(request, rival));
-        match select(near, far).await {
+        let (winner, result) = match select(near, far).await {
             Either::Left((Ok(reply), _)) => {
                 note(first, "ok", started);
                 note(rival, "lost_race", raced_at);
@@ -192,16 +184,17 @@ impl Dispatcher {
             Either::Left((Err(error), far)) => {
                 note(first, error.code(), started);
                 let result = far.await;
-                note(rival, result.as_ref().map_or_else(AttemptError::code, |_| "ok"), raced_at);
+                note(rival, code(&result), raced_at);
                 (rival, result)
             }
             Either::Right((Err(error), near)) => {
                 note(rival, error.code(), raced_at);
                 let result = near.await;
-                note(first, result.as_ref().map_or_else(AttemptError::code, |_| "ok"), started);
+                note(first, code(&result), started);
                 (first, result)
             }
-        }
+        };
+        (winner, result, true)
     }
 
     async fn noted(
@@ -216,7 +209,7 @@ impl Dispatcher {
         attempts.push(Attempt { target: target.name().to_owned(), result: "abandoned", ms: 0.0 });
         let result = self.attempt(request, target).await;
         if let Some(attempt) = attempts.get_mut(index) {
-            attempt.result = result.as_ref().map_or_else(AttemptError::code, |_| "ok");
+            attempt.result = code(&result);
             attempt.ms = started.elapsed().as_secs_f64() * 1000.0;
         }
         result
@@ -231,36 +224,37 @@ impl Dispatcher {
         })?;
         let stream = permit.stream();
         let started = Instant::now();
-        let within = self.timeouts.first_token;
-        let reply = match target {
-            Destination::Engine => {
-                let sending = first_token(self.engine.send(permit));
-                if stream {
-                    timeout(within, sending).await.map_err(|_| AttemptError::FirstToken(within))??
-                } else {
-                    sending.await?
-                }
-            }
-            Destination::Remote(target) => {
-                let remote = self.remotes.iter().find(|remote| remote.target.name == target.name);
-                let remote = remote.ok_or(AttemptError::Connect)?;
-                if remote.limit.as_ref().is_some_and(|limit| limit.check().is_err()) {
-                    return Err(AttemptError::Limited);
-                }
-                let sending = first_token(remote.upstream.send(permit));
-                let reply = if stream {
-                    timeout(within, sending).await.map_err(|_| AttemptError::FirstToken(within))??
-                } else {
-                    sending.await?
-                };
-                if stream {
-                    remote.observed.first_token(started.elapsed());
-                }
-                reply
-            }
+        // An answer that comes as a whole shows nothing until it is complete.
+        let within = if stream { self.timeouts.first_token } else { self.timeouts.first_token + self.timeouts.idle };
+        let in_time = |sending| async move {
+            timeout(within, first_token(sending)).await.map_err(|_| AttemptError::FirstToken(within))?
         };
+        let target = match target {
+            Destination::Engine => return in_time(self.engine.send(permit)).await,
+            Destination::Remote(target) => target,
+        };
+        let remote = self.remotes.iter().find(|remote| remote.target.name == target.name);
+        let remote = remote.ok_or(AttemptError::Connect)?;
+        if remote.limit.as_ref().is_some_and(|limit| limit.check().is_err()) {
+            return Err(AttemptError::Limited);
+        }
+        let reply = in_time(remote.upstream.send(permit)).await?;
+        if stream {
+            remote.observed.first_token(started.elapsed());
+        }
         Ok(reply)
     }
+}
+
+/// The first target of a plan and the one that it races.
+struct Race<'a> {
+    first: &'a Destination,
+    rival: &'a Destination,
+    after: Duration,
+}
+
+fn code(result: &Result<Reply, AttemptError>) -> &'static str {
+    result.as_ref().map_or_else(AttemptError::code, |_| "ok")
 }
 
 impl std::fmt::Debug for Dispatcher {

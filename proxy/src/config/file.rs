@@ -215,7 +215,7 @@ pub struct TargetLimits {
 pub struct Timeouts {
     /// TCP and TLS towards a target.
     pub connect: Span,
-    /// From sending a request to its first token.
+    /// From sending a request to its first token. An answer that is not streamed may take this and `idle` together.
     pub first_token: Span,
     /// Between two events of a stream.
     pub idle: Span,
@@ -279,10 +279,10 @@ impl Default for Placements {
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementGoal {
-    /// Time to first token; it decides where, it does not kill.
+    /// Time to first token; it decides where, it does not kill. Used for edge-first.
     #[serde(default)]
     pub ttft: Option<Span>,
-    /// Cost coefficient.
+    /// Cost coefficient, for reports. Nothing uses it yet.
     #[serde(default)]
     pub cost: f64,
 }
