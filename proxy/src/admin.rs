@@ -2,6 +2,7 @@
 //! web page in an operator's browser cannot reach it under a name of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
@@ -9,11 +10,23 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use postern_certs::rotate::Health;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::gateway::Gateway;
 use crate::tls::Certificate;
+
+/// Connections at a time on one address, and how long each may live.
+const MAX_CONNECTIONS: usize = 256;
+const MAX_AGE: Duration = Duration::from_secs(300);
+/// For the headers of a request.
+const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+/// After an error of accept.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What the pages show.
 #[derive(Debug, Clone)]
@@ -32,6 +45,28 @@ pub fn admin(admin: Admin) -> Router {
 /// Health and metrics only, for the probe address.
 pub fn probe(admin: Admin) -> Router {
     probe_routes().with_state(admin)
+}
+
+/// Answers on one listener for as long as the gateway runs. Bounded like the gateway's own: the probe address may be open to
+/// more than friends.
+pub async fn serve(listener: TcpListener, routes: Router) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let service = TowerToHyperService::new(routes.clone());
+        tokio::spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            // Ends with an error if the client breaks off, which is nobody's concern here.
+            let _ended = tokio::time::timeout(MAX_AGE, connection).await;
+            drop(place);
+        });
+    }
 }
 
 fn probe_routes() -> Router<Admin> {

@@ -163,7 +163,7 @@ mod tests {
         ledger.correct(500, 100);
         assert_eq!(ledger.reserve(start, 200), Ok(()));
         assert_eq!(ledger.reserve(start + Duration::from_secs(30), 600), Ok(()));
-        assert!(ledger.reserve(start + Duration::from_secs(31), 1).is_err());
+        assert!(ledger.reserve(start + Duration::from_secs(30), 1).is_err());
     }
 
     proptest! {

@@ -88,11 +88,11 @@ async fn serve(
     let admin_listener = TcpListener::from_std(inherited.admin)?;
     let mut ready =
         format!("postern ready gateway={} admin={}", inherited.gateway.local_addr()?, admin_listener.local_addr()?);
-    tokio::spawn(std::future::IntoFuture::into_future(axum::serve(admin_listener, admin::admin(pages.clone()))));
+    tokio::spawn(admin::serve(admin_listener, admin::admin(pages.clone())));
     if let Some(probe) = inherited.probe {
         let probe = TcpListener::from_std(probe)?;
         ready += &format!(" probe={}", probe.local_addr()?);
-        tokio::spawn(std::future::IntoFuture::into_future(axum::serve(probe, admin::probe(pages))));
+        tokio::spawn(admin::serve(probe, admin::probe(pages)));
     }
 
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
