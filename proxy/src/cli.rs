@@ -5,11 +5,16 @@ mod engine;
 
 pub(crate) use engine::pull;
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
+use postern_plugins::{HostOptions, PolicyHost};
+
+use crate::route::Policies;
 use crate::supervise::EXIT_CONFIG;
 use crate::{config, demo, serve, supervise, telemetry};
 
@@ -96,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Engine(arguments) => engine::run(arguments),
         Command::Check { config: path } => {
             let config = config::load(&path)?;
+            try_policies(&path, &config)?;
             let (identities, targets, policies) =
                 (config.identities.len(), config.targets.len(), config.policies.len());
             say(&format!(
@@ -114,10 +120,24 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Compiles every policy and calls it once: a wrong option in a policy's own section shows only then.
+fn try_policies(path: &Path, config: &config::Config) -> anyhow::Result<()> {
+    let host = PolicyHost::new(HostOptions::default())?;
+    let policies = Policies::load(&host, &config.policies, Arc::default())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(policies.probe()).first() {
+        None => Ok(()),
+        Some((policy, failure)) => {
+            let message = format!("the policy `{policy}` does not work as configured: {}", failure.detail);
+            Err(config::ConfigError::Parse { file: path.display().to_string(), message }.into())
+        }
+    }
+}
+
 /// The output that somebody asked for.
-#[expect(clippy::print_stdout, reason = "this is the program's output")]
 pub(crate) fn say(line: &str) {
-    println!("{line}");
+    // Nobody may be reading any more, which is no reason to fail.
+    let _unread = writeln!(std::io::stdout(), "{line}");
 }
 
 #[expect(clippy::print_stderr, reason = "the one message of a command that failed")]

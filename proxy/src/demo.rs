@@ -66,9 +66,11 @@ async fn keep(stage: &Stage, json: bool) -> anyhow::Result<ExitCode> {
         ));
     }
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
     tokio::select! {
         ended = tokio::signal::ctrl_c() => ended.context("waiting for Ctrl-C")?,
         _ = term.recv() => {}
+        _ = hangup.recv() => {}
     }
     Ok(ExitCode::SUCCESS)
 }

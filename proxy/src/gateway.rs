@@ -47,7 +47,7 @@ impl Gateway {
     /// Says which part cannot be had, and why.
     pub fn new(config: Config, engine: Arc<local::Engine>) -> anyhow::Result<(Self, Flushed)> {
         let metrics = Arc::new(Metrics::default());
-        let keys = Keys::open(&config.state_dir).context("the root key in state_dir")?;
+        let keys = Keys::open(&config.state_dir).context("installation.key in state_dir")?;
         let options = HostOptions { cache_dir: Some(config.compiled_dir.clone()), ..HostOptions::default() };
         let host = PolicyHost::new(options).context("the sandbox of the policies")?;
         let policies = Policies::load(&host, &config.policies, metrics.clone())?;

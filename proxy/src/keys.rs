@@ -8,7 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-/// Makes keyed hashes. The root key is made at first start and kept in `state_dir`.
+/// Makes keyed hashes. The key is made at first start and kept in `state_dir`.
 pub struct Keys(Zeroizing<[u8; 32]>);
 
 impl std::fmt::Debug for Keys {
@@ -18,12 +18,12 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Reads the root key, or makes it.
+    /// Reads the key, or makes it.
     ///
     /// # Errors
     /// The file cannot be read or written, or is not a key.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        let path = state_dir.join("root.key");
+        let path = state_dir.join("installation.key");
         match std::fs::read(&path) {
             Ok(bytes) => {
                 let key: [u8; 32] = bytes.try_into().map_err(|_| {
@@ -102,7 +102,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Keys::open(dir.path()).unwrap().short_hash("p", &[b"x"]);
         assert_eq!(Keys::open(dir.path()).unwrap().short_hash("p", &[b"x"]), first);
-        std::fs::write(dir.path().join("root.key"), b"short").unwrap();
+        std::fs::write(dir.path().join("installation.key"), b"short").unwrap();
         assert!(Keys::open(dir.path()).is_err());
     }
 }

@@ -180,7 +180,7 @@ trust: {domain: b.example}
 identities:
   - {match: 'spiffe://b.example/clerk/*', floor: internal, limits: {concurrency: 8}}
   - {match: 'spiffe://b.example/clerk/amy', tenant: amy, ceiling: confidential, limits: {concurrency: 4, requests_per_minute: 9}}
-engine: {model: m, models: [chat]}
+engine: {model: smollm2-135m-instruct, models: [chat]}
 ";
         crate::config::parse(text, Path::new("postern.yaml")).unwrap()
     }

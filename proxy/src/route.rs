@@ -122,17 +122,17 @@ impl Policies {
         Ok(Self { all, metrics, started: Instant::now() })
     }
 
-    /// Calls every policy once with an empty request: what fails now will fail for every prompt, and the operator should
-    /// not learn it from the first user. Also makes the first real call as quick as the others.
-    pub async fn probe(&self) {
+    /// Calls every policy once with an empty request, and says which failed: what fails now will fail for every prompt, and the
+    /// operator should not learn it from the first user. Also makes the first real call as quick as the others.
+    pub async fn probe(&self) -> Vec<(&str, PolicyFailure)> {
         let (request, fleet) =
             (RequestFacts { model: "probe".to_owned(), ..RequestFacts::default() }, FleetFacts::default());
+        let mut failed = Vec::new();
         for loaded in &self.all {
             let steps = loaded.policy.steps();
             let mut failures = Vec::new();
             if steps.redaction {
-                let segment = TextSegment { id: 0, role: "user".to_owned(), text: "probe".to_owned() };
-                failures.extend(loaded.policy.find(&[segment]).await.err());
+                failures.extend(loaded.policy.try_find().await.err());
             }
             if steps.routing {
                 failures.extend(loaded.policy.route(&request, &fleet).await.err());
@@ -140,11 +140,9 @@ impl Policies {
             if steps.caching {
                 failures.extend(loaded.policy.plan(&request).await.err());
             }
-            for failure in failures {
-                let (policy, kind) = (loaded.policy.name(), failure.kind.name());
-                tracing::warn!(policy, kind, detail = %failure.detail, "a policy failed when it was tried; as long as it fails, it counts as configured under `on_failure`");
-            }
+            failed.extend(failures.into_iter().map(|failure| (loaded.policy.name(), failure)));
         }
+        failed
     }
 
     /// Their names, in the order in which they are asked.

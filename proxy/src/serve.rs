@@ -1,5 +1,6 @@
 //! The gateway process: takes the sockets that the supervisor bound, puts everything together, serves until SIGTERM.
 
+use std::io::Write as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -80,7 +81,10 @@ async fn serve(
     inherited: Inherited,
 ) -> anyhow::Result<()> {
     let metrics = gateway.metrics.clone();
-    gateway.policies.probe().await;
+    for (policy, failure) in gateway.policies.probe().await {
+        let kind = failure.kind.name();
+        tracing::warn!(policy, kind, detail = %failure.detail, "a policy failed when it was tried: while it does, every request is treated as its `on_failure` says");
+    }
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     tokio::spawn(certificate.clone().renew(metrics));
 
@@ -112,9 +116,9 @@ async fn serve(
 }
 
 /// The ready line, which scripts wait for.
-#[expect(clippy::print_stdout, reason = "this line is the program's output")]
 fn announce(ready: &str, config: &Config) {
-    println!("{ready}");
+    // Whoever waited for the line may be gone by the time a gateway is started again.
+    let _unread = writeln!(std::io::stdout(), "{ready}");
     let (targets, policies) = (config.targets.len(), config.policies.len());
     tracing::info!(targets, policies, engine = config.engine.is_some(), offline = config.offline, "serving");
 }

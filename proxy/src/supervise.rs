@@ -58,6 +58,7 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
 
     let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
     let mut engine = config.engine.as_ref().map(|_| Service::new("engine", || engine_command(config)));
+    let mut hangup = signal(SignalKind::hangup())?;
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     loop {
         tokio::select! {
@@ -70,6 +71,7 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
                 Some(engine) => engine.step().await,
                 None => std::future::pending().await,
             } } => { ended?; }
+            _ = hangup.recv() => tracing::warn!("SIGHUP: the configuration is read at start only; restart to change it"),
             _ = term.recv() => break,
             _ = interrupt.recv() => break,
         }

@@ -186,6 +186,22 @@ impl Policy {
         })?;
         answer::spans(segments, convert::spans(found))
     }
+
+    /// Asks what must not leave in a text that nobody wrote. Unlike [`find`](Self::find) it may tell the policy's own error,
+    /// which is most often about its configuration.
+    ///
+    /// # Errors
+    /// It does not export `redaction`, or the call failed.
+    pub async fn try_find(&self) -> Result<(), PolicyFailure> {
+        let indices = self.inner.redaction.as_ref().ok_or_else(|| no_such_step("redaction"))?;
+        let segments = [TextSegment { id: 0, role: "user".to_owned(), text: "probe".to_owned() }];
+        let texts = convert::segments(&segments);
+        let found = self
+            .inner
+            .call(true, async |store, instance| indices.load(&mut *store, instance)?.call_find(store, &texts).await);
+        let found = found.await?.map_err(|error| PolicyFailure::new(FailureKind::Refused, error))?;
+        answer::spans(&segments, convert::spans(found)).map(drop)
+    }
 }
 
 impl Inner {

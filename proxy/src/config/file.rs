@@ -191,13 +191,42 @@ pub struct OpenAi {
 }
 
 /// Where a secret comes from; never the secret itself.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
 pub enum Secret {
     /// The name of an environment variable.
     Env(String),
     /// A file whose first line it is.
     File(PathBuf),
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    /// By hand, so that a key that somebody wrote where its name belongs is not repeated in the error.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Source;
+        impl<'de> serde::de::Visitor<'de> for Source {
+            type Value = Secret;
+
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("{env: NAME} or {file: PATH}; a key itself is never written here")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Secret, E> {
+                Err(E::custom("expected {env: NAME} or {file: PATH}; a key itself is never written here"))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Secret, A::Error> {
+                let wrong = || serde::de::Error::custom("expected exactly one of {env: NAME} and {file: PATH}");
+                let secret = match map.next_key::<String>()?.as_deref() {
+                    Some("env") => Secret::Env(map.next_value()?),
+                    Some("file") => Secret::File(map.next_value()?),
+                    _ => return Err(wrong()),
+                };
+                if map.next_key::<String>()?.is_some() { Err(wrong()) } else { Ok(secret) }
+            }
+        }
+        deserializer.deserialize_any(Source)
+    }
 }
 
 /// What we may send to a target.

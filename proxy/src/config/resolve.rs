@@ -30,10 +30,10 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// See [`ConfigError`].
 pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
     let name = path.display().to_string();
-    let file: File = serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
-        file: name.clone(),
-        message: error.to_string().replace("<input>", &name),
-    })?;
+    let file: File =
+        serde_saphyr::from_str_with_options(text, serde_saphyr::options! { with_snippet: false }).map_err(|error| {
+            ConfigError::Parse { file: name.clone(), message: error.to_string().replace("<input>", &name) }
+        })?;
     let base = path.parent().unwrap_or(Path::new("."));
     Resolver { name, base }.config(file)
 }
@@ -55,9 +55,13 @@ impl Resolver<'_> {
             listen: file.listen,
             admin: file.admin.value,
             probe: file.probe,
-            trust_domain: file.trust.domain.value,
+            trust_domain: file.trust.domain.value.clone(),
             leaf_ttl: file.trust.leaf_ttl.value.0,
-            identities: file.identities.iter().map(|rule| self.identity(rule, &labels)).collect::<Result<_, _>>()?,
+            identities: file
+                .identities
+                .iter()
+                .map(|rule| self.identity(rule, &file.trust.domain.value, &labels))
+                .collect::<Result<_, _>>()?,
             targets,
             timeouts: Timeouts {
                 connect: file.timeouts.connect.0,
@@ -107,6 +111,17 @@ impl Resolver<'_> {
         {
             return Err(self.error(&file.trust.leaf_ttl.referenced, "`leaf_ttl` must be between 10s and 72h"));
         }
+        if file.identities.is_empty() {
+            return Err(self.error(&Location::UNKNOWN, "`identities` is empty: nobody could ask for anything"));
+        }
+        if file.listen == file.admin.value && file.listen.port() != 0 {
+            return Err(self.error(&file.admin.referenced, "`admin` must not be the same address as `listen`"));
+        }
+        let known = |model: &str| postern_engine::catalog::known(model).is_some() || Path::new(model).is_file();
+        if let Some(engine) = file.engine.as_ref().filter(|engine| !known(&engine.model)) {
+            let what = format!("`engine.model: {}` is neither a name of `postern model list` nor a file", engine.model);
+            return Err(self.error(&Location::UNKNOWN, &what));
+        }
         if file.limits.json_depth > 100 || file.limits.json_depth == 0 {
             return Err(self.error(&Location::UNKNOWN, "`limits.json_depth` must be 1 to 100"));
         }
@@ -124,13 +139,17 @@ impl Resolver<'_> {
         })
     }
 
-    fn identity(&self, rule: &file::Identity, labels: &Labels) -> Result<IdentityRule, ConfigError> {
+    fn identity(&self, rule: &file::Identity, domain: &str, labels: &Labels) -> Result<IdentityRule, ConfigError> {
         let pattern = rule.pattern.value.parse().map_err(|error| {
             self.error(
                 &rule.pattern.referenced,
                 &format!("expected a SPIFFE ID such as spiffe://domain/clerk/*: {error}"),
             )
         })?;
+        if !rule.pattern.value.starts_with(&format!("spiffe://{domain}/")) {
+            let what = format!("no certificate of the trust domain `{domain}` could ever match this");
+            return Err(self.error(&rule.pattern.referenced, &what));
+        }
         let floor = rule.floor.as_ref().map_or(Ok(labels.lowest()), |name| self.label(name, labels))?;
         let ceiling = rule.ceiling.as_ref().map_or(Ok(labels.highest()), |name| self.label(name, labels))?;
         if ceiling < floor {
@@ -187,6 +206,9 @@ impl Resolver<'_> {
             Some(host) => host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
             None => return Err(wanted("expected a URL with a host, such as https://api.example.com/v1")),
         };
+        if uri.path().ends_with("/chat/completions") {
+            return Err(wanted("a base_url ends with the version, such as /v1; /chat/completions is added to it"));
+        }
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) || uri.query().is_some() {
             return Err(wanted("a base_url holds no user name, password or query; keys come from `api_key`"));
         }

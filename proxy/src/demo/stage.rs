@@ -52,7 +52,7 @@ impl Stage {
         };
         ensure!(program.is_file(), "there is no {}; `make build` builds it", program.display());
         let mut cloud = Command::new(program)
-            .args(["--listen", "127.0.0.1:0", "--out"])
+            .args(["--parent-death", "--listen", "127.0.0.1:0", "--out"])
             .arg(&folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
