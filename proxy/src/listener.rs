@@ -65,17 +65,41 @@ async fn greet(
     let acceptor = TlsAcceptor::from(current.tls.clone());
     let stream = match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "a handshake failed"),
-        Err(_) => return tracing::debug!("a handshake took too long"),
+        Ok(Err(error)) => {
+            let reason = reason(&error);
+            gateway.metrics.handshake_failed(reason);
+            return tracing::debug!(%error, reason, "a handshake failed");
+        }
+        Err(_) => {
+            gateway.metrics.handshake_failed("timeout");
+            return tracing::debug!("a handshake took too long");
+        }
     };
     let (id, not_after) = match peer(&stream) {
         Ok(peer) => peer,
-        Err(error) => return tracing::info!(%error, "a client's certificate names no identity"),
+        Err(error) => {
+            gateway.metrics.handshake_failed("no_identity");
+            return tracing::info!(%error, "a client's certificate names no identity");
+        }
     };
     let now = SystemClock.now();
     let until = not_after.min(current.not_after);
     let life = Duration::try_from(until - now).unwrap_or_default().min(MAX_AGE);
     connection::serve(gateway, stream, id, life, drain).await;
+}
+
+/// A fixed word for why a client could not connect.
+fn reason(error: &std::io::Error) -> &'static str {
+    use rustls::{CertificateError as C, Error as E};
+    match error.get_ref().and_then(|error| error.downcast_ref::<E>()) {
+        Some(E::NoCertificatesPresented) => "no_certificate",
+        Some(E::InvalidCertificate(C::Expired | C::ExpiredContext { .. })) => "expired",
+        Some(E::InvalidCertificate(C::UnknownIssuer)) => "unknown_authority",
+        Some(E::InvalidCertificate(_)) => "certificate",
+        Some(E::PeerIncompatible(_)) => "version",
+        Some(E::AlertReceived(_)) => "refused_by_client",
+        _ => "other",
+    }
 }
 
 fn peer(stream: &TlsStream<TcpStream>) -> Result<(SpiffeId, OffsetDateTime), String> {

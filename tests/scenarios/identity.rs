@@ -22,6 +22,10 @@ async fn without_a_certificate_of_ours_nobody_speaks() -> Result<()> {
     assert_eq!((unknown.status, unknown.error_code().as_str()), (403, "identity_unknown"));
     assert_eq!(postern.client("clerk/amy")?.chat("Hello").await?.status, 200);
     assert_eq!(cloud.stats().await?.requests, 1);
+    let metrics = postern.metrics().await?;
+    for reason in ["no_certificate", "unknown_authority"] {
+        assert_eq!(metrics.sum("postern_handshakes_failed_total", &[("reason", reason)]), 1.0, "{reason}");
+    }
     Ok(())
 }
 

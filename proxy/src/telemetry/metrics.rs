@@ -37,6 +37,7 @@ pub struct Metrics {
     certificate_rotations: Family<Words<1>, Counter>,
     records: Counter,
     records_writable: Gauge,
+    handshakes_failed: Family<Words<1>, Counter>,
     engine_connected: Gauge,
 }
 
@@ -65,6 +66,7 @@ impl Default for Metrics {
             certificate_rotations: Family::default(),
             records: Counter::default(),
             records_writable: Gauge::default(),
+            handshakes_failed: Family::default(),
             engine_connected: Gauge::default(),
         };
         metrics.register();
@@ -105,6 +107,11 @@ impl Metrics {
             self.certificate_rotations.clone(),
         );
         r.register("postern_audit_records", "Records written", self.records.clone());
+        r.register(
+            "postern_handshakes_failed",
+            "Clients that could not connect, by reason",
+            self.handshakes_failed.clone(),
+        );
         r.register("postern_audit_writable", "1 while records can be written", self.records_writable.clone());
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
     }
@@ -193,6 +200,11 @@ impl Metrics {
     /// A record was written.
     pub fn recorded(&self, count: u64) {
         self.records.inc_by(count);
+    }
+
+    /// A client could not connect.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.handshakes_failed.get_or_create(&[("reason", reason.to_owned())]).inc();
     }
 
     /// Records can, or cannot, be written.
