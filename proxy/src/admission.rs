@@ -137,14 +137,15 @@ impl Ledger {
         let wanted = tokens as f64;
         let missing = wanted.min(self.per_minute) - self.available;
         if missing > 0.0 {
-            return Err(Duration::from_secs_f64(missing * 60.0 / self.per_minute));
+            let wait = missing * 60.0 / self.per_minute;
+            return Err(Duration::try_from_secs_f64(wait).unwrap_or(Duration::from_secs(60)));
         }
         self.available -= wanted;
         Ok(())
     }
 
     fn correct(&mut self, reserved: u64, used: u64) {
-        self.available = (self.available + reserved as f64 - used as f64).min(self.per_minute);
+        self.available = (self.available + reserved as f64 - used as f64).clamp(-self.per_minute, self.per_minute);
     }
 }
 

@@ -107,7 +107,7 @@ impl Classifier {
 
         let mut label = request.peer.floor;
         let mut sources = vec![source("floor", label)];
-        // What is found in the request itself also taints what comes after it; the floor and older taint do not.
+        // What is found in the request also taints what comes after it in the conversation; the floor does not.
         let mut found = self.labels.lowest();
         if let Some(marked) = request.marks.label {
             found = found.join(marked);
@@ -118,24 +118,25 @@ impl Classifier {
             sources.push(source(&name, detected));
         }
         if request.chat.opaque_parts {
-            label = label.join(self.rules.opaque);
+            found = found.join(self.rules.opaque);
             sources.push(source("opaque", self.rules.opaque));
         }
         if let Some(tainted) = self.taint.of_texts(&user_texts) {
-            label = label.join(tainted);
+            found = found.join(tainted);
             sources.push(source("taint:text", tainted));
         }
         if let Some(tainted) = self.taint.of_conversation(conversation) {
             label = label.join(tainted);
             sources.push(source("taint:conversation", tainted));
         }
-        if found > self.labels.lowest() {
-            self.taint.remember(&user_texts, conversation, found);
-        }
         label = label.join(found);
         if label > request.peer.ceiling {
             let name = |label| self.labels.name(label).to_owned();
             return Err(Error::LabelRefused { label: name(label), ceiling: name(request.peer.ceiling) });
+        }
+        // Only what was accepted: who may not handle a label must not be able to put it on what others write.
+        if found > self.labels.lowest() {
+            self.taint.remember(&user_texts, conversation, found);
         }
         Ok(ClassifiedRequest { request, label, sources, conversation })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -40,9 +40,12 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     id: SpiffeId,
     life: Duration,
     drain: CancellationToken,
+    version: Version,
 ) {
     let receive = gateway.config.limits.receive.0;
-    let mut http = auto::Builder::new(TokioExecutor::new());
+    // As agreed in the handshake. Waiting to see what comes first would be a wait without a bound.
+    let http = auto::Builder::new(TokioExecutor::new());
+    let mut http = if version == Version::HTTP_2 { http.http2_only() } else { http.http1_only() };
     http.http1().timer(TokioTimer::new()).header_read_timeout(receive).max_buf_size(MAX_SEND_BUFFER);
     http.http2()
         .timer(TokioTimer::new())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Version;
 use postern_certs::{Clock as _, SpiffeId, SystemClock, verify};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
@@ -85,7 +86,9 @@ async fn greet(
     let now = SystemClock.now();
     let until = not_after.min(current.not_after);
     let life = Duration::try_from(until - now).unwrap_or_default().min(MAX_AGE);
-    connection::serve(gateway, stream, id, life, drain).await;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    connection::serve(gateway, stream, id, life, drain, version).await;
 }
 
 /// A fixed word for why a client could not connect.

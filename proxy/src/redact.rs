@@ -169,6 +169,10 @@ pub async fn mask(keys: &Keys, policies: &Policies, classified: ClassifiedReques
         }
     }
     let masked = (!spans.is_empty()).then(|| replaced(body, &spans, &vault, Suffix::Wire));
+    // The name of the model is sent as it is, so what a policy would mask must not be in it.
+    if masked.as_ref().is_some_and(|masked| masked.get("model") != body.get("model")) {
+        return Err(Error::ModelUnknown);
+    }
     Ok(MaskedRequest { classified, masked, spans, vault, counts, said: found.said, complete: found.complete })
 }
 

@@ -4,7 +4,6 @@
 mod event;
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,6 +14,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use postern_wire::sse;
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use crate::cache::{CacheKey, Entry, MAX_ENTRY, MemoryCache};
 use crate::decide::PlannedRequest;
@@ -25,7 +25,13 @@ use crate::upstream::{AttemptError, EventStream, Reply};
 use event::Restoration;
 
 /// Every body that we send.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub type Body = UnsyncBoxBody<Bytes, Cut>;
+
+/// An answer ended before its end, and the client did not read what would have said so: the connection is broken off, since
+/// a clean end would look like a complete answer.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the client did not read in time")]
+pub struct Cut;
 
 /// Where an answer's events come from.
 #[derive(Debug)]
@@ -50,7 +56,7 @@ pub struct Fill {
 /// A body of `bytes`.
 #[must_use]
 pub fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).boxed_unsync()
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// An error as a response.
@@ -146,13 +152,42 @@ impl Events {
     }
 }
 
+/// Bytes that a pump has made and the connection has not taken.
+const MAX_FRAMES_AHEAD: usize = 4;
+
+/// A body that is fed from a task of its own. Nobody polls the body of a client that does not read, so a deadline inside of it
+/// would never come; the task holds to it, and ends at once when the client goes away.
 fn streamed(chain: Chain, events: Events) -> Body {
-    let frames = futures_util::stream::unfold(Some((chain, events)), |state| async move {
-        let (mut chain, mut events) = state?;
-        let (bytes, goes_on) = chain.next(&mut events).await;
-        Some((Ok(Frame::data(bytes)), goes_on.then_some((chain, events))))
+    let (frames, taken) = mpsc::channel(MAX_FRAMES_AHEAD);
+    tokio::spawn(pump(chain, events, frames));
+    let frames = futures_util::stream::unfold(taken, |mut taken| async move {
+        let frame: Result<Bytes, Cut> = taken.recv().await?;
+        Some((frame.map(Frame::data), taken))
     });
     StreamBody::new(frames).boxed_unsync()
+}
+
+async fn pump(mut chain: Chain, mut events: Events, frames: mpsc::Sender<Result<Bytes, Cut>>) {
+    // Room for the word that the answer was cut, whatever else waits.
+    let Ok(last_place) = frames.clone().reserve_owned().await else { return };
+    loop {
+        let (bytes, goes_on) = tokio::select! {
+            biased;
+            // Dropping the chain drops the upstream's connection, and closes the books.
+            () = frames.closed() => return,
+            next = chain.next(&mut events) => next,
+        };
+        match tokio::time::timeout_at(chain.deadline.into(), frames.send(Ok(bytes))).await {
+            Ok(Ok(())) if goes_on => {}
+            Ok(_) => return,
+            Err(_) => {
+                let total = chain.deadline.saturating_duration_since(chain.exchange.started);
+                let _unread = chain.break_off(&Error::DeadlineExceeded(total));
+                last_place.send(Err(Cut));
+                return;
+            }
+        }
+    }
 }
 
 impl Chain {

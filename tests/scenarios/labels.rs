@@ -119,3 +119,16 @@ async fn offline_refuses_every_target_but_the_engine() -> Result<()> {
     assert_eq!(stats.requests, 0);
     Ok(())
 }
+
+#[tokio::test]
+async fn what_a_client_asks_for_never_widens() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).set("/routing", json!({"default": "local"}))).await?;
+    let client = postern.client("clerk/amy")?;
+    for asked in ["cloud", "edge-first", "local"] {
+        let refused = client.with_header("postern-placement", asked).chat("Hello").await?;
+        assert_eq!(refused.error_code(), "no_permitted_target", "{asked}");
+    }
+    assert_eq!(cloud.stats().await?.requests, 0);
+    Ok(())
+}

@@ -155,3 +155,21 @@ async fn a_limit_of_ours_towards_a_target_is_never_exceeded() -> Result<()> {
     assert_eq!((cloud.stats().await?.requests, other.stats().await?.requests), (5, 7));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_at_the_total_deadline() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    // More than all buffers between cloud and client hold, so that the stream stands still.
+    cloud.switch(json!({"answer": "word ".repeat(2_000_000), "chunk_chars": 20_000})).await?;
+    let postern =
+        Postern::start(&config(&cloud).set("/timeouts", json!({"total": "2s"})).set("/cache", json!(null))).await?;
+    let events = postern.client("clerk/amy")?.stream(&chat_body("Tell me everything")).await?;
+    let record = events.header("postern-record").to_owned();
+    let outcome = postern.records().of(&record, SOON).await?.outcome;
+    assert_eq!((&outcome["result"], &outcome["code"]), (&json!("broken"), &json!("deadline_exceeded")));
+    cloud.stats_when(SOON, |stats| stats.open == 0).await?;
+    let mut events = events;
+    let read = events.rest().await;
+    assert!(read.is_err() || !read?.iter().any(postern_tests::Event::is_done), "a cut must not look like an end");
+    Ok(())
+}

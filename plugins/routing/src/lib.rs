@@ -6,9 +6,9 @@
 //!     - {label: confidential, placement: local}
 //!     - {identity: "spiffe://branch-17.example.org/kiosk/*", model: "gpt-*", deny: "kiosks use small models"}
 //!     - {stream: true, max_prompt_tokens: 500, placement: edge-first}
-//!   default: cloud               # where no rule matches and the caller asked for nothing; absent: no vote
+//!   default: cloud               # where no rule matches; absent: no vote
 //! ```
-//! Without a configuration it votes for the placement that the caller asked for.
+//! Without a configuration it votes for nothing. What a caller asks for is the gateway's business: it can only narrow.
 
 use postern_policy_sdk::routing::{FleetFacts, Placement, Policy, RequestFacts, Verdict};
 use postern_policy_sdk::{config, export_routing};
@@ -59,7 +59,7 @@ fn vote(config: &Config, request: &RequestFacts) -> Verdict {
         Some(rule) => {
             Verdict { placement: rule.placement.map(Where::wit), deny: rule.deny.clone(), ..Verdict::default() }
         }
-        None => Verdict { placement: request.placement_asked.or(config.default.map(Where::wit)), ..Verdict::default() },
+        None => Verdict { placement: config.default.map(Where::wit), ..Verdict::default() },
     }
 }
 
@@ -120,12 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_goes_before_the_default() {
+    fn what_was_asked_widens_no_vote() {
         let asked = RequestFacts { placement_asked: Some(Placement::EdgeFirst), ..request() };
         assert_eq!(placed("{}", &request()), None);
-        assert_eq!(placed("{}", &asked), Some(Placement::EdgeFirst));
+        assert_eq!(placed("{}", &asked), None);
         assert_eq!(placed(r#"{"default": "cloud"}"#, &request()), Some(Placement::Cloud));
-        assert_eq!(placed(r#"{"default": "cloud"}"#, &asked), Some(Placement::EdgeFirst));
+        assert_eq!(placed(r#"{"default": "local"}"#, &asked), Some(Placement::Local));
     }
 
     #[test]
@@ -148,7 +148,7 @@ mod tests {
             RequestFacts { prompt_tokens: 101, ..fits() },
             RequestFacts { stream: false, ..fits() },
         ] {
-            assert_eq!(placed(all, &other), Some(Placement::Cloud), "{other:?}");
+            assert_eq!(placed(all, &other), None, "{other:?}");
         }
         assert_eq!(placed(all, &request()), None);
     }

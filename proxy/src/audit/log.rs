@@ -56,7 +56,7 @@ impl Flushed {
 
 impl AuditLog {
     /// Opens today's file under `dir` and starts the writer. A line that a crash cut short is removed: it was never
-    /// acknowledged, so nothing left because of it. Files older than `retention` are deleted.
+    /// acknowledged, so nothing left because of it. Of the files older than `retention`, the oldest is deleted.
     ///
     /// # Errors
     /// The folder or file cannot be made or written.
@@ -204,18 +204,14 @@ impl Writer {
         let Some(oldest) = self.day.checked_sub(time::Duration::days(days)) else { return };
         let oldest = file_name(oldest);
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            // The names sort by date.
-            if name.starts_with("records-") && name.ends_with(".jsonl") && *name < *oldest {
-                match std::fs::remove_file(entry.path()) {
-                    Ok(()) => tracing::info!(file = %name, "records past their retention are deleted"),
-                    Err(error) => {
-                        tracing::warn!(file = %name, %error, "records past their retention cannot be deleted")
-                    }
-                }
-            }
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let is_record = |name: &String| name.starts_with("records-") && name.ends_with(".jsonl");
+        // The names sort by date. Only the oldest file goes, once a day and once a start: a clock that is wrong by years must
+        // not be able to delete everything at once.
+        let Some(name) = names.filter(is_record).min().filter(|name| *name < oldest) else { return };
+        match std::fs::remove_file(self.dir.join(&name)) {
+            Ok(()) => tracing::info!(file = name, "records past their retention are deleted"),
+            Err(error) => tracing::warn!(file = name, %error, "records past their retention cannot be deleted"),
         }
     }
 }

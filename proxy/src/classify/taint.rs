@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use moka::Entry;
 use moka::sync::Cache;
 use serde_json::Value;
 
@@ -46,11 +47,13 @@ impl Taint {
 
     pub(super) fn remember(&self, texts: &[[u8; 32]], conversation: Conversation, label: Label) {
         for text in texts {
-            let before = self.texts.get(text).unwrap_or_default();
-            self.texts.insert(*text, before.join(label));
+            let raise =
+                |before: Option<Entry<_, Label>>| before.map_or(label, |before| before.into_value().join(label));
+            self.texts.entry(*text).and_upsert_with(raise);
         }
-        let before = self.conversations.get(&conversation).unwrap_or_default();
-        self.conversations.insert(conversation, before.join(label));
+        // At once, not read and then written: of two labels at the same time the higher one stays.
+        let raise = |before: Option<Entry<_, Label>>| before.map_or(label, |before| before.into_value().join(label));
+        self.conversations.entry(conversation).and_upsert_with(raise);
     }
 }
 

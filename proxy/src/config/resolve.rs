@@ -122,6 +122,11 @@ impl Resolver<'_> {
             let what = format!("`engine.model: {}` is neither a name of `postern model list` nor a file", engine.model);
             return Err(self.error(&Location::UNKNOWN, &what));
         }
+        let counts = [file.limits.connections, file.limits.requests, file.limits.messages];
+        if counts.iter().any(|count| !(1..=1_000_000).contains(count)) {
+            let what = "`limits.connections`, `requests` and `messages` must be 1 to 1000000";
+            return Err(self.error(&Location::UNKNOWN, what));
+        }
         if file.limits.json_depth > 100 || file.limits.json_depth == 0 {
             return Err(self.error(&Location::UNKNOWN, "`limits.json_depth` must be 1 to 100"));
         }

@@ -150,40 +150,64 @@ fn shape(text: &str) -> Shape {
     Shape::Whole(at)
 }
 
-/// Where in the text we are, as far as it matters: inside something that a client may follow or load by itself?
+/// Where in the text we are, as far as it matters: inside something that a client may follow or load by itself? In doubt, yes:
+/// a value that is not restored costs little, one that is loaded from somebody's server is lost.
 #[derive(Debug, Default)]
 struct Place {
-    last: [char; 2],
+    tail: [char; TAIL],
     in_url: bool,
-    in_link: bool,
+    /// Open parentheses of a Markdown link; a reference definition counts as one that only an empty line closes.
+    link_depth: u32,
     in_tag: bool,
+    quote: Option<char>,
 }
+
+/// Characters that are looked back at.
+const TAIL: usize = 7;
+/// What makes a word an address, in lower case.
+const ADDRESSES: [&str; 7] = ["//", ":/", ":\\", "\\\\", "www.", "mailto:", "data:"];
 
 impl Place {
     fn is_address(&self) -> bool {
-        self.in_url || self.in_link || self.in_tag
+        self.in_url || self.link_depth > 0 || self.in_tag
     }
 
     fn pass(&mut self, text: &str) {
         for c in text.chars() {
-            match (self.last, c) {
-                ([':', '/'], '/') => self.in_url = true,
-                ([_, ']'], '(') => self.in_link = true,
-                ([_, ']'], ':') => self.in_link = true,
-                ([_, '<'], c) if c.is_alphabetic() || c == '/' || c == '!' => self.in_tag = true,
+            let [.., before, last] = self.tail;
+            if self.in_tag {
+                match self.quote {
+                    Some(quote) if c == quote => self.quote = None,
+                    None if c == '"' || c == '\'' => self.quote = Some(c),
+                    None if c == '>' => self.in_tag = false,
+                    _ => {}
+                }
+            } else if last == '<' && (c.is_alphabetic() || c == '/' || c == '!' || c == '?') {
+                (self.in_tag, self.quote) = (true, None);
+            }
+            match c {
+                '(' if last == ']' || (self.link_depth > 0 && last != '\\') => {
+                    self.link_depth = self.link_depth.saturating_add(1)
+                }
+                ':' if last == ']' => self.link_depth = self.link_depth.saturating_add(1),
+                ')' if last != '\\' => self.link_depth = self.link_depth.saturating_sub(1),
+                '\n' if last == '\n' || (last == '\r' && before == '\n') => self.link_depth = 0,
                 _ => {}
             }
-            if c.is_whitespace() {
+            self.tail.rotate_left(1);
+            if let Some(newest) = self.tail.last_mut() {
+                *newest = c.to_ascii_lowercase();
+            }
+            if c.is_ascii_whitespace() {
                 self.in_url = false;
+            } else if ADDRESSES.iter().any(|mark| self.ends_with(mark)) {
+                self.in_url = true;
             }
-            if c == ')' || c == '\n' {
-                self.in_link = false;
-            }
-            if c == '>' {
-                self.in_tag = false;
-            }
-            self.last = [self.last[1], c];
         }
+    }
+
+    fn ends_with(&self, mark: &str) -> bool {
+        mark.chars().rev().zip(self.tail.iter().rev()).all(|(wanted, have)| wanted == *have)
     }
 }
 
@@ -238,7 +262,27 @@ mod tests {
     fn addresses_keep_the_placeholder() {
         let vault = vault();
         let p = vault.placeholder("email", "ann@example.org", Suffix::Wire);
-        for before in ["https://x.org/?q=", "![i](", "[a](/b?", "<img src=\"", "<a href='", "[r]: x"] {
+        for before in [
+            "https://x.org/?q=",
+            "![i](",
+            "[a](/b?",
+            "<img src=\"",
+            "<a href='",
+            "[r]: x",
+            "![a](//e.com/()?q=",
+            "![a](\\)//e/",
+            "![a](\n//e/?q=",
+            "[r]:\n//e/?q=",
+            "<img alt=\">\" src=\"//e/?q=",
+            "<img title='a>b' src=",
+            "www.e.com/?q=",
+            "https:/e.com/",
+            "https:\\\\e.com\\",
+            "//e.com/?q=",
+            "mailto:x@e.com?body=",
+            "https://e.com/?a=\u{a0}",
+            "HTTPS://e/",
+        ] {
             let (piece, _) = restore(&vault, &[before, &p]);
             assert_eq!(piece.restored, format!("{before}{p}"));
         }

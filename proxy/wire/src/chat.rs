@@ -72,9 +72,10 @@ impl ChatRequest {
             return Err(invalid("", "invalid_type", "The body must be a JSON object."));
         };
         let model = match body.get("model") {
-            Some(Value::String(model)) if !model.is_empty() && model.len() <= 256 => model.clone(),
+            Some(Value::String(model)) if is_model_name(model) => model.clone(),
             Some(Value::String(_)) => {
-                return Err(invalid("model", "invalid_value", "`model` must have 1 to 256 bytes; see GET /v1/models."));
+                let what = "`model` has 1 to 128 of the characters a-z A-Z 0-9 . _ : / + -; see GET /v1/models.";
+                return Err(invalid("model", "invalid_value", what));
             }
             Some(_) => return Err(invalid("model", "invalid_type", "`model` must be a string.")),
             None => {
@@ -155,6 +156,12 @@ impl ChatRequest {
 fn invalid(param: &str, code: &'static str, message: &str) -> Invalid {
     let param = (!param.is_empty()).then(|| param.to_owned());
     Invalid { message: message.to_owned(), param, code }
+}
+
+/// A name travels to targets and into records as it is: it must not be able to hold a sentence or an address.
+fn is_model_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/+-".contains(&b);
+    (1..=128).contains(&name.len()) && name.bytes().all(plain)
 }
 
 fn wrong_type(param: &str, wanted: &str) -> Invalid {
@@ -334,6 +341,7 @@ mod tests {
             (json!({"messages": [user]}), Some("model"), "missing_required_parameter"),
             (with("model", json!(7)), Some("model"), "invalid_type"),
             (with("model", json!("")), Some("model"), "invalid_value"),
+            (with("model", json!("ann@example.org")), Some("model"), "invalid_value"),
             (json!({"model": "chat"}), Some("messages"), "missing_required_parameter"),
             (with("messages", json!([])), Some("messages"), "empty_array"),
             (with("messages", json!("x")), Some("messages"), "invalid_type"),

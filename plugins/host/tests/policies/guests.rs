@@ -34,7 +34,7 @@ async fn routing_follows_the_rules() {
     assert_eq!(placed(request()).await.placement, Some(Placement::EdgeFirst));
     assert_eq!(placed(RequestFacts { prompt_tokens: 501, ..request() }).await.placement, Some(Placement::Cloud));
     let asked = RequestFacts { prompt_tokens: 501, placement_asked: Some(Placement::Local), ..request() };
-    assert_eq!(placed(asked).await.placement, Some(Placement::Local));
+    assert_eq!(placed(asked).await.placement, Some(Placement::Cloud));
     let denied = placed(RequestFacts { label: "confidential".into(), ..request() }).await;
     assert_eq!(denied.deny.as_deref(), Some("not from here"));
 }
