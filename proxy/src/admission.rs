@@ -1,6 +1,8 @@
 //! How much one identity may ask for: requests a minute, tokens a minute, requests at a time; and how much the gateway
 //! takes on in all.
 //!
+//! Bodies are charged as they arrive, so that memory has a bound whatever is sent at the same time.
+//!
 //! Tokens are reserved before a request is sent (prompt estimated, answer at its bound) and settled when it has ended, so
 //! that requests at the same time cannot overspend together.
 
@@ -21,6 +23,10 @@ use crate::request::Peer;
 /// Identities whose rates are kept. Who was not seen for [`IDLE`] starts afresh, with full budgets by then anyway.
 const IDENTITIES: u64 = 100_000;
 const IDLE: Duration = Duration::from_secs(600);
+/// Bodies are charged in pieces of so many bytes.
+const CHARGE: u64 = 1024;
+/// The part of all bodies that one identity may hold: several clients must be needed to keep everybody else out.
+const SHARE: u64 = 4;
 /// Tokens assumed for an answer that names no bound.
 const ASSUMED_ANSWER_TOKENS: u64 = 512;
 
@@ -29,12 +35,15 @@ const ASSUMED_ANSWER_TOKENS: u64 = 512;
 pub struct Admission {
     identities: Cache<SpiffeId, Arc<Budget>>,
     all: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+    share: usize,
 }
 
 #[derive(Debug)]
 struct Budget {
     requests: Option<DefaultDirectRateLimiter>,
     concurrency: Option<Arc<Semaphore>>,
+    bodies: Arc<Semaphore>,
     tokens: Option<Mutex<Ledger>>,
 }
 
@@ -43,16 +52,32 @@ struct Budget {
 pub struct Admitted {
     _all: OwnedSemaphorePermit,
     _one: Option<OwnedSemaphorePermit>,
+    bodies: Arc<Semaphore>,
+    charged: Option<Charged>,
     budget: Arc<Budget>,
     reserved: u64,
 }
 
+/// Memory of a body, out of everybody's and out of the identity's own.
+#[derive(Debug)]
+struct Charged {
+    all: OwnedSemaphorePermit,
+    own: OwnedSemaphorePermit,
+    bytes: u64,
+}
+
 impl Admission {
-    /// At most `requests` at a time.
+    /// At most `requests` at a time, and `bodies` bytes of theirs; one body of `body` bytes always fits an identity's share.
     #[must_use]
-    pub fn new(requests: usize) -> Self {
+    pub fn new(requests: usize, bodies: u64, body: u64) -> Self {
         let identities = Cache::builder().max_capacity(IDENTITIES).time_to_idle(IDLE).build();
-        Self { identities, all: Arc::new(Semaphore::new(requests)) }
+        let share = permits((bodies / SHARE).max(body).min(bodies));
+        Self {
+            identities,
+            all: Arc::new(Semaphore::new(requests)),
+            bodies: Arc::new(Semaphore::new(permits(bodies))),
+            share,
+        }
     }
 
     /// Takes the next request of an identity, before its body is read.
@@ -61,7 +86,7 @@ impl Admission {
     /// [`Error::RateLimited`] or [`Error::Busy`].
     pub fn enter(&self, peer: &Peer) -> Result<Admitted, Error> {
         let all = self.all.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
-        let budget = self.identities.get_with_by_ref(&peer.id, || Arc::new(Budget::new(peer)));
+        let budget = self.identities.get_with_by_ref(&peer.id, || Arc::new(Budget::new(peer, self.share)));
         let one =
             match &budget.concurrency {
                 Some(places) => Some(places.clone().try_acquire_owned().map_err(|_| Error::RateLimited {
@@ -74,22 +99,52 @@ impl Admission {
             let retry_after = wait.wait_time_from(governor::clock::DefaultClock::default().now());
             return Err(Error::RateLimited { what: "requests a minute", retry_after });
         }
-        Ok(Admitted { _all: all, _one: one, budget, reserved: 0 })
+        let bodies = self.bodies.clone();
+        Ok(Admitted { _all: all, _one: one, bodies, charged: None, budget, reserved: 0 })
     }
 }
 
 impl Budget {
-    fn new(peer: &Peer) -> Self {
+    fn new(peer: &Peer, share: usize) -> Self {
         let limits = peer.limits;
         Self {
             requests: limits.requests_per_minute.map(|n| RateLimiter::direct(Quota::per_minute(n))),
             concurrency: limits.concurrency.map(|n| Arc::new(Semaphore::new(n.get() as usize))),
+            bodies: Arc::new(Semaphore::new(share)),
             tokens: limits.tokens_per_minute.map(|n| Mutex::new(Ledger::new(n, Instant::now()))),
         }
     }
 }
 
+fn permits(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(CHARGE)).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
+}
+
 impl Admitted {
+    /// Charges a body that has grown to `bytes`; given back when this is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Busy`]: the identity, or all together, hold as much as they may.
+    pub fn charge(&mut self, bytes: u64) -> Result<(), Error> {
+        let held = self.charged.as_ref().map_or(0, |charged| charged.bytes);
+        let missing = bytes.div_ceil(CHARGE).saturating_sub(held.div_ceil(CHARGE));
+        let missing = u32::try_from(missing).map_err(|_| Error::Busy)?;
+        if missing == 0 {
+            return Ok(());
+        }
+        let own = self.budget.bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
+        let all = self.bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
+        match &mut self.charged {
+            Some(charged) => {
+                charged.own.merge(own);
+                charged.all.merge(all);
+                charged.bytes = bytes;
+            }
+            none => *none = Some(Charged { all, own, bytes }),
+        }
+        Ok(())
+    }
+
     /// Reserves tokens, when it is known what is asked.
     ///
     /// # Errors
@@ -165,6 +220,29 @@ mod tests {
         assert_eq!(ledger.reserve(start, 200), Ok(()));
         assert_eq!(ledger.reserve(start + Duration::from_secs(30), 600), Ok(()));
         assert!(ledger.reserve(start + Duration::from_secs(30), 1).is_err());
+    }
+
+    fn peer(id: &str) -> Peer {
+        let labels = crate::classify::label::Labels::new(vec!["low".to_owned(), "high".to_owned()]).unwrap();
+        let (floor, ceiling) = (labels.lowest(), labels.highest());
+        let limits = crate::config::file::IdentityLimits::default();
+        Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits }
+    }
+
+    #[test]
+    fn bodies_at_a_time_are_bounded_in_all_and_for_each() {
+        let admission = Admission::new(100, 64 << 10, 16 << 10);
+        let (one, other) = (peer("spiffe://b.example/one"), peer("spiffe://b.example/other"));
+        let mut first = admission.enter(&one).unwrap();
+        for bytes in [1, 1000, 1025, 16 << 10] {
+            first.charge(bytes).unwrap();
+        }
+        let mut second = admission.enter(&one).unwrap();
+        assert!(matches!(second.charge(1), Err(Error::Busy)), "a quarter is in use");
+        let mut foreign = admission.enter(&other).unwrap();
+        foreign.charge(16 << 10).unwrap();
+        drop(first);
+        second.charge(1).unwrap();
     }
 
     proptest! {

@@ -82,7 +82,7 @@ async fn handle(gateway: &Arc<Gateway>, id: &SpiffeId, request: Request<Incoming
     // Rules are looked up for each request, not for each connection: a change takes hold at once.
     let peer = match Peer::resolve(&gateway.config, id) {
         Ok(peer) => peer,
-        Err(error) => return response::error(&error),
+        Err(error) => return pipeline::refuse_unknown(gateway, id, &error).await,
     };
     match (request.method(), request.uri().path()) {
         (&Method::POST, "/v1/chat/completions") => pipeline::chat(gateway, peer, request).await,

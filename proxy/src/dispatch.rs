@@ -22,11 +22,14 @@ use crate::egress::{EgressError, Remote};
 use crate::error::Error;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::health::Observed;
-use crate::upstream::openai::OpenAi;
+use crate::upstream::openai::{MAX_EVENT, OpenAi};
 use crate::upstream::{AttemptError, Reply, Upstream, local};
 
 /// Events before the first token (roles, empty deltas) that are looked at.
 const MAX_EVENTS_BEFORE_TOKEN: usize = 64;
+
+/// What may come together with the first token in one piece.
+const READ_AHEAD: usize = 64 << 10;
 
 /// Everybody who can answer.
 pub struct Dispatcher {
@@ -278,6 +281,9 @@ async fn first_token(sending: impl Future<Output = Result<Reply, AttemptError>>)
     while seen.len() < MAX_EVENTS_BEFORE_TOKEN {
         // An empty answer is an answer as well, if it says why it ended.
         let event = events.next().await?.ok_or(AttemptError::Malformed("no events"))?;
+        if events.received() > MAX_EVENT + READ_AHEAD {
+            return Err(AttemptError::Malformed("size before the first token"));
+        }
         let shows = shows_something(&event);
         seen.push_back(event);
         if shows {

@@ -56,7 +56,7 @@ impl Gateway {
         let dispatcher = Dispatcher::new(&config, engine, metrics.clone())?;
         let gateway = Self {
             keys,
-            admission: Admission::new(config.limits.requests),
+            admission: Admission::new(config.limits.requests, config.limits.bodies.0, config.limits.body.0),
             classifier: Classifier::new(&config),
             policies,
             cache: config.cache.map(|cache| Arc::new(MemoryCache::new(cache))),

@@ -1,5 +1,7 @@
 //! Accepts connections, proves who is there, and hands them on. Bounded in number and in the time of a handshake.
 
+mod handshakes;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use http::Version;
 use postern_certs::{Clock as _, SpiffeId, SystemClock, verify};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +17,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::connection;
 use crate::gateway::Gateway;
+use crate::listener::handshakes::{Handshake, Handshakes};
 use crate::tls::Certificate;
 
 /// For a whole handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Handshakes at a time. Nobody is known before its end, so these places are not those of clients that are in.
+const HANDSHAKES: usize = 1024;
+/// Handshakes at a time from one address: one that only opens connections cannot take all places.
+const HANDSHAKES_PER_ADDRESS: usize = 128;
 /// After an error of accept, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 /// No connection lives longer, so that load moves and rules take hold.
@@ -33,14 +40,15 @@ pub(crate) async fn serve(
     connections: TaskTracker,
 ) {
     let places = Arc::new(Semaphore::new(gateway.config.limits.connections));
+    let handshakes = Handshakes::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
     loop {
         let accepted = tokio::select! {
             biased;
             () = drain.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(PAUSE).await;
@@ -48,16 +56,26 @@ pub(crate) async fn serve(
             }
         };
         // Full: the connection is closed at once, which costs the client less than waiting would.
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        connections.spawn(greet(gateway.clone(), certificate.clone(), stream, place, drain.clone()));
+        let Some(handshake) = handshakes.begin(address.ip()) else {
+            gateway.metrics.handshake_failed("too_many");
+            continue;
+        };
+        let guest = Guest { stream, handshake, places: places.clone() };
+        connections.spawn(greet(gateway.clone(), certificate.clone(), guest, drain.clone()));
     }
+}
+
+/// Who has connected and not yet said who it is.
+struct Guest {
+    stream: TcpStream,
+    handshake: Handshake,
+    places: Arc<Semaphore>,
 }
 
 async fn greet(
     gateway: Arc<Gateway>,
     certificate: Arc<Certificate>,
-    stream: TcpStream,
-    _place: OwnedSemaphorePermit,
+    Guest { stream, handshake, places }: Guest,
     drain: CancellationToken,
 ) {
     // Small writes (one token) must not wait for an acknowledgement of the last.
@@ -75,6 +93,11 @@ async fn greet(
             gateway.metrics.handshake_failed("timeout");
             return tracing::debug!("a handshake took too long");
         }
+    };
+    drop(handshake);
+    let Ok(_place) = places.try_acquire_owned() else {
+        gateway.metrics.handshake_failed("full");
+        return tracing::debug!("`limits.connections` is reached; a client was turned away");
     };
     let (id, not_after) = match peer(&stream) {
         Ok(peer) => peer,

@@ -13,6 +13,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use http::Request;
 use http::Response;
 use hyper::body::Incoming;
+use postern_certs::SpiffeId;
 use postern_plugins::{FleetFacts, MessageFacts, RequestFacts, TargetFacts, TargetPlacement};
 
 use crate::audit::{Intent, RecordId};
@@ -59,6 +60,18 @@ pub async fn chat(gateway: &Arc<Gateway>, peer: Peer, request: Request<Incoming>
     }
 }
 
+/// Answers who has a certificate and no rule. Nothing was read of what they sent; that they came is recorded.
+pub async fn refuse_unknown(gateway: &Gateway, id: &SpiffeId, error: &Error) -> Response<Body> {
+    let (record, started) = (RecordId::new(), Instant::now());
+    let label = gateway.config.labels.name(gateway.config.labels.lowest());
+    let place = match gateway.audit.place().await {
+        Ok(place) => place,
+        Err(error) => return named(response::error(&error), record, label),
+    };
+    Exchange::open(record, started, place, id.to_string(), gateway.metrics.clone()).refused(error);
+    named(response::error(error), record, label)
+}
+
 /// An answer whose first token is there.
 struct Ready {
     request: PlannedRequest,
@@ -76,7 +89,7 @@ async fn answer(
 
     let admitted = exchange.admitted.insert(gateway.admission.enter(&peer)?);
     let (parts, body) = request.into_parts();
-    let body = read_body(body, config.limits.body.0, config.limits.receive.0).await?;
+    let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
     let parsed = ParsedRequest::parse(config, peer, &opened)?;
     admitted.reserve(&parsed.chat)?;

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use postern_certs::spiffe::SpiffeId;
 use postern_wire::chat::ChatRequest;
 use postern_wire::json;
 
+use crate::admission::Admitted;
 use crate::classify::label::Label;
 use crate::config::file::IdentityLimits;
 use crate::config::{Config, Placement};
@@ -108,22 +109,31 @@ impl ParsedRequest {
     }
 }
 
-/// Reads a whole body, within its bounds.
+/// Reads a whole body, within its bounds, and charges it to `admitted` as it comes.
 ///
 /// # Errors
-/// It is larger than `limit` bytes, takes longer than `within`, or breaks off.
-pub async fn read_body(body: Incoming, limit: u64, within: Duration) -> Result<Bytes, Error> {
+/// It is larger than `limit` bytes, takes longer than `within`, breaks off, or there is no memory for it.
+pub async fn read_body(body: Incoming, limit: u64, within: Duration, admitted: &mut Admitted) -> Result<Bytes, Error> {
     // Said before a byte is read: who announces too much need not send it.
     if body.size_hint().lower() > limit {
         return Err(Error::TooLarge { limit });
     }
-    let bound = usize::try_from(limit).unwrap_or(usize::MAX);
-    match tokio::time::timeout(within, Limited::new(body, bound).collect()).await {
-        Err(_) => Err(Error::ReceiveTimeout(within)),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(Error::TooLarge { limit }),
-        Ok(Err(_)) => Err(Error::ReceiveBroken),
+    tokio::time::timeout(within, collect(body, limit, admitted)).await.map_err(|_| Error::ReceiveTimeout(within))?
+}
+
+async fn collect(mut body: Incoming, limit: u64, admitted: &mut Admitted) -> Result<Bytes, Error> {
+    let mut collected = Vec::new();
+    while let Some(frame) = body.frame().await {
+        // Trailers say nothing to us.
+        let Ok(data) = frame.map_err(|_| Error::ReceiveBroken)?.into_data() else { continue };
+        let length = (collected.len() + data.len()) as u64;
+        if length > limit {
+            return Err(Error::TooLarge { limit });
+        }
+        admitted.charge(length)?;
+        collected.extend_from_slice(&data);
     }
+    Ok(collected.into())
 }
 
 fn marks(config: &Config, headers: &HeaderMap) -> Result<Marks, Error> {

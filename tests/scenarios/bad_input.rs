@@ -78,6 +78,36 @@ async fn paths_methods_and_media_types_are_checked() -> Result<()> {
 }
 
 #[tokio::test]
+async fn bodies_at_a_time_have_a_bound_and_nobody_holds_all_of_it() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let limits = json!({"body": "64KiB", "bodies": "256KiB", "receive": "5s"});
+    let postern = Postern::start(&config(&cloud).set("/limits", limits)).await?;
+    let client = postern.client("clerk/amy")?;
+    let mut slow = client.raw().await?;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    slow.send(format!("{head}content-length: 60000\r\n\r\n{}", " ".repeat(59_000)).as_bytes()).await?;
+    let large = chat_body(&"x".repeat(30_000)).to_string();
+    let deadline = Instant::now() + SOON;
+    loop {
+        let reply = client.post_bytes("/v1/chat/completions", large.clone().into()).await?;
+        if reply.status == 503 {
+            assert_eq!(reply.error_code(), "gateway_busy");
+            break;
+        }
+        assert!(Instant::now() < deadline, "the slow body is not counted");
+    }
+    // Another identity has its own share, and everything is given back.
+    let other = postern.client("officer/bea")?.with_header("postern-label", "confidential");
+    assert_ne!(other.post_bytes("/v1/chat/completions", large.clone().into()).await?.status, 503);
+    drop(slow);
+    while client.post_bytes("/v1/chat/completions", large.clone().into()).await?.status != 200 {
+        assert!(Instant::now() < deadline, "what the slow body held was not given back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_50_mb_body_is_refused_before_it_is_read() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;

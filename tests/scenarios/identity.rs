@@ -8,7 +8,7 @@ use postern_tests::tls::Identity;
 use postern_tests::{BusyCloud, Postern};
 use serde_json::json;
 
-use crate::config;
+use crate::{SOON, config};
 
 #[tokio::test]
 async fn without_a_certificate_of_ours_nobody_speaks() -> Result<()> {
@@ -20,6 +20,9 @@ async fn without_a_certificate_of_ours_nobody_speaks() -> Result<()> {
     assert!(postern.client_with(Some(foreign))?.chat("Hello").await.is_err(), "another authority");
     let unknown = postern.client("stranger/eve")?.chat("Hello").await?;
     assert_eq!((unknown.status, unknown.error_code().as_str()), (403, "identity_unknown"));
+    let outcome = postern.records().of(unknown.header("postern-record"), SOON).await?.outcome;
+    assert_eq!((&outcome["result"], &outcome["code"]), (&json!("refused"), &json!("identity_unknown")));
+    assert_eq!(outcome["identity"], "spiffe://branch.test/stranger/eve");
     assert_eq!(postern.client("clerk/amy")?.chat("Hello").await?.status, 200);
     assert_eq!(cloud.stats().await?.requests, 1);
     let metrics = postern.metrics().await?;

@@ -1,7 +1,12 @@
 //! The file, and the thread that writes it. Lines that come while a sync is under way share the next one.
+//!
+//! The writer knows how long the file must be. If somebody else removed, cut, replaced or extended it, that is said in the
+//! log, counted, and written down as a line of its own; what a gateway that was killed left open is closed at the next start.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+mod folder;
+
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +16,7 @@ use serde::Serialize;
 use time::{Date, OffsetDateTime};
 use tokio::sync::{mpsc, oneshot};
 
+use self::folder::{Lock, file_name, open_day};
 use super::{Intent, Outcome, RecordId, timestamp};
 use crate::error::Error;
 use crate::telemetry::metrics::Metrics;
@@ -21,6 +27,8 @@ const QUEUE: usize = 16_384;
 const BATCH: usize = 256;
 /// How long a request waits for a place in the queue.
 const PLACE_WITHIN: Duration = Duration::from_secs(5);
+/// A longer retention is for ever.
+const MAX_DAYS: i64 = 1_000_000;
 /// How long the writer waits before it tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -61,8 +69,14 @@ impl AuditLog {
     /// # Errors
     /// The folder or file cannot be made or written.
     pub fn open(dir: &Path, retention: Duration, metrics: Arc<Metrics>) -> io::Result<(Self, Flushed)> {
-        std::fs::create_dir_all(dir)?;
-        let writer = Writer::open(dir, retention)?;
+        let mut writer = Writer::open(dir, retention)?;
+        let closed = writer.close_interrupted()?;
+        if closed > 0 {
+            tracing::warn!(
+                requests = closed,
+                "the last gateway ended while requests were under way; their records say `interrupted`"
+            );
+        }
         let (queue, lines) = mpsc::channel(QUEUE);
         let healthy = Arc::new(AtomicBool::new(true));
         let state = healthy.clone();
@@ -120,10 +134,10 @@ impl Place {
     }
 }
 
-fn line(record: RecordId, kind: &'static str, body: &impl Serialize) -> Vec<u8> {
+fn line(record: impl Serialize, kind: &'static str, body: &impl Serialize) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Whole<'a, T> {
-        record: RecordId,
+    struct Whole<'a, R, T> {
+        record: R,
         kind: &'static str,
         time: String,
         #[serde(flatten)]
@@ -134,7 +148,16 @@ fn line(record: RecordId, kind: &'static str, body: &impl Serialize) -> Vec<u8> 
     bytes
 }
 
+/// A line of the log about itself.
+#[derive(Debug, Serialize)]
+struct Notice {
+    what: &'static str,
+    bytes_expected: u64,
+    bytes_found: u64,
+}
+
 struct Writer {
+    _lock: Lock,
     dir: PathBuf,
     retention: Duration,
     day: Date,
@@ -145,11 +168,25 @@ struct Writer {
 
 impl Writer {
     fn open(dir: &Path, retention: Duration) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let lock = Lock::take(dir)?;
         let day = OffsetDateTime::now_utc().date();
         let (file, good) = open_day(dir, day)?;
-        let writer = Self { dir: dir.to_owned(), retention, day, file, good };
+        let writer = Self { _lock: lock, dir: dir.to_owned(), retention, day, file, good };
         writer.delete_old();
         Ok(writer)
+    }
+
+    /// Gives an outcome to every request that the last gateway left without one.
+    fn close_interrupted(&mut self) -> io::Result<usize> {
+        let open = folder::without_outcome(&self.dir)?;
+        let mut bytes = Vec::new();
+        for (record, identity) in &open {
+            let outcome = Outcome { result: "interrupted", identity: identity.clone(), ..Outcome::default() };
+            bytes.extend(line(record, "outcome", &outcome));
+        }
+        self.append(&bytes, !open.is_empty())?;
+        Ok(open.len())
     }
 
     fn run(mut self, mut lines: mpsc::Receiver<Line>, healthy: &AtomicBool, metrics: &Metrics) {
@@ -158,6 +195,7 @@ impl Writer {
         while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
             let bytes: Vec<u8> = batch.iter().flat_map(|line| line.bytes.iter().copied()).collect();
             let sync = batch.iter().any(|line| line.durable.is_some());
+            self.look(metrics);
             while let Err(error) = self.append(&bytes, sync) {
                 metrics.records_writable(false);
                 if healthy.swap(false, Ordering::Relaxed) {
@@ -180,6 +218,25 @@ impl Writer {
         let _last = self.file.sync_data();
     }
 
+    /// Whether the file is what this writer made of it.
+    fn look(&mut self, metrics: &Metrics) {
+        let Some((what, bytes_found)) = folder::difference(&self.dir, self.day, &self.file, self.good) else { return };
+        let bytes_expected = self.good;
+        tracing::error!(
+            what,
+            bytes_expected,
+            bytes_found,
+            "the records were changed by somebody else: compare them with a copy"
+        );
+        metrics.records_changed(what);
+        let notice = line(RecordId::new(), "notice", &Notice { what, bytes_expected, bytes_found });
+        // If it cannot be opened now, the lines that wait will find that out, and wait.
+        if let Ok((file, good)) = open_day(&self.dir, self.day) {
+            (self.file, self.good) = (file, good);
+            let _said_in_the_log = self.append(&notice, true);
+        }
+    }
+
     fn append(&mut self, bytes: &[u8], sync: bool) -> io::Result<()> {
         let today = OffsetDateTime::now_utc().date();
         if today != self.day {
@@ -200,7 +257,7 @@ impl Writer {
     }
 
     fn delete_old(&self) {
-        let days = i64::try_from(self.retention.as_secs() / 86_400).unwrap_or(i64::MAX);
+        let days = i64::try_from(self.retention.as_secs() / 86_400).unwrap_or(i64::MAX).min(MAX_DAYS);
         let Some(oldest) = self.day.checked_sub(time::Duration::days(days)) else { return };
         let oldest = file_name(oldest);
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
@@ -216,40 +273,6 @@ impl Writer {
     }
 }
 
-fn file_name(day: Date) -> String {
-    format!("records-{:04}-{:02}-{:02}.jsonl", day.year(), u8::from(day.month()), day.day())
-}
-
-fn open_day(dir: &Path, day: Date) -> io::Result<(File, u64)> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let path = dir.join(file_name(day));
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
-    let good = whole_lines(&mut file)?;
-    let len = file.metadata()?.len();
-    if good < len {
-        tracing::warn!(bytes = len - good, "a record that a crash cut short is removed; it was never acknowledged");
-        file.set_len(good)?;
-    }
-    Ok((file, good))
-}
-
-/// Bytes up to and with the last line break.
-fn whole_lines(file: &mut File) -> io::Result<u64> {
-    const STEP: u64 = 64 * 1024;
-    let mut end = file.seek(SeekFrom::End(0))?;
-    while end > 0 {
-        let start = end.saturating_sub(STEP);
-        file.seek(SeekFrom::Start(start))?;
-        let mut piece = Vec::new();
-        Read::by_ref(file).take(end - start).read_to_end(&mut piece)?;
-        if let Some(at) = piece.iter().rposition(|byte| *byte == b'\n') {
-            return Ok(start + at as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,10 +281,93 @@ mod tests {
         Outcome { result: "answered", ..Outcome::default() }
     }
 
+    fn intent(redactions: &std::collections::BTreeMap<String, u64>) -> Intent<'_> {
+        Intent {
+            identity: String::new(),
+            tenant: "",
+            label: "",
+            label_sources: &[],
+            model: "",
+            placement: "",
+            targets: Vec::new(),
+            reason: "",
+            form: "",
+            policies: &[],
+            redactions,
+            prompt_tokens_estimated: 0,
+            request_hash: String::new(),
+        }
+    }
+
     fn lines(dir: &Path) -> Vec<serde_json::Value> {
         let path = dir.join(file_name(OffsetDateTime::now_utc().date()));
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_kill_left_open_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (open, whole) = (RecordId::new().to_string(), RecordId::new().to_string());
+        let today = dir.path().join(file_name(OffsetDateTime::now_utc().date()));
+        let text = format!(
+            "{{\"record\":\"{whole}\",\"kind\":\"intent\"}}\n{{\"record\":\"{open}\",\"kind\":\"intent\",\"identity\":\"spiffe://b/c\"}}\n{{\"record\":\"{whole}\",\"kind\":\"outcome\"}}\n"
+        );
+        std::fs::write(&today, text).unwrap();
+        for _ in 0..2 {
+            let (log, flushed) = AuditLog::open(dir.path(), Duration::MAX, Arc::default()).unwrap();
+            drop(log);
+            assert!(flushed.wait(Duration::from_secs(5)));
+        }
+        let lines = lines(dir.path());
+        assert_eq!(lines.len(), 4, "closed once");
+        let last = &lines[3];
+        assert_eq!((&last["record"], &last["result"]), (&open.into(), &"interrupted".into()));
+        assert_eq!(last["identity"], "spiffe://b/c");
+    }
+
+    #[tokio::test]
+    async fn who_changes_the_file_is_noticed() {
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 4] = [
+            ("removed", |path| std::fs::remove_file(path).unwrap()),
+            ("cut", |path| std::fs::write(path, "").unwrap()),
+            ("extended", |path| {
+                let text = std::fs::read_to_string(path).unwrap();
+                std::fs::write(path, format!("{text}{text}")).unwrap();
+            }),
+            ("replaced", |path| {
+                let other = path.with_extension("other");
+                std::fs::copy(path, &other).unwrap();
+                std::fs::rename(other, path).unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            let dir = tempfile::tempdir().unwrap();
+            let today = dir.path().join(file_name(OffsetDateTime::now_utc().date()));
+            let (log, flushed) = AuditLog::open(dir.path(), Duration::MAX, Arc::default()).unwrap();
+            let none = std::collections::BTreeMap::new();
+            let intent = intent(&none);
+            log.intent(RecordId::new(), &intent, true).await.unwrap();
+            change(&today);
+            log.intent(RecordId::new(), &intent, true).await.unwrap();
+            log.intent(RecordId::new(), &intent, true).await.unwrap();
+            drop(log);
+            assert!(flushed.wait(Duration::from_secs(5)));
+            let lines = lines(dir.path());
+            let notices: Vec<_> = lines.iter().filter(|line| line["kind"] == "notice").collect();
+            assert_eq!(notices.len(), 1, "{what}: {lines:?}");
+            assert_eq!(notices[0]["what"], what);
+            assert_eq!(lines.iter().rev().take(2).filter(|line| line["kind"] == "intent").count(), 2);
+        }
+    }
+
+    #[test]
+    fn two_writers_do_not_share_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Lock::take(dir.path()).unwrap();
+        let error = Lock::take_within(dir.path(), Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().contains("another gateway"), "{error}");
     }
 
     #[tokio::test]

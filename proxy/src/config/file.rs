@@ -475,6 +475,9 @@ impl Default for Audit {
 pub struct Limits {
     /// Bytes of a body.
     pub body: Size,
+    /// Bytes of all bodies at a time; one identity may hold a quarter. While it is worked on, a body costs about five times
+    /// its size.
+    pub bodies: Size,
     /// Messages of one request.
     pub messages: usize,
     /// Objects and arrays inside each other, 100 at most.
@@ -491,6 +494,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body: Size(8 << 20),
+            bodies: Size(128 << 20),
             messages: 2048,
             json_depth: 64,
             connections: 20_000,

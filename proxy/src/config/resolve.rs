@@ -127,6 +127,9 @@ impl Resolver<'_> {
             let what = "`limits.connections`, `requests` and `messages` must be 1 to 1000000";
             return Err(self.error(&Location::UNKNOWN, what));
         }
+        if file.limits.bodies.0 < file.limits.body.0 {
+            return Err(self.error(&Location::UNKNOWN, "`limits.bodies` must be at least `limits.body`"));
+        }
         if file.limits.json_depth > 100 || file.limits.json_depth == 0 {
             return Err(self.error(&Location::UNKNOWN, "`limits.json_depth` must be 1 to 100"));
         }

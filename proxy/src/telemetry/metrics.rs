@@ -37,6 +37,7 @@ pub struct Metrics {
     certificate_rotations: Family<Words<1>, Counter>,
     records: Counter,
     records_writable: Gauge,
+    records_changed: Family<Words<1>, Counter>,
     handshakes_failed: Family<Words<1>, Counter>,
     engine_connected: Gauge,
 }
@@ -66,6 +67,7 @@ impl Default for Metrics {
             certificate_rotations: Family::default(),
             records: Counter::default(),
             records_writable: Gauge::default(),
+            records_changed: Family::default(),
             handshakes_failed: Family::default(),
             engine_connected: Gauge::default(),
         };
@@ -112,6 +114,7 @@ impl Metrics {
             "Clients that could not connect, by reason",
             self.handshakes_failed.clone(),
         );
+        r.register("postern_audit_changed", "Changes of the records by somebody else", self.records_changed.clone());
         r.register("postern_audit_writable", "1 while records can be written", self.records_writable.clone());
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
     }
@@ -200,6 +203,11 @@ impl Metrics {
     /// A record was written.
     pub fn recorded(&self, count: u64) {
         self.records.inc_by(count);
+    }
+
+    /// Somebody else changed the records.
+    pub fn records_changed(&self, what: &'static str) {
+        self.records_changed.get_or_create(&[("what", what.to_owned())]).inc();
     }
 
     /// A client could not connect.

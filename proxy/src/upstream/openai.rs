@@ -21,8 +21,10 @@ use crate::egress::Remote;
 
 /// The most bytes of a whole answer.
 const MAX_ANSWER: usize = 16 << 20;
-/// The most bytes of one event.
-const MAX_EVENT: usize = 1 << 20;
+/// The most bytes of one event, and of all that come before the first token.
+pub const MAX_EVENT: usize = 1 << 20;
+/// The most values (and keys) of one event. A token with twenty alternatives has a hundred.
+const MAX_EVENT_VALUES: usize = 20_000;
 /// The most bytes of an error that is read for its code.
 const MAX_ERROR: usize = 64 << 10;
 /// How long an error's body may take.
@@ -117,6 +119,7 @@ pub struct EventStream {
     ready: VecDeque<Vec<u8>>,
     replayed: VecDeque<Value>,
     idle: Duration,
+    received: usize,
     ended: bool,
 }
 
@@ -129,7 +132,13 @@ impl std::fmt::Debug for EventStream {
 impl EventStream {
     fn new(body: Incoming, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
-        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, ended: false }
+        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, received: 0, ended: false }
+    }
+
+    /// Bytes that came so far.
+    #[must_use]
+    pub fn received(&self) -> usize {
+        self.received
     }
 
     /// The next event; `None` after `[DONE]`.
@@ -164,6 +173,7 @@ impl EventStream {
             tokio::time::timeout(self.idle, self.body.frame()).await.map_err(|_| AttemptError::Idle(self.idle))?;
         let frame = frame.ok_or(AttemptError::Died)?.map_err(|_| AttemptError::Died)?;
         if let Ok(data) = frame.into_data() {
+            self.received = self.received.saturating_add(data.len());
             let mut events = Vec::new();
             self.decoder.push(&data, &mut events).map_err(|_| AttemptError::Malformed("event size"))?;
             self.ready.extend(events);
@@ -173,7 +183,8 @@ impl EventStream {
 }
 
 fn event(data: &[u8]) -> Result<Value, AttemptError> {
-    let event = json::parse(data, &json::Limits::default()).map_err(|_| AttemptError::Malformed("event json"))?;
+    let limits = json::Limits { values: MAX_EVENT_VALUES, ..json::Limits::default() };
+    let event = json::parse(data, &limits).map_err(|_| AttemptError::Malformed("event json"))?;
     if event.get("error").is_some_and(|error| !error.is_null()) {
         return Err(AttemptError::Died);
     }

@@ -1,0 +1,76 @@
+//! Places for those who have not said who they are: few in all, and fewer for each address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Counts handshakes under way, by address. Holds nothing about an address that has none.
+#[derive(Debug)]
+pub(super) struct Handshakes {
+    counts: Arc<Mutex<Counts>>,
+    most: usize,
+    most_per_address: usize,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// One place, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    counts: Arc<Mutex<Counts>>,
+    address: IpAddr,
+}
+
+impl Handshakes {
+    pub(super) fn new(most: usize, most_per_address: usize) -> Self {
+        Self { counts: Arc::default(), most, most_per_address }
+    }
+
+    /// A place, if there is one for this address.
+    pub(super) fn begin(&self, address: IpAddr) -> Option<Handshake> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = counts.by_address.get(&address).copied().unwrap_or(0);
+        if counts.all >= self.most || here >= self.most_per_address {
+            return None;
+        }
+        counts.all += 1;
+        counts.by_address.insert(address, here + 1);
+        Some(Handshake { counts: self.counts.clone(), address })
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.all = counts.all.saturating_sub(1);
+        if let Some(here) = counts.by_address.get_mut(&self.address) {
+            *here = here.saturating_sub(1);
+            if *here == 0 {
+                counts.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_take_all_places() {
+        let handshakes = Handshakes::new(5, 3);
+        let (one, other): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let mut held: Vec<_> = (0..3).map(|_| handshakes.begin(one).unwrap()).collect();
+        assert!(handshakes.begin(one).is_none());
+        held.extend((0..2).map(|_| handshakes.begin(other).unwrap()));
+        assert!(handshakes.begin(other).is_none(), "all places are taken");
+        drop(held.pop());
+        assert!(handshakes.begin(one).is_none() && handshakes.begin(other).is_some());
+        drop(held);
+        assert!(handshakes.counts.lock().unwrap().by_address.is_empty(), "nothing is kept of who is gone");
+    }
+}
