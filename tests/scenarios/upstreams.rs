@@ -52,6 +52,9 @@ async fn malformed_answers_go_on_to_the_next_target() -> Result<()> {
         let outcome = postern.records().of(reply.header("postern-record"), SOON).await?.outcome;
         assert_eq!(outcome["attempts"][0]["result"], result, "{switches}: {outcome}");
     }
+    cloud.switch(json!({"malformed": "preamble"})).await?;
+    let streamed = client.stream(&chat_body("A stream that does not come to the point")).await?;
+    assert_eq!(streamed.header("postern-target"), "moon");
     // Nobody left: an error of ours, and no word of theirs.
     other.switch(json!({"unavailable_share": 1.0})).await?;
     cloud.switch(json!({"error_text": "Traceback: key sk-123 refused", "set_cookie": true})).await?;

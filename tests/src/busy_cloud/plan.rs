@@ -17,6 +17,9 @@ use super::{Malformed, Switches};
 const MAX_CHOICES: u64 = 8;
 /// A huge answer: this many pieces of this many bytes.
 const HUGE_PIECES: usize = 1024;
+/// Before the first token: this many events without one, of this many bytes.
+const PREAMBLE_EVENTS: usize = 20;
+const PREAMBLE_EVENT_BYTES: usize = 256 << 10;
 const HUGE_PIECE_BYTES: usize = 64 << 10;
 /// For bytes to leave before the connection is cut.
 const BEFORE_CUT: Duration = Duration::from_millis(30);
@@ -293,6 +296,14 @@ fn malformed_plain(answer: &Answer, kind: Malformed) -> Reply {
 }
 
 fn malformed_stream(answer: &Answer, kind: Malformed) -> VecDeque<Step> {
+    if kind == Malformed::Preamble {
+        let filler = "x".repeat(PREAMBLE_EVENT_BYTES);
+        let event = format!(
+            "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"role\":\"assistant\"}}}}],\"x\":\"{filler}\"}}\n\n"
+        );
+        let said = stream_of(answer, "At last");
+        return std::iter::repeat_n(Step::Send(Bytes::from(event)), PREAMBLE_EVENTS).chain(said).collect();
+    }
     let first = answer.events(&json!({"role": "assistant", "content": "Well"}), None, false);
     let rest = match kind {
         Malformed::Huge => huge(r#"data: {"choices":[{"index":0,"delta":{"content":""#, "\"}}]}\n\n"),
@@ -306,6 +317,11 @@ fn malformed_stream(answer: &Answer, kind: Malformed) -> VecDeque<Step> {
         .into(),
     };
     std::iter::once(Step::Send(first)).chain(rest).collect()
+}
+
+fn stream_of(answer: &Answer, text: &str) -> [Step; 2] {
+    let said = answer.events(&json!({"content": text}), Some("stop"), false);
+    [Step::Send(said), Step::Send(Bytes::from_static(DONE))]
 }
 
 fn huge(before: &'static str, after: &'static str) -> VecDeque<Step> {

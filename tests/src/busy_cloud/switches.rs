@@ -56,6 +56,8 @@ pub enum Malformed {
     ContentType,
     /// 64 MiB: a plain answer with one long string, or one event that does not end.
     Huge,
+    /// Many large events in a stream before the first token.
+    Preamble,
 }
 
 impl Default for Switches {
