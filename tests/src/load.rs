@@ -25,6 +25,9 @@ pub use histogram::Histogram;
 /// Connections of one run, at most.
 pub const MAX_CONNECTIONS: usize = 4096;
 
+/// Connections that are held open, at most.
+pub const MAX_IDLE: usize = 20_000;
+
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -48,6 +51,10 @@ pub struct Options {
     pub stream: bool,
     /// HTTP/2, one request at a time on each connection.
     pub http2: bool,
+    /// `GET` without a body, on a new connection each time: what is measured is the handshake.
+    pub handshakes: bool,
+    /// X25519 as the only key exchange.
+    pub classical: bool,
 }
 
 /// What came of it.
@@ -103,6 +110,23 @@ pub async fn run(options: Options) -> Result<Report> {
     Ok(report(&target.options, &sum))
 }
 
+/// Opens `connections` connections, calls `open` when all of them are, and holds them until `end` is ready.
+///
+/// # Errors
+/// One cannot be opened.
+pub async fn idle(options: Options, count: usize, open: impl FnOnce(), end: impl Future<Output = ()>) -> Result<()> {
+    ensure!(count <= MAX_IDLE, "at most {MAX_IDLE} connections");
+    let target = prepare(options)?;
+    let mut held = Vec::with_capacity(count);
+    for number in 0..count {
+        let connection = worker::connect(&target).await.with_context(|| format!("connection {number}"))?;
+        held.push(connection);
+    }
+    open();
+    end.await;
+    Ok(())
+}
+
 fn prepare(options: Options) -> Result<Target> {
     ensure!((1..=MAX_CONNECTIONS).contains(&options.connections), "from 1 to {MAX_CONNECTIONS} connections");
     ensure!(options.url.scheme_str() == Some("https"), "the URL begins with https://");
@@ -111,7 +135,8 @@ fn prepare(options: Options) -> Result<Target> {
     let address = (host.as_str(), port).to_socket_addrs()?.next().with_context(|| format!("{host} has no address"))?;
     let identity = options.identity.as_ref().map(|(cert, key)| Identity::read(cert, key)).transpose()?;
     let http = if options.http2 { Http::Two } else { Http::One };
-    let tls = tls::client(&options.ca, identity.as_ref(), http)?;
+    let client = if options.classical { tls::classical_client } else { tls::client };
+    let tls = client(&options.ca, identity.as_ref(), http)?;
     let begin = Instant::now() + options.warmup;
     let end = begin + options.measure;
     Ok(Target { address, name: host.try_into()?, tls, options, begin, end })

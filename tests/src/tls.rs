@@ -72,7 +72,26 @@ impl Clone for Identity {
 /// # Errors
 /// A certificate or key is of no use.
 pub fn client(ca: &Path, identity: Option<&Identity>, http: Http) -> Result<Arc<ClientConfig>> {
-    let builder = ClientConfig::builder_with_provider(provider())
+    client_of(provider(), ca, identity, http)
+}
+
+/// The same with X25519 as the only key exchange: what a peer without ML-KEM does.
+///
+/// # Errors
+/// A certificate or key is of no use.
+pub fn classical_client(ca: &Path, identity: Option<&Identity>, http: Http) -> Result<Arc<ClientConfig>> {
+    let groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    let provider = CryptoProvider { kx_groups: groups, ..rustls::crypto::aws_lc_rs::default_provider() };
+    client_of(Arc::new(provider), ca, identity, http)
+}
+
+fn client_of(
+    provider: Arc<CryptoProvider>,
+    ca: &Path,
+    identity: Option<&Identity>,
+    http: Http,
+) -> Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(ca)?);
     let mut config = match identity {

@@ -34,8 +34,17 @@ struct Arguments {
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     warmup: f64,
     /// The body to send.
-    #[arg(long, value_name = "FILE")]
-    body: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["handshakes", "idle"])]
+    body: Option<PathBuf>,
+    /// GET on a new connection each time, to measure handshakes.
+    #[arg(long)]
+    handshakes: bool,
+    /// X25519 as the only key exchange.
+    #[arg(long)]
+    classical: bool,
+    /// Open so many connections, say `open`, and hold them until the standard input ends.
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["handshakes", "stream"])]
+    idle: Option<usize>,
     /// Another header, such as "Authorization: Bearer key"; may be given more than once.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
@@ -52,9 +61,12 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let json = arguments.json;
+    let (json, idle) = (arguments.json, arguments.idle);
     // One thread: see the module `load`.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(count) = idle {
+        return runtime.block_on(load::idle(options(arguments)?, count, say_open, end_of_input()));
+    }
     let report = runtime.block_on(load::run(options(arguments)?))?;
     print(&report, json)?;
     ensure!(report.completed > 0, "no request was answered with status 200");
@@ -62,7 +74,10 @@ fn main() -> Result<()> {
 }
 
 fn options(arguments: Arguments) -> Result<Options> {
-    let body = std::fs::read(&arguments.body).with_context(|| format!("the body {}", arguments.body.display()))?;
+    let body = match &arguments.body {
+        Some(path) => std::fs::read(path).with_context(|| format!("the body {}", path.display()))?,
+        None => Vec::new(),
+    };
     ensure!(arguments.seconds > 0.0, "--seconds is more than 0");
     Ok(Options {
         url: arguments.url,
@@ -75,7 +90,20 @@ fn options(arguments: Arguments) -> Result<Options> {
         headers: headers(&arguments.headers)?,
         stream: arguments.stream,
         http2: arguments.http2,
+        handshakes: arguments.handshakes,
+        classical: arguments.classical,
     })
+}
+
+#[expect(clippy::print_stdout, reason = "this is the program's output")]
+fn say_open() {
+    println!("open");
+}
+
+async fn end_of_input() {
+    // What comes does not matter, and an error is an end as well.
+    let read = || std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    let _end = tokio::task::spawn_blocking(read).await;
 }
 
 fn headers(lines: &[String]) -> Result<HeaderMap> {

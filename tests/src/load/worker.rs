@@ -85,6 +85,15 @@ pub(super) async fn run(target: Arc<Target>) -> Tally {
 }
 
 async fn once(target: &Target, open: &mut Option<Connection>) -> Result<Answer> {
+    if target.options.handshakes {
+        let asked = tokio::time::timeout(ANSWER_WITHIN, async {
+            let begun = Instant::now();
+            let mut connection = connect(target).await.context("connecting")?;
+            let answer = exchange(target, &mut connection, request(target)?).await?;
+            Ok(Answer { whole: begun.elapsed(), ..answer })
+        });
+        return asked.await.context("no answer in time")?;
+    }
     let connection = match open {
         Some(connection) => connection,
         None => open.insert(connect(target).await.context("connecting")?),
@@ -119,15 +128,16 @@ async fn exchange(
 }
 
 fn request(target: &Target) -> Result<Request<Full<bytes::Bytes>>> {
-    let mut request = Request::new(Full::new(target.options.body.clone()));
-    *request.method_mut() = Method::POST;
+    let body = if target.options.handshakes { bytes::Bytes::new() } else { target.options.body.clone() };
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = if target.options.handshakes { Method::GET } else { Method::POST };
     *request.uri_mut() = target.options.url.clone();
     *request.headers_mut() = target.options.headers.clone();
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(request)
 }
 
-async fn connect(target: &Target) -> Result<Connection> {
+pub(super) async fn connect(target: &Target) -> Result<Connection> {
     let stream = TcpStream::connect(target.address).await?;
     stream.set_nodelay(true)?;
     let stream = TlsConnector::from(target.tls.clone()).connect(target.name.clone(), stream).await?;
