@@ -1,10 +1,11 @@
-//! The operators' side: health, metrics, status. On a loopback address, and with a check of the `Host` header, so that a
-//! web page in an operator's browser cannot reach it under a name of its own.
+//! The operators' side: health, metrics, status. Plain on a loopback address, else over mTLS and with roles: see [`guard`].
+
+pub mod guard;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{Extension, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -12,11 +13,15 @@ use axum::routing::get;
 use axum::{Json, Router, middleware};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use postern_certs::SpiffeId;
 use postern_certs::rotate::Health;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use self::guard::{Access, Refusal};
+use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::tls::Certificate;
 
@@ -39,7 +44,15 @@ pub struct Admin {
 
 /// Everything, for the admin address.
 pub fn admin(admin: Admin) -> Router {
-    probe_routes().route("/api/status", get(status)).layer(middleware::from_fn(check_host)).with_state(admin)
+    let guard = middleware::from_fn_with_state(admin.clone(), guarded);
+    probe_routes().route("/api/status", get(status)).layer(guard).with_state(admin)
+}
+
+/// What somebody may do who came over mTLS; `None`: nothing.
+#[must_use]
+pub fn access(config: &Config, id: &SpiffeId) -> Option<Access> {
+    let roles = config.operators.iter().filter(|(pattern, _)| pattern.matches(id)).map(|(_, role)| *role);
+    roles.max().map(Access::Role)
 }
 
 /// Health and metrics only, for the probe address.
@@ -50,6 +63,7 @@ pub fn probe(admin: Admin) -> Router {
 /// Answers on one listener for as long as the gateway runs. Bounded like the gateway's own: the probe address may be open to
 /// more than friends.
 pub async fn serve(listener: TcpListener, routes: Router) {
+    let routes = routes.layer(Extension(Access::Loopback));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -57,34 +71,45 @@ pub async fn serve(listener: TcpListener, routes: Router) {
             continue;
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let service = TowerToHyperService::new(routes.clone());
+        let routes = routes.clone();
         tokio::spawn(async move {
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
-            let connection = http.serve_connection(TokioIo::new(stream), service);
-            // Ends with an error if the client breaks off, which is nobody's concern here.
-            let _ended = tokio::time::timeout(MAX_AGE, connection).await;
+            connection(stream, routes, MAX_AGE).await;
             drop(place);
         });
     }
+}
+
+/// Answers on one connection, for at most `life`.
+pub async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, routes: Router, life: Duration) {
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    // Ends with an error if the client breaks off, which is nobody's concern here.
+    let _ended = tokio::time::timeout(life.min(MAX_AGE), connection).await;
 }
 
 fn probe_routes() -> Router<Admin> {
     Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(readyz)).route("/metrics", get(metrics))
 }
 
-async fn check_host(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let loopback = name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if loopback || name == "localhost" {
-        return next.run(request).await;
+async fn guarded(
+    State(admin): State<Admin>,
+    Extension(access): Extension<Access>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let authority = request.uri().authority().map(axum::http::uri::Authority::as_str);
+    let names = &admin.gateway.config.names;
+    match guard::check_origin(access, request.method(), request.headers(), authority, names) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
     }
-    (StatusCode::MISDIRECTED_REQUEST, "The admin address answers to localhost and loopback addresses only.\n")
-        .into_response()
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, self.message).into_response()
+    }
 }
 
 #[derive(Debug, serde::Deserialize)]

@@ -58,6 +58,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// DNS names and addresses in the gateway's leaf, beside its SPIFFE ID.
     pub names: Vec<String>,
+    /// Where workstations enrol.
+    pub enrol: Option<SocketAddr>,
     /// Dashboard and API.
     pub admin: SocketAddr,
     /// Health and metrics only.
@@ -72,6 +74,8 @@ pub struct Config {
     pub labels: Labels,
     /// Who may ask for what.
     pub identities: Vec<IdentityRule>,
+    /// Who may use the admin address over mTLS.
+    pub operators: Vec<(spiffe::Pattern, crate::admin::guard::Role)>,
     /// Remote targets, in the order of preference.
     pub targets: Vec<Arc<Target>>,
     /// Hard bounds of one attempt and of a request.

@@ -31,6 +31,7 @@ struct Inherited {
     admin: std::net::TcpListener,
     engine: UnixListener,
     probe: Option<std::net::TcpListener>,
+    enrol: Option<std::net::TcpListener>,
 }
 
 /// `postern gateway`: serves until SIGTERM.
@@ -40,7 +41,8 @@ struct Inherited {
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     crate::supervise::die_with_parent(rustix::process::Signal::TERM)?;
     let config = config::load(config_path)?;
-    let inherited = inherit().context("`postern gateway` is started by `postern run`, which passes its sockets on")?;
+    let inherited =
+        inherit(&config).context("`postern gateway` is started by `postern run`, which passes its sockets on")?;
     let certificate = Arc::new(Certificate::new(&config).context("the certificates")?);
     let engine = local::Engine::new(config.timeouts.idle);
     let (gateway, flushed) = Gateway::new(config, engine.clone())?;
@@ -58,16 +60,21 @@ fn flush(flushed: Flushed) {
     }
 }
 
-fn inherit() -> anyhow::Result<Inherited> {
+fn inherit(config: &Config) -> anyhow::Result<Inherited> {
     let mut fds = listenfd::ListenFd::from_env();
     let missing = || anyhow!("a socket is missing");
     let inherited = Inherited {
         gateway: fds.take_tcp_listener(0)?.ok_or_else(missing)?,
         admin: fds.take_tcp_listener(1)?.ok_or_else(missing)?,
         engine: fds.take_unix_listener(2)?.ok_or_else(missing)?,
-        probe: if fds.len() > 3 { fds.take_tcp_listener(3)? } else { None },
+        probe: config.probe.map(|_| fds.take_tcp_listener(3)?.ok_or_else(missing)).transpose()?,
+        enrol: config
+            .enrol
+            .map(|_| fds.take_tcp_listener(if config.probe.is_some() { 4 } else { 3 })?.ok_or_else(missing))
+            .transpose()?,
     };
-    for socket in [Some(&inherited.gateway), Some(&inherited.admin), inherited.probe.as_ref()].into_iter().flatten() {
+    let optional = [&inherited.probe, &inherited.enrol].into_iter().flatten();
+    for socket in [&inherited.gateway, &inherited.admin].into_iter().chain(optional) {
         socket.set_nonblocking(true)?;
     }
     inherited.engine.set_nonblocking(true)?;

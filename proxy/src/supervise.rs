@@ -40,6 +40,7 @@ struct Sockets {
     admin: TcpListener,
     engine: UnixListener,
     probe: Option<TcpListener>,
+    enrol: Option<TcpListener>,
 }
 
 /// `postern run`: serves until SIGTERM or SIGINT. Returns the exit code.
@@ -111,6 +112,7 @@ fn bind(config: &Config) -> anyhow::Result<Sockets> {
         admin: tcp("admin", config.admin)?,
         engine,
         probe: config.probe.map(|address| tcp("probe", address)).transpose()?,
+        enrol: config.enrol.map(|address| tcp("enrol", address)).transpose()?,
     })
 }
 
@@ -120,8 +122,9 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
         sockets.admin.try_clone()?.into(),
         sockets.engine.try_clone()?.into(),
     ];
-    if let Some(probe) = &sockets.probe {
-        fds.push(probe.try_clone()?.into());
+    // In the order in which the gateway takes those that its configuration names.
+    for socket in [&sockets.probe, &sockets.enrol].into_iter().flatten() {
+        fds.push(socket.try_clone()?.into());
     }
     let mut command = std::process::Command::new(own_program()?);
     command.arg("gateway").arg("--config").arg(config_path).stdin(Stdio::null());

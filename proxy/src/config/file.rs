@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
 use super::units::{Size, Span};
+use crate::admin::guard::Role;
 
 /// A value that remembers its place in the file, for errors found later.
 pub type Placed = Spanned<String>;
@@ -25,7 +26,11 @@ pub struct File {
     /// DNS names and IP addresses in the gateway's certificate, beside its SPIFFE ID; localhost, 127.0.0.1 and ::1 always.
     #[serde(default)]
     pub names: Vec<String>,
-    /// Health, metrics and status for operators. On a loopback address only.
+    /// Where workstations enrol with an invite. Clients need no certificate there, and get nothing else. Absent: nobody
+    /// enrols.
+    #[serde(default)]
+    pub enrol: Option<SocketAddr>,
+    /// Health, metrics, status and certificates for operators. Off a loopback address it needs mTLS and a role.
     #[schemars(with = "String")]
     pub admin: Spanned<SocketAddr>,
     /// /livez, /readyz and /metrics only, for kubelet and Prometheus.
@@ -41,6 +46,9 @@ pub struct File {
     pub labels: Spanned<Vec<String>>,
     /// Who may ask for what: every rule that matches applies; none: refused.
     pub identities: Vec<Identity>,
+    /// Who may use the admin address over mTLS, and for what.
+    #[serde(default)]
+    pub operators: Vec<Operator>,
     /// Remote targets, in the order of preference.
     #[serde(default)]
     pub targets: Vec<Target>,
@@ -102,6 +110,18 @@ pub enum Issuer {
     /// The gateway's own authority.
     #[default]
     Embedded,
+}
+
+/// Somebody who works on the gateway itself.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Operator {
+    /// A SPIFFE ID; a last segment `*` stands for one or more segments.
+    #[serde(rename = "match")]
+    #[schemars(with = "String")]
+    pub pattern: Placed,
+    /// What for. Who matches several entries has all their roles.
+    pub role: Role,
 }
 
 /// One rule about who may ask for what.

@@ -53,6 +53,7 @@ impl Resolver<'_> {
         self.unique(file.policies.iter().map(|policy| &policy.name), "policy")?;
         Ok(Config {
             listen: file.listen,
+            enrol: file.enrol,
             admin: file.admin.value,
             probe: file.probe,
             trust_domain: file.trust.domain.value.clone(),
@@ -61,6 +62,11 @@ impl Resolver<'_> {
                 .identities
                 .iter()
                 .map(|rule| self.identity(rule, &file.trust.domain.value, &labels))
+                .collect::<Result<_, _>>()?,
+            operators: file
+                .operators
+                .iter()
+                .map(|operator| Ok((self.pattern(&operator.pattern, &file.trust.domain.value)?, operator.role)))
                 .collect::<Result<_, _>>()?,
             targets,
             timeouts: Timeouts {
@@ -98,9 +104,8 @@ impl Resolver<'_> {
 
     /// What a type cannot say.
     fn check(&self, file: &File) -> Result<(), ConfigError> {
-        if !file.admin.value.ip().is_loopback() {
-            let what =
-                "`admin` must be on a loopback address such as 127.0.0.1:9443; use `probe` for health and metrics";
+        if !file.admin.value.ip().is_loopback() && file.operators.is_empty() {
+            let what = "`admin` is not on a loopback address, so it needs mTLS and roles: list who may use it under `operators`, or use `probe` for health and metrics";
             return Err(self.error(&file.admin.referenced, what));
         }
         if let Err(error) = format!("spiffe://{}/gateway", file.trust.domain.value).parse::<spiffe::SpiffeId>() {
@@ -147,17 +152,20 @@ impl Resolver<'_> {
         })
     }
 
-    fn identity(&self, rule: &file::Identity, domain: &str, labels: &Labels) -> Result<IdentityRule, ConfigError> {
-        let pattern = rule.pattern.value.parse().map_err(|error| {
-            self.error(
-                &rule.pattern.referenced,
-                &format!("expected a SPIFFE ID such as spiffe://domain/clerk/*: {error}"),
-            )
+    fn pattern(&self, written: &Placed, domain: &str) -> Result<spiffe::Pattern, ConfigError> {
+        let pattern = written.value.parse().map_err(|error| {
+            let what = format!("expected a SPIFFE ID such as spiffe://domain/clerk/*: {error}");
+            self.error(&written.referenced, &what)
         })?;
-        if !rule.pattern.value.starts_with(&format!("spiffe://{domain}/")) {
-            let what = format!("no certificate of the trust domain `{domain}` could ever match this");
-            return Err(self.error(&rule.pattern.referenced, &what));
+        if written.value.starts_with(&format!("spiffe://{domain}/")) {
+            return Ok(pattern);
         }
+        let what = format!("no certificate of the trust domain `{domain}` could ever match this");
+        Err(self.error(&written.referenced, &what))
+    }
+
+    fn identity(&self, rule: &file::Identity, domain: &str, labels: &Labels) -> Result<IdentityRule, ConfigError> {
+        let pattern = self.pattern(&rule.pattern, domain)?;
         let floor = rule.floor.as_ref().map_or(Ok(labels.lowest()), |name| self.label(name, labels))?;
         let ceiling = rule.ceiling.as_ref().map_or(Ok(labels.highest()), |name| self.label(name, labels))?;
         if ceiling < floor {
