@@ -105,7 +105,8 @@ impl Authority {
         let now = whole_seconds(self.clock.now());
         let intermediate = self.intermediate_at(now)?;
         let leaf = issue::issue(request, &intermediate, now, self.leaf_ttl)?;
-        tls::check_chain(&leaf.chain, &self.trust_bundle(), now)?;
+        let trust = crate::Trust::from_roots(&self.trust_bundle())?;
+        tls::check_chain(&leaf.chain, &trust, self.trust_domain(), now)?;
         Ok(leaf)
     }
 
@@ -216,7 +217,7 @@ fn read_or_renew_intermediate(
             return Ok(stored);
         }
     }
-    let fresh = root.create_intermediate(now)?;
+    let fresh = root.create_intermediate(&crate::PathPrefix::whole_domain(), now)?;
     locked.write(INTERMEDIATE_FILE, fresh.to_pem().as_bytes())?;
     tracing::info!(not_after = %fresh.not_after, "a new intermediate issues from now on");
     Ok(fresh)

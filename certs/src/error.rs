@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
-use crate::SpiffeId;
+use crate::{Reason, SpiffeId};
 
 /// The error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,12 @@ pub enum CertsError {
     /// A text is not a pattern over SPIFFE IDs. Usually a `*` somewhere other than as the whole last segment.
     #[error("not a SPIFFE ID pattern: {0}")]
     Pattern(&'static str),
+    /// A text is not a path prefix: it is configured wrongly.
+    #[error("not a path prefix: {0}")]
+    Prefix(&'static str),
+    /// A text is not the serial number of a certificate.
+    #[error("not a serial number: up to 21 bytes in hexadecimal")]
+    Serial,
     /// The configured life of a leaf is outside of what the authority can honour.
     #[error("leaf_ttl must be between {min_s} s and {max_s} s, not {asked_s} s")]
     LeafTtl {
@@ -128,11 +134,19 @@ pub enum CertsError {
         not_after: OffsetDateTime,
     },
     /// A certificate does not say what it has to say. From a peer: refuse it.
-    #[error("certificate refused: {0}")]
-    Certificate(String),
+    #[error("certificate refused: {why}")]
+    Certificate {
+        /// In a word.
+        reason: Reason,
+        /// In a sentence.
+        why: String,
+    },
     /// No root in the trust bundle is valid now, so nobody could be trusted.
     #[error("the trust bundle has no root that is valid now")]
     EmptyBundle,
+    /// A revocation list cannot be read, or there are too many.
+    #[error("revocation list refused: {0}")]
+    RevocationList(String),
     /// Making a key or signing a certificate failed.
     #[error("cannot make a certificate: {0}")]
     Signing(#[from] rcgen::Error),
@@ -148,6 +162,31 @@ impl CertsError {
     }
 
     pub(crate) fn certificate(why: impl Into<String>) -> Self {
-        Self::Certificate(why.into())
+        Self::refused(Reason::Malformed, why)
+    }
+
+    pub(crate) fn refused(reason: Reason, why: impl Into<String>) -> Self {
+        Self::Certificate { reason, why: why.into() }
+    }
+
+    /// The same refusal once more: errors that hold others cannot be copied, and a judged chain is judged twice.
+    pub(crate) fn restate(&self) -> Self {
+        match self {
+            Self::SpiffeId(why) => Self::SpiffeId(why),
+            Self::Certificate { reason, why } => Self::refused(*reason, why.clone()),
+            other => Self::refused(other.reason().unwrap_or(Reason::Malformed), other.to_string()),
+        }
+    }
+
+    /// Why a certificate was refused, if that is what happened.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Certificate { reason, .. } => Some(*reason),
+            Self::Tls(error) => Reason::of_handshake(error),
+            Self::SpiffeId(_) => Some(Reason::NoIdentity),
+            Self::EmptyBundle => Some(Reason::UnknownAuthority),
+            _ => None,
+        }
     }
 }

@@ -23,7 +23,7 @@
 //!
 //! ```no_run
 //! use std::{path::Path, sync::Arc, time::Duration};
-//! use postern_certs::{Authority, AuthorityOptions, LeafRequest, Role, SystemClock, server_config};
+//! use postern_certs::{Authority, AuthorityOptions, LeafRequest, Role, SystemClock, Trust, server_config};
 //!
 //! # fn main() -> Result<(), postern_certs::CertsError> {
 //! let authority = Authority::open_or_create(
@@ -36,7 +36,7 @@
 //! )?;
 //! let role = Role::Gateway { names: vec!["ai.branch-17.example.org".into()] };
 //! let leaf = authority.issue(LeafRequest { id: authority.gateway_id().clone(), role })?;
-//! let tls = server_config(&leaf, &authority.trust_bundle())?;
+//! let tls = server_config(&leaf, &Arc::new(Trust::from_roots(&authority.trust_bundle())?))?;
 //! # Ok(()) }
 //! ```
 
@@ -45,16 +45,24 @@ pub mod clock;
 pub mod error;
 pub mod issue;
 mod pem;
+pub mod prefix;
+pub mod refusal;
 pub mod rotate;
+pub mod serial;
 mod signer;
 pub mod spiffe;
 mod store;
 pub mod tls;
+pub mod trust;
 pub mod verify;
 
 pub use authority::{Authority, AuthorityOptions};
 pub use clock::{Clock, SystemClock};
 pub use error::CertsError;
 pub use issue::{IssuedLeaf, LeafRequest, Role};
+pub use prefix::PathPrefix;
+pub use refusal::Reason;
+pub use serial::Serial;
 pub use spiffe::SpiffeId;
 pub use tls::{client_config, server_config};
+pub use trust::Trust;

@@ -3,14 +3,14 @@
 //! Both stand in ONE file, so that a crash cannot leave a new certificate beside an old key.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType,
 };
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkcs8KeyDer, pem::PemObject};
 use time::{Duration, OffsetDateTime};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{CertsError, SpiffeId, issue::BACKDATE, pem, verify};
+use crate::{CertsError, PathPrefix, Serial, SpiffeId, issue::BACKDATE, pem, verify};
 
 /// How long a root lives.
 pub(crate) const ROOT_LIFE: Duration = Duration::days(3650);
@@ -27,7 +27,8 @@ pub(crate) struct Signer {
     pub(crate) not_before: OffsetDateTime,
     pub(crate) not_after: OffsetDateTime,
     pub(crate) trust_domain: SpiffeId,
-    key_id: Vec<u8>,
+    pub(crate) prefix: PathPrefix,
+    pub(crate) key_id: Vec<u8>,
     issuer_key_id: Option<Vec<u8>>,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -40,13 +41,55 @@ impl Signer {
         Self::new(certificate.into(), key)
     }
 
-    /// Signs a new intermediate. It never outlives its root.
-    pub(crate) fn create_intermediate(&self, now: OffsetDateTime) -> Result<Self, CertsError> {
+    /// Signs a new intermediate for the workloads below `prefix`.
+    pub(crate) fn create_intermediate(&self, prefix: &PathPrefix, now: OffsetDateTime) -> Result<Self, CertsError> {
         let key = new_key()?;
-        let not_after = now.saturating_add(INTERMEDIATE_LIFE).min(self.not_after);
-        let params = params("intermediate", &self.trust_domain, INTERMEDIATE_PATH_LENGTH, now, not_after)?;
+        let params = self.intermediate_params(prefix, now)?;
         let certificate = self.sign(&params, &key)?;
         Self::new(certificate, key)
+    }
+
+    /// What stands in an intermediate. It never outlives its root.
+    pub(crate) fn intermediate_params(
+        &self,
+        prefix: &PathPrefix,
+        now: OffsetDateTime,
+    ) -> Result<CertificateParams, CertsError> {
+        let not_after = now.saturating_add(INTERMEDIATE_LIFE).min(self.not_after);
+        let mut params = params("intermediate", &self.trust_domain, INTERMEDIATE_PATH_LENGTH, now, not_after)?;
+        params.custom_extensions.extend(prefix.extension());
+        Ok(params)
+    }
+
+    /// Signs the list of what it revoked: numbers, each with its moment.
+    ///
+    /// The number of the list is its moment, so that a later one has a higher one without anything being kept
+    /// (RFC 5280, section 5.2.3).
+    pub(crate) fn sign_crl<'a>(
+        &self,
+        revoked: impl Iterator<Item = (&'a Serial, OffsetDateTime)>,
+        now: OffsetDateTime,
+        next_update: OffsetDateTime,
+    ) -> Result<CertificateRevocationListDer<'static>, CertsError> {
+        let revoked_certs = revoked
+            .map(|(serial, revocation_time)| RevokedCertParams {
+                serial_number: serial.as_bytes().to_vec().into(),
+                revocation_time,
+                reason_code: None,
+                invalidity_date: None,
+            })
+            .collect();
+        let number = u64::try_from(now.unix_timestamp()).unwrap_or_default();
+        let list = CertificateRevocationListParams {
+            this_update: now.saturating_sub(BACKDATE),
+            next_update,
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs,
+            // As in the certificate: an off-line root may have chosen another one.
+            key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.clone()),
+        };
+        Ok(list.signed_by(&self.issuer)?.into())
     }
 
     /// The reverse of [`Signer::to_pem`]. The error says what is wrong with the text, not where the text came from.
@@ -104,11 +147,53 @@ impl Signer {
             not_before,
             not_after,
             trust_domain: facts.trust_domain,
+            prefix: facts.prefix,
             key_id: facts.key_id,
             issuer_key_id: facts.issuer_key_id,
             issuer,
             certificate,
         })
+    }
+}
+
+/// What no authority of ours would make, for tests that show that it is refused.
+#[cfg(test)]
+impl Signer {
+    pub(crate) fn create_odd_intermediate(
+        &self,
+        now: OffsetDateTime,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Self {
+        let key = new_key().unwrap();
+        let mut params = self.intermediate_params(&PathPrefix::whole_domain(), now).unwrap();
+        change(&mut params);
+        let certificate = self.sign(&params, &key).unwrap();
+        let key_id = params.key_identifier(&key);
+        Self {
+            not_before: params.not_before,
+            not_after: params.not_after,
+            trust_domain: self.trust_domain.clone(),
+            prefix: PathPrefix::whole_domain(),
+            key_id,
+            issuer_key_id: Some(self.key_id.clone()),
+            issuer: Issuer::from_ca_cert_der(&certificate, key).unwrap(),
+            certificate,
+        }
+    }
+
+    /// A list in the name of this one, signed with the key of another.
+    pub(crate) fn forge_crl(
+        &self,
+        forger: &Self,
+        now: OffsetDateTime,
+        next_update: OffsetDateTime,
+    ) -> CertificateRevocationListDer<'static> {
+        let der = PrivatePkcs8KeyDer::from(forger.issuer.key().serialize_der());
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).unwrap();
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, key).unwrap();
+        Self { issuer, ..self.create_odd_intermediate(now, |_| {}) }
+            .sign_crl(std::iter::empty(), now, next_update)
+            .unwrap()
     }
 }
 

@@ -7,14 +7,17 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::CertsError;
+use crate::{CertsError, PathPrefix};
 
 /// The longest SPIFFE ID, bytes (SPIFFE-ID, section 2.3).
 pub const MAX_ID_BYTES: usize = 2048;
 /// The longest trust domain name, bytes (SPIFFE-ID, section 2.1: that of a host, RFC 3986).
 pub const MAX_TRUST_DOMAIN_BYTES: usize = 255;
-/// The path of the gateway's own ID, in every trust domain.
+/// The path of a gateway's own ID, behind the prefix of its branch if there is one.
 pub const GATEWAY_PATH: &str = "/gateway";
+
+/// The segment that makes an ID a gateway's.
+pub(crate) const GATEWAY_SEGMENT: &str = "gateway";
 
 const SCHEME: &str = "spiffe://";
 
@@ -52,6 +55,14 @@ impl SpiffeId {
         Ok(Self { path: GATEWAY_PATH.to_owned(), ..Self::of_trust_domain(trust_domain)? })
     }
 
+    /// The ID of the gateway of a branch: `spiffe://<trust domain>/<prefix>/gateway`.
+    ///
+    /// # Errors
+    /// [`CertsError::SpiffeId`] if `trust_domain` is not a trust domain name.
+    pub fn gateway_below(trust_domain: &str, prefix: &PathPrefix) -> Result<Self, CertsError> {
+        Ok(Self { path: format!("{prefix}{GATEWAY_PATH}"), ..Self::of_trust_domain(trust_domain)? })
+    }
+
     /// The trust domain's name, without scheme: `branch-17.example.org`.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
@@ -64,10 +75,11 @@ impl SpiffeId {
         &self.path
     }
 
-    /// Whether this is a gateway's ID, or one below it: reserved, so that no workload is mistaken for a gateway.
+    /// Whether this is a gateway's ID, with whatever prefix, or one below it: reserved, so that no workload is
+    /// mistaken for a gateway.
     #[must_use]
     pub fn is_reserved_for_gateway(&self) -> bool {
-        is_below(&self.path, GATEWAY_PATH) || self.path == GATEWAY_PATH
+        self.path.split('/').any(|segment| segment == GATEWAY_SEGMENT)
     }
 }
 
@@ -208,7 +220,7 @@ fn check_trust_domain(name: &str) -> Result<(), CertsError> {
     Ok(())
 }
 
-fn check_segment(segment: &str) -> Result<(), CertsError> {
+pub(crate) fn check_segment(segment: &str) -> Result<(), CertsError> {
     if segment.is_empty() {
         return Err(CertsError::SpiffeId("the path has an empty segment or ends with a slash"));
     }
@@ -223,7 +235,7 @@ fn check_segment(segment: &str) -> Result<(), CertsError> {
 }
 
 /// Whether `path` is `base` with one or more whole segments added.
-fn is_below(path: &str, base: &str) -> bool {
+pub(crate) fn is_below(path: &str, base: &str) -> bool {
     path.strip_prefix(base).is_some_and(|rest| rest.starts_with('/'))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Health, Schedule};
-use postern_certs::{Authority, AuthorityOptions, CertsError, Clock, LeafRequest, Role, SystemClock};
+use postern_certs::{Authority, AuthorityOptions, CertsError, Clock, LeafRequest, Role, SystemClock, Trust};
 use rustls::ServerConfig;
 use time::OffsetDateTime;
 
@@ -114,7 +114,7 @@ impl Certificate {
 fn issue(authority: &Authority, names: &[String]) -> Result<Current, CertsError> {
     let role = Role::Gateway { names: names.to_vec() };
     let leaf = authority.issue(LeafRequest { id: authority.gateway_id().clone(), role })?;
-    let tls = postern_certs::server_config(&leaf, &authority.trust_bundle())?;
+    let tls = postern_certs::server_config(&leaf, &Arc::new(Trust::from_roots(&authority.trust_bundle())?))?;
     let schedule = Schedule::new(leaf.not_before, leaf.not_after, rand::random());
     Ok(Current { tls, not_after: leaf.not_after, schedule })
 }

@@ -15,7 +15,10 @@ fn id(text: &str) -> SpiffeId {
 }
 
 fn intermediate() -> Signer {
-    Signer::create_root(&id("spiffe://td"), NOW).unwrap().create_intermediate(NOW).unwrap()
+    Signer::create_root(&id("spiffe://td"), NOW)
+        .unwrap()
+        .create_intermediate(&crate::PathPrefix::whole_domain(), NOW)
+        .unwrap()
 }
 
 fn workload() -> LeafRequest {
@@ -45,8 +48,8 @@ fn a_workloads_leaf_says_only_who_it_is() {
     let leaf = issue(workload(), &intermediate(), NOW, THREE_DAYS).unwrap();
     assert_eq!(names_in(&leaf), ["spiffe://td/clerk/ada"]);
     assert_eq!(verify::peer_id(&leaf.chain[0]).unwrap(), leaf.id);
-    assert!(verify::check_purpose(&leaf.chain[0], Purpose::Client).is_ok());
-    assert!(verify::check_purpose(&leaf.chain[0], Purpose::Server).is_err());
+    assert!(verify::leaf_for(&leaf.chain[0], Purpose::Client).is_ok());
+    assert!(verify::leaf_for(&leaf.chain[0], Purpose::Server).is_err());
     assert_eq!((leaf.not_before, leaf.not_after), (NOW - Duration::minutes(5), NOW + Duration::hours(72)));
     assert_eq!(leaf.chain.len(), 2);
 }
@@ -59,8 +62,8 @@ fn a_gateways_leaf_has_its_names_once_and_the_loopback_ones() {
     let expected =
         ["spiffe://td/gateway", "ai.branch.example", "localhost", "[10, 0, 0, 7]", &loopback6, "[127, 0, 0, 1]"];
     assert_eq!(names_in(&leaf), expected);
-    assert!(verify::check_purpose(&leaf.chain[0], Purpose::Server).is_ok());
-    assert!(verify::check_purpose(&leaf.chain[0], Purpose::Client).is_ok());
+    assert!(verify::leaf_for(&leaf.chain[0], Purpose::Server).is_ok());
+    assert!(verify::leaf_for(&leaf.chain[0], Purpose::Client).is_ok());
 }
 
 #[test]

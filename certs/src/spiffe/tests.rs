@@ -17,6 +17,8 @@ fn reads_the_parts_of_an_id() {
     assert_eq!(ada.path(), "/clerk/Ada_L.2");
     assert_eq!(id("spiffe://td").path(), "");
     assert_eq!(SpiffeId::gateway("td").unwrap(), id("spiffe://td/gateway"));
+    let branch = "/branch-1".parse().unwrap();
+    assert_eq!(SpiffeId::gateway_below("td", &branch).unwrap(), id("spiffe://td/branch-1/gateway"));
 }
 
 #[test]
@@ -115,7 +117,8 @@ fn reserves_the_gateways_own_branch() {
     assert!(id("spiffe://td/gateway").is_reserved_for_gateway());
     assert!(id("spiffe://td/gateway/spare").is_reserved_for_gateway());
     assert!(!id("spiffe://td/gateways").is_reserved_for_gateway());
-    assert!(!id("spiffe://td/clerk/gateway").is_reserved_for_gateway());
+    assert!(id("spiffe://td/branch-1/gateway").is_reserved_for_gateway(), "that of the gateway below /branch-1");
+    assert!(!id("spiffe://gateway/clerk").is_reserved_for_gateway());
 }
 
 #[test]

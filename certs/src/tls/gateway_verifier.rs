@@ -3,42 +3,40 @@
 use std::sync::Arc;
 
 use rustls::{
-    DigitallySignedStruct, Error, PeerIncompatible, RootCertStore, SignatureScheme,
-    client::{
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
+    DigitallySignedStruct, Error, PeerIncompatible, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
-    server::ParsedCertificate,
 };
 
-use super::refusal;
-use crate::{
-    CertsError, SpiffeId,
-    verify::{self, Purpose},
-};
+use crate::{CertsError, Reason, SpiffeId, Trust, refusal::to_rustls, verify::Purpose};
 
 #[derive(Debug)]
 pub(super) struct GatewayVerifier {
-    roots: Arc<RootCertStore>,
+    trust: Arc<Trust>,
     algorithms: WebPkiSupportedAlgorithms,
     gateway: SpiffeId,
 }
 
 impl GatewayVerifier {
-    pub(super) fn new(roots: Arc<RootCertStore>, algorithms: WebPkiSupportedAlgorithms, gateway: SpiffeId) -> Self {
-        Self { roots, algorithms, gateway }
+    pub(super) fn new(trust: Arc<Trust>, algorithms: WebPkiSupportedAlgorithms, gateway: SpiffeId) -> Self {
+        Self { trust, algorithms, gateway }
     }
+}
 
-    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), CertsError> {
-        verify::check_purpose(leaf, Purpose::Server)?;
-        let id = verify::peer_id(leaf)?;
-        if id == self.gateway {
-            return Ok(());
-        }
-        Err(CertsError::certificate(format!("the server is {id}, not {}", self.gateway)))
+/// Whether this chain is that of exactly this gateway.
+pub(super) fn check_gateway(
+    trust: &Trust,
+    gateway: &SpiffeId,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), CertsError> {
+    let peer = trust.verify(end_entity, intermediates, Purpose::Server, gateway.trust_domain(), now)?;
+    if peer.id == *gateway {
+        return Ok(());
     }
+    Err(CertsError::refused(Reason::Gateway, format!("the server is {}, not {gateway}", peer.id)))
 }
 
 impl ServerCertVerifier for GatewayVerifier {
@@ -50,9 +48,7 @@ impl ServerCertVerifier for GatewayVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let leaf = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, intermediates, now, self.algorithms.all)?;
-        self.check(end_entity).map_err(refusal)?;
+        check_gateway(&self.trust, &self.gateway, end_entity, intermediates, now).map_err(to_rustls)?;
         Ok(ServerCertVerified::assertion())
     }
 

@@ -3,46 +3,34 @@
 use std::sync::Arc;
 
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme,
     client::danger::HandshakeSignatureValid,
+    crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
     pki_types::{CertificateDer, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::refusal;
-use crate::{
-    CertsError,
-    verify::{self, Purpose},
-};
+use crate::{Trust, refusal::to_rustls, verify::Purpose};
 
-/// webpki for the chain and the signatures; then what webpki does not know: SPIFFE IDs. DNS name constraints do not
-/// bind them.
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
+    trust: Arc<Trust>,
+    /// What a client may choose its certificate by.
+    hints: Vec<DistinguishedName>,
+    algorithms: WebPkiSupportedAlgorithms,
     trust_domain: String,
 }
 
 impl PeerVerifier {
-    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, trust_domain: &str) -> Self {
-        Self { chain, trust_domain: trust_domain.to_owned() }
-    }
-
-    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), CertsError> {
-        verify::check_purpose(leaf, Purpose::Client)?;
-        let id = verify::peer_id(leaf)?;
-        if id.trust_domain() == self.trust_domain {
-            return Ok(());
-        }
-        // The bundle is that of one trust domain, so its authorities speak for no other (SPIFFE Trust Domain and
-        // Bundle).
-        Err(CertsError::certificate(format!("{id} is not of the trust domain {}", self.trust_domain)))
+    pub(super) fn new(trust: Arc<Trust>, algorithms: WebPkiSupportedAlgorithms, trust_domain: &str) -> Self {
+        let hints = trust.anchors().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
+        Self { trust, hints, algorithms, trust_domain: trust_domain.to_owned() }
     }
 }
 
 impl ClientCertVerifier for PeerVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        &self.hints
     }
 
     fn verify_client_cert(
@@ -51,18 +39,19 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        self.check(end_entity).map_err(refusal)?;
-        Ok(verified)
+        let verified = self.trust.verify(end_entity, intermediates, Purpose::Client, &self.trust_domain, now);
+        verified.map_err(to_rustls)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
+        // Never reached: the configuration speaks TLS 1.3 only. A refusal all the same, should that ever change.
+        Err(Error::PeerIncompatible(PeerIncompatible::SupportedVersionsExtensionRequired))
     }
 
     fn verify_tls13_signature(
@@ -71,10 +60,10 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }

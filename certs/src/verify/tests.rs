@@ -75,11 +75,25 @@ fn a_purpose_has_to_be_named() {
     let client = certificate(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
     let server = certificate(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
     let any = certificate(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any]);
-    let verdicts = |leaf| (check_purpose(leaf, Purpose::Client).is_ok(), check_purpose(leaf, Purpose::Server).is_ok());
+    let verdicts = |leaf| (leaf_for(leaf, Purpose::Client).is_ok(), leaf_for(leaf, Purpose::Server).is_ok());
     assert_eq!(verdicts(&none), (false, false));
     assert_eq!(verdicts(&client), (true, false));
     assert_eq!(verdicts(&server), (false, true));
     assert_eq!(verdicts(&any), (false, false));
+}
+
+#[test]
+fn a_key_that_may_not_sign_is_refused() {
+    let leaf = |usages: &[KeyUsagePurpose]| {
+        certificate(|params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            params.key_usages = usages.to_vec();
+        })
+    };
+    let reason = |leaf| leaf_for(&leaf, Purpose::Client).map_err(|error| error.reason());
+    assert!(reason(leaf(&[])).is_ok(), "the extension may be absent");
+    assert!(reason(leaf(&[KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyAgreement])).is_ok());
+    assert_eq!(reason(leaf(&[KeyUsagePurpose::KeyAgreement])), Err(Some(Reason::Purpose)));
 }
 
 #[test]
@@ -134,6 +148,6 @@ proptest! {
         if let Ok(id) = peer_id(&leaf) {
             prop_assert_eq!(id.to_string().parse::<SpiffeId>().unwrap(), id);
         }
-        let _ = (validity(&leaf), authority(&leaf), check_purpose(&leaf, Purpose::Client));
+        let _ = (validity(&leaf), authority(&leaf), leaf_for(&leaf, Purpose::Client));
     }
 }
