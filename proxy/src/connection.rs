@@ -1,5 +1,7 @@
 //! One authenticated connection: HTTP/1.1 or HTTP/2, and which request goes where.
 
+pub(crate) mod session;
+
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,11 +13,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use postern_certs::SpiffeId;
+use postern_certs::Trust;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::session::{End, Session};
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::pipeline;
@@ -30,15 +34,13 @@ const MAX_HEADER_BYTES: u32 = 32 << 10;
 const MAX_SEND_BUFFER: usize = 256 << 10;
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// For requests under way, after a connection was asked to end.
-const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 
-/// Serves one connection for at most `life`, and a little longer for what is under way.
+/// Serves one connection until its session ends.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     gateway: Arc<Gateway>,
     stream: S,
-    id: SpiffeId,
-    life: Duration,
+    session: Arc<Session>,
+    mut trust: watch::Receiver<Arc<Trust>>,
     drain: CancellationToken,
     version: Version,
 ) {
@@ -54,22 +56,29 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .max_send_buf_size(MAX_SEND_BUFFER)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
-    let id = Arc::new(id);
+    let sessions = session.clone();
     let service = service_fn(move |request| {
-        let (gateway, id) = (gateway.clone(), id.clone());
-        async move { Ok::<_, Infallible>(handle(&gateway, &id, request).await) }
+        let (gateway, session) = (gateway.clone(), sessions.clone());
+        async move { Ok::<_, Infallible>(handle(&gateway, &session, request).await) }
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    tokio::select! {
+    let end = tokio::select! {
         ended = connection.as_mut() => return note(ended),
-        () = drain.cancelled() => {}
-        () = tokio::time::sleep(life) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    match tokio::time::timeout(DRAIN_WITHIN, connection).await {
-        Ok(ended) => note(ended),
-        Err(_) => tracing::info!("a connection was cut: it had not ended in time"),
-    }
+        end = session.end(&mut trust, &drain) => end,
+    };
+    let code = match end {
+        End::Now(code) => code,
+        End::Soon => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection.as_mut() => return note(ended),
+                code = session.end_now(&mut trust) => code,
+            }
+        }
+    };
+    // Dropping the connection cuts it, and what is dropped with it asks why.
+    session.set_cut(code);
+    tracing::info!(code, "a connection was cut");
 }
 
 fn note(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
@@ -78,14 +87,17 @@ fn note(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     }
 }
 
-async fn handle(gateway: &Arc<Gateway>, id: &SpiffeId, request: Request<Incoming>) -> Response<Body> {
+async fn handle(gateway: &Arc<Gateway>, session: &Arc<Session>, request: Request<Incoming>) -> Response<Body> {
+    if !session.is_current() {
+        return response::error(&Error::ConnectionExpired);
+    }
     // Rules are looked up for each request, not for each connection: a change takes hold at once.
-    let peer = match Peer::resolve(&gateway.config, id) {
+    let peer = match Peer::resolve(&gateway.config, &session.peer.id) {
         Ok(peer) => peer,
-        Err(error) => return pipeline::refuse_unknown(gateway, id, &error).await,
+        Err(error) => return pipeline::refuse_unknown(gateway, session, &error).await,
     };
     match (request.method(), request.uri().path()) {
-        (&Method::POST, "/v1/chat/completions") => pipeline::chat(gateway, peer, request).await,
+        (&Method::POST, "/v1/chat/completions") => pipeline::chat(gateway, session, peer, request).await,
         (_, "/v1/chat/completions") => response::error(&Error::Method("POST")),
         (&Method::GET, "/v1/models") => models(gateway),
         (&Method::GET, path) => match path.strip_prefix("/v1/models/") {

@@ -59,6 +59,9 @@ pub enum Error {
         "No rule of this gateway allows the identity of your client certificate. Ask the operator to add it under `identities`."
     )]
     IdentityUnknown,
+    /// The certificate of one side ended while the connection was open.
+    #[error("The certificate of this connection has ended. Open a new one with your current certificate.")]
+    ConnectionExpired,
     /// The label is above what is accepted from this identity.
     #[error(
         "This request is labelled `{label}`, above the ceiling `{ceiling}` of your identity. Send it from a workstation that may handle `{label}`."
@@ -197,6 +200,7 @@ impl Error {
             Self::LabelRefused { .. } => (S::BAD_REQUEST, "label_refused", INVALID),
             Self::ModelUnknown => (S::NOT_FOUND, "model_not_found", INVALID),
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded", "rate_limit_error"),
+            Self::ConnectionExpired => (S::SERVICE_UNAVAILABLE, "connection_expired", SERVER),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "gateway_busy", SERVER),
             Self::PolicyDenied { .. } | Self::PolicyFailed { .. } => (S::FORBIDDEN, "policy_denied", DENIED),
             Self::NoPermittedTarget { .. } => (S::FORBIDDEN, "no_permitted_target", DENIED),

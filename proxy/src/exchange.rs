@@ -1,5 +1,5 @@
 //! The books of one request: opened when it is known who asks, closed exactly once, however it ends. Dropping them
-//! unclosed means that the client went away.
+//! unclosed means that the client went away, or that its connection was cut.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::admission::Admitted;
 use crate::audit::{Outcome, Place, RecordId};
+use crate::connection::session::Session;
 use crate::error::Error;
 use crate::telemetry::metrics::{InFlight, Metrics};
 
@@ -25,6 +26,7 @@ pub struct Exchange {
     /// What it may use.
     pub admitted: Option<Admitted>,
     place: Place,
+    session: Arc<Session>,
     metrics: Arc<Metrics>,
     _in_flight: InFlight,
     closed: bool,
@@ -33,9 +35,15 @@ pub struct Exchange {
 impl Exchange {
     /// Opens the books.
     #[must_use]
-    pub fn open(record: RecordId, started: Instant, place: Place, identity: String, metrics: Arc<Metrics>) -> Self {
+    pub fn open(
+        record: RecordId,
+        started: Instant,
+        place: Place,
+        session: Arc<Session>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let in_flight = metrics.request_begins();
-        let outcome = Outcome { identity, ..Outcome::default() };
+        let outcome = Outcome { identity: session.peer.id.to_string(), ..Outcome::default() };
         Self {
             record,
             started,
@@ -43,6 +51,7 @@ impl Exchange {
             placement: "none",
             admitted: None,
             place,
+            session,
             metrics,
             _in_flight: in_flight,
             closed: false,
@@ -111,7 +120,13 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.close("client_gone");
+        match self.session.cut() {
+            None => self.close("client_gone"),
+            Some(code) => {
+                self.outcome.code = Some(code);
+                self.close("cut");
+            }
+        }
     }
 }
 

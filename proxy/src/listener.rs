@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Version;
-use postern_certs::{Clock as _, SpiffeId, SystemClock, verify};
-use time::OffsetDateTime;
+use postern_certs::verify;
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection;
+use crate::connection::session::Session;
 use crate::gateway::Gateway;
 use crate::listener::handshakes::{Handshake, Handshakes};
-use crate::tls::Certificate;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::{Certificate, Current};
 
 /// For a whole handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -28,8 +30,6 @@ const HANDSHAKES: usize = 1024;
 const HANDSHAKES_PER_ADDRESS: usize = 128;
 /// After an error of accept, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
-/// No connection lives longer, so that load moves and rules take hold.
-const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Serves until `drain` is cancelled; every connection is then a task of `connections`, ending by itself.
 pub(crate) async fn serve(
@@ -78,60 +78,70 @@ async fn greet(
     Guest { stream, handshake, places }: Guest,
     drain: CancellationToken,
 ) {
-    // Small writes (one token) must not wait for an acknowledgement of the last.
-    let _best_effort = stream.set_nodelay(true);
-    let current = certificate.current();
-    let acceptor = TlsAcceptor::from(current.tls.clone());
-    let stream = match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            let reason = reason(&error);
-            gateway.metrics.handshake_failed(reason);
-            return tracing::debug!(%error, reason, "a handshake failed");
-        }
-        Err(_) => {
-            gateway.metrics.handshake_failed("timeout");
-            return tracing::debug!("a handshake took too long");
-        }
-    };
+    // Before the handshake, so that no change of trust is missed between it and the first request.
+    let trust = certificate.trust();
+    let Some((stream, session)) = shake_hands(&gateway.metrics, &certificate.current(), stream).await else { return };
     drop(handshake);
     let Ok(_place) = places.try_acquire_owned() else {
         gateway.metrics.handshake_failed("full");
         return tracing::debug!("`limits.connections` is reached; a client was turned away");
     };
-    let (id, not_after) = match peer(&stream) {
-        Ok(peer) => peer,
-        Err(error) => {
-            gateway.metrics.handshake_failed("no_identity");
-            return tracing::info!(%error, "a client's certificate names no identity");
-        }
-    };
-    let now = SystemClock.now();
-    let until = not_after.min(current.not_after);
-    let life = Duration::try_from(until - now).unwrap_or_default().min(MAX_AGE);
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-    connection::serve(gateway, stream, id, life, drain, version).await;
+    connection::serve(gateway, stream, Arc::new(session), trust, drain, version).await;
+}
+
+/// Mutual TLS; `None` if the client may not come in, which is counted.
+pub(crate) async fn shake_hands(
+    metrics: &Metrics,
+    current: &Current,
+    stream: TcpStream,
+) -> Option<(TlsStream<TcpStream>, Session)> {
+    if !current.is_valid() {
+        metrics.handshake_failed("own_certificate_expired");
+        return None;
+    }
+    let stream = anonymous_handshake(metrics, current.tls.clone(), stream).await?;
+    let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    match leaf.map(verify::peer) {
+        Some(Ok(peer)) => Some((stream, Session::new(peer, current.not_after))),
+        // The verifier has looked at all of it already.
+        _ => {
+            metrics.handshake_failed("no_identity");
+            None
+        }
+    }
+}
+
+/// TLS with whatever client certificate `tls` asks for.
+pub(crate) async fn anonymous_handshake(
+    metrics: &Metrics,
+    tls: Arc<ServerConfig>,
+    stream: TcpStream,
+) -> Option<TlsStream<TcpStream>> {
+    // Small writes (one token) must not wait for an acknowledgement of the last.
+    let _best_effort = stream.set_nodelay(true);
+    let (reason, error) = match tokio::time::timeout(HANDSHAKE_WITHIN, TlsAcceptor::from(tls).accept(stream)).await {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => (reason(&error), Some(error)),
+        Err(_) => ("timeout", None),
+    };
+    metrics.handshake_failed(reason);
+    tracing::debug!(error = error.map(tracing::field::display), reason, "a handshake failed");
+    None
 }
 
 /// A fixed word for why a client could not connect.
 fn reason(error: &std::io::Error) -> &'static str {
-    use rustls::{CertificateError as C, Error as E};
-    match error.get_ref().and_then(|error| error.downcast_ref::<E>()) {
-        Some(E::NoCertificatesPresented) => "no_certificate",
-        Some(E::InvalidCertificate(C::Expired | C::ExpiredContext { .. })) => "expired",
-        Some(E::InvalidCertificate(C::UnknownIssuer)) => "unknown_authority",
-        Some(E::InvalidCertificate(_)) => "certificate",
-        Some(E::PeerIncompatible(_)) => "version",
-        Some(E::AlertReceived(_)) => "refused_by_client",
+    use rustls::Error as E;
+    let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<E>()) else { return "other" };
+    if let Some(reason) = postern_certs::Reason::of_handshake(error) {
+        return reason.word();
+    }
+    match error {
+        E::NoCertificatesPresented => "no_certificate",
+        E::PeerIncompatible(_) => "version",
+        E::AlertReceived(_) => "refused_by_client",
         _ => "other",
     }
-}
-
-fn peer(stream: &TlsStream<TcpStream>) -> Result<(SpiffeId, OffsetDateTime), String> {
-    let (_, session) = stream.get_ref();
-    let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or("no certificate")?;
-    let id = verify::peer_id(leaf).map_err(|error| error.to_string())?;
-    let (_, not_after) = verify::validity(leaf).map_err(|error| error.to_string())?;
-    Ok((id, not_after))
 }

@@ -13,13 +13,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use http::Request;
 use http::Response;
 use hyper::body::Incoming;
-use postern_certs::SpiffeId;
 use postern_plugins::{FleetFacts, MessageFacts, RequestFacts, TargetFacts, TargetPlacement};
 
 use crate::audit::{Intent, RecordId};
 use crate::cache;
 use crate::classify::clearance::Destination;
 use crate::classify::{ClassifiedRequest, Source};
+use crate::connection::session::Session;
 use crate::decide::{self, EngineFacts, Facts, Form, PlannedRequest};
 use crate::error::Error;
 use crate::exchange::Exchange;
@@ -31,7 +31,12 @@ use crate::response::{self, Body, Fill};
 use crate::route::{Said, Votes};
 
 /// Answers `POST /v1/chat/completions`.
-pub async fn chat(gateway: &Arc<Gateway>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+pub async fn chat(
+    gateway: &Arc<Gateway>,
+    session: &Arc<Session>,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
     let label = gateway.config.labels.name(peer.floor).to_owned();
     // Room for the outcome comes first: nothing is done that could not be recorded.
@@ -39,7 +44,7 @@ pub async fn chat(gateway: &Arc<Gateway>, peer: Peer, request: Request<Incoming>
         Ok(place) => place,
         Err(error) => return named(response::error(&error), record, &label),
     };
-    let mut exchange = Exchange::open(record, started, place, peer.id.to_string(), gateway.metrics.clone());
+    let mut exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
     let deadline = started + gateway.config.timeouts.total;
     let answered = tokio::time::timeout_at(deadline.into(), answer(gateway, peer, request, &mut exchange)).await;
     match answered {
@@ -61,14 +66,14 @@ pub async fn chat(gateway: &Arc<Gateway>, peer: Peer, request: Request<Incoming>
 }
 
 /// Answers who has a certificate and no rule. Nothing was read of what they sent; that they came is recorded.
-pub async fn refuse_unknown(gateway: &Gateway, id: &SpiffeId, error: &Error) -> Response<Body> {
+pub async fn refuse_unknown(gateway: &Gateway, session: &Arc<Session>, error: &Error) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
     let label = gateway.config.labels.name(gateway.config.labels.lowest());
     let place = match gateway.audit.place().await {
         Ok(place) => place,
         Err(error) => return named(response::error(&error), record, label),
     };
-    Exchange::open(record, started, place, id.to_string(), gateway.metrics.clone()).refused(error);
+    Exchange::open(record, started, place, session.clone(), gateway.metrics.clone()).refused(error);
     named(response::error(error), record, label)
 }
 

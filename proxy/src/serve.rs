@@ -93,7 +93,7 @@ async fn serve(
         tracing::warn!(policy, kind, detail = %failure.detail, "a policy failed when it was tried: while it does, every request is treated as its `on_failure` says");
     }
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
-    tokio::spawn(certificate.clone().renew(metrics));
+    tokio::spawn(certificate.clone().keep(metrics));
 
     let pages = Admin { gateway: gateway.clone(), certificate: certificate.clone() };
     let admin_listener = TcpListener::from_std(inherited.admin)?;

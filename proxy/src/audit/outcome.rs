@@ -5,7 +5,8 @@ use serde::Serialize;
 /// Written when the stream has ended, however it ended.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
-    /// `answered`, `refused`, `failed`, `broken` (after the beginning), `client_gone`, or `interrupted`: the gateway was killed
+    /// `answered`, `refused`, `failed`, `broken` (after the beginning), `client_gone`, `cut` (by us: the certificate was
+    /// revoked or ended, or the gateway), or `interrupted`: the gateway was killed
     /// before it could say.
     pub result: &'static str,
     /// SPIFFE ID.

@@ -35,6 +35,7 @@ pub struct Metrics {
     fallbacks: Family<Words<3>, Counter>,
     certificate_expiry: Family<Words<1>, Gauge>,
     certificate_rotations: Family<Words<1>, Counter>,
+    trust_changes: Counter,
     records: Counter,
     records_writable: Gauge,
     records_changed: Family<Words<1>, Counter>,
@@ -65,6 +66,7 @@ impl Default for Metrics {
             fallbacks: Family::default(),
             certificate_expiry: Family::default(),
             certificate_rotations: Family::default(),
+            trust_changes: Counter::default(),
             records: Counter::default(),
             records_writable: Gauge::default(),
             records_changed: Family::default(),
@@ -108,6 +110,7 @@ impl Metrics {
             "Renewals of the leaf, by result",
             self.certificate_rotations.clone(),
         );
+        r.register("postern_trust_changes", "Changes of roots and revocation lists", self.trust_changes.clone());
         r.register("postern_audit_records", "Records written", self.records.clone());
         r.register(
             "postern_handshakes_failed",
@@ -198,6 +201,11 @@ impl Metrics {
     /// The leaf was renewed, or was not.
     pub fn certificate_rotated(&self, result: &'static str) {
         self.certificate_rotations.get_or_create(&[("result", result.to_owned())]).inc();
+    }
+
+    /// Roots or revocation lists changed.
+    pub fn trust_changed(&self) {
+        self.trust_changes.inc();
     }
 
     /// A record was written.

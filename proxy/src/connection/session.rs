@@ -1,0 +1,126 @@
+//! Who is at the other end of a connection, for how long, and why it was ended if it did not end by itself.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use postern_certs::verify::Peer;
+use postern_certs::{Clock as _, SystemClock, Trust};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// For requests under way, after a connection was asked to end.
+pub(crate) const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+/// No connection lives longer, so that load moves and rules take hold.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// One authenticated connection.
+#[derive(Debug)]
+pub struct Session {
+    /// As its leaf says.
+    pub peer: Peer,
+    /// The end of the client's leaf or of ours, whichever is first. Nothing is served after it.
+    until: OffsetDateTime,
+    /// Asked to end from here on.
+    soft_end: Instant,
+    /// Cut here.
+    hard_end: Instant,
+    /// A request came after `until`: the machine slept, or its clock was set.
+    overdue: CancellationToken,
+    cut: OnceLock<&'static str>,
+}
+
+/// How a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// What is under way may finish.
+    Soon,
+    /// At once; the code for the records.
+    Now(&'static str),
+}
+
+impl Session {
+    /// `own_end` is the end of our own leaf.
+    #[must_use]
+    pub fn new(peer: Peer, own_end: OffsetDateTime) -> Self {
+        let until = peer.not_after.min(own_end);
+        let left = Duration::try_from(until - SystemClock.now()).unwrap_or_default();
+        let now = Instant::now();
+        // Asked early enough that what is under way ends before the leaf does.
+        let soft = left.saturating_sub(DRAIN_WITHIN.min(left / 2)).min(MAX_AGE);
+        let hard = left.min(soft + DRAIN_WITHIN);
+        let (soft_end, hard_end) = (now + soft, now + hard);
+        Self { peer, until, soft_end, hard_end, overdue: CancellationToken::new(), cut: OnceLock::new() }
+    }
+
+    /// False if a leaf has ended meanwhile; the connection is then asked to end. By wall time, which goes on while a machine
+    /// sleeps.
+    pub fn is_current(&self) -> bool {
+        let current = SystemClock.now() <= self.until;
+        if !current {
+            self.overdue.cancel();
+        }
+        current
+    }
+
+    /// Why it was cut; a code for the records.
+    #[must_use]
+    pub fn cut(&self) -> Option<&'static str> {
+        self.cut.get().copied()
+    }
+
+    /// Notes why it is about to be cut. The first reason counts.
+    pub(crate) fn set_cut(&self, code: &'static str) {
+        let _first_counts = self.cut.set(code);
+    }
+
+    /// Waits until the connection has to end. Cancel-safe.
+    pub(crate) async fn end(&self, trust: &mut watch::Receiver<Arc<Trust>>, drain: &CancellationToken) -> End {
+        tokio::select! {
+            biased;
+            end = self.distrusted(trust) => end,
+            () = drain.cancelled() => End::Soon,
+            () = self.overdue.cancelled() => End::Soon,
+            () = sleep_until(self.soft_end) => End::Soon,
+        }
+    }
+
+    /// Waits, after it was asked to end, until it has to be cut.
+    pub(crate) async fn end_now(&self, trust: &mut watch::Receiver<Arc<Trust>>) -> &'static str {
+        let drained = Instant::now() + DRAIN_WITHIN;
+        let revoked = async {
+            loop {
+                if let End::Now(code) = self.distrusted(trust).await {
+                    return code;
+                }
+            }
+        };
+        tokio::select! {
+            code = revoked => code,
+            () = sleep_until(drained) => "drain_timeout",
+            () = sleep_until(self.hard_end) => "connection_expired",
+        }
+    }
+
+    /// Waits for a change of trust that concerns this connection.
+    async fn distrusted(&self, trust: &mut watch::Receiver<Arc<Trust>>) -> End {
+        loop {
+            let before = {
+                let now = trust.borrow_and_update();
+                if now.is_revoked(&self.peer) {
+                    return End::Now("certificate_revoked");
+                }
+                Arc::clone(&now)
+            };
+            if trust.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            // Who came in under a root that is trusted no longer is judged anew, by a new handshake.
+            let roots = trust.borrow().roots();
+            if before.roots().iter().any(|root| !roots.contains(root)) {
+                return End::Soon;
+            }
+        }
+    }
+}
