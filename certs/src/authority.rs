@@ -1,50 +1,117 @@
 //! The authority embedded in a gateway: everything needed to issue leaves with the line cut.
 //!
-//! Its folder holds `root.pem` and `intermediate.pem`, each a private key and its certificate (0600, in a folder
-//! 0700), and a lock that the gateway and the command line share. The root signs nothing but intermediates; the
-//! intermediate (path length 0) signs leaves, and is replaced by a new one, with a new key, at half of its thirty
-//! days. Leaves carry their intermediate along, so peers need the root only.
+//! Its folder (0700, each file 0600) holds
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `root.pem` | the root, key and certificate; with a root kept off line `roots.pem`, certificates only |
+//! | `next-root.pem` | during a root switch: the new root |
+//! | `intermediate.pem` | the key and certificate that issue |
+//! | `retired-….pem` | those that issued before, for as long as a leaf of theirs may live: they sign its revocation |
+//! | `ledger.json` | leaves, revocations, invitations, the state of a switch |
+//! | `clock` | the highest time seen |
+//! | `pending-key.pem`, `intermediate.csr.pem` | root off line: what waits to be signed |
+//! | `lock` | shared by the gateway and the command line |
+//!
+//! The root signs nothing but intermediates; the intermediate (path length 0) signs leaves and revocation lists, and
+//! is replaced by a new one, with a new key, at half of its thirty days. Leaves carry their intermediate along, so
+//! peers need the root only.
+//!
+//! Nothing here has a thread: the gateway calls [`Authority::refresh`] every second or so, which looks whether a file
+//! was replaced and whether anything is due.
+
+mod disk;
+mod enrolment;
+mod offline;
+mod state;
+mod status;
 
 use std::{
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration as StdDuration,
 };
 
 use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 
+use self::{disk::Disk, state::State};
+pub use self::{
+    enrolment::{MAX_INVITE_TTL, SignedLeaf},
+    offline::{create_root, sign_intermediate},
+    status::{CertificateStatus, Stage, Status},
+};
 use crate::{
-    CertsError, Clock, IssuedLeaf, LeafRequest, SpiffeId,
+    CertsError, Clock, IssuedLeaf, LeafRequest, PathPrefix, Role, Serial, SpiffeId, SystemClock, Trust, clock,
     issue::{self, MAX_LEAF_TTL, MIN_LEAF_TTL},
+    ledger::Issued,
     signer::Signer,
     store::{Locked, Store},
     tls,
 };
 
-const ROOT_FILE: &str = "root.pem";
-const INTERMEDIATE_FILE: &str = "intermediate.pem";
+/// The highest time seen is written this often.
+const MARK_EVERY: Duration = Duration::MINUTE;
+/// After a failure to renew or to write, as with a full disk.
+const TRY_AGAIN_AFTER: Duration = Duration::MINUTE;
 
 /// How an authority works.
 #[derive(Clone, Debug)]
 pub struct AuthorityOptions {
     /// The trust domain it speaks for, without scheme: `branch-17.example.org`.
     pub trust_domain: String,
+    /// The path below which it names workloads, and its gateway.
+    pub prefix: PathPrefix,
     /// How long leaves live: [`MIN_LEAF_TTL`] to [`MAX_LEAF_TTL`]; 72 h is the default of the product.
     pub leaf_ttl: StdDuration,
+    /// Where the root's key is.
+    pub root: RootPlace,
     /// Where it reads the time.
     pub clock: Arc<dyn Clock>,
 }
 
-/// Issues leaves for one trust domain. Shared freely between threads.
+/// Where the root's key is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RootPlace {
+    /// In the authority's folder: intermediates renew by themselves.
+    #[default]
+    Here,
+    /// On another machine, switched off: every intermediate is brought over by a person ([`Authority::install`]).
+    Offline,
+}
+
+impl AuthorityOptions {
+    /// For a whole trust domain, with the root in the folder and the machine's clock.
+    #[must_use]
+    pub fn new(trust_domain: impl Into<String>, leaf_ttl: StdDuration) -> Self {
+        Self {
+            trust_domain: trust_domain.into(),
+            prefix: PathPrefix::whole_domain(),
+            leaf_ttl,
+            root: RootPlace::Here,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// The options, checked.
+#[derive(Debug)]
+struct Settings {
+    trust_domain: SpiffeId,
+    prefix: PathPrefix,
+    leaf_ttl: Duration,
+    root: RootPlace,
+    gateway_id: SpiffeId,
+}
+
+/// Issues leaves for one trust domain, or for the part of it below a prefix. Shared freely between threads. Every
+/// method may wait for the file system, and up to ten seconds for another process: not for a thread that must not.
 #[derive(Debug)]
 pub struct Authority {
     store: Store,
     clock: Arc<dyn Clock>,
-    leaf_ttl: StdDuration,
-    gateway_id: SpiffeId,
-    root: Signer,
-    intermediate: Mutex<Arc<Signer>>,
+    settings: Settings,
+    state: Mutex<State>,
 }
 
 impl Authority {
@@ -53,188 +120,311 @@ impl Authority {
     ///
     /// # Errors
     /// - [`CertsError::SpiffeId`], [`CertsError::LeafTtl`]: the options are wrong.
-    /// - [`CertsError::TrustDomain`]: there is one, for another trust domain.
+    /// - [`CertsError::TrustDomain`], [`CertsError::RootPlace`]: there is one, for another trust domain, or with its
+    ///   root in another place.
+    /// - [`CertsError::AwaitingIntermediate`]: the root is off line, and has to sign first.
     /// - [`CertsError::RootMissing`], [`CertsError::Damaged`], [`CertsError::KeyExposed`],
     ///   [`CertsError::ForeignOwner`]: there is one, and it cannot be trusted as it is. It is never replaced
     ///   silently, since everyone who pinned its root would be locked out.
-    /// - [`CertsError::ClockBehind`], [`CertsError::RootExpired`]: the time is outside of its life.
+    /// - [`CertsError::ClockNeverSet`], [`CertsError::ClockSetBack`], [`CertsError::ClockBehind`],
+    ///   [`CertsError::RootExpired`]: the time is outside of its life.
     /// - [`CertsError::Io`], [`CertsError::Locked`]: the folder cannot be read or written.
     pub fn open_or_create(dir: &Path, options: AuthorityOptions) -> Result<Self, CertsError> {
-        let trust_domain = SpiffeId::of_trust_domain(&options.trust_domain)?;
-        check_leaf_ttl(options.leaf_ttl)?;
+        let settings = Settings::new(&options)?;
         let now = whole_seconds(options.clock.now());
         let store = Store::open(dir)?;
-        let (root, intermediate) = {
+        let state = {
             let locked = store.lock()?;
             locked.sweep()?;
-            let root = match read_root(&store, &locked)? {
-                Some(root) => root,
-                None => create_root(&locked, &trust_domain, now)?,
-            };
-            if root.trust_domain != trust_domain {
-                return Err(CertsError::TrustDomain {
-                    path: dir.to_owned(),
-                    found: root.trust_domain.trust_domain().to_owned(),
-                    expected: options.trust_domain,
-                });
-            }
-            let intermediate = read_or_renew_intermediate(&store, &locked, &root, now)?;
-            (root, intermediate)
+            State::open(&settings, &store, &locked, now)?
         };
-        Ok(Self {
-            clock: options.clock,
-            leaf_ttl: options.leaf_ttl,
-            gateway_id: SpiffeId::gateway(&options.trust_domain)?,
-            intermediate: Mutex::new(Arc::new(intermediate)),
-            root,
-            store,
-        })
+        Ok(Self { clock: options.clock, settings, state: Mutex::new(state), store })
     }
 
-    /// Issues a leaf with a new key. Renews the intermediate first if that is due, which writes a file: not for a
-    /// thread that must not wait.
+    /// Issues a leaf with a new key, and registers it. Renews the intermediate first if that is due.
+    ///
+    /// A gateway's own leaf is issued even while the folder cannot be written: a full disk must not stop it from
+    /// serving. A workload's is not: nobody could revoke it.
     ///
     /// # Errors
     /// - [`CertsError::NotIssuable`], [`CertsError::Name`]: the request breaks a rule.
-    /// - [`CertsError::ClockBehind`], [`CertsError::RootExpired`]: the time is outside of the authority's life.
-    /// - [`CertsError::Io`], [`CertsError::Locked`], [`CertsError::Replaced`]: the intermediate had to be renewed now
-    ///   and could not be.
-    /// - [`CertsError::Tls`]: peers would refuse what was issued; it is not handed out.
+    /// - [`CertsError::RegisterFull`]: too many leaves are in force.
+    /// - [`CertsError::ClockSetBack`], [`CertsError::ClockBehind`], [`CertsError::RootExpired`],
+    ///   [`CertsError::IntermediateExpired`]: the time is outside of the authority's life.
+    /// - [`CertsError::Io`], [`CertsError::Locked`], [`CertsError::Replaced`]: the folder cannot be read or written,
+    ///   or holds another authority now.
+    /// - [`CertsError::Certificate`], [`CertsError::Tls`]: peers would refuse what was issued; it is not handed out.
     pub fn issue(&self, request: LeafRequest) -> Result<IssuedLeaf, CertsError> {
-        issue::check(&request, &self.root.trust_domain)?;
-        let now = whole_seconds(self.clock.now());
-        let intermediate = self.intermediate_at(now)?;
-        let leaf = issue::issue(request, &intermediate, now, self.leaf_ttl)?;
-        let trust = crate::Trust::from_roots(&self.trust_bundle())?;
-        tls::check_chain(&leaf.chain, &trust, self.trust_domain(), now)?;
+        issue::check(&request, &self.settings.trust_domain, &self.settings.prefix)?;
+        let essential = matches!(request.role, Role::Gateway { .. });
+        let mut state = self.state();
+        let now = self.time(&state)?;
+        let locked = match self.store.lock().and_then(|locked| {
+            self.prepare(&mut state, &locked, now)?;
+            Ok(locked)
+        }) {
+            Ok(locked) => Some(locked),
+            Err(error) if essential && error.is_of_the_disk() && state.outlasts(self.settings.leaf_ttl, now) => {
+                tracing::warn!(%error, "the authority's folder cannot be written; the gateway's leaf is issued anyway");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        state.check_can_issue(now)?;
+        let leaf = issue::issue(request, &state.intermediate, now, self.settings.leaf_ttl)?;
+        self.check_chain(&state, &leaf.chain, now)?;
+        let entry = Issued::of(&leaf.chain, &state.intermediate)?;
+        if let Some(locked) = locked {
+            let registered = state.change(&locked, now, |ledger| ledger.register(entry, now));
+            match registered {
+                Err(error) if !(essential && error.is_of_the_disk()) => return Err(error),
+                Err(error) => tracing::warn!(%error, "the gateway's leaf could not be registered"),
+                Ok(()) => {}
+            }
+        }
         Ok(leaf)
     }
 
-    /// What peers have to trust: the root.
-    #[must_use]
-    pub fn trust_bundle(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.root.certificate.clone()]
+    /// Revokes every leaf in force of this identity, and withdraws invitations for it. Peers notice with the next
+    /// [`Authority::trust`].
+    ///
+    /// # Errors
+    /// [`CertsError::NothingToRevoke`]; [`CertsError::ClockSetBack`]; [`CertsError::Io`], [`CertsError::Locked`],
+    /// [`CertsError::Replaced`]: nothing was revoked.
+    pub fn revoke_id(&self, id: &SpiffeId) -> Result<Vec<Serial>, CertsError> {
+        self.revoke(|leaf| leaf.id == *id, Some(id), &id.to_string())
     }
 
-    /// The ID of this trust domain's gateway, `spiffe://<trust domain>/gateway`.
+    /// Revokes the leaf with this number.
+    ///
+    /// # Errors
+    /// Those of [`Authority::revoke_id`].
+    pub fn revoke_serial(&self, serial: &Serial) -> Result<Vec<Serial>, CertsError> {
+        self.revoke(|leaf| leaf.serial == *serial, None, &format!("number {serial}"))
+    }
+
+    fn revoke(
+        &self,
+        meant: impl Fn(&Issued) -> bool,
+        id: Option<&SpiffeId>,
+        words: &str,
+    ) -> Result<Vec<Serial>, CertsError> {
+        let mut state = self.state();
+        // With the clock set back nothing is issued, but what was stolen must be revoked all the same.
+        let now = state.not_before_highest(self.now());
+        let locked = self.store.lock()?;
+        self.take_over(&mut state, &locked)?;
+        let serials = state.change(&locked, now, |ledger| {
+            let serials = ledger.revoke(&meant, now);
+            let withdrawn = id.map_or(0, |id| ledger.withdraw_invites(id));
+            if serials.is_empty() && withdrawn == 0 {
+                return Err(CertsError::NothingToRevoke(words.to_owned()));
+            }
+            Ok(serials)
+        })?;
+        state.rebuild(now)?;
+        tracing::info!(%words, count = serials.len(), "revoked");
+        Ok(serials)
+    }
+
+    /// Looks whether another process changed anything, and does what is due: call it every second or so. Returns
+    /// whether [`Authority::trust`] is another one now.
+    ///
+    /// Mostly a few calls of `stat`; once a minute a small file is written, twice a day revocation lists are signed,
+    /// every fifteen days an intermediate.
+    ///
+    /// # Errors
+    /// Those of [`Authority::issue`]. What can be done without the disk and without the right time is done all the
+    /// same: lists are signed, so that a full disk does not lock everyone out. The next attempt at the rest is made
+    /// after a minute, and until then `Ok` is returned.
+    pub fn refresh(&self) -> Result<bool, CertsError> {
+        let mut state = self.state();
+        let before = Arc::clone(&state.trust);
+        let done = self.do_what_is_due(&mut state);
+        let now = state.not_before_highest(self.now());
+        state.rebuild(now)?;
+        done?;
+        Ok(!Arc::ptr_eq(&before, &state.trust))
+    }
+
+    fn do_what_is_due(&self, state: &mut State) -> Result<(), CertsError> {
+        let now = self.now();
+        if state.is_pausing(now) {
+            return Ok(());
+        }
+        let done = (|| {
+            if state.is_outdated(&self.store) {
+                let locked = self.store.lock()?;
+                self.take_over(state, &locked)?;
+            }
+            let now = self.time(state)?;
+            if state.is_due(&self.settings, now) || state.is_mark_due(now) {
+                let locked = self.store.lock()?;
+                self.prepare(state, &locked, now)?;
+                state.mark(&locked, now)?;
+            }
+            Ok(())
+        })();
+        state.pause(if done.is_err() { Some(now) } else { None });
+        done
+    }
+
+    /// Begins to switch to a new root: everyone hears of it within one life of a leaf, it issues after that, and the
+    /// old one is dropped after another. By itself that happens when four fifths of the root's life are over.
+    ///
+    /// # Errors
+    /// [`CertsError::NoRootSwitch`] if one is under way or the root is kept off line (install the new roots there);
+    /// and those of [`Authority::issue`].
+    pub fn begin_root_switch(&self) -> Result<(), CertsError> {
+        let mut state = self.state();
+        let now = self.time(&state)?;
+        let locked = self.store.lock()?;
+        self.prepare(&mut state, &locked, now)?;
+        state.begin_switch(&self.settings, &locked, now)?;
+        state.rebuild(now)
+    }
+
+    /// An operator's word that the clock is right now, though it ran ahead before: forgets the highest time seen, and
+    /// replaces an intermediate that begins in the future. Leaves that were issued meanwhile stay as they are; revoke
+    /// them if that is a danger.
+    ///
+    /// # Errors
+    /// Those of [`Authority::open_or_create`]; [`CertsError::ClockBehind`] if the root itself begins in the future.
+    pub fn reset_clock(dir: &Path, options: AuthorityOptions) -> Result<(), CertsError> {
+        let settings = Settings::new(&options)?;
+        let now = whole_seconds(options.clock.now());
+        clock::check(now, None)?;
+        let store = Store::open(dir)?;
+        let locked = store.lock()?;
+        State::reset_clock(&settings, &store, &locked, now)?;
+        State::open(&settings, &store, &locked, now).map(drop)
+    }
+
+    /// Whom a gateway has to trust now: its roots, and the revocation lists of its own issuing keys. Another one after
+    /// each change; see [`Authority::refresh`].
+    #[must_use]
+    pub fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.state().trust)
+    }
+
+    /// What peers have to trust: the root, or both during a switch.
+    #[must_use]
+    pub fn trust_bundle(&self) -> Vec<CertificateDer<'static>> {
+        self.state().roots.trusted()
+    }
+
+    /// The ID of this gateway, `spiffe://<trust domain><prefix>/gateway`.
     #[must_use]
     pub fn gateway_id(&self) -> &SpiffeId {
-        &self.gateway_id
+        &self.settings.gateway_id
     }
 
     /// The trust domain that it speaks for, without scheme.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
-        self.gateway_id.trust_domain()
+        self.settings.trust_domain.trust_domain()
+    }
+
+    /// The path below which it names workloads.
+    #[must_use]
+    pub fn prefix(&self) -> &PathPrefix {
+        &self.settings.prefix
     }
 
     /// First and last moment of the root, for the dashboard.
     #[must_use]
     pub fn root_validity(&self) -> (OffsetDateTime, OffsetDateTime) {
-        (self.root.not_before, self.root.not_after)
+        self.state().roots.validity()
     }
 
     /// First and last moment of the intermediate in use, for the dashboard.
     #[must_use]
     pub fn intermediate_validity(&self) -> (OffsetDateTime, OffsetDateTime) {
-        let current = self.intermediate.lock().unwrap_or_else(PoisonError::into_inner);
-        (current.not_before, current.not_after)
+        let state = self.state();
+        (state.intermediate.not_before, state.intermediate.not_after)
     }
 
-    fn intermediate_at(&self, now: OffsetDateTime) -> Result<Arc<Signer>, CertsError> {
-        check_time(&self.root, now)?;
-        // Whoever panicked while holding this left a whole `Arc` in it.
-        let mut current = self.intermediate.lock().unwrap_or_else(PoisonError::into_inner);
-        check_begun(&current, "intermediate", now)?;
-        if !current.is_due(now) {
-            return Ok(Arc::clone(&current));
-        }
-        match self.renew_intermediate(now) {
-            Ok(fresh) => *current = Arc::new(fresh),
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every step leaves a whole state behind, also that of somebody who panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        whole_seconds(self.clock.now())
+    }
+
+    /// The time, if it can be believed.
+    fn time(&self, state: &State) -> Result<OffsetDateTime, CertsError> {
+        let now = self.now();
+        clock::check(now, state.highest)?;
+        Ok(now)
+    }
+
+    /// Takes over what another process changed, then does what is due.
+    fn prepare(&self, state: &mut State, locked: &Locked<'_>, now: OffsetDateTime) -> Result<(), CertsError> {
+        self.take_over(state, locked)?;
+        clock::check(now, state.highest)?;
+        match state.maintain(&self.settings, &self.store, locked, now) {
             // A full disk must not stop rotation while the old intermediate is good for another leaf.
-            Err(error) if current.not_after >= now.saturating_add(as_duration(self.leaf_ttl)) => {
-                let until = current.not_after;
+            Err(error) if error.is_of_the_disk() && state.outlasts(self.settings.leaf_ttl, now) => {
+                let until = state.intermediate.not_after;
                 tracing::warn!(%error, %until, "the intermediate cannot be renewed; the old one still issues");
             }
-            Err(error) => return Err(error),
+            done => done?,
         }
-        Ok(Arc::clone(&current))
+        state.see(now);
+        state.rebuild(now)
     }
 
-    fn renew_intermediate(&self, now: OffsetDateTime) -> Result<Signer, CertsError> {
-        let locked = self.store.lock()?;
-        // An intermediate below another root than the one on disk would not start the next time.
-        let same = read_root(&self.store, &locked)?.is_some_and(|root| root.certificate == self.root.certificate);
-        if !same {
-            return Err(CertsError::Replaced { path: self.store.dir().to_owned() });
+    fn take_over(&self, state: &mut State, locked: &Locked<'_>) -> Result<(), CertsError> {
+        if state.is_outdated(&self.store) {
+            state.replace(Disk::read(&self.settings, &self.store, locked)?, &self.store)?;
         }
-        read_or_renew_intermediate(&self.store, &locked, &self.root, now)
+        Ok(())
+    }
+
+    /// What peers would refuse is not handed out.
+    fn check_chain(&self, state: &State, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<(), CertsError> {
+        let trust = Trust::from_roots(&state.roots.trusted())?;
+        tls::check_chain(chain, &trust, self.trust_domain(), now)
     }
 }
 
-fn check_leaf_ttl(leaf_ttl: StdDuration) -> Result<(), CertsError> {
-    if (MIN_LEAF_TTL..=MAX_LEAF_TTL).contains(&leaf_ttl) {
-        return Ok(());
-    }
-    Err(CertsError::LeafTtl {
-        asked_s: leaf_ttl.as_secs(),
-        min_s: MIN_LEAF_TTL.as_secs(),
-        max_s: MAX_LEAF_TTL.as_secs(),
-    })
-}
-
-fn read_root(store: &Store, locked: &Locked<'_>) -> Result<Option<Signer>, CertsError> {
-    let root = read_signer(store, locked, ROOT_FILE)?;
-    if root.is_none() && locked.read(INTERMEDIATE_FILE)?.is_some() {
-        return Err(CertsError::RootMissing { path: store.path(ROOT_FILE) });
-    }
-    Ok(root)
-}
-
-fn create_root(locked: &Locked<'_>, trust_domain: &SpiffeId, now: OffsetDateTime) -> Result<Signer, CertsError> {
-    let root = Signer::create_root(trust_domain, now)?;
-    locked.write(ROOT_FILE, root.to_pem().as_bytes())?;
-    tracing::info!(trust_domain = trust_domain.trust_domain(), not_after = %root.not_after, "a new authority begins");
-    Ok(root)
-}
-
-/// The intermediate on disk if it has half of its life ahead, else a new one. Another process may have renewed it
-/// meanwhile.
-fn read_or_renew_intermediate(
-    store: &Store,
-    locked: &Locked<'_>,
-    root: &Signer,
-    now: OffsetDateTime,
-) -> Result<Signer, CertsError> {
-    check_time(root, now)?;
-    if let Some(stored) = read_signer(store, locked, INTERMEDIATE_FILE)? {
-        if !root.issued(&stored) {
-            let why = "its issuer is not the root beside it".to_owned();
-            return Err(CertsError::Damaged { path: store.path(INTERMEDIATE_FILE), why });
+impl Settings {
+    fn new(options: &AuthorityOptions) -> Result<Self, CertsError> {
+        let trust_domain = SpiffeId::of_trust_domain(&options.trust_domain)?;
+        let leaf_ttl = options.leaf_ttl;
+        if !(MIN_LEAF_TTL..=MAX_LEAF_TTL).contains(&leaf_ttl) {
+            return Err(CertsError::LeafTtl {
+                asked_s: leaf_ttl.as_secs(),
+                min_s: MIN_LEAF_TTL.as_secs(),
+                max_s: MAX_LEAF_TTL.as_secs(),
+            });
         }
-        check_begun(&stored, "intermediate", now)?;
-        if !stored.is_due(now) {
-            return Ok(stored);
+        Ok(Self {
+            gateway_id: SpiffeId::gateway_below(&options.trust_domain, &options.prefix)?,
+            prefix: options.prefix.clone(),
+            leaf_ttl: Duration::try_from(leaf_ttl).unwrap_or(Duration::MAX),
+            root: options.root,
+            trust_domain,
+        })
+    }
+
+    fn check_trust_domain(&self, signer: &Signer, dir: &Path) -> Result<(), CertsError> {
+        if signer.trust_domain == self.trust_domain {
+            return Ok(());
         }
+        Err(CertsError::TrustDomain {
+            path: PathBuf::from(dir),
+            found: signer.trust_domain.trust_domain().to_owned(),
+            expected: self.trust_domain.trust_domain().to_owned(),
+        })
     }
-    let fresh = root.create_intermediate(&crate::PathPrefix::whole_domain(), now)?;
-    locked.write(INTERMEDIATE_FILE, fresh.to_pem().as_bytes())?;
-    tracing::info!(not_after = %fresh.not_after, "a new intermediate issues from now on");
-    Ok(fresh)
 }
 
-fn read_signer(store: &Store, locked: &Locked<'_>, name: &str) -> Result<Option<Signer>, CertsError> {
-    let Some(text) = locked.read(name)? else { return Ok(None) };
-    let damaged = |error: CertsError| CertsError::Damaged { path: store.path(name), why: error.to_string() };
-    Signer::from_pem(&text).map(Some).map_err(damaged)
-}
-
-fn check_time(root: &Signer, now: OffsetDateTime) -> Result<(), CertsError> {
-    check_begun(root, "root", now)?;
-    if now > root.not_after {
-        return Err(CertsError::RootExpired { not_after: root.not_after });
-    }
-    Ok(())
+/// Certificates count in whole seconds; rounding once, here, keeps every comparison consistent.
+fn whole_seconds(now: OffsetDateTime) -> OffsetDateTime {
+    now.replace_nanosecond(0).unwrap_or(now)
 }
 
 /// Leaves dated before their issuer show a clock that was set back: with it, expired certificates would come to life
@@ -244,15 +434,6 @@ fn check_begun(signer: &Signer, what: &'static str, now: OffsetDateTime) -> Resu
         return Err(CertsError::ClockBehind { now, what, not_before: signer.not_before });
     }
     Ok(())
-}
-
-/// Certificates count in whole seconds; rounding once, here, keeps every comparison consistent.
-fn whole_seconds(now: OffsetDateTime) -> OffsetDateTime {
-    now.replace_nanosecond(0).unwrap_or(now)
-}
-
-fn as_duration(span: StdDuration) -> Duration {
-    Duration::try_from(span).unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]

@@ -118,7 +118,10 @@ pub enum CertsError {
     },
     /// The clock reads a time before the authority's own certificates: it was set back, or they were made while it
     /// ran ahead.
-    #[error("the clock says {now}, but the {what} is valid only from {not_before}: correct the clock")]
+    #[error(
+        "the clock says {now}, but the {what} is valid only from {not_before}: correct the clock; if it is right now \
+         and ran ahead before, run `postern certs reset-clock`"
+    )]
     ClockBehind {
         /// The time read.
         now: OffsetDateTime,
@@ -127,6 +130,90 @@ pub enum CertsError {
         /// When it begins.
         not_before: OffsetDateTime,
     },
+    /// The clock reads a time before the highest one that this authority has seen: with it, expired certificates would
+    /// come to life again.
+    #[error(
+        "the clock says {now}, but this authority has seen {highest}: correct the clock; if it is right now and ran \
+         ahead before, run `postern certs reset-clock`"
+    )]
+    ClockSetBack {
+        /// The time read.
+        now: OffsetDateTime,
+        /// The highest time seen.
+        highest: OffsetDateTime,
+    },
+    /// The clock reads a time before this program was made, as on a machine without a clock battery.
+    #[error("the clock says {now}, which is before this program was made ({released}): correct the clock")]
+    ClockNeverSet {
+        /// The time read.
+        now: OffsetDateTime,
+        /// When this program was made, or shortly before.
+        released: OffsetDateTime,
+    },
+    /// As many leaves are in force as the register can hold.
+    #[error("{max} certificates are in force, which is the limit: none is issued until one of them ends")]
+    RegisterFull {
+        /// The limit.
+        max: usize,
+    },
+    /// Nothing in force has this identity or this number.
+    #[error("nothing to revoke: no certificate in force is {0}")]
+    NothingToRevoke(String),
+    /// An invitation cannot be given.
+    #[error("no invitation: {0}")]
+    NotInvitable(&'static str),
+    /// A text is not a join token, or was cut when it was copied.
+    #[error("not a join token: {0}")]
+    JoinToken(&'static str),
+    /// Nobody was invited with this token, or it was used before, or it is too old. Which of them is not told.
+    #[error("the join token is unknown, used or too old: ask for a new one")]
+    InviteRefused,
+    /// A certificate request is not what can be signed.
+    #[error("certificate request refused: {0}")]
+    Csr(&'static str),
+    /// A leaf cannot be renewed; its holder has to be invited again.
+    #[error("no renewal for {id}: {why}")]
+    NotRenewable {
+        /// Whose leaf.
+        id: SpiffeId,
+        /// The rule that it breaks.
+        why: &'static str,
+    },
+    /// The root is kept off line, and has to sign the intermediate of this machine.
+    #[error(
+        "{} waits to be signed: take it to the machine with the root, run `postern certs sign-intermediate` there, and \
+         bring the answer back with `postern certs install`", csr.display()
+    )]
+    AwaitingIntermediate {
+        /// The request.
+        csr: PathBuf,
+    },
+    /// The configuration says another place of the root's key than the folder.
+    #[error("{}: {why}", path.display())]
+    RootPlace {
+        /// The authority's folder.
+        path: PathBuf,
+        /// What is found there.
+        why: &'static str,
+    },
+    /// The intermediate has expired and its root is off line.
+    #[error(
+        "the intermediate expired at {not_after}: have intermediate.csr.pem signed (`postern certs sign-intermediate`), \
+         then `postern certs install`"
+    )]
+    IntermediateExpired {
+        /// When it ended.
+        not_after: OffsetDateTime,
+    },
+    /// An intermediate that was brought in cannot be used.
+    #[error("the intermediate cannot be installed: {0}")]
+    NotInstallable(String),
+    /// A switch to a new root cannot begin.
+    #[error("no switch to a new root: {0}")]
+    NoRootSwitch(&'static str),
+    /// A backup cannot be made, or not be read.
+    #[error("backup: {0}")]
+    Backup(&'static str),
     /// The root has expired; everyone needs a new one.
     #[error("the root expired at {not_after}: begin a new authority and enrol every workstation again")]
     RootExpired {
@@ -176,6 +263,11 @@ impl CertsError {
             Self::Certificate { reason, why } => Self::refused(*reason, why.clone()),
             other => Self::refused(other.reason().unwrap_or(Reason::Malformed), other.to_string()),
         }
+    }
+
+    /// Whether the file system or another process stood in the way, so that it may go better later.
+    pub(crate) fn is_of_the_disk(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Locked { .. })
     }
 
     /// Why a certificate was refused, if that is what happened.

@@ -2,13 +2,13 @@
 
 use std::{fmt, net::IpAddr, path::Path, time::Duration as StdDuration};
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType};
 use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 use crate::{
-    CertsError, SpiffeId, pem,
+    CertsError, PathPrefix, SpiffeId, pem, refusal,
     signer::{Signer, new_key, serial_number, subject},
     store,
 };
@@ -75,9 +75,9 @@ impl IssuedLeaf {
     pub fn write(&self, dir: &Path, bundle: &[CertificateDer<'_>]) -> Result<(), CertsError> {
         store::make_folder(dir)?;
         let key = pem::encode(pem::PRIVATE_KEY, self.key.secret_der());
-        store::write_atomic(dir, "ca.pem", certificates(bundle).as_bytes(), store::PUBLIC)?;
+        store::write_atomic(dir, "ca.pem", pem::certificates(bundle).as_bytes(), store::PUBLIC)?;
         store::write_atomic(dir, "key.pem", key.as_bytes(), store::PRIVATE)?;
-        store::write_atomic(dir, "cert.pem", certificates(&self.chain).as_bytes(), store::PUBLIC)
+        store::write_atomic(dir, "cert.pem", pem::certificates(&self.chain).as_bytes(), store::PUBLIC)
     }
 }
 
@@ -95,8 +95,8 @@ impl fmt::Debug for IssuedLeaf {
     }
 }
 
-/// Refuses a request that the authority of `trust_domain` must not fulfil, whoever asks.
-pub(crate) fn check(request: &LeafRequest, trust_domain: &SpiffeId) -> Result<(), CertsError> {
+/// Refuses a request that an authority for this part of a trust domain must not fulfil, whoever asks.
+pub(crate) fn check(request: &LeafRequest, trust_domain: &SpiffeId, prefix: &PathPrefix) -> Result<(), CertsError> {
     let refuse = |why| Err(CertsError::NotIssuable { id: request.id.clone(), why });
     if request.id.trust_domain() != trust_domain.trust_domain() {
         return refuse("this authority speaks for another trust domain");
@@ -104,11 +104,16 @@ pub(crate) fn check(request: &LeafRequest, trust_domain: &SpiffeId) -> Result<()
     if request.id.path().is_empty() {
         return refuse("it names a trust domain, not a workload");
     }
+    if !prefix.covers(&request.id) {
+        return refuse("its path is not below the prefix of this authority");
+    }
     match &request.role {
-        Role::Gateway { .. } if request.id != SpiffeId::gateway(trust_domain.trust_domain())? => {
+        Role::Gateway { .. } if request.id != SpiffeId::gateway_below(trust_domain.trust_domain(), prefix)? => {
             refuse("only the ID of the gateway itself may serve")
         }
-        Role::Workload if request.id.is_reserved_for_gateway() => refuse("the path /gateway is reserved for gateways"),
+        Role::Workload if request.id.is_reserved_for_gateway() => {
+            refuse("the path segment `gateway` is reserved for gateways")
+        }
         Role::Gateway { .. } | Role::Workload => Ok(()),
     }
 }
@@ -118,10 +123,28 @@ pub(crate) fn issue(
     request: LeafRequest,
     intermediate: &Signer,
     now: OffsetDateTime,
-    leaf_ttl: StdDuration,
+    leaf_ttl: Duration,
 ) -> Result<IssuedLeaf, CertsError> {
     let key = new_key()?;
-    let leaf_ttl = Duration::try_from(leaf_ttl).unwrap_or(Duration::MAX);
+    let chain = sign(&request, &key, intermediate, now, leaf_ttl)?;
+    let (not_before, not_after) = crate::verify::validity(refusal::split(&chain)?.0)?;
+    Ok(IssuedLeaf {
+        id: request.id,
+        chain,
+        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        not_before,
+        not_after,
+    })
+}
+
+/// Signs a leaf for the holder of a key: the leaf, then the intermediate. The request has been checked.
+pub(crate) fn sign(
+    request: &LeafRequest,
+    key: &impl PublicKeyData,
+    intermediate: &Signer,
+    now: OffsetDateTime,
+    leaf_ttl: Duration,
+) -> Result<Vec<CertificateDer<'static>>, CertsError> {
     let mut params = CertificateParams::default();
     params.serial_number = Some(serial_number());
     params.not_before = now.saturating_sub(BACKDATE.min(leaf_ttl / BACKDATE_PER_LIFE));
@@ -142,15 +165,7 @@ pub(crate) fn issue(
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         }
     }
-    let certificate = intermediate.sign(&params, &key)?;
-    let (not_before, not_after) = crate::verify::validity(&certificate)?;
-    Ok(IssuedLeaf {
-        id: request.id,
-        chain: vec![certificate, intermediate.certificate.clone()],
-        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-        not_before,
-        not_after,
-    })
+    Ok(vec![intermediate.sign(&params, key)?, intermediate.certificate.clone()])
 }
 
 /// The configured names and the loopback ones, each once.
@@ -180,10 +195,6 @@ fn server_name(name: &str) -> Result<SanType, CertsError> {
     let dns = DnsName::try_from(name.to_ascii_lowercase());
     let dns = dns.map_err(|_| refuse("it is neither a DNS name (without wildcards) nor an IP address"))?;
     Ok(SanType::DnsName(dns.as_ref().try_into()?))
-}
-
-fn certificates(chain: &[CertificateDer<'_>]) -> Zeroizing<String> {
-    Zeroizing::new(chain.iter().map(|der| pem::encode(pem::CERTIFICATE, der).to_string()).collect())
 }
 
 #[cfg(test)]

@@ -22,28 +22,29 @@
 //! - an authority speaks for its own trust domain only.
 //!
 //! ```no_run
-//! use std::{path::Path, sync::Arc, time::Duration};
-//! use postern_certs::{Authority, AuthorityOptions, LeafRequest, Role, SystemClock, Trust, server_config};
+//! use std::{path::Path, time::Duration};
+//! use postern_certs::{Authority, AuthorityOptions, LeafRequest, Role, server_config};
 //!
 //! # fn main() -> Result<(), postern_certs::CertsError> {
 //! let authority = Authority::open_or_create(
 //!     Path::new("/var/lib/postern/authority"),
-//!     AuthorityOptions {
-//!         trust_domain: "branch-17.example.org".into(),
-//!         leaf_ttl: Duration::from_secs(72 * 3600),
-//!         clock: Arc::new(SystemClock),
-//!     },
+//!     AuthorityOptions::new("branch-17.example.org", Duration::from_secs(72 * 3600)),
 //! )?;
 //! let role = Role::Gateway { names: vec!["ai.branch-17.example.org".into()] };
 //! let leaf = authority.issue(LeafRequest { id: authority.gateway_id().clone(), role })?;
-//! let tls = server_config(&leaf, &Arc::new(Trust::from_roots(&authority.trust_bundle())?))?;
+//! let tls = server_config(&leaf, &authority.trust())?;
 //! # Ok(()) }
 //! ```
 
 pub mod authority;
 pub mod clock;
+#[cfg(test)]
+mod crash;
+pub mod csr;
 pub mod error;
 pub mod issue;
+pub mod join;
+mod ledger;
 mod pem;
 pub mod prefix;
 pub mod refusal;
@@ -56,13 +57,16 @@ pub mod tls;
 pub mod trust;
 pub mod verify;
 
-pub use authority::{Authority, AuthorityOptions};
+pub use authority::{Authority, AuthorityOptions, RootPlace, SignedLeaf, Status};
 pub use clock::{Clock, SystemClock};
+pub use csr::Csr;
 pub use error::CertsError;
 pub use issue::{IssuedLeaf, LeafRequest, Role};
+pub use join::JoinToken;
 pub use prefix::PathPrefix;
 pub use refusal::Reason;
 pub use serial::Serial;
 pub use spiffe::SpiffeId;
-pub use tls::{client_config, server_config};
+pub use tls::{client_config, enrol_server_config, server_config};
 pub use trust::Trust;
+pub use verify::Peer;

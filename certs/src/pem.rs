@@ -1,12 +1,14 @@
 //! PEM out (RFC 7468). Reading is left to `rustls_pki_types::pem`, which has no writer.
 
 use data_encoding::BASE64;
+use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 /// Bytes that make one line of 64 characters.
 const LINE_BYTES: usize = 48;
 
 pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
+pub(crate) const REQUEST: &str = "CERTIFICATE REQUEST";
 pub(crate) const PRIVATE_KEY: &str = "PRIVATE KEY";
 
 /// One PEM section. Wiped when dropped, since it may be a private key.
@@ -26,6 +28,11 @@ pub(crate) fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
     text.push_str("-----\n");
     debug_assert!(text.len() <= capacity);
     text
+}
+
+/// Certificates, one section each.
+pub(crate) fn certificates(chain: &[CertificateDer<'_>]) -> String {
+    chain.iter().map(|der| encode(CERTIFICATE, der).to_string()).collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! stages as one of three days in an office: renewal at half of it, a warning at two thirds (48 h of 72), an alarm at
 //! five sixths (60 h of 72).
 
+use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
 /// A renewal falls due at half of the life, sooner or later by up to this part of that half: a thousand workstations
@@ -41,7 +42,8 @@ pub enum Action {
 }
 
 /// How far a certificate is through its life; in order of concern.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Health {
     /// Less than two thirds are over.
     Good,
@@ -137,6 +139,39 @@ impl Schedule {
     }
 }
 
+/// How far a switch to a new root is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootSwitch {
+    /// Everyone is told of the new root at the next renewal; the old one issues.
+    TrustBoth,
+    /// Whoever has a valid leaf knows both; the new root issues.
+    IssueNew,
+    /// Nothing below the old root is valid any more; it can go.
+    DropOld,
+}
+
+/// How far a switch that began at `began` is, where leaves live for `leaf_ttl` and the old root until `old_ends`.
+///
+/// Each step waits for the longest life of a leaf: whoever was away for longer has to be invited again in any case.
+/// The end of the old root is the end of everything below it, so nothing is waited for after that.
+#[must_use]
+pub fn root_switch(
+    began: OffsetDateTime,
+    leaf_ttl: Duration,
+    old_ends: OffsetDateTime,
+    now: OffsetDateTime,
+) -> RootSwitch {
+    let told = began.saturating_add(leaf_ttl);
+    if now > old_ends || now >= told.saturating_add(leaf_ttl) {
+        RootSwitch::DropOld
+    } else if now >= told {
+        RootSwitch::IssueNew
+    } else {
+        RootSwitch::TrustBoth
+    }
+}
+
 /// From the first moment to the last; nothing for a certificate that ends before it begins.
 fn life(not_before: OffsetDateTime, not_after: OffsetDateTime) -> Duration {
     (not_after - not_before).max(Duration::ZERO)
@@ -227,6 +262,17 @@ mod tests {
         ] {
             assert_eq!(schedule.health(after(hours)), health, "at {hours} h");
         }
+    }
+
+    #[test]
+    fn a_root_switch_waits_for_every_leaf_twice() {
+        let end = after(10_000.0);
+        let phase = |hours| root_switch(START, Duration::hours(72), end, after(hours));
+        assert_eq!([phase(0.0), phase(71.9)], [RootSwitch::TrustBoth; 2]);
+        assert_eq!([phase(72.0), phase(143.9)], [RootSwitch::IssueNew; 2]);
+        assert_eq!([phase(144.0), phase(9_000.0)], [RootSwitch::DropOld; 2]);
+        let short = |hours| root_switch(START, Duration::hours(72), after(24.0), after(hours));
+        assert_eq!([short(24.0), short(24.1)], [RootSwitch::TrustBoth, RootSwitch::DropOld], "the old root ends first");
     }
 
     #[test]

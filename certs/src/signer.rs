@@ -2,6 +2,7 @@
 //!
 //! Both stand in ONE file, so that a crash cannot leave a new certificate beside an old key.
 
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType,
@@ -61,15 +62,14 @@ impl Signer {
         Ok(params)
     }
 
-    /// Signs the list of what it revoked: numbers, each with its moment.
-    ///
-    /// The number of the list is its moment, so that a later one has a higher one without anything being kept
+    /// Signs the list of what it revoked: serial numbers, each with its moment. A later list needs a higher `number`
     /// (RFC 5280, section 5.2.3).
     pub(crate) fn sign_crl<'a>(
         &self,
         revoked: impl Iterator<Item = (&'a Serial, OffsetDateTime)>,
         now: OffsetDateTime,
         next_update: OffsetDateTime,
+        number: u64,
     ) -> Result<CertificateRevocationListDer<'static>, CertsError> {
         let revoked_certs = revoked
             .map(|(serial, revocation_time)| RevokedCertParams {
@@ -79,7 +79,6 @@ impl Signer {
                 invalidity_date: None,
             })
             .collect();
-        let number = u64::try_from(now.unix_timestamp()).unwrap_or_default();
         let list = CertificateRevocationListParams {
             this_update: now.saturating_sub(BACKDATE),
             next_update,
@@ -131,12 +130,35 @@ impl Signer {
         other.issuer_key_id.as_ref() == Some(&self.key_id) && other.trust_domain == self.trust_domain
     }
 
+    /// The name of its key, for files and registers.
+    pub(crate) fn name(&self) -> String {
+        HEXLOWER.encode(&self.key_id)
+    }
+
+    /// Whether so much of its life is over, out of a hundred.
+    pub(crate) fn has_passed(&self, percent: i32, now: OffsetDateTime) -> bool {
+        now >= self.not_before.saturating_add((self.not_after - self.not_before) / 100 * percent)
+    }
+
+    /// Whether its key is the one with this public half.
+    pub(crate) fn has_key(&self, public_key: &[u8]) -> bool {
+        self.issuer.key().public_key_raw() == public_key
+    }
+
+    /// The key once more, for another certificate about it.
+    pub(crate) fn copy_key(&self) -> Result<KeyPair, CertsError> {
+        let mut der = PrivatePkcs8KeyDer::from(self.issuer.key().serialize_der());
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256);
+        der.zeroize();
+        Ok(key?)
+    }
+
     /// Whether half of its life is over.
     pub(crate) fn is_due(&self, now: OffsetDateTime) -> bool {
         now >= self.not_before.saturating_add((self.not_after - self.not_before) / 2)
     }
 
-    fn new(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, CertsError> {
+    pub(crate) fn new(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, CertsError> {
         let facts = verify::authority(&certificate)?;
         if facts.public_key != key.public_key_raw() {
             return Err(CertsError::certificate("its key belongs to another certificate"));
@@ -188,11 +210,9 @@ impl Signer {
         now: OffsetDateTime,
         next_update: OffsetDateTime,
     ) -> CertificateRevocationListDer<'static> {
-        let der = PrivatePkcs8KeyDer::from(forger.issuer.key().serialize_der());
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).unwrap();
-        let issuer = Issuer::from_ca_cert_der(&self.certificate, key).unwrap();
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, forger.copy_key().unwrap()).unwrap();
         Self { issuer, ..self.create_odd_intermediate(now, |_| {}) }
-            .sign_crl(std::iter::empty(), now, next_update)
+            .sign_crl(std::iter::empty(), now, next_update, 1)
             .unwrap()
     }
 }

@@ -33,6 +33,9 @@ const TEMPORARY: &str = ".tmp";
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
+/// What changes whenever a file is replaced, since each new one is another inode; `None` where there is none.
+pub(crate) type Stamp = Option<(u64, i64, i64, u64)>;
+
 /// A folder of private files, shared with other processes of the same user.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -58,6 +61,12 @@ impl Store {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Tells whether a file was replaced since: by another process, since this one looks again after it wrote.
+    pub(crate) fn stamp(&self, name: &str) -> Stamp {
+        let metadata = fs::metadata(self.path(name)).ok()?;
+        Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
     }
 
     /// Waits until no other process reads or writes here. The kernel releases the lock of a process that dies.
@@ -103,8 +112,31 @@ impl Locked<'_> {
         Ok(())
     }
 
+    /// The stamps of these files, to be compared later.
+    pub(crate) fn stamps<const N: usize>(&self, names: [&str; N]) -> [Stamp; N] {
+        names.map(|name| self.store.stamp(name))
+    }
+
+    /// The names of the files that begin and end so, in order.
+    pub(crate) fn names(&self, begin: &str, end: &str) -> Result<Vec<String>, CertsError> {
+        let dir = self.store.dir();
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir).map_err(CertsError::io("list", dir))? {
+            let name = entry.map_err(CertsError::io("list", dir))?.file_name();
+            names
+                .extend(name.to_str().filter(|name| name.starts_with(begin) && name.ends_with(end)).map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
     /// The bytes of a private file, or `None` where there is none.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, CertsError> {
+        self.read_up_to(name, MAX_FILE_BYTES)
+    }
+
+    /// The same for a file that may be longer than a key.
+    pub(crate) fn read_up_to(&self, name: &str, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, CertsError> {
         let path = self.store.path(name);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -117,17 +149,38 @@ impl Locked<'_> {
         if metadata.mode() & OTHERS != 0 {
             return Err(CertsError::KeyExposed { path, mode: metadata.mode() & 0o7777 });
         }
-        if metadata.len() > MAX_FILE_BYTES {
-            return Err(CertsError::Damaged { path, why: format!("it is longer than {MAX_FILE_BYTES} bytes") });
+        if metadata.len() > limit {
+            return Err(CertsError::Damaged { path, why: format!("it is longer than {limit} bytes") });
         }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES as usize));
-        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(CertsError::io("read", &path))?;
+        // With room to spare: a buffer that grows leaves copies of the key behind in freed memory.
+        let capacity = usize::try_from(metadata.len()).unwrap_or_default().saturating_add(64);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
+        file.take(limit).read_to_end(&mut bytes).map_err(CertsError::io("read", &path))?;
         Ok(Some(bytes))
     }
 
     /// Puts a private file in place of the former one, all at once.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CertsError> {
         write_atomic(self.store.dir(), name, bytes, PRIVATE)
+    }
+
+    /// Gives a file another name, over whatever had it.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), CertsError> {
+        let path = self.store.path(from);
+        fs::rename(&path, self.store.path(to)).map_err(CertsError::io("put in place", &path))?;
+        step();
+        sync_folder(self.store.dir())
+    }
+
+    /// Removes a file, if it is there.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), CertsError> {
+        let path = self.store.path(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.map_err(CertsError::io("remove", &path))?,
+        }
+        step();
+        sync_folder(self.store.dir())
     }
 }
 
@@ -152,6 +205,7 @@ pub(crate) fn write_atomic(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> R
     let path = dir.join(name);
     let written = write_durably(&temporary, bytes, mode)
         .and_then(|()| fs::rename(&temporary, &path).map_err(CertsError::io("put in place", &path)));
+    step();
     if let Err(error) = written {
         // Best effort: the error to report is the first one, and a leftover is swept later.
         let _ = fs::remove_file(&temporary);
@@ -164,12 +218,25 @@ fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CertsError>
     // The mode is given at creation: a file that is made first and closed to others after can be opened in between.
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     let mut file = file.map_err(CertsError::io("make", path))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(CertsError::io("write", path))
+    step();
+    file.write_all(bytes).map_err(CertsError::io("write", path))?;
+    step();
+    file.sync_all().map_err(CertsError::io("write", path))?;
+    step();
+    Ok(())
 }
 
 fn sync_folder(dir: &Path) -> Result<(), CertsError> {
-    File::open(dir).and_then(|folder| folder.sync_all()).map_err(CertsError::io("make durable", dir))
+    File::open(dir).and_then(|folder| folder.sync_all()).map_err(CertsError::io("make durable", dir))?;
+    step();
+    Ok(())
 }
+
+/// Every moment at which a crash leaves another state on disk; tests die at each of them in turn.
+#[cfg(not(test))]
+fn step() {}
+#[cfg(test)]
+use crate::crash::step;
 
 fn check_owner(metadata: &fs::Metadata, path: &Path) -> Result<(), CertsError> {
     if metadata.uid() == rustix::process::geteuid().as_raw() {

@@ -7,6 +7,7 @@
 
 mod gateway_verifier;
 mod peer_verifier;
+mod pinned_verifier;
 
 use std::sync::Arc;
 
@@ -20,9 +21,9 @@ use rustls::{
 };
 use time::OffsetDateTime;
 
-use self::{gateway_verifier::GatewayVerifier, peer_verifier::PeerVerifier};
+use self::{gateway_verifier::GatewayVerifier, peer_verifier::PeerVerifier, pinned_verifier::PinnedVerifier};
 use crate::{
-    CertsError, IssuedLeaf, SpiffeId, Trust, refusal,
+    CertsError, IssuedLeaf, JoinToken, SpiffeId, Trust, refusal,
     trust::unix_time,
     verify::{self, Purpose},
 };
@@ -79,6 +80,45 @@ pub fn client_config(
     config.enable_early_data = false;
     config.alpn_protocols = alpn_protocols();
     Ok(Arc::new(config))
+}
+
+/// The side of a gateway where new workstations enrol: TLS 1.3 without client certificates. `roots` go out behind the
+/// chain, since whoever comes here has nothing but pins to know them by ([`JoinToken::client_config`]).
+///
+/// # Errors
+/// - [`CertsError::Certificate`], [`CertsError::SpiffeId`]: the leaf has no identity or may not serve.
+/// - [`CertsError::Tls`]: leaf and key do not belong together.
+pub fn enrol_server_config(
+    leaf: &IssuedLeaf,
+    roots: &[CertificateDer<'static>],
+) -> Result<Arc<ServerConfig>, CertsError> {
+    verify::leaf_for(refusal::split(&leaf.chain)?.0, Purpose::Server)?;
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_single_cert([&leaf.chain[..], roots].concat(), leaf.key.clone_key())?;
+    Ok(Arc::new(without_memory(config)))
+}
+
+impl JoinToken {
+    /// The side of a workstation that enrols: TLS 1.3 without a certificate of its own; accepts a server only if it
+    /// shows a root that is pinned in this token, a chain that leads to it, and exactly the gateway's identity.
+    ///
+    /// # Errors
+    /// [`CertsError::Tls`] if the library cannot do TLS 1.3.
+    pub fn client_config(&self) -> Result<Arc<ClientConfig>, CertsError> {
+        let provider = provider();
+        let verifier = PinnedVerifier::new(self.clone(), provider.signature_verification_algorithms);
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        config.alpn_protocols = alpn_protocols();
+        Ok(Arc::new(config))
+    }
 }
 
 /// Whether a peer with this trust would accept this chain as a client's at `now`. A gateway's leaf is a client's as

@@ -127,6 +127,8 @@ pub(crate) struct Authority {
     pub(crate) key_id: Vec<u8>,
     /// Key ID of the issuer; a root may leave it out.
     pub(crate) issuer_key_id: Option<Vec<u8>>,
+    /// How many authorities may stand below it.
+    pub(crate) path_length: Option<u32>,
 }
 
 /// Reads a signing certificate: one that names a trust domain and may sign others.
@@ -143,6 +145,7 @@ pub(crate) fn authority(certificate: &CertificateDer<'_>) -> Result<Authority, C
         public_key: certificate.public_key().subject_public_key.data.to_vec(),
         key_id: key_id.ok_or_else(|| CertsError::certificate("it has no subject key identifier"))?,
         issuer_key_id,
+        path_length: certificate.basic_constraints().map_err(unreadable)?.and_then(|it| it.value.path_len_constraint),
     })
 }
 

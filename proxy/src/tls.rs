@@ -26,11 +26,7 @@ const ALARM_EVERY: time::Duration = time::Duration::HOUR;
 /// # Errors
 /// Its files cannot be read or written, or are not what it wrote.
 pub fn authority(config: &Config) -> Result<Authority, CertsError> {
-    let options = AuthorityOptions {
-        trust_domain: config.trust_domain.clone(),
-        leaf_ttl: config.leaf_ttl,
-        clock: Arc::new(SystemClock),
-    };
+    let options = AuthorityOptions::new(config.trust_domain.clone(), config.leaf_ttl);
     Authority::open_or_create(&config.authority_dir(), options)
 }
 

@@ -3,7 +3,10 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, thread};
 use rustls::pki_types::pem::PemObject;
 use time::macros::datetime;
 
-use super::*;
+use super::{
+    disk::{CLOCK_FILE, INTERMEDIATE_FILE, LEDGER_FILE, ROOT_FILE},
+    *,
+};
 use crate::{
     Role,
     clock::fake::FakeClock,
@@ -31,9 +34,13 @@ impl Scratch {
     }
 
     fn open_for(&self, trust_domain: &str) -> Result<Authority, CertsError> {
-        let leaf_ttl = StdDuration::from_secs(72 * 3600);
+        let options = AuthorityOptions { trust_domain: trust_domain.into(), ..self.options() };
+        Authority::open_or_create(&self.dir, options)
+    }
+
+    fn options(&self) -> AuthorityOptions {
         let clock = Arc::new(self.clock.clone());
-        Authority::open_or_create(&self.dir, AuthorityOptions { trust_domain: trust_domain.into(), leaf_ttl, clock })
+        AuthorityOptions { clock, ..AuthorityOptions::new(TRUST_DOMAIN, StdDuration::from_secs(72 * 3600)) }
     }
 
     fn file(&self, name: &str) -> Vec<u8> {
@@ -45,6 +52,11 @@ impl Scratch {
         fs::write(&path, bytes).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
+}
+
+fn gateway() -> LeafRequest {
+    let id = format!("spiffe://{TRUST_DOMAIN}/gateway").parse().unwrap();
+    LeafRequest { id, role: Role::Gateway { names: Vec::new() } }
 }
 
 fn ada() -> LeafRequest {
@@ -160,15 +172,22 @@ fn switched_off_for_two_months_it_starts_again() {
 }
 
 #[test]
-fn a_lost_disk_does_not_stop_rotation_before_it_must() {
+fn a_lost_disk_does_not_stop_the_gateways_rotation_before_it_must() {
     let scratch = Scratch::new();
     let authority = scratch.open().unwrap();
-    let first = authority.issue(ada()).unwrap().chain[1].clone();
+    let first = authority.issue(gateway()).unwrap().chain[1].clone();
     fs::remove_dir_all(&scratch.dir).unwrap();
     scratch.clock.advance(Duration::days(26));
-    assert_eq!(authority.issue(ada()).unwrap().chain[1], first, "good for another 72 h");
+    assert_eq!(authority.issue(gateway()).unwrap().chain[1], first, "good for another 72 h");
+    assert!(matches!(authority.issue(ada()), Err(CertsError::Io { .. })), "nobody could revoke this one");
+    let leaf = authority.issue(gateway()).unwrap();
+    assert!(authority.refresh().is_err(), "it is told");
+    assert!(!authority.refresh().unwrap(), "but not every second");
+    let trust = authority.trust();
+    let verdict = tls::check_chain(&leaf.chain, &trust, TRUST_DOMAIN, scratch.clock.now());
+    assert!(verdict.is_ok(), "revocation lists stay fresh without a disk: {verdict:?}");
     scratch.clock.advance(Duration::days(2));
-    assert!(matches!(authority.issue(ada()), Err(CertsError::Io { .. })));
+    assert!(matches!(authority.issue(gateway()), Err(CertsError::Io { .. })));
 }
 
 #[test]
@@ -183,30 +202,136 @@ fn does_not_work_beside_another_root() {
 }
 
 #[test]
-fn near_the_end_of_the_root_everything_ends_with_it() {
+fn switched_off_to_the_end_of_its_root_it_says_so() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    scratch.clock.advance(ROOT_LIFE + Duration::SECOND);
+    assert!(matches!(authority.issue(ada()), Err(CertsError::RootExpired { .. })));
+    assert!(matches!(scratch.open(), Err(CertsError::RootExpired { .. })));
+}
+
+#[test]
+fn near_the_end_of_the_root_everything_ends_with_it_and_a_new_one_follows() {
     let scratch = Scratch::new();
     let authority = scratch.open().unwrap();
     let end = authority.root_validity().1;
     scratch.clock.advance(ROOT_LIFE - Duration::DAY);
     let leaf = authority.issue(ada()).unwrap();
     assert_eq!((leaf.not_after, authority.intermediate_validity().1), (end, end));
+    assert_eq!(authority.trust_bundle().len(), 2, "the switch began by itself");
     scratch.clock.advance(Duration::DAY + Duration::SECOND);
-    assert!(matches!(authority.issue(ada()), Err(CertsError::RootExpired { .. })));
-    assert!(matches!(scratch.open(), Err(CertsError::RootExpired { .. })));
+    assert_eq!(authority.issue(ada()).unwrap().not_after, scratch.clock.now() + Duration::hours(72));
+    assert_eq!(authority.trust_bundle().len(), 1);
 }
 
 #[test]
 fn a_clock_set_back_refuses() {
     let scratch = Scratch::new();
     let authority = scratch.open().unwrap();
-    scratch.clock.advance(Duration::days(16));
+    scratch.clock.advance(Duration::days(2));
     authority.issue(ada()).unwrap();
-    scratch.clock.advance(Duration::days(-2));
-    let behind = |what| move |error| matches!(error, CertsError::ClockBehind { what: found, .. } if found == what);
-    assert!(authority.issue(ada()).is_err_and(behind("intermediate")));
-    assert!(scratch.open().is_err_and(behind("intermediate")));
-    scratch.clock.advance(Duration::days(-20));
-    assert!(authority.issue(ada()).is_err_and(behind("root")));
+    scratch.clock.advance(-clock::TOLERANCE);
+    authority.issue(ada()).unwrap();
+    scratch.clock.advance(-Duration::SECOND);
+    let told = |error: CertsError| {
+        assert!(error.to_string().contains("postern certs reset-clock"), "{error}");
+        matches!(error, CertsError::ClockSetBack { .. })
+    };
+    assert!(authority.issue(ada()).is_err_and(told));
+    assert!(authority.refresh().is_err_and(told));
+    assert!(scratch.open().is_err_and(told));
+    scratch.clock.advance(clock::RELEASED - scratch.clock.now() - Duration::SECOND);
+    assert!(matches!(authority.issue(ada()), Err(CertsError::ClockNeverSet { .. })));
+}
+
+#[test]
+fn the_time_is_kept_without_a_leaf_being_issued() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    let at_first = scratch.file(CLOCK_FILE);
+    scratch.clock.advance(Duration::seconds(59));
+    authority.refresh().unwrap();
+    assert_eq!(scratch.file(CLOCK_FILE), at_first, "not more often than once a minute");
+    scratch.clock.advance(Duration::SECOND);
+    authority.refresh().unwrap();
+    assert_ne!(scratch.file(CLOCK_FILE), at_first);
+    drop(authority);
+    scratch.clock.advance(Duration::minutes(-6));
+    assert!(matches!(scratch.open(), Err(CertsError::ClockSetBack { .. })));
+}
+
+#[test]
+fn a_clock_that_ran_ahead_is_reset_by_an_operator() {
+    let scratch = Scratch::new();
+    let first = scratch.open().unwrap();
+    let bundle = first.trust_bundle();
+    scratch.clock.advance(Duration::days(300));
+    let gone_ahead = first.issue(ada()).unwrap();
+    drop(first);
+    scratch.clock.advance(Duration::days(-300));
+    assert!(matches!(scratch.open(), Err(CertsError::ClockSetBack { .. })));
+    Authority::reset_clock(&scratch.dir, scratch.options()).unwrap();
+    let authority = scratch.open().unwrap();
+    assert_eq!(authority.trust_bundle(), bundle, "the root stays");
+    assert_eq!(authority.issue(ada()).unwrap().not_after, START + Duration::hours(72));
+    // What was issued ahead of time can still be revoked, as long as that lasts.
+    assert_eq!(authority.status().intermediates.len(), 2);
+    let serials = authority.revoke_id(&ada().id).unwrap();
+    assert!(serials.contains(&crate::verify::peer(&gone_ahead.chain[0]).unwrap().serial));
+}
+
+#[test]
+fn an_intermediate_from_a_time_when_no_mark_was_kept_is_reset_too() {
+    let scratch = Scratch::new();
+    scratch.open().unwrap();
+    scratch.clock.advance(Duration::days(40));
+    scratch.open().unwrap();
+    scratch.clock.advance(Duration::days(-30));
+    fs::remove_file(scratch.dir.join(CLOCK_FILE)).unwrap();
+    let ledger = String::from_utf8(scratch.file(LEDGER_FILE)).unwrap();
+    let mark = ledger.split(',').find(|part| part.contains("highest")).unwrap().to_owned();
+    scratch.put(LEDGER_FILE, ledger.replace(&mark, "\"highest\":null").as_bytes());
+    let error = scratch.open().unwrap_err();
+    assert!(matches!(error, CertsError::ClockBehind { what: "intermediate", .. }), "{error}");
+    assert!(error.to_string().contains("reset-clock"), "{error}");
+    Authority::reset_clock(&scratch.dir, scratch.options()).unwrap();
+    scratch.open().unwrap().issue(ada()).unwrap();
+}
+
+#[test]
+fn a_lost_ledger_is_not_made_up() {
+    let scratch = Scratch::new();
+    scratch.open().unwrap();
+    fs::remove_file(scratch.dir.join(LEDGER_FILE)).unwrap();
+    assert!(matches!(scratch.open(), Err(CertsError::Damaged { path, .. }) if path.ends_with(LEDGER_FILE)));
+}
+
+#[test]
+fn a_branch_issues_below_its_prefix() {
+    let scratch = Scratch::new();
+    let prefix: PathPrefix = "/branch-1".parse().unwrap();
+    let options = AuthorityOptions { prefix: prefix.clone(), ..scratch.options() };
+    let authority = Authority::open_or_create(&scratch.dir, options).unwrap();
+    let id = |path: &str| -> SpiffeId { format!("spiffe://{TRUST_DOMAIN}{path}").parse().unwrap() };
+    assert_eq!(*authority.gateway_id(), id("/branch-1/gateway"));
+    let request = |path: &str, role| LeafRequest { id: id(path), role };
+    let serving = || Role::Gateway { names: Vec::new() };
+    let leaf = authority.issue(request("/branch-1/gateway", serving())).unwrap();
+    authority.issue(request("/branch-1/clerk/ada", Role::Workload)).unwrap();
+    for (path, role) in [
+        ("/branch-17/clerk/ada", Role::Workload),
+        ("/branch-1", Role::Workload),
+        ("/branch-1/gateway", Role::Workload),
+        ("/gateway", serving()),
+    ] {
+        assert!(matches!(authority.issue(request(path, role)), Err(CertsError::NotIssuable { .. })), "{path}");
+    }
+    let intermediate = crate::verify::authority(&leaf.chain[1]).unwrap();
+    assert_eq!(intermediate.prefix, prefix);
+    drop(authority);
+    // Another prefix in the configuration takes hold at once, with a new intermediate.
+    let wider = scratch.open().unwrap();
+    wider.issue(ada()).unwrap();
 }
 
 #[test]
@@ -223,7 +348,10 @@ fn leaf_ttl_has_bounds() {
     let scratch = Scratch::new();
     let open = |leaf_ttl| {
         let clock = Arc::new(scratch.clock.clone());
-        Authority::open_or_create(&scratch.dir, AuthorityOptions { trust_domain: TRUST_DOMAIN.into(), leaf_ttl, clock })
+        Authority::open_or_create(
+            &scratch.dir,
+            AuthorityOptions { clock, ..AuthorityOptions::new(TRUST_DOMAIN, leaf_ttl) },
+        )
     };
     for good in [MIN_LEAF_TTL, MAX_LEAF_TTL] {
         open(good).unwrap().issue(ada()).unwrap();
@@ -310,3 +438,6 @@ fn debug_shows_no_key() {
     let scalar = format!("{:?}", &key.secret_pkcs8_der()[36..68]);
     assert!(!shown.contains(scalar.trim_matches(['[', ']'])));
 }
+
+mod enrolment;
+mod revocation;

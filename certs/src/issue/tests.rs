@@ -8,7 +8,7 @@ use super::*;
 use crate::verify::{self, Purpose};
 
 const NOW: OffsetDateTime = datetime!(2026-11-01 08:00 UTC);
-const THREE_DAYS: StdDuration = StdDuration::from_secs(72 * 3600);
+const THREE_DAYS: Duration = Duration::hours(72);
 
 fn id(text: &str) -> SpiffeId {
     text.parse().unwrap()
@@ -82,10 +82,10 @@ fn names_that_no_client_would_match_are_refused() {
 
 #[test]
 fn refuses_who_must_not_have_a_leaf() {
-    let td = id("spiffe://td");
+    let (td, whole) = (id("spiffe://td"), PathPrefix::whole_domain());
     let request = |text: &str, role| LeafRequest { id: id(text), role };
-    assert!(check(&workload(), &td).is_ok());
-    assert!(check(&gateway(&[]), &td).is_ok());
+    assert!(check(&workload(), &td, &whole).is_ok());
+    assert!(check(&gateway(&[]), &td, &whole).is_ok());
     for (request, word) in [
         (request("spiffe://other/clerk/ada", Role::Workload), "another trust domain"),
         (request("spiffe://td", Role::Workload), "not a workload"),
@@ -94,7 +94,7 @@ fn refuses_who_must_not_have_a_leaf() {
         (request("spiffe://td/clerk/ada", Role::Gateway { names: vec![] }), "may serve"),
         (request("spiffe://other/gateway", Role::Gateway { names: vec![] }), "another trust domain"),
     ] {
-        let error = check(&request, &td).unwrap_err().to_string();
+        let error = check(&request, &td, &whole).unwrap_err().to_string();
         assert!(error.contains(word), "{request:?}: {error}");
     }
 }
@@ -124,11 +124,11 @@ fn a_leaf_never_outlives_its_issuer() {
 #[test]
 fn a_short_leaf_is_backdated_less_so_that_it_is_not_born_due() {
     for seconds in [10, 30, 60, 600, 3600, 72 * 3600] {
-        let leaf = issue(workload(), &intermediate(), NOW, StdDuration::from_secs(seconds)).unwrap();
+        let leaf = issue(workload(), &intermediate(), NOW, Duration::seconds(seconds)).unwrap();
         assert!(leaf.not_before < NOW);
         let schedule = crate::rotate::Schedule::new(leaf.not_before, leaf.not_after, 0.0);
         let ahead = (schedule.due() - NOW).as_seconds_f64();
-        assert!(ahead > 0.35 * seconds as f64, "{seconds} s: due in {ahead} s");
+        assert!(ahead > 0.35 * (seconds as f64), "{seconds} s: due in {ahead} s");
     }
 }
 

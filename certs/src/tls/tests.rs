@@ -41,7 +41,7 @@ fn gateway_request() -> LeafRequest {
 
 fn branch_at(clock: Arc<dyn crate::Clock>) -> Branch {
     let scratch = tempfile::tempdir().unwrap();
-    let options = AuthorityOptions { trust_domain: TRUST_DOMAIN.into(), leaf_ttl: THREE_DAYS, clock };
+    let options = AuthorityOptions { clock, ..AuthorityOptions::new(TRUST_DOMAIN, THREE_DAYS) };
     let authority = Authority::open_or_create(scratch.path(), options).unwrap();
     Branch {
         bundle: authority.trust_bundle(),
@@ -357,7 +357,7 @@ fn an_intermediate_signs_leaves_only() {
     let intermediate = root.create_intermediate(&crate::PathPrefix::whole_domain(), now).unwrap();
     // An authority one step lower than the path length of the intermediate allows.
     let lower = intermediate.create_intermediate(&crate::PathPrefix::whole_domain(), now).unwrap();
-    let mut leaf = issue::issue(workload("spiffe://td/clerk/eve"), &lower, now, THREE_DAYS).unwrap();
+    let mut leaf = issue::issue(workload("spiffe://td/clerk/eve"), &lower, now, Duration::hours(72)).unwrap();
     leaf.chain.push(intermediate.certificate.clone());
     let bundle = [branch.bundle.clone(), vec![root.certificate.clone()]].concat();
     let server = server_config(&branch.gateway, &bundle).unwrap();

@@ -9,8 +9,6 @@ use crate::{
 };
 
 const NOW: OffsetDateTime = datetime!(2026-11-01 08:00 UTC);
-const THREE_DAYS: StdDuration = StdDuration::from_secs(72 * 3600);
-
 fn id(text: &str) -> SpiffeId {
     text.parse().unwrap()
 }
@@ -25,7 +23,7 @@ fn below(root: &Signer, prefix: &str) -> Signer {
 
 fn chain_for(issuer: &Signer, who: &str) -> Vec<CertificateDer<'static>> {
     let request = LeafRequest { id: id(who), role: Role::Workload };
-    issue::issue(request, issuer, NOW, THREE_DAYS).unwrap().chain.clone()
+    issue::issue(request, issuer, NOW, Duration::hours(72)).unwrap().chain.clone()
 }
 
 fn judge(trust: &Trust, chain: &[CertificateDer<'_>], at: OffsetDateTime) -> Result<Peer, Reason> {
@@ -34,7 +32,7 @@ fn judge(trust: &Trust, chain: &[CertificateDer<'_>], at: OffsetDateTime) -> Res
 }
 
 fn crl(signer: &Signer, serials: &[Serial], next_update: OffsetDateTime) -> CertificateRevocationListDer<'static> {
-    signer.sign_crl(serials.iter().map(|serial| (serial, NOW)), NOW, next_update).unwrap()
+    signer.sign_crl(serials.iter().map(|serial| (serial, NOW)), NOW, next_update, 1).unwrap()
 }
 
 #[test]

@@ -1,0 +1,105 @@
+use super::*;
+use crate::{Reason, verify};
+
+fn who(authority: &Authority, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Option<Reason> {
+    tls::check_chain(chain, &authority.trust(), TRUST_DOMAIN, now).err().map(|error| error.reason().unwrap())
+}
+
+fn bob() -> LeafRequest {
+    LeafRequest { id: format!("spiffe://{TRUST_DOMAIN}/clerk/bob").parse().unwrap(), role: Role::Workload }
+}
+
+#[test]
+fn revoking_an_identity_takes_all_its_leaves_and_nothing_else() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    let leaves = [authority.issue(ada()).unwrap(), authority.issue(ada()).unwrap(), authority.issue(bob()).unwrap()];
+    let peer = verify::peer(&leaves[1].chain[0]).unwrap();
+    assert!(leaves.iter().all(|leaf| who(&authority, &leaf.chain, START).is_none()));
+    assert_eq!(authority.revoke_id(&ada().id).unwrap().len(), 2);
+    let verdicts = leaves.each_ref().map(|leaf| who(&authority, &leaf.chain, START));
+    assert_eq!(verdicts, [Some(Reason::Revoked), Some(Reason::Revoked), None]);
+    assert!(authority.trust().is_revoked(&peer), "so that its connection is closed");
+    // Whom an operator invites anew gets a leaf anew.
+    assert_eq!(who(&authority, &authority.issue(ada()).unwrap().chain, START), None);
+    let reopened = scratch.open().unwrap();
+    assert_eq!(who(&reopened, &leaves[0].chain, START), Some(Reason::Revoked), "it is durable");
+    assert_eq!((reopened.status().issued, reopened.status().revoked), (4, 2));
+}
+
+#[test]
+fn revoking_a_number() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    let (first, second) = (authority.issue(ada()).unwrap(), authority.issue(ada()).unwrap());
+    let serial = verify::peer(&first.chain[0]).unwrap().serial;
+    assert_eq!(authority.revoke_serial(&serial).unwrap(), [serial]);
+    assert_eq!(who(&authority, &first.chain, START), Some(Reason::Revoked));
+    assert_eq!(who(&authority, &second.chain, START), None);
+    assert!(matches!(authority.revoke_serial(&"abcd".parse().unwrap()), Err(CertsError::NothingToRevoke(_))));
+    scratch.clock.advance(Duration::days(4));
+    assert!(matches!(authority.revoke_id(&ada().id), Err(CertsError::NothingToRevoke(_))), "all are over");
+}
+
+#[test]
+fn what_the_command_line_revokes_the_gateway_hears_of() {
+    let scratch = Scratch::new();
+    let (gateway, command_line) = (scratch.open().unwrap(), scratch.open().unwrap());
+    let leaf = gateway.issue(ada()).unwrap();
+    assert!(!gateway.refresh().unwrap(), "nothing to do");
+    command_line.revoke_id(&ada().id).unwrap();
+    let before = gateway.trust();
+    assert!(gateway.refresh().unwrap());
+    assert!(!Arc::ptr_eq(&before, &gateway.trust()));
+    assert_eq!(who(&gateway, &leaf.chain, START), Some(Reason::Revoked));
+    assert!(!gateway.refresh().unwrap());
+}
+
+#[test]
+fn a_clock_set_back_does_not_keep_anybody_in() {
+    let scratch = Scratch::new();
+    let (gateway, command_line) = (scratch.open().unwrap(), scratch.open().unwrap());
+    let leaf = gateway.issue(ada()).unwrap();
+    scratch.clock.advance(Duration::hours(2));
+    gateway.refresh().unwrap();
+    scratch.clock.advance(Duration::hours(-1));
+    command_line.revoke_id(&ada().id).unwrap();
+    assert!(gateway.refresh().is_err_and(|error| matches!(error, CertsError::ClockSetBack { .. })));
+    assert_eq!(who(&gateway, &leaf.chain, scratch.clock.now()), Some(Reason::Revoked));
+}
+
+#[test]
+fn lists_are_renewed_at_half_of_their_day() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    assert_eq!(authority.trust().next_update(), Some(START + Duration::DAY));
+    scratch.clock.advance(Duration::hours(12) - Duration::SECOND);
+    assert!(!authority.refresh().unwrap());
+    scratch.clock.advance(Duration::SECOND);
+    assert!(authority.refresh().unwrap());
+    assert_eq!(authority.trust().next_update(), Some(START + Duration::hours(36)));
+}
+
+#[test]
+fn a_retired_intermediate_is_kept_for_as_long_as_its_leaves_live() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    scratch.clock.advance(Duration::days(15) - Duration::HOUR);
+    let old = authority.issue(ada()).unwrap();
+    scratch.clock.advance(Duration::HOUR);
+    assert!(authority.refresh().unwrap(), "a new list");
+    assert_eq!(authority.status().intermediates.len(), 2);
+    let now = scratch.clock.now();
+    assert_eq!(who(&authority, &old.chain, now), None);
+    authority.revoke_id(&ada().id).unwrap();
+    assert_eq!(who(&authority, &old.chain, now), Some(Reason::Revoked), "its issuer signs its revocation");
+    assert_eq!(who(&scratch.open().unwrap(), &old.chain, now), Some(Reason::Revoked));
+    scratch.clock.advance(Duration::hours(72));
+    authority.refresh().unwrap();
+    assert_eq!(authority.status().intermediates.len(), 2);
+    scratch.clock.advance(Duration::SECOND);
+    authority.refresh().unwrap();
+    assert_eq!(authority.status().intermediates.len(), 1);
+    let names = fs::read_dir(&scratch.dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!names.into_iter().any(|name| name.starts_with("retired-")), "the key is gone");
+}
