@@ -1,23 +1,35 @@
-//! `postern certs`.
+//! `postern certs`: the authority from the command line. It shares the folder, and its lock, with a running gateway, which
+//! notices changes within a second.
 
-use std::path::PathBuf;
+mod root;
+mod workstation;
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context as _;
-use clap::Subcommand;
-use postern_certs::{LeafRequest, Role, SpiffeId};
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use postern_certs::{Authority, LeafRequest, Role, Serial, SpiffeId};
 use time::format_description::well_known::Rfc3339;
+use zeroize::Zeroizing;
 
 use super::say;
+use crate::config::Config;
 use crate::{config, tls};
+
+/// How long an invite may be used, unless it is said otherwise; also the longest time.
+const INVITE_TTL: &str = "600";
+/// The longest passphrase or token that is read.
+const MAX_SECRET: u64 = 64 << 10;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CertsCommand {
     /// Issue a client certificate, for an operator on this machine.
     Issue {
-        /// The configuration.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArgument,
         /// Whom it is for, such as spiffe://branch.example.org/clerk/amy.
         #[arg(long, value_name = "SPIFFE-ID")]
         id: SpiffeId,
@@ -25,21 +37,221 @@ pub(super) enum CertsCommand {
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
     },
+    /// Print a token with which one workstation may enrol, once.
+    Invite {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Whom it is for, such as spiffe://branch.example.org/clerk/amy.
+        #[arg(long, value_name = "SPIFFE-ID")]
+        id: SpiffeId,
+        /// Seconds for which it may be used; ten minutes at most.
+        #[arg(long, value_name = "SECONDS", default_value = INVITE_TTL)]
+        ttl: u64,
+    },
+    /// On a workstation: make a key, and get a certificate for it with a token.
+    Enrol(workstation::Enrol),
+    /// On a workstation: replace certificate and key by new ones, if half of their life is over.
+    Renew(workstation::Renew),
+    /// Show the authority: roots, intermediates, revocation, time.
+    Status {
+        #[command(flatten)]
+        config: ConfigArgument,
+    },
+    /// Take certificates back. A running gateway closes their connections within seconds.
+    Revoke {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Every certificate of this identity.
+        #[arg(long, value_name = "SPIFFE-ID", required_unless_present = "serial", conflicts_with = "serial")]
+        id: Option<SpiffeId>,
+        /// One certificate, by its number.
+        #[arg(long, value_name = "HEX")]
+        serial: Option<Serial>,
+    },
+    /// Print what peers have to trust.
+    Bundle {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// PEM certificates, or a SPIFFE bundle document.
+        #[arg(long, value_enum, default_value_t = Format::Pem)]
+        format: Format,
+    },
+    /// Write keys and registers of the authority into one encrypted file.
+    Backup {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// The file to write; it must not be there.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Where the passphrase is; `-` is the standard input.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: PathBuf,
+    },
+    /// Put an authority back from a backup; none may be there.
+    Restore {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// What `backup` wrote.
+        #[arg(long = "from", value_name = "FILE")]
+        from: PathBuf,
+        /// Where the passphrase is; `-` is the standard input.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: PathBuf,
+    },
+    /// Accept the present time after a wrong, later one was seen.
+    ResetClock {
+        #[command(flatten)]
+        config: ConfigArgument,
+    },
+    /// The root: switch to a new one, or keep it on another machine.
+    #[command(subcommand)]
+    Root(root::RootCommand),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgument {
+    /// The configuration.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Certificates in PEM.
+    Pem,
+    /// A SPIFFE bundle document (JSON Web Key Set).
+    Spiffe,
+}
+
+impl ConfigArgument {
+    fn load(&self) -> anyhow::Result<Config> {
+        let config = config::load(&self.config)?;
+        if config.issuer != config::Issuer::Embedded {
+            bail!("this configuration has no authority of its own (`trust.issuer` is not `embedded`)");
+        }
+        Ok(config)
+    }
+
+    fn authority(&self) -> anyhow::Result<(Config, Authority)> {
+        let config = self.load()?;
+        let authority = tls::authority(&config)?;
+        Ok((config, authority))
+    }
 }
 
 pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
-    let CertsCommand::Issue { config, id, out } = command;
-    let config = config::load(&config)?;
-    let authority = tls::authority(&config)?;
-    let leaf = authority.issue(LeafRequest { id: id.clone(), role: Role::Workload })?;
-    leaf.write(&out, &authority.trust_bundle()).with_context(|| format!("writing to {}", out.display()))?;
-    say(&format!(
-        "{}: cert.pem, key.pem and ca.pem for {id}, valid until {}",
-        out.display(),
-        leaf.not_after.format(&Rfc3339)?
-    ));
-    if !config.identities.iter().any(|rule| rule.pattern.matches(&id)) {
-        say("note: no rule under `identities` matches this ID, so the gateway will refuse it");
+    match command {
+        CertsCommand::Issue { config, id, out } => issue(&config, &id, &out)?,
+        CertsCommand::Invite { config, id, ttl } => {
+            let (config, authority) = config.authority()?;
+            let token = authority.invite(&id, Duration::from_secs(ttl))?;
+            say(&token.to_string());
+            note_unmatched(&config, &id);
+            if config.enrol.is_none() {
+                note("`enrol` is not configured, so there is no address to use this token at");
+            }
+        }
+        CertsCommand::Enrol(arguments) => workstation::enrol(&arguments)?,
+        CertsCommand::Renew(arguments) => workstation::renew(&arguments)?,
+        CertsCommand::Status { config } => {
+            let (_, authority) = config.authority()?;
+            say(&serde_json::to_string_pretty(&authority.status())?);
+        }
+        CertsCommand::Revoke { config, id, serial } => revoke(&config, id.as_ref(), serial.as_ref())?,
+        CertsCommand::Bundle { config, format } => {
+            let (_, authority) = config.authority()?;
+            let roots = authority.trust_bundle();
+            match format {
+                Format::Pem => say(postern_certs::pem::certificates(&roots).trim_end()),
+                Format::Spiffe => say(&authority.bundle_document()?),
+            }
+        }
+        CertsCommand::Backup { config, out, passphrase_file } => {
+            let config = config.load()?;
+            let sealed = postern_certs::backup(&config.authority_dir(), &passphrase(&passphrase_file)?)?;
+            write_new(&out, &sealed).with_context(|| format!("writing {}", out.display()))?;
+            say(&format!("{}: the authority of {}, encrypted", out.display(), config.trust_domain));
+        }
+        CertsCommand::Restore { config, from, passphrase_file } => {
+            let config = config.load()?;
+            let sealed = std::fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+            let passphrase = passphrase(&passphrase_file)?;
+            postern_certs::restore(&config.authority_dir(), &sealed, &passphrase)?;
+            let authority = tls::authority(&config)?;
+            say(&format!("the authority of {} is back", authority.trust_domain()));
+        }
+        CertsCommand::ResetClock { config } => {
+            let config = config.load()?;
+            Authority::reset_clock(&config.authority_dir(), tls::authority_options(&config))?;
+            say("the present time is accepted; restart the gateway if it runs");
+        }
+        CertsCommand::Root(command) => root::run(command)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn issue(config: &ConfigArgument, id: &SpiffeId, out: &Path) -> anyhow::Result<()> {
+    let (config, authority) = config.authority()?;
+    let leaf = authority.issue(LeafRequest { id: id.clone(), role: Role::Workload })?;
+    leaf.write(out, &authority.trust_bundle()).with_context(|| format!("writing to {}", out.display()))?;
+    let until = leaf.not_after.format(&Rfc3339)?;
+    say(&format!("{}: cert.pem, key.pem and ca.pem for {id}, valid until {until}", out.display()));
+    note_unmatched(&config, id);
+    Ok(())
+}
+
+fn revoke(config: &ConfigArgument, id: Option<&SpiffeId>, serial: Option<&Serial>) -> anyhow::Result<()> {
+    let (_, authority) = config.authority()?;
+    let revoked = match (id, serial) {
+        (Some(id), _) => authority.revoke_id(id)?,
+        (None, Some(serial)) => authority.revoke_serial(serial)?,
+        (None, None) => Vec::new(),
+    };
+    if revoked.is_empty() {
+        bail!("no certificate of that name is in force; `postern certs status` counts those that are");
+    }
+    for serial in revoked {
+        say(&format!("revoked {serial}"));
+    }
+    Ok(())
+}
+
+fn note_unmatched(config: &Config, id: &SpiffeId) {
+    if !config.identities.iter().any(|rule| rule.pattern.matches(id)) {
+        note("no rule under `identities` matches this ID, so the gateway will refuse it");
+    }
+}
+
+/// Beside the output, which a script reads.
+#[expect(clippy::print_stderr, reason = "a note for the person at the terminal")]
+fn note(text: &str) {
+    eprintln!("note: {text}");
+}
+
+/// The first line of a file that holds a secret; `-` is the standard input.
+fn secret(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    let read = if path == Path::new("-") {
+        std::io::stdin().take(MAX_SECRET).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MAX_SECRET).read_to_string(&mut text))
+    };
+    read.with_context(|| format!("reading {}", path.display()))?;
+    let line = text.lines().next().unwrap_or_default().trim();
+    if line.is_empty() {
+        bail!("{} is empty", path.display());
+    }
+    Ok(Zeroizing::new(line.to_owned()))
+}
+
+fn passphrase(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    secret(path).context("the passphrase")
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }

@@ -1,0 +1,83 @@
+//! `postern certs root`: a root that is replaced, or that is kept off line.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use postern_certs::{Authority, PathPrefix};
+
+use super::{ConfigArgument, write_new};
+use crate::cli::say;
+use crate::tls;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RootCommand {
+    /// Begin the switch to a new root: trust both, then issue from the new one, then drop the old one.
+    Switch {
+        #[command(flatten)]
+        config: ConfigArgument,
+    },
+    /// On a machine that is kept off line: make a root.
+    Create {
+        /// The trust domain, such as example.org.
+        #[arg(long)]
+        domain: String,
+        /// A folder for its key; it is made.
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+    },
+    /// On that machine: sign the request of a branch.
+    Sign {
+        /// The folder of the root.
+        #[arg(long, value_name = "FOLDER")]
+        root: PathBuf,
+        /// What the branch's gateway wrote: intermediate.csr.pem.
+        #[arg(long, value_name = "FILE")]
+        csr: PathBuf,
+        /// Below which paths the branch may name workloads, such as /branch-17; absent: everywhere.
+        #[arg(long, default_value = "")]
+        prefix: PathPrefix,
+        /// Where to write the certificate; the root's is written after it.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// On the gateway's machine: put in place what the off-line machine signed.
+    Install {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// What `root sign` wrote.
+        #[arg(long, value_name = "FILE")]
+        certificate: PathBuf,
+    },
+}
+
+pub(super) fn run(command: RootCommand) -> anyhow::Result<()> {
+    let now = time::OffsetDateTime::now_utc();
+    match command {
+        RootCommand::Switch { config } => {
+            let (_, authority) = config.authority()?;
+            authority.begin_root_switch()?;
+            say("a new root is trusted beside the old one from now on; `postern certs status` shows how far the switch is");
+        }
+        RootCommand::Create { domain, out } => {
+            postern_certs::authority::create_root(&out, &domain, now)?;
+            say(&format!("{}: a root for {domain}; keep it off line, and keep a copy", out.display()));
+        }
+        RootCommand::Sign { root, csr, prefix, out } => {
+            let read = |path: &PathBuf| {
+                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+            };
+            let signed = postern_certs::authority::sign_intermediate(&root, &read(&csr)?, &prefix, now)?;
+            write_new(&out, signed.as_bytes()).with_context(|| format!("writing {}", out.display()))?;
+            say(&format!("{}: bring it to the gateway and run `postern certs root install`", out.display()));
+        }
+        RootCommand::Install { config, certificate } => {
+            let config = config.load()?;
+            let text = std::fs::read_to_string(&certificate)
+                .with_context(|| format!("reading {}", certificate.display()))?;
+            Authority::install(&config.authority_dir(), tls::authority_options(&config), &text)?;
+            say("the intermediate is in place");
+        }
+    }
+    Ok(())
+}

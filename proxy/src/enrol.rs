@@ -1,0 +1,241 @@
+//! How workstations come by their certificates: with an invite on the `enrol` address, and from then on with the leaf they
+//! have, on the gateway's own address.
+//!
+//! | request | where | who |
+//! | --- | --- | --- |
+//! | `POST /enrol {"token", "csr"}` | `enrol`, no client certificate | who holds an invite that was not used |
+//! | `POST /.well-known/postern/renew {"csr"}` | `listen`, mTLS | who has a leaf that is valid and not revoked |
+//!
+//! Both answer `{"id", "gateway", "certificate", "ca", "not_after"}`; `certificate` and `ca` are PEM, and so is `csr`. The key
+//! never leaves the workstation.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use governor::clock::Clock as _;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use moka::sync::Cache;
+use postern_certs::{CertsError, JoinToken, SignedLeaf};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::session::Session;
+use crate::error::Error;
+use crate::listener::anonymous_handshake;
+use crate::listener::handshakes::Handshakes;
+use crate::response::{self, Body};
+use crate::telemetry::metrics::Metrics;
+use crate::tls::Certificate;
+
+/// Where a leaf is renewed, on the gateway's own address.
+pub const RENEW_PATH: &str = "/.well-known/postern/renew";
+/// Where a workstation enrols, on the `enrol` address.
+pub const ENROL_PATH: &str = "/enrol";
+
+/// Bytes of a request: a token and a CSR are under 4 KiB.
+const MAX_BODY: usize = 16 << 10;
+/// From accept to the last byte.
+const WITHIN: Duration = Duration::from_secs(15);
+/// Connections at a time, in all and from one address.
+const CONNECTIONS: usize = 256;
+const CONNECTIONS_PER_ADDRESS: usize = 8;
+/// Tries a minute on the enrol address: from one address, and in all. A token of 256 bits is not guessed at any rate; this
+/// bounds the work.
+const TRIES_PER_ADDRESS: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+const TRIES: NonZeroU32 = NonZeroU32::new(600).expect("not zero");
+/// Renewals a minute of one identity. One in 36 hours is usual.
+const RENEWALS: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
+/// Those whose rates are kept.
+const KEPT: u64 = 10_000;
+const IDLE: Duration = Duration::from_secs(120);
+/// After an error of accept.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Signs for those who may have a certificate.
+#[derive(Debug)]
+pub struct Registrar {
+    certificate: Arc<Certificate>,
+    metrics: Arc<Metrics>,
+    tries: DefaultDirectRateLimiter,
+    tries_per_address: Cache<IpAddr, Arc<DefaultDirectRateLimiter>>,
+    renewals: Cache<String, Arc<DefaultDirectRateLimiter>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Enrolment {
+    token: String,
+    csr: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Renewal {
+    csr: String,
+}
+
+impl Registrar {
+    /// Signs with the authority of `certificate`.
+    #[must_use]
+    pub fn new(certificate: Arc<Certificate>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            certificate,
+            metrics,
+            tries: RateLimiter::direct(Quota::per_minute(TRIES)),
+            tries_per_address: Cache::builder().max_capacity(KEPT).time_to_idle(IDLE).build(),
+            renewals: Cache::builder().max_capacity(KEPT).time_to_idle(IDLE).build(),
+        }
+    }
+
+    /// Answers `POST` [`RENEW_PATH`].
+    pub async fn renew(&self, session: &Session, request: Request<Incoming>) -> Response<Body> {
+        let id = session.peer.id.to_string();
+        let limiter = || Arc::new(RateLimiter::direct(Quota::per_minute(RENEWALS)));
+        let limiter = self.renewals.get_with_by_ref(&id, limiter);
+        let signed = async {
+            check(&limiter, "renewals a minute")?;
+            let Renewal { csr } = read(request).await?;
+            let (authority, peer) = (self.certificate.clone(), session.peer.clone());
+            let csr = der(&csr)?;
+            blocking(move || authority.authority()?.renew(&peer, &csr)).await
+        };
+        self.reply("renew", signed.await)
+    }
+
+    async fn enrol(&self, address: IpAddr, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path() != ENROL_PATH {
+            return response::error(&Error::EnrolOnly);
+        }
+        if request.method() != Method::POST {
+            return response::error(&Error::Method("POST"));
+        }
+        let limiter = || Arc::new(RateLimiter::direct(Quota::per_minute(TRIES_PER_ADDRESS)));
+        let limiter = self.tries_per_address.get_with(address, limiter);
+        let signed = async {
+            check(&limiter, "enrolments a minute")?;
+            check(&self.tries, "enrolments a minute")?;
+            let Enrolment { token, csr } = read(request).await?;
+            let token = JoinToken::parse(token.trim()).map_err(Error::from)?;
+            let csr = der(&csr)?;
+            let authority = self.certificate.clone();
+            blocking(move || authority.authority()?.enrol(token.secret(), &csr)).await
+        };
+        self.reply("enrol", signed.await)
+    }
+
+    fn reply(&self, what: &'static str, signed: Result<SignedLeaf, Error>) -> Response<Body> {
+        match signed {
+            Ok(leaf) => {
+                self.metrics.certificate_signed(what, "ok");
+                tracing::info!(id = %leaf.id, serial = %leaf.serial, until = %leaf.not_after, what, "a certificate was signed");
+                answer(&described(&leaf, &self.certificate))
+            }
+            Err(error) => {
+                self.metrics.certificate_signed(what, error.code());
+                tracing::warn!(%error, what, "a certificate was not signed");
+                response::error(&error)
+            }
+        }
+    }
+}
+
+/// Serves the enrol address until `drain`.
+pub async fn serve(registrar: Arc<Registrar>, listener: TcpListener, drain: CancellationToken) {
+    let places = Handshakes::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, address)) = accepted else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let Some(place) = places.begin(address.ip()) else { continue };
+        let registrar = registrar.clone();
+        tokio::spawn(async move {
+            let serving = async {
+                let Some(tls) = registrar.certificate.current().enrol.clone() else { return };
+                let Some(stream) = anonymous_handshake(&registrar.metrics, tls, stream).await else { return };
+                let service = service_fn(|request| {
+                    let registrar = registrar.clone();
+                    async move { Ok::<_, std::convert::Infallible>(registrar.enrol(address.ip(), request).await) }
+                });
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.timer(TokioTimer::new()).keep_alive(false);
+                // A client that breaks off is nobody's concern here.
+                let _ended = http.serve_connection(TokioIo::new(stream), service).await;
+            };
+            let _in_time = tokio::time::timeout(WITHIN, serving).await;
+            drop(place);
+        });
+    }
+}
+
+fn check(limiter: &DefaultDirectRateLimiter, what: &'static str) -> Result<(), Error> {
+    limiter.check().map_err(|wait| {
+        let retry_after = wait.wait_time_from(governor::clock::DefaultClock::default().now());
+        Error::RateLimited { what, retry_after }
+    })
+}
+
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Error> {
+    let body = tokio::time::timeout(WITHIN, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+    let body = body.map_err(|_| Error::ReceiveTimeout(WITHIN))?;
+    let body = body.map_err(|_| Error::TooLarge { limit: MAX_BODY as u64 })?.to_bytes();
+    serde_json::from_slice(&body).map_err(|_| Error::EnrolBody)
+}
+
+fn der(csr: &str) -> Result<Vec<u8>, Error> {
+    let csr = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(csr.as_bytes());
+    csr.map(|csr| csr.as_ref().to_vec()).map_err(|_| Error::EnrolBody)
+}
+
+/// Signing writes files.
+async fn blocking(sign: impl FnOnce() -> Result<SignedLeaf, CertsError> + Send + 'static) -> Result<SignedLeaf, Error> {
+    let signed = tokio::task::spawn_blocking(sign).await.map_err(|_| Error::AuthorityUnavailable)?;
+    signed.map_err(|error| {
+        let shown = Error::from(&error);
+        if matches!(shown, Error::AuthorityUnavailable) {
+            tracing::error!(%error, "the authority cannot sign");
+        }
+        shown
+    })
+}
+
+fn described(leaf: &SignedLeaf, certificate: &Certificate) -> Value {
+    json!({
+        "id": leaf.id.to_string(),
+        "gateway": certificate.gateway_id().to_string(),
+        "certificate": pem(&leaf.chain),
+        "ca": pem(&leaf.roots),
+        "not_after": leaf.not_after.format(&Rfc3339).unwrap_or_default(),
+    })
+}
+
+fn pem(certificates: &[CertificateDer<'_>]) -> String {
+    postern_certs::pem::certificates(certificates)
+}
+
+fn answer(body: &Value) -> Response<Body> {
+    let mut response = Response::new(response::full(Bytes::from(body.to_string())));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
