@@ -7,6 +7,7 @@
 //! | [`spiffe`] | identities and the patterns that configuration writes about them; pure |
 //! | [`authority`] | the embedded authority: a root for ten years, an intermediate for thirty days that renews itself |
 //! | [`issue`] | leaves: short-lived, a new key each time, exactly one identity |
+//! | [`material`] | certificates and keys that somebody else issued; pure |
 //! | [`rotate`] | when to renew a leaf, and when to worry; pure |
 //! | [`verify`] | what a certificate says about its holder, read strictly |
 //! | [`tls`] | server and client configurations built from a leaf and a trust bundle |
@@ -45,7 +46,8 @@ pub mod error;
 pub mod issue;
 pub mod join;
 mod ledger;
-mod pem;
+pub mod material;
+pub mod pem;
 pub mod prefix;
 pub mod refusal;
 pub mod rotate;

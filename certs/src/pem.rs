@@ -31,8 +31,15 @@ pub(crate) fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
 }
 
 /// Certificates, one section each.
-pub(crate) fn certificates(chain: &[CertificateDer<'_>]) -> String {
+#[must_use]
+pub fn certificates(chain: &[CertificateDer<'_>]) -> String {
     chain.iter().map(|der| encode(CERTIFICATE, der).to_string()).collect()
+}
+
+/// A certificate request (PKCS #10, DER).
+#[must_use]
+pub fn request(der: &[u8]) -> String {
+    encode(REQUEST, der).to_string()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The operators' side: health, metrics, status. Plain on a loopback address, else over mTLS and with roles: see [`guard`].
 
+mod certificates;
 pub mod guard;
 
 use std::sync::Arc;
@@ -19,10 +20,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use self::guard::{Access, Refusal};
 use crate::config::Config;
 use crate::gateway::Gateway;
+use crate::listener::shake_hands;
 use crate::tls::Certificate;
 
 /// Connections at a time on one address, and how long each may live.
@@ -45,7 +48,7 @@ pub struct Admin {
 /// Everything, for the admin address.
 pub fn admin(admin: Admin) -> Router {
     let guard = middleware::from_fn_with_state(admin.clone(), guarded);
-    probe_routes().route("/api/status", get(status)).layer(guard).with_state(admin)
+    probe_routes().merge(certificates::routes()).route("/api/status", get(status)).layer(guard).with_state(admin)
 }
 
 /// What somebody may do who came over mTLS; `None`: nothing.
@@ -74,6 +77,39 @@ pub async fn serve(listener: TcpListener, routes: Router) {
         let routes = routes.clone();
         tokio::spawn(async move {
             connection(stream, routes, MAX_AGE).await;
+            drop(place);
+        });
+    }
+}
+
+/// Answers over mTLS, to those who have a role, until `drain`.
+pub async fn serve_tls(listener: TcpListener, admin: Admin, routes: Router, drain: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (admin, routes, drain) = (admin.clone(), routes.clone(), drain.clone());
+        tokio::spawn(async move {
+            let mut trust = admin.certificate.trust();
+            let (metrics, current) = (&admin.gateway.metrics, admin.certificate.current());
+            let Some((stream, session)) = shake_hands(metrics, &current, stream).await else { return };
+            let Some(access) = access(&admin.gateway.config, &session.peer.id) else {
+                metrics.handshake_failed("no_role");
+                return tracing::warn!(id = %session.peer.id, "somebody without a role came to the admin address");
+            };
+            let serving = connection(stream, routes.layer(Extension(access)), MAX_AGE);
+            tokio::select! {
+                () = serving => {}
+                _ = session.end(&mut trust, &drain) => {}
+            }
             drop(place);
         });
     }
@@ -172,7 +208,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "offline": gateway.config.offline,
         "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready()},
-        "certificate": {"id": gateway.config.gateway_id(), "not_after": until},
+        "certificate": {"id": admin.certificate.gateway_id().to_string(), "not_after": until},
         "targets": targets,
         "policies": gateway.policies.names(),
         "records_healthy": gateway.audit.is_healthy(),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_certs::spiffe;
+use postern_certs::{PathPrefix, RootPlace, spiffe};
 
 use crate::classify::label::{Label, Labels};
 pub use file::{OnFailure, Placement, Secret};
@@ -68,6 +68,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Trust domain of the embedded authority.
     pub trust_domain: String,
+    /// Below which path this gateway names workloads.
+    pub prefix: PathPrefix,
+    /// Where the root's key is.
+    pub root: RootPlace,
     /// Life of a leaf.
     pub leaf_ttl: Duration,
     /// The lattice.
@@ -235,7 +239,7 @@ impl Config {
     /// The exact SPIFFE ID of the gateway.
     #[must_use]
     pub fn gateway_id(&self) -> String {
-        format!("spiffe://{}/gateway", self.trust_domain)
+        format!("spiffe://{}{}/gateway", self.trust_domain, self.prefix)
     }
 
     /// Keys and certificates of the embedded authority.

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::session::{End, Session};
+use crate::enrol::{RENEW_PATH, Registrar};
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::pipeline;
@@ -35,16 +36,23 @@ const MAX_SEND_BUFFER: usize = 256 << 10;
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
+/// What requests are answered with.
+#[derive(Debug)]
+pub(crate) struct Front {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) registrar: Arc<Registrar>,
+}
+
 /// Serves one connection until its session ends.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    gateway: Arc<Gateway>,
+    front: Arc<Front>,
     stream: S,
     session: Arc<Session>,
     mut trust: watch::Receiver<Arc<Trust>>,
     drain: CancellationToken,
     version: Version,
 ) {
-    let receive = gateway.config.limits.receive.0;
+    let receive = front.gateway.config.limits.receive.0;
     // As agreed in the handshake. Waiting to see what comes first would be a wait without a bound.
     let http = auto::Builder::new(TokioExecutor::new());
     let mut http = if version == Version::HTTP_2 { http.http2_only() } else { http.http1_only() };
@@ -58,8 +66,8 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .keep_alive_timeout(PING_EVERY);
     let sessions = session.clone();
     let service = service_fn(move |request| {
-        let (gateway, session) = (gateway.clone(), sessions.clone());
-        async move { Ok::<_, Infallible>(handle(&gateway, &session, request).await) }
+        let (front, session) = (front.clone(), sessions.clone());
+        async move { Ok::<_, Infallible>(handle(&front, &session, request).await) }
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let end = tokio::select! {
@@ -87,10 +95,17 @@ fn note(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     }
 }
 
-async fn handle(gateway: &Arc<Gateway>, session: &Arc<Session>, request: Request<Incoming>) -> Response<Body> {
+async fn handle(front: &Front, session: &Arc<Session>, request: Request<Incoming>) -> Response<Body> {
     if !session.is_current() {
         return response::error(&Error::ConnectionExpired);
     }
+    if request.uri().path() == RENEW_PATH {
+        return match *request.method() {
+            Method::POST => front.registrar.renew(session, request).await,
+            _ => response::error(&Error::Method("POST")),
+        };
+    }
+    let gateway = &front.gateway;
     // Rules are looked up for each request, not for each connection: a change takes hold at once.
     let peer = match Peer::resolve(&gateway.config, &session.peer.id) {
         Ok(peer) => peer,

@@ -204,6 +204,16 @@ impl Service<Uri> for Bounded {
     }
 }
 
+/// A TCP connection to a gateway, for a workstation that enrols or renews. `to` is `HOST:PORT`.
+///
+/// # Errors
+/// The name is not known, or nobody listens.
+pub(crate) async fn dial_gateway(to: &str) -> io::Result<tokio::net::TcpStream> {
+    let stream = tokio::net::TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 /// A TCP connection to a loopback address: the demo's own parts talk to each other this way.
 ///
 /// # Errors

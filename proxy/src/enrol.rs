@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use moka::sync::Cache;
-use postern_certs::{CertsError, JoinToken, SignedLeaf};
+use postern_certs::{Authority, CertsError, JoinToken, SignedLeaf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
@@ -42,9 +42,9 @@ use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
 
 /// Where a leaf is renewed, on the gateway's own address.
-pub const RENEW_PATH: &str = "/.well-known/postern/renew";
+pub(crate) const RENEW_PATH: &str = "/.well-known/postern/renew";
 /// Where a workstation enrols, on the `enrol` address.
-pub const ENROL_PATH: &str = "/enrol";
+pub(crate) const ENROL_PATH: &str = "/enrol";
 
 /// Bytes of a request: a token and a CSR are under 4 KiB.
 const MAX_BODY: usize = 16 << 10;
@@ -67,7 +67,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Signs for those who may have a certificate.
 #[derive(Debug)]
-pub struct Registrar {
+pub(crate) struct Registrar {
     certificate: Arc<Certificate>,
     metrics: Arc<Metrics>,
     tries: DefaultDirectRateLimiter,
@@ -91,7 +91,7 @@ struct Renewal {
 impl Registrar {
     /// Signs with the authority of `certificate`.
     #[must_use]
-    pub fn new(certificate: Arc<Certificate>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(certificate: Arc<Certificate>, metrics: Arc<Metrics>) -> Self {
         Self {
             certificate,
             metrics,
@@ -102,7 +102,7 @@ impl Registrar {
     }
 
     /// Answers `POST` [`RENEW_PATH`].
-    pub async fn renew(&self, session: &Session, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn renew(&self, session: &Session, request: Request<Incoming>) -> Response<Body> {
         let id = session.peer.id.to_string();
         let limiter = || Arc::new(RateLimiter::direct(Quota::per_minute(RENEWALS)));
         let limiter = self.renewals.get_with_by_ref(&id, limiter);
@@ -111,7 +111,7 @@ impl Registrar {
             let Renewal { csr } = read(request).await?;
             let (authority, peer) = (self.certificate.clone(), session.peer.clone());
             let csr = der(&csr)?;
-            blocking(move || authority.authority()?.renew(&peer, &csr)).await
+            blocking(authority, move |authority| authority.renew(&peer, &csr)).await
         };
         self.reply("renew", signed.await)
     }
@@ -129,10 +129,10 @@ impl Registrar {
             check(&limiter, "enrolments a minute")?;
             check(&self.tries, "enrolments a minute")?;
             let Enrolment { token, csr } = read(request).await?;
-            let token = JoinToken::parse(token.trim()).map_err(Error::from)?;
+            let token = JoinToken::parse(token.trim()).map_err(|error| Error::from(&error))?;
             let csr = der(&csr)?;
             let authority = self.certificate.clone();
-            blocking(move || authority.authority()?.enrol(token.secret(), &csr)).await
+            blocking(authority, move |authority| authority.enrol(token.secret(), &csr)).await
         };
         self.reply("enrol", signed.await)
     }
@@ -154,7 +154,7 @@ impl Registrar {
 }
 
 /// Serves the enrol address until `drain`.
-pub async fn serve(registrar: Arc<Registrar>, listener: TcpListener, drain: CancellationToken) {
+pub(crate) async fn serve(registrar: Arc<Registrar>, listener: TcpListener, drain: CancellationToken) {
     let places = Handshakes::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
     loop {
         let accepted = tokio::select! {
@@ -207,8 +207,12 @@ fn der(csr: &str) -> Result<Vec<u8>, Error> {
 }
 
 /// Signing writes files.
-async fn blocking(sign: impl FnOnce() -> Result<SignedLeaf, CertsError> + Send + 'static) -> Result<SignedLeaf, Error> {
-    let signed = tokio::task::spawn_blocking(sign).await.map_err(|_| Error::AuthorityUnavailable)?;
+async fn blocking(
+    certificate: Arc<Certificate>,
+    sign: impl FnOnce(&Authority) -> Result<SignedLeaf, CertsError> + Send + 'static,
+) -> Result<SignedLeaf, Error> {
+    let signing = tokio::task::spawn_blocking(move || certificate.authority().map(sign).ok_or(Error::NoAuthority));
+    let signed = signing.await.map_err(|_| Error::AuthorityUnavailable)??;
     signed.map_err(|error| {
         let shown = Error::from(&error);
         if matches!(shown, Error::AuthorityUnavailable) {

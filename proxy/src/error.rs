@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use postern_certs::CertsError;
 use postern_wire::chat::Invalid;
 use postern_wire::error::ErrorBody;
 use postern_wire::json::JsonError;
@@ -59,6 +60,31 @@ pub enum Error {
         "No rule of this gateway allows the identity of your client certificate. Ask the operator to add it under `identities`."
     )]
     IdentityUnknown,
+    /// Another path on the enrol address.
+    #[error(
+        "This address serves POST /enrol only. Applications connect to the gateway's own address, with a certificate."
+    )]
+    EnrolOnly,
+    /// An enrolment that is not understood.
+    #[error(
+        "The body must be JSON with `csr`, a certificate request in PEM, and for an enrolment `token`, as `postern certs invite` printed it."
+    )]
+    EnrolBody,
+    /// A certificate request that cannot be signed.
+    #[error("The certificate request is refused: {0}.")]
+    Csr(&'static str),
+    /// An invite that is not good.
+    #[error("The join token is unknown, used or too old. Ask the operator for a new one.")]
+    InviteRefused,
+    /// A certificate that is not renewed.
+    #[error("This certificate is not renewed: {0}. Ask the operator for an invite.")]
+    NotRenewable(&'static str),
+    /// Certificates come from elsewhere.
+    #[error("This gateway does not issue certificates itself.")]
+    NoAuthority,
+    /// The authority cannot sign now.
+    #[error("The authority of this gateway cannot sign now; the operator sees why in its log. Try again later.")]
+    AuthorityUnavailable,
     /// The certificate of one side ended while the connection was open.
     #[error("The certificate of this connection has ended. Open a new one with your current certificate.")]
     ConnectionExpired,
@@ -171,6 +197,7 @@ impl Error {
         let retry_after = match self {
             Self::RateLimited { retry_after, .. } => Some((*retry_after).max(Duration::from_secs(1))),
             Self::Busy | Self::RecordUnavailable => Some(Duration::from_secs(1)),
+            Self::AuthorityUnavailable => Some(Duration::from_secs(60)),
             Self::EngineStarting | Self::UpstreamUnavailable { .. } => Some(Duration::from_secs(3)),
             _ => None,
         };
@@ -200,6 +227,13 @@ impl Error {
             Self::LabelRefused { .. } => (S::BAD_REQUEST, "label_refused", INVALID),
             Self::ModelUnknown => (S::NOT_FOUND, "model_not_found", INVALID),
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded", "rate_limit_error"),
+            Self::EnrolOnly => (S::NOT_FOUND, "unknown_endpoint", INVALID),
+            Self::EnrolBody => (S::BAD_REQUEST, "invalid_enrolment", INVALID),
+            Self::Csr(_) => (S::BAD_REQUEST, "invalid_csr", INVALID),
+            Self::InviteRefused => (S::FORBIDDEN, "invite_refused", DENIED),
+            Self::NotRenewable(_) => (S::FORBIDDEN, "not_renewable", DENIED),
+            Self::NoAuthority => (S::NOT_FOUND, "no_authority", INVALID),
+            Self::AuthorityUnavailable => (S::SERVICE_UNAVAILABLE, "authority_unavailable", SERVER),
             Self::ConnectionExpired => (S::SERVICE_UNAVAILABLE, "connection_expired", SERVER),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "gateway_busy", SERVER),
             Self::PolicyDenied { .. } | Self::PolicyFailed { .. } => (S::FORBIDDEN, "policy_denied", DENIED),
@@ -212,6 +246,19 @@ impl Error {
             Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),
             Self::StreamBroken => (S::BAD_GATEWAY, "stream_broken", SERVER),
             Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
+        }
+    }
+}
+
+impl From<&CertsError> for Error {
+    /// What a workstation reads. Whatever is not its own fault is the operator's concern only.
+    fn from(error: &CertsError) -> Self {
+        match error {
+            CertsError::Csr(why) => Self::Csr(why),
+            CertsError::JoinToken(_) => Self::EnrolBody,
+            CertsError::InviteRefused => Self::InviteRefused,
+            CertsError::NotRenewable { why, .. } => Self::NotRenewable(why),
+            _ => Self::AuthorityUnavailable,
         }
     }
 }

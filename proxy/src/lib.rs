@@ -16,6 +16,7 @@ pub mod decide;
 pub mod demo;
 pub mod dispatch;
 mod egress;
+mod enrol;
 pub mod error;
 pub mod exchange;
 pub mod gateway;

@@ -1,6 +1,6 @@
 //! Accepts connections, proves who is there, and hands them on. Bounded in number and in the time of a handshake.
 
-mod handshakes;
+pub(crate) mod handshakes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection;
 use crate::connection::session::Session;
-use crate::gateway::Gateway;
+use crate::connection::{self, Front};
 use crate::listener::handshakes::{Handshake, Handshakes};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Certificate, Current};
@@ -33,13 +32,13 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `drain` is cancelled; every connection is then a task of `connections`, ending by itself.
 pub(crate) async fn serve(
-    gateway: Arc<Gateway>,
+    front: Arc<Front>,
     certificate: Arc<Certificate>,
     listener: TcpListener,
     drain: CancellationToken,
     connections: TaskTracker,
 ) {
-    let places = Arc::new(Semaphore::new(gateway.config.limits.connections));
+    let places = Arc::new(Semaphore::new(front.gateway.config.limits.connections));
     let handshakes = Handshakes::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
     loop {
         let accepted = tokio::select! {
@@ -57,11 +56,11 @@ pub(crate) async fn serve(
         };
         // Full: the connection is closed at once, which costs the client less than waiting would.
         let Some(handshake) = handshakes.begin(address.ip()) else {
-            gateway.metrics.handshake_failed("too_many");
+            front.gateway.metrics.handshake_failed("too_many");
             continue;
         };
         let guest = Guest { stream, handshake, places: places.clone() };
-        connections.spawn(greet(gateway.clone(), certificate.clone(), guest, drain.clone()));
+        connections.spawn(greet(front.clone(), certificate.clone(), guest, drain.clone()));
     }
 }
 
@@ -73,22 +72,24 @@ struct Guest {
 }
 
 async fn greet(
-    gateway: Arc<Gateway>,
+    front: Arc<Front>,
     certificate: Arc<Certificate>,
     Guest { stream, handshake, places }: Guest,
     drain: CancellationToken,
 ) {
     // Before the handshake, so that no change of trust is missed between it and the first request.
     let trust = certificate.trust();
-    let Some((stream, session)) = shake_hands(&gateway.metrics, &certificate.current(), stream).await else { return };
+    let Some((stream, session)) = shake_hands(&front.gateway.metrics, &certificate.current(), stream).await else {
+        return;
+    };
     drop(handshake);
     let Ok(_place) = places.try_acquire_owned() else {
-        gateway.metrics.handshake_failed("full");
+        front.gateway.metrics.handshake_failed("full");
         return tracing::debug!("`limits.connections` is reached; a client was turned away");
     };
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-    connection::serve(gateway, stream, Arc::new(session), trust, drain, version).await;
+    connection::serve(front, stream, Arc::new(session), trust, drain, version).await;
 }
 
 /// Mutual TLS; `None` if the client may not come in, which is counted.

@@ -15,6 +15,8 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Admin};
 use crate::audit::Flushed;
 use crate::config::{self, Config};
+use crate::connection::Front;
+use crate::enrol::{self, Registrar};
 use crate::gateway::Gateway;
 use crate::listener;
 use crate::tls::Certificate;
@@ -93,23 +95,34 @@ async fn serve(
         tracing::warn!(policy, kind, detail = %failure.detail, "a policy failed when it was tried: while it does, every request is treated as its `on_failure` says");
     }
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
-    tokio::spawn(certificate.clone().keep(metrics));
+    tokio::spawn(certificate.clone().keep(metrics.clone()));
+    let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
 
     let pages = Admin { gateway: gateway.clone(), certificate: certificate.clone() };
     let admin_listener = TcpListener::from_std(inherited.admin)?;
     let mut ready =
         format!("postern ready gateway={} admin={}", inherited.gateway.local_addr()?, admin_listener.local_addr()?);
-    tokio::spawn(admin::serve(admin_listener, admin::admin(pages.clone())));
+    let routes = admin::admin(pages.clone());
+    if admin_listener.local_addr()?.ip().is_loopback() {
+        tokio::spawn(admin::serve(admin_listener, routes));
+    } else {
+        tokio::spawn(admin::serve_tls(admin_listener, pages.clone(), routes, drain.clone()));
+    }
     if let Some(probe) = inherited.probe {
         let probe = TcpListener::from_std(probe)?;
         ready += &format!(" probe={}", probe.local_addr()?);
         tokio::spawn(admin::serve(probe, admin::probe(pages)));
     }
 
-    let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
+    let registrar = Arc::new(Registrar::new(certificate.clone(), metrics));
+    if let Some(enrol) = inherited.enrol {
+        let enrol = TcpListener::from_std(enrol)?;
+        ready += &format!(" enrol={}", enrol.local_addr()?);
+        tokio::spawn(enrol::serve(registrar.clone(), enrol, drain.clone()));
+    }
     let listener = TcpListener::from_std(inherited.gateway)?;
-    let serving =
-        tokio::spawn(listener::serve(gateway.clone(), certificate, listener, drain.clone(), connections.clone()));
+    let front = Arc::new(Front { gateway: gateway.clone(), registrar });
+    let serving = tokio::spawn(listener::serve(front, certificate, listener, drain.clone(), connections.clone()));
     announce(&ready, &gateway.config);
 
     signal(SignalKind::terminate())?.recv().await;

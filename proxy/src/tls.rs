@@ -6,7 +6,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Health, Schedule};
 use postern_certs::{
-    Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, SystemClock, Trust,
+    Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, Serial, SpiffeId, SystemClock,
+    Trust, verify,
 };
 use rustls::ServerConfig;
 use time::OffsetDateTime;
@@ -21,13 +22,22 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often an alarm is repeated in the log.
 const ALARM_EVERY: time::Duration = time::Duration::HOUR;
 
+/// How the embedded authority of a configuration works.
+#[must_use]
+pub fn authority_options(config: &Config) -> AuthorityOptions {
+    AuthorityOptions {
+        prefix: config.prefix.clone(),
+        root: config.root,
+        ..AuthorityOptions::new(config.trust_domain.clone(), config.leaf_ttl)
+    }
+}
+
 /// Opens the embedded authority of a configuration; makes it at first start.
 ///
 /// # Errors
 /// Its files cannot be read or written, or are not what it wrote.
 pub fn authority(config: &Config) -> Result<Authority, CertsError> {
-    let options = AuthorityOptions::new(config.trust_domain.clone(), config.leaf_ttl);
-    Authority::open_or_create(&config.authority_dir(), options)
+    Authority::open_or_create(&config.authority_dir(), authority_options(config))
 }
 
 /// What new handshakes use.
@@ -35,6 +45,8 @@ pub fn authority(config: &Config) -> Result<Authority, CertsError> {
 pub struct Current {
     /// Fresh at each change of leaf or trust, never a clone: clones share session storage.
     pub tls: Arc<ServerConfig>,
+    /// For the enrol address: without client certificates. `None` if nobody enrols here.
+    pub enrol: Option<Arc<ServerConfig>>,
     /// No connection outlives it.
     pub not_after: OffsetDateTime,
     leaf: Arc<IssuedLeaf>,
@@ -48,9 +60,16 @@ impl Current {
         SystemClock.now() <= self.not_after
     }
 
-    fn new(leaf: Arc<IssuedLeaf>, schedule: Schedule, trust: &Arc<Trust>) -> Result<Self, CertsError> {
+    /// The number of its leaf.
+    #[must_use]
+    pub fn serial(&self) -> Option<Serial> {
+        self.leaf.chain.first().and_then(|leaf| verify::peer(leaf).ok()).map(|own| own.serial)
+    }
+
+    fn new(leaf: Arc<IssuedLeaf>, schedule: Schedule, trust: &Arc<Trust>, enrols: bool) -> Result<Self, CertsError> {
         let tls = postern_certs::server_config(&leaf, trust)?;
-        Ok(Self { tls, not_after: leaf.not_after, leaf, schedule })
+        let enrol = enrols.then(|| postern_certs::enrol_server_config(&leaf, &trust.roots())).transpose()?;
+        Ok(Self { tls, enrol, not_after: leaf.not_after, leaf, schedule })
     }
 }
 
@@ -59,6 +78,7 @@ impl Current {
 pub struct Certificate {
     authority: Authority,
     names: Vec<String>,
+    enrols: bool,
     current: ArcSwap<Current>,
     trust: watch::Sender<Arc<Trust>>,
     failures: Mutex<Failures>,
@@ -73,10 +93,12 @@ impl Certificate {
     /// See [`CertsError`].
     pub fn new(config: &Config) -> Result<Self, CertsError> {
         let authority = authority(config)?;
-        let trust = Arc::new(trust_of(&authority)?);
+        let trust = authority.trust();
         let (leaf, schedule) = issue(&authority, &config.names)?;
-        let current = Current::new(leaf, schedule, &trust)?;
+        let enrols = config.enrol.is_some();
+        let current = Current::new(leaf, schedule, &trust, enrols)?;
         Ok(Self {
+            enrols,
             authority,
             names: config.names.clone(),
             current: ArcSwap::from_pointee(current),
@@ -84,6 +106,18 @@ impl Certificate {
             failures: Mutex::default(),
             renewing: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// The authority, where this gateway has one.
+    #[must_use]
+    pub fn authority(&self) -> Option<&Authority> {
+        Some(&self.authority)
+    }
+
+    /// The gateway's own ID.
+    #[must_use]
+    pub fn gateway_id(&self) -> &SpiffeId {
+        self.authority.gateway_id()
     }
 
     /// What the next handshake uses.
@@ -167,12 +201,12 @@ impl Certificate {
     }
 
     fn refresh(&self) -> Result<bool, CertsError> {
-        if !refreshed(&self.authority)? {
+        if !self.authority.refresh()? {
             return Ok(false);
         }
-        let trust = Arc::new(trust_of(&self.authority)?);
+        let trust = self.authority.trust();
         let current = self.current.load();
-        let fresh = Current::new(current.leaf.clone(), current.schedule, &trust)?;
+        let fresh = Current::new(current.leaf.clone(), current.schedule, &trust, self.enrols)?;
         self.current.store(Arc::new(fresh));
         // Last: who is told finds the new configuration in place.
         self.trust.send_replace(trust);
@@ -185,7 +219,7 @@ impl Certificate {
         let issued = tokio::task::spawn_blocking(move || issue(&this.authority, &this.names)).await;
         let (leaf, schedule) = issued.map_err(|_| CertsError::SpiffeId("the issuing task ended"))??;
         let trust = self.trust.borrow().clone();
-        let fresh = Current::new(leaf, schedule, &trust)?;
+        let fresh = Current::new(leaf, schedule, &trust, self.enrols)?;
         let until = fresh.not_after;
         self.current.store(Arc::new(fresh));
         Ok(until)
@@ -226,13 +260,4 @@ fn issue(authority: &Authority, names: &[String]) -> Result<(Arc<IssuedLeaf>, Sc
     let leaf = authority.issue(LeafRequest { id: authority.gateway_id().clone(), role })?;
     let schedule = Schedule::new(leaf.not_before, leaf.not_after, rand::random());
     Ok((Arc::new(leaf), schedule))
-}
-
-fn trust_of(authority: &Authority) -> Result<Trust, CertsError> {
-    Trust::from_roots(&authority.trust_bundle())
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the authority will")]
-fn refreshed(_: &Authority) -> Result<bool, CertsError> {
-    Ok(false)
 }

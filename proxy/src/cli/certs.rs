@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use postern_certs::{Authority, LeafRequest, Role, Serial, SpiffeId};
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
@@ -72,31 +72,6 @@ pub(super) enum CertsCommand {
     Bundle {
         #[command(flatten)]
         config: ConfigArgument,
-        /// PEM certificates, or a SPIFFE bundle document.
-        #[arg(long, value_enum, default_value_t = Format::Pem)]
-        format: Format,
-    },
-    /// Write keys and registers of the authority into one encrypted file.
-    Backup {
-        #[command(flatten)]
-        config: ConfigArgument,
-        /// The file to write; it must not be there.
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-        /// Where the passphrase is; `-` is the standard input.
-        #[arg(long, value_name = "FILE")]
-        passphrase_file: PathBuf,
-    },
-    /// Put an authority back from a backup; none may be there.
-    Restore {
-        #[command(flatten)]
-        config: ConfigArgument,
-        /// What `backup` wrote.
-        #[arg(long = "from", value_name = "FILE")]
-        from: PathBuf,
-        /// Where the passphrase is; `-` is the standard input.
-        #[arg(long, value_name = "FILE")]
-        passphrase_file: PathBuf,
     },
     /// Accept the present time after a wrong, later one was seen.
     ResetClock {
@@ -115,20 +90,9 @@ pub(super) struct ConfigArgument {
     config: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
-    /// Certificates in PEM.
-    Pem,
-    /// A SPIFFE bundle document (JSON Web Key Set).
-    Spiffe,
-}
-
 impl ConfigArgument {
     fn load(&self) -> anyhow::Result<Config> {
         let config = config::load(&self.config)?;
-        if config.issuer != config::Issuer::Embedded {
-            bail!("this configuration has no authority of its own (`trust.issuer` is not `embedded`)");
-        }
         Ok(config)
     }
 
@@ -158,27 +122,10 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
             say(&serde_json::to_string_pretty(&authority.status())?);
         }
         CertsCommand::Revoke { config, id, serial } => revoke(&config, id.as_ref(), serial.as_ref())?,
-        CertsCommand::Bundle { config, format } => {
+        CertsCommand::Bundle { config } => {
             let (_, authority) = config.authority()?;
             let roots = authority.trust_bundle();
-            match format {
-                Format::Pem => say(postern_certs::pem::certificates(&roots).trim_end()),
-                Format::Spiffe => say(&authority.bundle_document()?),
-            }
-        }
-        CertsCommand::Backup { config, out, passphrase_file } => {
-            let config = config.load()?;
-            let sealed = postern_certs::backup(&config.authority_dir(), &passphrase(&passphrase_file)?)?;
-            write_new(&out, &sealed).with_context(|| format!("writing {}", out.display()))?;
-            say(&format!("{}: the authority of {}, encrypted", out.display(), config.trust_domain));
-        }
-        CertsCommand::Restore { config, from, passphrase_file } => {
-            let config = config.load()?;
-            let sealed = std::fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
-            let passphrase = passphrase(&passphrase_file)?;
-            postern_certs::restore(&config.authority_dir(), &sealed, &passphrase)?;
-            let authority = tls::authority(&config)?;
-            say(&format!("the authority of {} is back", authority.trust_domain()));
+            say(postern_certs::pem::certificates(&roots).trim_end());
         }
         CertsCommand::ResetClock { config } => {
             let config = config.load()?;
@@ -242,10 +189,6 @@ fn secret(path: &Path) -> anyhow::Result<Zeroizing<String>> {
         bail!("{} is empty", path.display());
     }
     Ok(Zeroizing::new(line.to_owned()))
-}
-
-fn passphrase(path: &Path) -> anyhow::Result<Zeroizing<String>> {
-    secret(path).context("the passphrase")
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use postern_certs::PathPrefix;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
@@ -97,10 +98,29 @@ pub struct Trust {
     /// `embedded`: an authority under state_dir, made at first start.
     #[serde(default)]
     pub issuer: Issuer,
+    /// Below which path this gateway and everybody that it vouches for are named, such as /branch-17; absent: the whole trust
+    /// domain.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub prefix: PathPrefix,
+    /// Where the key of the embedded authority's root is.
+    #[serde(default)]
+    pub root: RootKey,
     /// Life of a leaf; renewed at half of it.
     #[serde(default = "default_leaf_ttl")]
     #[schemars(with = "Span")]
     pub leaf_ttl: Spanned<Span>,
+}
+
+/// Where the key of a root is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootKey {
+    /// In state_dir: intermediates renew by themselves.
+    #[default]
+    Here,
+    /// On a machine that is kept off line: see `postern certs root`.
+    Offline,
 }
 
 /// Kinds of issuers.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_certs::spiffe;
+use postern_certs::{RootPlace, spiffe};
 use postern_plugins::detectors::Kind;
 use serde_saphyr::{Location, Spanned};
 
@@ -57,6 +57,11 @@ impl Resolver<'_> {
             admin: file.admin.value,
             probe: file.probe,
             trust_domain: file.trust.domain.value.clone(),
+            prefix: file.trust.prefix,
+            root: match file.trust.root {
+                file::RootKey::Here => RootPlace::Here,
+                file::RootKey::Offline => RootPlace::Offline,
+            },
             leaf_ttl: file.trust.leaf_ttl.value.0,
             identities: file
                 .identities

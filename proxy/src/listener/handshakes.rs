@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Counts handshakes under way, by address. Holds nothing about an address that has none.
 #[derive(Debug)]
-pub(super) struct Handshakes {
+pub(crate) struct Handshakes {
     counts: Arc<Mutex<Counts>>,
     most: usize,
     most_per_address: usize,
@@ -20,18 +20,18 @@ struct Counts {
 
 /// One place, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Handshake {
+pub(crate) struct Handshake {
     counts: Arc<Mutex<Counts>>,
     address: IpAddr,
 }
 
 impl Handshakes {
-    pub(super) fn new(most: usize, most_per_address: usize) -> Self {
+    pub(crate) fn new(most: usize, most_per_address: usize) -> Self {
         Self { counts: Arc::default(), most, most_per_address }
     }
 
     /// A place, if there is one for this address.
-    pub(super) fn begin(&self, address: IpAddr) -> Option<Handshake> {
+    pub(crate) fn begin(&self, address: IpAddr) -> Option<Handshake> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let here = counts.by_address.get(&address).copied().unwrap_or(0);
         if counts.all >= self.most || here >= self.most_per_address {

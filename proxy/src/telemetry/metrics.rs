@@ -36,6 +36,7 @@ pub struct Metrics {
     certificate_expiry: Family<Words<1>, Gauge>,
     certificate_rotations: Family<Words<1>, Counter>,
     trust_changes: Counter,
+    certificates_signed: Family<Words<2>, Counter>,
     records: Counter,
     records_writable: Gauge,
     records_changed: Family<Words<1>, Counter>,
@@ -67,6 +68,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             certificate_rotations: Family::default(),
             trust_changes: Counter::default(),
+            certificates_signed: Family::default(),
             records: Counter::default(),
             records_writable: Gauge::default(),
             records_changed: Family::default(),
@@ -109,6 +111,11 @@ impl Metrics {
             "postern_certificate_rotations",
             "Renewals of the leaf, by result",
             self.certificate_rotations.clone(),
+        );
+        r.register(
+            "postern_certificates_signed",
+            "Certificates of workstations, by occasion and result",
+            self.certificates_signed.clone(),
         );
         r.register("postern_trust_changes", "Changes of roots and revocation lists", self.trust_changes.clone());
         r.register("postern_audit_records", "Records written", self.records.clone());
@@ -201,6 +208,11 @@ impl Metrics {
     /// The leaf was renewed, or was not.
     pub fn certificate_rotated(&self, result: &'static str) {
         self.certificate_rotations.get_or_create(&[("result", result.to_owned())]).inc();
+    }
+
+    /// Somebody enrolled or renewed, or could not.
+    pub fn certificate_signed(&self, what: &'static str, result: &'static str) {
+        self.certificates_signed.get_or_create(&[("for", what.to_owned()), ("result", result.to_owned())]).inc();
     }
 
     /// Roots or revocation lists changed.

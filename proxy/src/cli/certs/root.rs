@@ -1,10 +1,11 @@
 //! `postern certs root`: a root that is replaced, or that is kept off line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use postern_certs::{Authority, PathPrefix};
+use zeroize::Zeroizing;
 
 use super::{ConfigArgument, write_new};
 use crate::cli::say;
@@ -37,7 +38,7 @@ pub(crate) enum RootCommand {
         /// Below which paths the branch may name workloads, such as /branch-17; absent: everywhere.
         #[arg(long, default_value = "")]
         prefix: PathPrefix,
-        /// Where to write the certificate; the root's is written after it.
+        /// Where to write the certificate.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
@@ -48,7 +49,17 @@ pub(crate) enum RootCommand {
         /// What `root sign` wrote.
         #[arg(long, value_name = "FILE")]
         certificate: PathBuf,
+        /// Every root that peers have to trust (PEM): what `root create` wrote.
+        #[arg(long, value_name = "FILE")]
+        roots: PathBuf,
     },
+}
+
+/// The root without its key.
+const CERTIFICATE_FILE: &str = "root-certificate.pem";
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 
 pub(super) fn run(command: RootCommand) -> anyhow::Result<()> {
@@ -57,25 +68,30 @@ pub(super) fn run(command: RootCommand) -> anyhow::Result<()> {
         RootCommand::Switch { config } => {
             let (_, authority) = config.authority()?;
             authority.begin_root_switch()?;
-            say("a new root is trusted beside the old one from now on; `postern certs status` shows how far the switch is");
+            say(
+                "a new root is trusted beside the old one from now on; `postern certs status` shows how far the switch is",
+            );
         }
         RootCommand::Create { domain, out } => {
-            postern_certs::authority::create_root(&out, &domain, now)?;
-            say(&format!("{}: a root for {domain}; keep it off line, and keep a copy", out.display()));
+            let root = postern_certs::authority::create_root(&out, &domain, now)?;
+            let path = out.join(CERTIFICATE_FILE);
+            write_new(&path, postern_certs::pem::certificates(&[root]).as_bytes())
+                .with_context(|| format!("writing {}", path.display()))?;
+            say(&format!(
+                "{}: a root for {domain}. Keep root.pem off line, and keep a copy; {CERTIFICATE_FILE} goes to the branches",
+                out.display()
+            ));
         }
         RootCommand::Sign { root, csr, prefix, out } => {
-            let read = |path: &PathBuf| {
-                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
-            };
+            let root = Zeroizing::new(read(&root.join("root.pem"))?);
             let signed = postern_certs::authority::sign_intermediate(&root, &read(&csr)?, &prefix, now)?;
             write_new(&out, signed.as_bytes()).with_context(|| format!("writing {}", out.display()))?;
             say(&format!("{}: bring it to the gateway and run `postern certs root install`", out.display()));
         }
-        RootCommand::Install { config, certificate } => {
+        RootCommand::Install { config, certificate, roots } => {
             let config = config.load()?;
-            let text = std::fs::read_to_string(&certificate)
-                .with_context(|| format!("reading {}", certificate.display()))?;
-            Authority::install(&config.authority_dir(), tls::authority_options(&config), &text)?;
+            let options = tls::authority_options(&config);
+            Authority::install(&config.authority_dir(), options, &read(&certificate)?, &read(&roots)?)?;
             say("the intermediate is in place");
         }
     }

@@ -12,11 +12,10 @@ use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use postern_certs::rotate::{Action, Failures, Schedule};
-use postern_certs::{Clock as _, Csr, IssuedLeaf, JoinToken, SpiffeId, SystemClock, Trust};
+use postern_certs::{Clock as _, Csr, IssuedLeaf, JoinToken, SpiffeId, SystemClock, Trust, material};
 use rustls::ClientConfig;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use tokio_rustls::TlsConnector;
@@ -62,17 +61,17 @@ pub(crate) struct Renew {
 pub(super) fn enrol(arguments: &Enrol) -> anyhow::Result<()> {
     let token = JoinToken::parse(&secret(&arguments.token_file)?)?;
     let csr = Csr::generate(token.id())?;
-    let body = json!({"token": token.to_string(), "csr": csr.to_pem()});
+    let body = json!({"token": token.to_string(), "csr": postern_certs::pem::request(&csr.der)});
     let answer = exchange(&arguments.gateway, token.client_config()?, ENROL_PATH, &body)?;
     let roots = certificates(&answer, "ca")?;
     let trusted = token.pinned(&roots);
     ensure!(!trusted.is_empty(), "none of the gateway's roots is the one that the token names");
-    finish(&arguments.out, csr, &answer, &trusted, token.gateway())
+    finish(&arguments.out, &csr, &answer, &trusted, token.gateway())
 }
 
 pub(super) fn renew(arguments: &Renew) -> anyhow::Result<()> {
     let dir = &arguments.dir;
-    let leaf = IssuedLeaf::read(dir).with_context(|| format!("the certificate in {}", dir.display()))?;
+    let leaf = read_leaf(dir).with_context(|| format!("the certificate in {}", dir.display()))?;
     let now = SystemClock.now();
     // No jitter: whoever calls this by a timer has its own.
     let due = Schedule::new(leaf.not_before, leaf.not_after, 0.5);
@@ -85,20 +84,21 @@ pub(super) fn renew(arguments: &Renew) -> anyhow::Result<()> {
     let trust = Arc::new(Trust::from_roots(&roots)?);
     let tls = postern_certs::client_config(&leaf, &trust, gateway.clone())?;
     let csr = Csr::generate(&leaf.id)?;
-    let answer = exchange(&arguments.gateway, tls, RENEW_PATH, &json!({"csr": csr.to_pem()}))?;
+    let answer = exchange(&arguments.gateway, tls, RENEW_PATH, &json!({"csr": postern_certs::pem::request(&csr.der)}))?;
     // Over a connection that the present roots vouch for, so new roots may be taken up.
     let roots = certificates(&answer, "ca")?;
-    finish(dir, csr, &answer, &roots, &gateway)
+    finish(dir, &csr, &answer, &roots, &gateway)
 }
 
 fn finish(
     dir: &Path,
-    csr: Csr,
+    csr: &Csr,
     answer: &Value,
     roots: &[CertificateDer<'static>],
     gateway: &SpiffeId,
 ) -> anyhow::Result<()> {
-    let leaf = csr.into_leaf(certificates(answer, "certificate")?).context("what the gateway signed")?;
+    let leaf = material::leaf(certificates(answer, "certificate")?, csr.key.clone_key())?;
+    material::check_key(&leaf).context("what the gateway signed is not for the key that was made here")?;
     leaf.write(dir, roots).with_context(|| format!("writing to {}", dir.display()))?;
     let about = json!({"gateway": gateway.to_string()}).to_string();
     std::fs::write(dir.join(GATEWAY_FILE), about).with_context(|| format!("writing to {}", dir.display()))?;
@@ -107,13 +107,21 @@ fn finish(
     Ok(())
 }
 
+fn read_leaf(dir: &Path) -> anyhow::Result<IssuedLeaf> {
+    let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).context("key.pem")?;
+    let leaf = material::leaf(certificates_of(&dir.join("cert.pem"))?, key)?;
+    material::check_key(&leaf).context("key.pem does not belong to cert.pem")?;
+    Ok(leaf)
+}
+
 /// As noted when it was enrolled; else the gateway of the whole trust domain.
 fn gateway_id(dir: &Path, own: &SpiffeId) -> anyhow::Result<SpiffeId> {
     let Ok(text) = std::fs::read_to_string(dir.join(GATEWAY_FILE)) else {
         return Ok(SpiffeId::gateway(own.trust_domain())?);
     };
     let about: Value = serde_json::from_str(&text).context(GATEWAY_FILE)?;
-    let id = about.get("gateway").and_then(Value::as_str).with_context(|| format!("{GATEWAY_FILE} has no `gateway`"))?;
+    let id =
+        about.get("gateway").and_then(Value::as_str).with_context(|| format!("{GATEWAY_FILE} has no `gateway`"))?;
     Ok(id.parse()?)
 }
 
@@ -160,5 +168,5 @@ fn certificates(answer: &Value, field: &str) -> anyhow::Result<Vec<CertificateDe
 
 fn certificates_of(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>();
-    read().with_context(|| format!("the roots in {}", path.display()))
+    read().with_context(|| path.display().to_string())
 }
