@@ -19,6 +19,7 @@ mod egress;
 pub mod error;
 pub mod exchange;
 pub mod gateway;
+pub mod issuer;
 pub mod keys;
 mod listener;
 pub mod open;
