@@ -5,6 +5,7 @@
 
 pub mod file;
 mod resolve;
+pub mod trust;
 pub mod units;
 
 use std::net::SocketAddr;
@@ -66,6 +67,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Trust domain of the embedded authority.
     pub trust_domain: String,
+    /// Who issues the gateway's certificate.
+    pub issuer: trust::Issuer,
     /// Life of a leaf.
     pub leaf_ttl: Duration,
     /// The lattice.

@@ -86,10 +86,19 @@ pub struct Trust {
     /// SPIFFE trust domain, such as branch-17.example.org.
     #[schemars(with = "String")]
     pub domain: Placed,
-    /// `embedded`: an authority under state_dir, made at first start.
+    /// `embedded`: an authority under state_dir, made at first start. `files`, `spiffe`: somebody else.
+    #[serde(default = "default_issuer")]
+    #[schemars(with = "Issuer")]
+    pub issuer: Spanned<Issuer>,
+    /// For `issuer: files`.
     #[serde(default)]
-    pub issuer: Issuer,
-    /// Life of a leaf; renewed at half of it.
+    #[schemars(with = "Option<super::trust::Files>")]
+    pub files: Option<Spanned<super::trust::Files>>,
+    /// For `issuer: spiffe`.
+    #[serde(default)]
+    #[schemars(with = "Option<super::trust::Spiffe>")]
+    pub spiffe: Option<Spanned<super::trust::Spiffe>>,
+    /// Life of a leaf of the embedded authority; renewed at half of it.
     #[serde(default = "default_leaf_ttl")]
     #[schemars(with = "Span")]
     pub leaf_ttl: Spanned<Span>,
@@ -102,6 +111,10 @@ pub enum Issuer {
     /// The gateway's own authority.
     #[default]
     Embedded,
+    /// PEM files that somebody else writes, such as cert-manager or a Vault agent.
+    Files,
+    /// A SPIFFE agent, over the SPIFFE Workload API.
+    Spiffe,
 }
 
 /// One rule about who may ask for what.
@@ -507,6 +520,10 @@ impl Default for Limits {
 fn default_labels() -> Spanned<Vec<String>> {
     let names = ["public", "internal", "confidential", "classified"];
     unplaced(names.map(str::to_owned).to_vec())
+}
+
+fn default_issuer() -> Spanned<Issuer> {
+    unplaced(Issuer::default())
 }
 
 fn default_leaf_ttl() -> Spanned<Span> {

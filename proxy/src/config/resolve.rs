@@ -56,6 +56,7 @@ impl Resolver<'_> {
             admin: file.admin.value,
             probe: file.probe,
             trust_domain: file.trust.domain.value.clone(),
+            issuer: super::trust::issuer(&file.trust, self.base).map_err(|(at, what)| self.error(&at, &what))?,
             leaf_ttl: file.trust.leaf_ttl.value.0,
             identities: file
                 .identities
