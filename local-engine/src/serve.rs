@@ -38,6 +38,7 @@ const PING_WAIT_MAX: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// [`EngineError::Stopped`] if the engine's worker has died: the process should end, and be started anew.
+#[expect(clippy::disallowed_methods, reason = "the engine's one connection, to its gateway")]
 pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationToken) -> Result<(), EngineError> {
     let router = api::router(Arc::clone(&engine));
     let mut pause = REDIAL_FIRST;

@@ -5,6 +5,7 @@
 
 pub mod file;
 mod resolve;
+pub mod trust;
 pub mod units;
 
 use std::net::SocketAddr;
@@ -72,6 +73,8 @@ pub struct Config {
     pub prefix: PathPrefix,
     /// Where the root's key is.
     pub root: RootPlace,
+    /// Who issues the gateway's certificate.
+    pub issuer: trust::Issuer,
     /// Life of a leaf.
     pub leaf_ttl: Duration,
     /// The lattice.

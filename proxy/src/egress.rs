@@ -226,3 +226,11 @@ pub(crate) async fn dial(to: std::net::SocketAddr) -> io::Result<tokio::net::Tcp
     stream.set_nodelay(true)?;
     Ok(stream)
 }
+
+/// A connection to a UNIX socket of this machine: the agent that issues the gateway's certificate is reached this way.
+///
+/// # Errors
+/// Nobody listens, or this process may not connect.
+pub(crate) async fn dial_unix(to: &std::path::Path) -> io::Result<tokio::net::UnixStream> {
+    tokio::net::UnixStream::connect(to).await
+}

@@ -20,6 +20,7 @@ mod enrol;
 pub mod error;
 pub mod exchange;
 pub mod gateway;
+pub mod issuer;
 pub mod keys;
 mod listener;
 pub mod open;

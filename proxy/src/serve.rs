@@ -45,10 +45,10 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = config::load(config_path)?;
     let inherited =
         inherit(&config).context("`postern gateway` is started by `postern run`, which passes its sockets on")?;
-    let certificate = Arc::new(Certificate::new(&config).context("the certificates")?);
     let engine = local::Engine::new(config.timeouts.idle);
     let (gateway, flushed) = Gateway::new(config, engine.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let certificate = Arc::new(runtime.block_on(Certificate::open(&gateway.config)).context("the certificates")?);
     let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited));
     // Dropping the runtime drops what is still running, and with it closes its books.
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -1,5 +1,8 @@
 //! The gateway's own certificate and whom it trusts: renewed while running, swapped between handshakes.
 
+mod outside;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +16,9 @@ use rustls::ServerConfig;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use self::outside::{Outside, Rejected};
 use crate::config::Config;
+use crate::issuer::IssuerError;
 use crate::telemetry::metrics::Metrics;
 
 /// How often it is looked whether something is due: also the time that a revocation on the command line needs to be
@@ -51,13 +56,22 @@ pub struct Current {
     pub not_after: OffsetDateTime,
     leaf: Arc<IssuedLeaf>,
     schedule: Schedule,
+    withdrawn: AtomicBool,
 }
 
 impl Current {
-    /// False after its end: nobody would accept it, and nothing is served with it.
+    /// False after its end, or after its issuer took it back: nothing is served with it.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        SystemClock.now() <= self.not_after
+        SystemClock.now() <= self.not_after && !self.withdrawn.load(Ordering::Relaxed)
+    }
+
+    fn withdraw(&self) {
+        if !self.withdrawn.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "the issuer took the gateway's identity back: no connection is accepted until it gives one again"
+            );
+        }
     }
 
     /// The number of its leaf.
@@ -66,17 +80,24 @@ impl Current {
         self.leaf.chain.first().and_then(|leaf| verify::peer(leaf).ok()).map(|own| own.serial)
     }
 
-    fn new(leaf: Arc<IssuedLeaf>, schedule: Schedule, trust: &Arc<Trust>, enrols: bool) -> Result<Self, CertsError> {
+    pub(crate) fn new(
+        leaf: Arc<IssuedLeaf>,
+        schedule: Schedule,
+        trust: &Arc<Trust>,
+        enrols: bool,
+    ) -> Result<Self, CertsError> {
         let tls = postern_certs::server_config(&leaf, trust)?;
         let enrol = enrols.then(|| postern_certs::enrol_server_config(&leaf, &trust.roots())).transpose()?;
-        Ok(Self { tls, enrol, not_after: leaf.not_after, leaf, schedule })
+        let withdrawn = AtomicBool::new(false);
+        Ok(Self { tls, enrol, not_after: leaf.not_after, leaf, schedule, withdrawn })
     }
 }
 
-/// The gateway's leaf and its renewal.
+/// The gateway's leaf, whom it trusts, and where both come from.
 #[derive(Debug)]
 pub struct Certificate {
-    authority: Authority,
+    gateway_id: SpiffeId,
+    issuer: Issuer,
     names: Vec<String>,
     enrols: bool,
     current: ArcSwap<Current>,
@@ -86,21 +107,40 @@ pub struct Certificate {
     renewing: tokio::sync::Mutex<()>,
 }
 
+/// Where certificates come from.
+#[derive(Debug)]
+enum Issuer {
+    Embedded(Authority),
+    /// Renews by itself; what is new is handed over.
+    Outside(tokio::sync::Mutex<Outside>),
+}
+
 impl Certificate {
-    /// Issues the first leaf.
+    /// Takes the first leaf. An issuer outside of the gateway may be starting as well, so it is waited for.
     ///
     /// # Errors
-    /// See [`CertsError`].
-    pub fn new(config: &Config) -> Result<Self, CertsError> {
-        let authority = authority(config)?;
-        let trust = authority.trust();
-        let (leaf, schedule) = issue(&authority, &config.names)?;
+    /// See [`CertsError`] and [`IssuerError`].
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let gateway_id: SpiffeId = config.gateway_id().parse()?;
         let enrols = config.enrol.is_some();
-        let current = Current::new(leaf, schedule, &trust, enrols)?;
+        let (issuer, current, trust) = match Outside::of(&config.issuer) {
+            None => {
+                // Reads and writes files, but nothing is served yet.
+                let authority = authority(config)?;
+                let (leaf, schedule) = issue(&authority, &config.names)?;
+                let trust = authority.trust();
+                (Issuer::Embedded(authority), Current::new(leaf, schedule, &trust, enrols)?, trust)
+            }
+            Some(mut outside) => {
+                let (current, trust) = outside.first(&gateway_id).await?;
+                (Issuer::Outside(tokio::sync::Mutex::new(outside)), current, trust)
+            }
+        };
         Ok(Self {
-            enrols,
-            authority,
+            gateway_id,
+            issuer,
             names: config.names.clone(),
+            enrols,
             current: ArcSwap::from_pointee(current),
             trust: watch::Sender::new(trust),
             failures: Mutex::default(),
@@ -111,13 +151,16 @@ impl Certificate {
     /// The authority, where this gateway has one.
     #[must_use]
     pub fn authority(&self) -> Option<&Authority> {
-        Some(&self.authority)
+        match &self.issuer {
+            Issuer::Embedded(authority) => Some(authority),
+            Issuer::Outside(_) => None,
+        }
     }
 
     /// The gateway's own ID.
     #[must_use]
     pub fn gateway_id(&self) -> &SpiffeId {
-        self.authority.gateway_id()
+        &self.gateway_id
     }
 
     /// What the next handshake uses.
@@ -135,7 +178,8 @@ impl Certificate {
     /// How concerned to be about it.
     #[must_use]
     pub fn health(&self) -> Health {
-        self.current.load().schedule.health(SystemClock.now())
+        let current = self.current.load();
+        if current.is_valid() { current.schedule.health(SystemClock.now()) } else { Health::Expired }
     }
 
     /// Renews the leaf now, whether it is due or not. Returns the end of the new one.
@@ -164,36 +208,48 @@ impl Certificate {
     /// Keeps leaf and trust fresh, for as long as the gateway runs.
     pub async fn keep(self: Arc<Self>, metrics: Arc<Metrics>) {
         let mut told = Told::default();
-        loop {
-            self.measure(&metrics);
-            self.follow_trust(&metrics).await;
-            let now = SystemClock.now();
-            let failures = *self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.current.load().schedule.next(now, failures) == Action::RenewNow {
-                // It has been said in the log, and is tried again on schedule.
-                let _said = self.rotate(&metrics).await;
+        let follow = async {
+            match &self.issuer {
+                Issuer::Embedded(_) => std::future::pending().await,
+                Issuer::Outside(outside) => self.follow(&mut *outside.lock().await, &metrics).await,
             }
-            told.tell(self.health(), self.current.load().not_after, now);
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        };
+        let look = async {
+            loop {
+                self.measure(&metrics);
+                if self.authority().is_some() {
+                    self.follow_trust(&metrics).await;
+                    self.renew_when_due(&metrics).await;
+                }
+                told.tell(self.health(), self.current.load().not_after, SystemClock.now());
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::join!(follow, look);
     }
 
     fn measure(&self, metrics: &Metrics) {
         let now = SystemClock.now();
-        let (_, intermediate_end) = self.authority.intermediate_validity();
-        let (_, root_end) = self.authority.root_validity();
-        for (kind, end) in
-            [("leaf", self.current.load().not_after), ("intermediate", intermediate_end), ("root", root_end)]
-        {
-            metrics.certificate_expires(kind, (end - now).whole_seconds());
+        let left = |end: OffsetDateTime| (end - now).whole_seconds();
+        metrics.certificate_expires("leaf", left(self.current.load().not_after));
+        if let Some(authority) = self.authority() {
+            metrics.certificate_expires("intermediate", left(authority.intermediate_validity().1));
+            metrics.certificate_expires("root", left(authority.root_validity().1));
+        }
+    }
+
+    async fn renew_when_due(self: &Arc<Self>, metrics: &Metrics) {
+        let failures = *self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.current.load().schedule.next(SystemClock.now(), failures) == Action::RenewNow {
+            // It has been said in the log, and is tried again on schedule.
+            let _said = self.rotate(metrics).await;
         }
     }
 
     /// Takes up what changed in the authority: here, or on the command line.
     async fn follow_trust(self: &Arc<Self>, metrics: &Metrics) {
         let this = self.clone();
-        let refreshed = tokio::task::spawn_blocking(move || this.refresh()).await;
-        match refreshed {
+        match tokio::task::spawn_blocking(move || this.refresh()).await {
             Ok(Ok(false)) | Err(_) => {}
             Ok(Ok(true)) => metrics.trust_changed(),
             Ok(Err(error)) => tracing::error!(%error, "the authority could not be refreshed; it will be tried again"),
@@ -201,28 +257,59 @@ impl Certificate {
     }
 
     fn refresh(&self) -> Result<bool, CertsError> {
-        if !self.authority.refresh()? {
+        let Some(authority) = self.authority() else { return Ok(false) };
+        if !authority.refresh()? {
             return Ok(false);
         }
-        let trust = self.authority.trust();
         let current = self.current.load();
+        let trust = authority.trust();
         let fresh = Current::new(current.leaf.clone(), current.schedule, &trust, self.enrols)?;
-        self.current.store(Arc::new(fresh));
-        // Last: who is told finds the new configuration in place.
-        self.trust.send_replace(trust);
+        self.adopt(fresh, trust);
         Ok(true)
     }
 
     async fn renew(self: &Arc<Self>) -> Result<OffsetDateTime, CertsError> {
         let this = self.clone();
         // Issuing writes files.
-        let issued = tokio::task::spawn_blocking(move || issue(&this.authority, &this.names)).await;
-        let (leaf, schedule) = issued.map_err(|_| CertsError::SpiffeId("the issuing task ended"))??;
-        let trust = self.trust.borrow().clone();
-        let fresh = Current::new(leaf, schedule, &trust, self.enrols)?;
-        let until = fresh.not_after;
+        let renewed = tokio::task::spawn_blocking(move || {
+            let authority = this.authority().ok_or(CertsError::SpiffeId("certificates are issued by somebody else"))?;
+            let (leaf, schedule) = issue(authority, &this.names)?;
+            let trust = authority.trust();
+            let fresh = Current::new(leaf, schedule, &trust, this.enrols)?;
+            let until = fresh.not_after;
+            this.adopt(fresh, trust);
+            Ok(until)
+        });
+        renewed.await.map_err(|_| CertsError::SpiffeId("the issuing task ended"))?
+    }
+
+    /// Takes over whatever an issuer outside hands over.
+    async fn follow(&self, outside: &mut Outside, metrics: &Metrics) {
+        loop {
+            match outside.next(&self.gateway_id).await {
+                Ok((current, trust)) => {
+                    let until = current.not_after;
+                    self.adopt(current, trust);
+                    metrics.certificate_rotated("ok");
+                    tracing::info!(%until, "a new certificate, or new trust, was taken over from the issuer");
+                }
+                Err(error) => {
+                    metrics.certificate_rotated("failed");
+                    if matches!(error, Rejected::Issuer(IssuerError::NoIdentity { .. })) {
+                        // SPIFFE Workload API, section 5.2.1: an identity that was withdrawn must not be used.
+                        self.current.load().withdraw();
+                    }
+                }
+            }
+        }
+    }
+
+    fn adopt(&self, fresh: Current, trust: Arc<Trust>) {
         self.current.store(Arc::new(fresh));
-        Ok(until)
+        // Last: who is told finds the new configuration in place.
+        if !Arc::ptr_eq(&self.trust.borrow(), &trust) {
+            self.trust.send_replace(trust);
+        }
     }
 }
 

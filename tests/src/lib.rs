@@ -17,6 +17,7 @@ pub mod postern;
 pub mod process;
 pub mod records;
 pub mod tls;
+pub mod workload_api;
 
 pub use client::{Client, Event, Events, RawConnection, Reply, chat_body};
 pub use cloud::BusyCloud;
@@ -24,3 +25,4 @@ pub use config::Config;
 pub use metrics::Metrics;
 pub use postern::Postern;
 pub use records::{Record, Records};
+pub use workload_api::WorkloadApi;

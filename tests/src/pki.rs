@@ -1,6 +1,8 @@
 //! A certificate authority of a few lines, made afresh at each start: for the busy cloud, for nginx in the benchmark, and
 //! for clients that the gateway must refuse.
 
+pub mod gateway;
+
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;

@@ -93,6 +93,9 @@ pub(super) struct ConfigArgument {
 impl ConfigArgument {
     fn load(&self) -> anyhow::Result<Config> {
         let config = config::load(&self.config)?;
+        if config.issuer != config::trust::Issuer::Embedded {
+            bail!("this configuration has no authority of its own: `trust.issuer` is not `embedded`");
+        }
         Ok(config)
     }
 

@@ -95,9 +95,18 @@ pub struct Trust {
     /// SPIFFE trust domain, such as branch-17.example.org.
     #[schemars(with = "String")]
     pub domain: Placed,
-    /// `embedded`: an authority under state_dir, made at first start.
+    /// `embedded`: an authority under state_dir, made at first start. `files`, `spiffe`: somebody else.
+    #[serde(default = "default_issuer")]
+    #[schemars(with = "Issuer")]
+    pub issuer: Spanned<Issuer>,
+    /// For `issuer: files`.
     #[serde(default)]
-    pub issuer: Issuer,
+    #[schemars(with = "Option<super::trust::Files>")]
+    pub files: Option<Spanned<super::trust::Files>>,
+    /// For `issuer: spiffe`.
+    #[serde(default)]
+    #[schemars(with = "Option<super::trust::Spiffe>")]
+    pub spiffe: Option<Spanned<super::trust::Spiffe>>,
     /// Below which path this gateway and everybody that it vouches for are named, such as /branch-17; absent: the whole trust
     /// domain.
     #[serde(default)]
@@ -106,7 +115,7 @@ pub struct Trust {
     /// Where the key of the embedded authority's root is.
     #[serde(default)]
     pub root: RootKey,
-    /// Life of a leaf; renewed at half of it.
+    /// Life of a leaf of the embedded authority; renewed at half of it.
     #[serde(default = "default_leaf_ttl")]
     #[schemars(with = "Span")]
     pub leaf_ttl: Spanned<Span>,
@@ -130,6 +139,10 @@ pub enum Issuer {
     /// The gateway's own authority.
     #[default]
     Embedded,
+    /// PEM files that somebody else writes, such as cert-manager or a Vault agent.
+    Files,
+    /// A SPIFFE agent, over the SPIFFE Workload API.
+    Spiffe,
 }
 
 /// Somebody who works on the gateway itself.
@@ -547,6 +560,10 @@ impl Default for Limits {
 fn default_labels() -> Spanned<Vec<String>> {
     let names = ["public", "internal", "confidential", "classified"];
     unplaced(names.map(str::to_owned).to_vec())
+}
+
+fn default_issuer() -> Spanned<Issuer> {
+    unplaced(Issuer::default())
 }
 
 fn default_leaf_ttl() -> Spanned<Span> {

@@ -57,6 +57,7 @@ impl Resolver<'_> {
             admin: file.admin.value,
             probe: file.probe,
             trust_domain: file.trust.domain.value.clone(),
+            issuer: super::trust::issuer(&file.trust, self.base).map_err(|(at, what)| self.error(&at, &what))?,
             prefix: file.trust.prefix,
             root: match file.trust.root {
                 file::RootKey::Here => RootPlace::Here,
@@ -120,6 +121,10 @@ impl Resolver<'_> {
             || file.trust.leaf_ttl.value.0 > Duration::from_secs(72 * 3600)
         {
             return Err(self.error(&file.trust.leaf_ttl.referenced, "`leaf_ttl` must be between 10s and 72h"));
+        }
+        if file.enrol.is_some() && file.trust.issuer.value != file::Issuer::Embedded {
+            let what = "`enrol` needs `issuer: embedded`: with another one, workstations enrol there";
+            return Err(self.error(&file.trust.issuer.referenced, what));
         }
         if file.identities.is_empty() {
             return Err(self.error(&Location::UNKNOWN, "`identities` is empty: nobody could ask for anything"));
