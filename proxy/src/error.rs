@@ -219,6 +219,7 @@ impl Error {
             Self::ReceiveBroken => (S::BAD_REQUEST, "request_incomplete", INVALID),
             Self::Json(JsonError::Syntax { .. }) => (S::BAD_REQUEST, "invalid_json", INVALID),
             Self::Json(JsonError::DuplicateKey { .. }) => (S::BAD_REQUEST, "duplicate_key", INVALID),
+            Self::Json(JsonError::Number { .. }) => (S::BAD_REQUEST, "number_out_of_range", INVALID),
             Self::Json(JsonError::TooDeep(_)) => (S::BAD_REQUEST, "json_too_deep", INVALID),
             Self::Json(JsonError::TooMany(_)) => (S::BAD_REQUEST, "json_too_large", INVALID),
             Self::Invalid(invalid) => (S::BAD_REQUEST, invalid.code, INVALID),

@@ -46,6 +46,12 @@ impl Keys {
         Self(Zeroizing::new(rand::random()))
     }
 
+    /// Keys of their own for one purpose and these parts.
+    #[must_use]
+    pub fn derive(&self, purpose: &str, parts: &[&[u8]]) -> Self {
+        Self(Zeroizing::new(self.hash(purpose, parts)))
+    }
+
     /// HMAC-SHA256 (RFC 2104) of `parts`, each preceded by its length so that no two lists of parts coincide.
     /// `purpose` keeps the uses apart.
     #[must_use]

@@ -71,6 +71,12 @@ impl MaskedRequest {
         self.masked.as_ref().unwrap_or_else(|| self.classified.request().chat.body())
     }
 
+    /// Does [`body`](Self::body) differ from what was written?
+    #[must_use]
+    pub fn is_masked(&self) -> bool {
+        self.masked.is_some()
+    }
+
     /// The request with the placeholders of the cache, which are the same in every conversation.
     #[must_use]
     pub fn canonical_body(&self) -> Map<String, Value> {

@@ -2,6 +2,7 @@
 //! is given out.
 
 mod event;
+mod keep;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,13 +17,14 @@ use postern_wire::sse;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::cache::{CacheKey, Entry, MAX_ENTRY, MemoryCache};
+use crate::cache::{CacheKey, Entry, MemoryCache};
 use crate::decide::PlannedRequest;
 use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::redact::vault::Suffix;
 use crate::upstream::{AttemptError, EventStream, Reply};
 use event::Restoration;
+use keep::Kept;
 
 /// Every body that we send.
 pub type Body = UnsyncBoxBody<Bytes, Cut>;
@@ -73,10 +75,7 @@ pub fn error(error: &Error) -> Response<Body> {
     response
 }
 
-/// The response to a planned request.
-///
-/// # Errors
-/// A whole answer that is malformed: nothing was sent yet, so the client gets a plain error.
+/// The response to a planned request. What goes wrong from here on is told in the stream, and by its end.
 pub fn answer(
     source: Source,
     request: PlannedRequest,
@@ -90,7 +89,7 @@ pub fn answer(
         Source::Live(Reply::Stream(_)) => (Suffix::Wire, true),
         Source::Live(Reply::Whole(_)) => (Suffix::Wire, false),
     };
-    let keep = fill.map(|fill| Kept { fill, events: Vec::new(), bytes: 0 });
+    let keep = fill.map(|fill| Kept::new(fill, request.masked().classified().request().chat.choices));
     let headers = headers(&request, &exchange, stream);
     let mut chain = Chain { restoration: Restoration::new(from), request, exchange, keep, deadline };
     let body = match source {
@@ -130,12 +129,6 @@ struct Chain {
     exchange: Exchange,
     keep: Option<Kept>,
     deadline: Instant,
-}
-
-struct Kept {
-    fill: Fill,
-    events: Vec<Value>,
-    bytes: usize,
 }
 
 enum Events {
@@ -221,7 +214,7 @@ impl Chain {
         let chat = &masked.classified().request().chat;
         let mut kept = self.keep.is_some().then(|| event.clone());
         self.restoration.chunk(masked.vault(), chat.choices, &mut event, kept.as_mut())?;
-        Kept::add(&mut self.keep, kept);
+        Kept::chunk(&mut self.keep, kept);
         let only_usage = event.get("choices").and_then(Value::as_array).is_some_and(Vec::is_empty);
         if !chat.include_usage {
             if only_usage {
@@ -246,14 +239,20 @@ impl Chain {
         let mut kept = self.keep.is_some().then(|| answer.clone());
         self.restoration.message(masked.vault(), &mut answer, kept.as_mut());
         event::rename_model(&mut answer, &chat.model);
-        Kept::add(&mut self.keep, kept);
+        Kept::whole(&mut self.keep, masked.vault(), kept);
         self.finish();
         Bytes::from(answer.to_string())
     }
 
     fn end(&mut self) -> Bytes {
+        let mut bytes = Vec::new();
+        if let Some(mut rest) = self.restoration.rest() {
+            event::rename_model(&mut rest, &self.request.masked().classified().request().chat.model);
+            bytes.extend_from_slice(&sse::data(&rest));
+        }
+        bytes.extend_from_slice(sse::DONE.as_bytes());
         self.finish();
-        Bytes::from_static(sse::DONE.as_bytes())
+        Bytes::from(bytes)
     }
 
     /// An event that says so, and no `[DONE]`: an answer that was cut must not look like one that is complete.
@@ -266,27 +265,8 @@ impl Chain {
     fn finish(&mut self) {
         self.exchange.outcome.restored = self.restoration.restored();
         if let Some(kept) = self.keep.take().filter(|_| !self.restoration.saw_foreign()) {
-            let outcome = &self.exchange.outcome;
-            let entry = Entry {
-                target: outcome.target.as_deref().unwrap_or_default().into(),
-                events: Arc::new(kept.events),
-                bytes: kept.bytes,
-                tokens: (outcome.prompt_tokens, outcome.completion_tokens),
-            };
-            kept.fill.cache.put(kept.fill.key, entry, kept.fill.ttl);
+            kept.finish(&self.exchange.outcome);
         }
         self.exchange.answered();
-    }
-}
-
-impl Kept {
-    /// Adds an event; an answer that grows too large is not kept at all.
-    fn add(kept: &mut Option<Self>, event: Option<Value>) {
-        let (Some(all), Some(event)) = (kept.as_mut(), event) else { return };
-        all.bytes += event::size(&event);
-        all.events.push(event);
-        if all.bytes > MAX_ENTRY {
-            *kept = None;
-        }
     }
 }

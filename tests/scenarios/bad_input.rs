@@ -33,6 +33,13 @@ async fn each_fault_has_its_status_and_code() -> Result<()> {
         ("two documents", format!("{0}{0}", chat_body("x")), 400, "invalid_json"),
         ("no object", "[]".to_owned(), 400, "invalid_type"),
         ("duplicate keys", twice, 400, "duplicate_key"),
+        ("a number beyond a double", with("seed", json!(7)).replace(":7", ":1e400"), 400, "number_out_of_range"),
+        (
+            "a number beyond 64 bits",
+            with("seed", json!(7)).replace(":7", ":12345678901234567890123"),
+            400,
+            "number_out_of_range",
+        ),
         ("wrong types", with("messages", json!("hello")), 400, "invalid_type"),
         ("a wrong role", with("messages", json!([{"role": "boss", "content": "x"}])), 400, "invalid_type"),
         ("a model that is a number", with("model", json!(7)), 400, "invalid_type"),
@@ -41,6 +48,8 @@ async fn each_fault_has_its_status_and_code() -> Result<()> {
         ("10,000 messages", many, 400, "array_above_max_length"),
         ("JSON nested 1,000 deep", nested, 400, "json_too_deep"),
         ("state of the provider", with("previous_response_id", json!("r")), 400, "provider_state_refused"),
+        ("a search of the provider", with("enable_search", json!(true)), 400, "provider_state_refused"),
+        ("a stored prompt", with("prompt", json!({"id": "p"})), 400, "provider_state_refused"),
     ];
     for (what, body, status, code) in cases {
         let reply = client.post_bytes("/v1/chat/completions", body.into()).await?;

@@ -94,6 +94,30 @@ async fn a_stream_is_cached_as_a_stream_and_broken_ones_are_not() -> Result<()> 
 }
 
 #[tokio::test]
+async fn an_answer_that_may_not_be_complete_is_not_cached() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    for (n, reason) in ["", "content_filter", "error"].into_iter().enumerate() {
+        cloud.switch(json!({"finish_reason": reason})).await?;
+        let (stream, whole) = (chat_body(&format!("Stream {n}: a[0], [EMAIL_")), chat_body(&format!("Whole {n}")));
+        for _ in 0..2 {
+            let mut events = client.stream(&stream).await?;
+            assert_eq!(events.header("postern-cache"), "miss", "{reason:?}");
+            let events = events.rest().await?;
+            // What could have become a placeholder is not lost, whether somebody says that the text has ended or not.
+            assert!(text(&events).ends_with(": a[0], [EMAIL_"), "{reason:?}: {events:?}");
+            assert!(events.last().unwrap().is_done());
+            assert_eq!(ask(&client, &whole).await?, "miss", "{reason:?}");
+        }
+    }
+    cloud.switch(json!({"finish_reason": "length"})).await?;
+    let body = chat_body("This much and no more");
+    assert_eq!((ask(&client, &body).await?, ask(&client, &body).await?), ("miss".to_owned(), "exact".to_owned()));
+    Ok(())
+}
+
+#[tokio::test]
 async fn tools_are_not_cached() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;

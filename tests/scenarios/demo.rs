@@ -11,7 +11,7 @@ fn the_demo_shows_what_it_says() -> Result<()> {
     for words in ["cloud", "edge-first", "local", "exact", "classified", "What the cloud received:"] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    assert!(said.contains("[EMAIL_1_") && said.contains("ann.lee@example.org"));
+    assert!(said.contains("[EMAIL_") && said.contains("ann.lee@example.org"));
     assert!(!said.contains("FAILED"));
     Ok(())
 }

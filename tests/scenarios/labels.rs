@@ -92,10 +92,16 @@ async fn what_cannot_be_read_is_confidential() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;
     let image = json!([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]);
-    let body = json!({"model": "chat", "messages": [{"role": "user", "content": image}]});
-    let refused = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
-    assert_eq!(refused.error_code(), "no_permitted_target");
-    assert!(refused.error_message().contains("confidential"));
+    let messages = [
+        json!({"role": "user", "content": image}),
+        json!({"role": "user", "content": "What is this?", "images": ["AAAA"]}),
+    ];
+    for message in messages {
+        let body = json!({"model": "chat", "messages": [message]});
+        let refused = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
+        assert_eq!(refused.error_code(), "no_permitted_target", "{message}");
+        assert!(refused.error_message().contains("confidential"));
+    }
     assert_eq!(cloud.stats().await?.requests, 0);
     Ok(())
 }

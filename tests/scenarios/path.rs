@@ -33,13 +33,15 @@ async fn what_leaves_is_serialised_anew_with_a_key_and_no_header_of_the_client()
     let config = config(&cloud).set("/targets/0/models", json!({"chat": "theirs"}));
     let postern = Postern::start(&config).await?;
     let client = postern.client("clerk/amy")?.with_header("x-office", "secret-room").with_header("cookie", "a=b");
-    let body =
-        json!({"model": "chat", "seed": 7, "new_field": {"x": [1]}, "messages": [{"role": "user", "content": "Hi"}]});
+    let body = json!({"model": "chat", "seed": 9_007_199_254_740_993_i64, "new_field": {"x": [1]}, "messages": [{"role": "user", "content": "Hi"}]});
     let text = format!(" {} ", body.to_string().replace(':', " : "));
     assert_eq!(client.post_bytes("/v1/chat/completions", text.into()).await?.status, 200);
     let stats = serde_json::to_value(cloud.stats().await?)?;
     let (sent, headers) = (&stats["bodies"][0], &stats["headers"][0]);
-    assert_eq!((&sent["model"], &sent["seed"], &sent["new_field"]), (&json!("theirs"), &json!(7), &json!({"x": [1]})));
+    assert_eq!(
+        (&sent["model"], &sent["seed"], &sent["new_field"]),
+        (&json!("theirs"), &json!(9_007_199_254_740_993_i64), &json!({"x": [1]}))
+    );
     let headers = headers.to_string();
     assert!(
         headers.contains("authorization") && !headers.contains("secret-room") && !headers.contains("cookie"),

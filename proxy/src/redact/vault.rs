@@ -1,7 +1,9 @@
 //! The values behind the placeholders of one request. Lives as long as the request, and is wiped with it.
 //!
-//! A placeholder looks like `[EMAIL_1_k3f9q2ab]`: kind, number by first appearance, and a suffix keyed by tenant and
-//! conversation, so that nobody can guess one or make one collide, and a model can still tell two people apart.
+//! A placeholder looks like `[EMAIL_17_k3f9q2ab]`: kind, number, suffix. What a model sees is a keyed hash of the value within its
+//! conversation: so a value keeps its placeholder when a client leaves out old messages, one that stands in an old message
+//! never means somebody else, and nobody can guess one. What the cache holds is numbered by first appearance, since two
+//! requests that differ in nothing but the values are one to it.
 
 use std::collections::HashMap;
 
@@ -17,7 +19,10 @@ pub(super) const KIND_LEN: usize = 16;
 /// Digits of a number, at most.
 pub(super) const NUMBER_LEN: usize = 6;
 
-/// Which suffix a placeholder ends with.
+/// Numbers of what a model sees. They only help to tell placeholders apart; the suffix makes the difference.
+const NUMBERS: u32 = 99;
+
+/// Which form a placeholder has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suffix {
     /// What a model sees: different in every conversation.
@@ -28,18 +33,38 @@ pub enum Suffix {
 
 /// Placeholder ↔ value.
 pub struct Vault {
-    wire: String,
+    /// For what a model sees: of this tenant and conversation.
+    keys: Keys,
+    /// The suffix of everything that the cache holds of this tenant.
     cache: String,
     entries: Vec<Entry>,
     by_value: HashMap<Value, usize>,
-    by_stem: HashMap<String, usize>,
+    by_wire: HashMap<String, usize>,
+    by_cache: HashMap<String, usize>,
     numbers: HashMap<String, u32>,
 }
 
-struct Entry {
-    /// `EMAIL_1_`
-    stem: String,
+/// One value, and what stands for it.
+#[derive(PartialEq, Eq)]
+pub(super) struct Entry {
+    wire: String,
+    cache: String,
     value: Value,
+}
+
+impl Entry {
+    /// The value.
+    pub(super) fn value(&self) -> &str {
+        &self.value.0
+    }
+
+    /// What stands for it.
+    pub(super) fn placeholder(&self, suffix: Suffix) -> &str {
+        match suffix {
+            Suffix::Wire => &self.wire,
+            Suffix::Cache => &self.cache,
+        }
+    }
 }
 
 /// Wiped when it is dropped.
@@ -68,54 +93,67 @@ impl Vault {
     /// An empty vault of one conversation.
     #[must_use]
     pub fn new(keys: &Keys, tenant: &str, conversation: Conversation) -> Self {
-        let suffix = |purpose, parts: &[&[u8]]| {
-            let hash = keys.hash(purpose, parts);
-            let text = data_encoding::BASE32_NOPAD.encode(&hash);
-            text.chars().take(SUFFIX_LEN).collect::<String>().to_ascii_lowercase()
-        };
         Self {
-            wire: suffix("placeholder:wire", &[tenant.as_bytes(), &conversation.0]),
-            cache: suffix("placeholder:cache", &[tenant.as_bytes()]),
+            keys: keys.derive("placeholder:wire", &[tenant.as_bytes(), &conversation.0]),
+            cache: suffix(&keys.hash("placeholder:cache", &[tenant.as_bytes()])),
             entries: Vec::new(),
             by_value: HashMap::new(),
-            by_stem: HashMap::new(),
+            by_wire: HashMap::new(),
+            by_cache: HashMap::new(),
             numbers: HashMap::new(),
         }
     }
 
-    /// Keeps `value`; one that is kept already keeps its number.
+    /// Keeps `value`; one that is kept already keeps its placeholders.
     pub fn keep(&mut self, kind: &str, value: &str) {
         if self.by_value.contains_key(value) {
             return;
         }
-        let value = Value(value.to_owned());
         let kind: String = kind.chars().filter(char::is_ascii_alphabetic).take(KIND_LEN).collect();
         let kind = if kind.is_empty() { "DATA".to_owned() } else { kind.to_ascii_uppercase() };
+        let wire = self.wire(&kind, value);
         let number = self.numbers.entry(kind.clone()).and_modify(|number| *number += 1).or_insert(1);
-        let stem = format!("{kind}_{number}_");
-        let index = self.entries.len();
+        let cache = format!("[{kind}_{number}_{}]", self.cache);
+        let (index, value) = (self.entries.len(), Value(value.to_owned()));
         self.by_value.insert(value.clone(), index);
-        self.by_stem.insert(stem.clone(), index);
-        self.entries.push(Entry { stem, value });
+        self.by_wire.insert(wire.clone(), index);
+        self.by_cache.insert(cache.clone(), index);
+        self.entries.push(Entry { wire, cache, value });
+    }
+
+    /// By the value alone, unless another value of this request has the same hash: then by the next one.
+    fn wire(&self, kind: &str, value: &str) -> String {
+        let mut tried = 0_u64;
+        loop {
+            let hash = self.keys.hash("value", &[kind.as_bytes(), value.as_bytes(), &tried.to_le_bytes()]);
+            let [.., a, b, c, d] = hash;
+            let number = u32::from_le_bytes([a, b, c, d]) % NUMBERS + 1;
+            let placeholder = format!("[{kind}_{number}_{}]", suffix(&hash));
+            if !self.by_wire.contains_key(&placeholder) {
+                return placeholder;
+            }
+            tried += 1;
+        }
     }
 
     /// What stands for `value`, which was kept.
     #[must_use]
-    pub fn placeholder(&self, kind: &str, value: &str, suffix: Suffix) -> String {
+    pub fn placeholder(&self, kind: &str, value: &str, form: Suffix) -> String {
         let entry = self.by_value.get(value).and_then(|index| self.entries.get(*index));
         match entry {
-            Some(entry) => format!("[{}{}]", entry.stem, self.suffix(suffix)),
+            Some(entry) => entry.placeholder(form).to_owned(),
             // Not kept: cannot happen, and must not leak if it does.
-            None => format!("[{}_0_{}]", kind.to_ascii_uppercase(), self.suffix(suffix)),
+            None => format!("[{}_0_{}]", kind.to_ascii_uppercase(), suffix(&self.keys.hash("unknown", &[]))),
         }
     }
 
-    /// The value behind a placeholder, and its form in the cache. `text` is `[STEM_SUFFIX]`.
-    pub(super) fn look_up(&self, text: &str, suffix: Suffix) -> Option<(&str, String)> {
-        let inner = text.strip_prefix('[')?.strip_suffix(']')?;
-        let stem = inner.strip_suffix(self.suffix(suffix))?;
-        let entry = self.entries.get(*self.by_stem.get(stem)?)?;
-        Some((entry.value.0.as_str(), format!("[{stem}{}]", self.cache)))
+    /// What is behind a placeholder of this form.
+    pub(super) fn look_up(&self, placeholder: &str, form: Suffix) -> Option<&Entry> {
+        let index = match form {
+            Suffix::Wire => self.by_wire.get(placeholder),
+            Suffix::Cache => self.by_cache.get(placeholder),
+        };
+        self.entries.get(*index?)
     }
 
     /// True if nothing was masked.
@@ -123,38 +161,57 @@ impl Vault {
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
+}
 
-    fn suffix(&self, suffix: Suffix) -> &str {
-        match suffix {
-            Suffix::Wire => &self.wire,
-            Suffix::Cache => &self.cache,
-        }
-    }
+fn suffix(hash: &[u8; 32]) -> String {
+    let text = data_encoding::BASE32_NOPAD.encode(hash);
+    text.chars().take(SUFFIX_LEN).collect::<String>().to_ascii_lowercase()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn placeholders_are_numbered_by_kind_and_keyed_by_conversation() {
-        let keys = Keys::random();
-        let mut vault = Vault::new(&keys, "t", Conversation([1; 32]));
-        for (kind, value) in [("email", "a@b.c"), ("id-card", "11"), ("email", "d@e.f"), ("email", "a@b.c"), ("", "x")]
-        {
+    fn vault(keys: &Keys, conversation: u8, values: &[(&str, &str)]) -> Vault {
+        let mut vault = Vault::new(keys, "t", Conversation([conversation; 32]));
+        for (kind, value) in values {
             vault.keep(kind, value);
         }
-        let wire = |value| vault.placeholder("email", value, Suffix::Wire);
-        assert!(wire("a@b.c").starts_with("[EMAIL_1_") && wire("d@e.f").starts_with("[EMAIL_2_"));
-        assert!(wire("11").starts_with("[IDCARD_1_") && wire("x").starts_with("[DATA_1_"));
-        assert_eq!(vault.look_up(&wire("d@e.f"), Suffix::Wire).unwrap().0, "d@e.f");
-        assert_eq!(vault.look_up(&wire("d@e.f"), Suffix::Cache), None);
-        let mut other = Vault::new(&keys, "t", Conversation([2; 32]));
-        other.keep("email", "a@b.c");
-        assert_ne!(wire("a@b.c"), other.placeholder("email", "a@b.c", Suffix::Wire));
-        let cached = vault.placeholder("email", "a@b.c", Suffix::Cache);
-        assert_eq!(cached, other.placeholder("email", "a@b.c", Suffix::Cache));
-        assert_eq!(other.look_up(&cached, Suffix::Cache).unwrap().0, "a@b.c");
+        vault
+    }
+
+    #[test]
+    fn a_value_has_one_placeholder_in_a_conversation_and_another_in_the_next() {
+        let keys = Keys::random();
+        let all = [("email", "a@b.c"), ("id-card", "11"), ("email", "d@e.f"), ("email", "a@b.c"), ("", "x")];
+        let first = vault(&keys, 1, &all);
+        let wire = |vault: &Vault, value| vault.placeholder("email", value, Suffix::Wire);
+        assert!(wire(&first, "a@b.c").starts_with("[EMAIL_") && wire(&first, "11").starts_with("[IDCARD_"));
+        assert!(wire(&first, "x").starts_with("[DATA_") && wire(&first, "a@b.c") != wire(&first, "d@e.f"));
+        let found = first.look_up(&wire(&first, "d@e.f"), Suffix::Wire).unwrap();
+        assert_eq!((found.value(), found.placeholder(Suffix::Wire)), ("d@e.f", wire(&first, "d@e.f").as_str()));
+        assert!(first.look_up(&wire(&first, "d@e.f"), Suffix::Cache).is_none());
+
+        // The client has left out what came before: what stands in old answers means the same, or nothing.
+        let later = vault(&keys, 1, &[("email", "d@e.f"), ("email", "new@e.f")]);
+        assert_eq!(wire(&later, "d@e.f"), wire(&first, "d@e.f"));
+        assert!(later.look_up(&wire(&first, "a@b.c"), Suffix::Wire).is_none());
+        assert_ne!(wire(&vault(&keys, 2, &all), "a@b.c"), wire(&first, "a@b.c"));
+    }
+
+    #[test]
+    fn the_cache_numbers_by_first_appearance_whatever_the_values_are() {
+        let keys = Keys::random();
+        let one = vault(&keys, 1, &[("email", "a@b.c"), ("email", "d@e.f"), ("phone", "1")]);
+        let other = vault(&keys, 2, &[("email", "x@y.z"), ("email", "u@v.w"), ("phone", "2")]);
+        for (a, b, stem) in [("a@b.c", "x@y.z", "[EMAIL_1_"), ("d@e.f", "u@v.w", "[EMAIL_2_"), ("1", "2", "[PHONE_1_")]
+        {
+            let cached = one.placeholder("email", a, Suffix::Cache);
+            assert_eq!(cached, other.placeholder("email", b, Suffix::Cache));
+            assert!(cached.starts_with(stem));
+            assert_eq!(other.look_up(&cached, Suffix::Cache).unwrap().value(), b);
+            assert!(other.look_up(&cached, Suffix::Wire).is_none());
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! One chunk of a stream, or one whole answer: restored for the client, and in the cache's form beside it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::redact::restore::{Piece, Restorer};
 use crate::redact::vault::{Suffix, Vault};
+use crate::upstream::openai;
 
 /// The fields of a message that are text for a person. Arguments of tools are not restored: a model could be made to
 /// send a value to whoever the tool talks to.
@@ -19,14 +21,16 @@ pub(super) struct Malformed;
 #[derive(Debug)]
 pub(super) struct Restoration {
     from: Suffix,
-    texts: HashMap<(u64, &'static str), Restorer>,
+    texts: BTreeMap<(u64, &'static str), Restorer>,
+    /// `id` and `created` of the answer.
+    begun: Option<[Value; 2]>,
     restored: u64,
     foreign: bool,
 }
 
 impl Restoration {
     pub(super) fn new(from: Suffix) -> Self {
-        Self { from, texts: HashMap::new(), restored: 0, foreign: false }
+        Self { from, texts: BTreeMap::new(), begun: None, restored: 0, foreign: false }
     }
 
     pub(super) fn restored(&self) -> u64 {
@@ -37,7 +41,7 @@ impl Restoration {
         self.foreign || self.texts.values().any(Restorer::saw_foreign)
     }
 
-    /// Restores a chunk in place; `kept` gets the cache's form.
+    /// Restores a chunk in place; the texts of `kept` get the cache's form.
     pub(super) fn chunk(
         &mut self,
         vault: &Vault,
@@ -45,12 +49,12 @@ impl Restoration {
         event: &mut Value,
         mut kept: Option<&mut Value>,
     ) -> Result<(), Malformed> {
+        if self.begun.is_none() {
+            self.begun = Some(["id", "created"].map(|field| event.get(field).cloned().unwrap_or_default()));
+        }
         let list = event.get_mut("choices").and_then(Value::as_array_mut).ok_or(Malformed)?;
         for (position, choice) in list.iter_mut().enumerate() {
-            let index = choice.get("index").map_or(Some(position as u64), Value::as_u64).ok_or(Malformed)?;
-            if index >= choices {
-                return Err(Malformed);
-            }
+            let index = openai::choice_index(position, choice, choices).ok_or(Malformed)?;
             let ended = choice.get("finish_reason").is_some_and(|reason| !reason.is_null());
             let delta = choice.get_mut("delta").and_then(Value::as_object_mut).ok_or(Malformed)?;
             let mut kept = kept
@@ -59,24 +63,20 @@ impl Restoration {
             for field in TEXTS {
                 let restorer = self.texts.entry((index, field));
                 let piece = match delta.get(field).and_then(Value::as_str) {
-                    Some(text)
-                        if vault.is_empty()
-                            && !text.contains('[')
-                            && !matches!(restorer, std::collections::hash_map::Entry::Occupied(_)) =>
-                    {
+                    Some(text) if vault.is_empty() && !text.contains('[') && matches!(restorer, Entry::Vacant(_)) => {
                         continue;
                     }
                     Some(text) => {
                         let restorer = restorer.or_insert_with(|| Restorer::new(self.from));
                         let mut piece = restorer.push(vault, text);
                         if ended {
-                            append(&mut piece, restorer.finish());
+                            piece.append(restorer.finish());
                         }
                         piece
                     }
                     None if ended => match restorer {
-                        std::collections::hash_map::Entry::Occupied(mut held) => held.get_mut().finish(),
-                        std::collections::hash_map::Entry::Vacant(_) => continue,
+                        Entry::Occupied(mut held) => held.get_mut().finish(),
+                        Entry::Vacant(_) => continue,
                     },
                     None => continue,
                 };
@@ -86,8 +86,26 @@ impl Restoration {
         Ok(())
     }
 
-    /// Restores a whole answer in place; `kept` gets the cache's form.
+    /// The stream has ended. If a choice did not say that it has, something of it may still be held back: the event that has it.
+    pub(super) fn rest(&mut self) -> Option<Value> {
+        let held = |((index, field), restorer): (&(u64, &'static str), &mut Restorer)| {
+            let text = restorer.finish().restored;
+            (!text.is_empty())
+                .then(|| json!({"index": index, "delta": {*field: text}, "logprobs": null, "finish_reason": null}))
+        };
+        let choices: Vec<Value> = self.texts.iter_mut().filter_map(held).collect();
+        let [id, created] = self.begun.take().unwrap_or_default();
+        let event = json!({"id": id, "object": "chat.completion.chunk", "created": created, "choices": choices});
+        (!choices.is_empty()).then_some(event)
+    }
+
+    /// Restores a whole answer in place; the texts of `kept` get the cache's form.
     pub(super) fn message(&mut self, vault: &Vault, answer: &mut Value, mut kept: Option<&mut Value>) {
+        if self.from == Suffix::Cache {
+            bracketed(answer, "message", &mut |text, _| {
+                *text = Restorer::without_values(Suffix::Cache).whole(vault, text).restored;
+            });
+        }
         let Some(list) = answer.get_mut("choices").and_then(Value::as_array_mut) else { return };
         for (position, choice) in list.iter_mut().enumerate() {
             let Some(message) = choice.get_mut("message").and_then(Value::as_object_mut) else { continue };
@@ -97,19 +115,13 @@ impl Restoration {
             for field in TEXTS {
                 let Some(text) = message.get(field).and_then(Value::as_str) else { continue };
                 let mut restorer = Restorer::new(self.from);
-                let mut piece = restorer.push(vault, text);
-                append(&mut piece, restorer.finish());
+                let piece = restorer.whole(vault, text);
                 self.restored += restorer.restored();
                 self.foreign |= restorer.saw_foreign();
                 place(message, kept.as_deref_mut(), field, piece);
             }
         }
     }
-}
-
-fn append(piece: &mut Piece, more: Piece) {
-    piece.restored.push_str(&more.restored);
-    piece.cacheable.push_str(&more.cacheable);
 }
 
 fn place(message: &mut Map<String, Value>, kept: Option<&mut Map<String, Value>>, field: &str, piece: Piece) {
@@ -119,6 +131,47 @@ fn place(message: &mut Map<String, Value>, kept: Option<&mut Map<String, Value>>
     message.insert(field.to_owned(), Value::String(piece.restored));
     if let Some(kept) = kept {
         kept.insert(field.to_owned(), Value::String(piece.cacheable));
+    }
+}
+
+/// Calls `each` with every string of an answer that has a `[`, with which every placeholder begins, and says whether it is a key,
+/// which stays as it is. Left out are the texts for a person, in the `part` of each choice (`delta` or `message`).
+pub(super) fn bracketed(answer: &mut Value, part: &str, each: &mut dyn FnMut(&mut String, bool)) {
+    bracketed_below(answer, Place::Answer, part, each);
+}
+
+/// Where in an answer.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Answer,
+    Choices,
+    Choice,
+    Part,
+    Elsewhere,
+}
+
+fn bracketed_below(value: &mut Value, place: Place, part: &str, each: &mut dyn FnMut(&mut String, bool)) {
+    match value {
+        Value::String(text) if text.contains('[') => each(text, false),
+        Value::Array(items) => {
+            let below = if place == Place::Choices { Place::Choice } else { Place::Elsewhere };
+            items.iter_mut().for_each(|item| bracketed_below(item, below, part, each));
+        }
+        Value::Object(members) => {
+            for (key, value) in members {
+                if key.contains('[') {
+                    each(&mut key.clone(), true);
+                }
+                let below = match place {
+                    Place::Answer if key == "choices" => Place::Choices,
+                    Place::Choice if key == part => Place::Part,
+                    Place::Part if value.is_string() && TEXTS.contains(&key.as_str()) => continue,
+                    _ => Place::Elsewhere,
+                };
+                bracketed_below(value, below, part, each);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -202,6 +255,35 @@ mod tests {
         let mut end = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]});
         restoration.chunk(&vault, 1, &mut end, None).unwrap();
         assert_eq!(end, chunk("[EM", json!("stop")));
+    }
+
+    #[test]
+    fn what_is_held_back_comes_without_a_word_of_the_end_as_well() {
+        let (vault, _) = vault();
+        let mut restoration = Restoration::new(Suffix::Wire);
+        assert_eq!(restoration.rest(), None);
+        for (index, text) in [(1, "b [EM"), (0, "a [")] {
+            let mut event = chunk(text, Value::Null);
+            event["id"] = json!("answer-7");
+            event["choices"][0]["index"] = json!(index);
+            restoration.chunk(&vault, 2, &mut event, None).unwrap();
+        }
+        let rest = restoration.rest().unwrap();
+        let texts =
+            [0, 1].map(|at| (rest["choices"][at]["index"].as_u64(), rest["choices"][at]["delta"]["content"].as_str()));
+        assert_eq!(texts, [(Some(0), Some("[")), (Some(1), Some("[EM"))]);
+        assert_eq!((&rest["id"], &rest["object"]), (&json!("answer-7"), &json!("chat.completion.chunk")));
+        assert_eq!(restoration.rest(), None);
+    }
+
+    #[test]
+    fn a_hit_shows_the_placeholders_of_the_conversation_where_no_value_goes() {
+        let (vault, wire) = vault();
+        let cached = vault.placeholder("email", "ann@example.org", Suffix::Cache);
+        let answer = |content: &str, arguments: &str| json!({"choices": [{"message": {"content": content, "tool_calls": [{"function": {"arguments": arguments}}]}}]});
+        let mut hit = answer(&cached, &format!("{{\"to\":\"{cached}\"}}"));
+        Restoration::new(Suffix::Cache).message(&vault, &mut hit, None);
+        assert_eq!(hit, answer("ann@example.org", &format!("{{\"to\":\"{wire}\"}}")));
     }
 
     #[test]

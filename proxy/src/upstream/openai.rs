@@ -86,6 +86,9 @@ async fn whole(body: Incoming) -> Result<Value, AttemptError> {
         Err(_) => return Err(AttemptError::Died),
     };
     let answer = json::parse(&bytes, &json::Limits::default()).map_err(|_| AttemptError::Malformed("json"))?;
+    if answer.get("error").is_some_and(|error| !error.is_null()) {
+        return Err(AttemptError::Malformed("error in an answer"));
+    }
     let choices = answer.get("choices").and_then(Value::as_array);
     let shaped = choices.is_some_and(|choices| {
         !choices.is_empty() && choices.iter().all(|choice| choice.get("message").is_some_and(Value::is_object))
@@ -182,6 +185,23 @@ impl EventStream {
     }
 }
 
+/// Which of the `asked` choices one in an answer is; by its place, if it does not say. `None` if nobody asked for it.
+#[must_use]
+pub fn choice_index(position: usize, choice: &Value, asked: u64) -> Option<u64> {
+    let index = match choice.get("index") {
+        Some(index) => index.as_u64()?,
+        None => position as u64,
+    };
+    (index < asked).then_some(index)
+}
+
+/// Has an event, or a whole answer, none but choices that were asked for?
+#[must_use]
+pub fn is_asked_for(answer: &Value, asked: u64) -> bool {
+    let choices = answer.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    choices.iter().enumerate().all(|(position, choice)| choice_index(position, choice, asked).is_some())
+}
+
 fn event(data: &[u8]) -> Result<Value, AttemptError> {
     let limits = json::Limits { values: MAX_EVENT_VALUES, ..json::Limits::default() };
     let event = json::parse(data, &limits).map_err(|_| AttemptError::Malformed("event json"))?;
@@ -192,4 +212,20 @@ fn event(data: &[u8]) -> Result<Value, AttemptError> {
         choices.as_array().is_some_and(|choices| choices.iter().all(|c| c.get("delta").is_some_and(Value::is_object)))
     });
     if shaped { Ok(event) } else { Err(AttemptError::Malformed("event shape")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn choices_that_nobody_asked_for_are_noticed() {
+        assert!(is_asked_for(&json!({"choices": [{"index": 1}, {"index": 0}]}), 2));
+        assert!(is_asked_for(&json!({"choices": [{}]}), 1) && is_asked_for(&json!({"choices": []}), 1));
+        for wrong in [json!([{"index": 1}]), json!([{"index": -1}]), json!([{"index": "0"}]), json!([{}, {}])] {
+            assert!(!is_asked_for(&json!({"choices": wrong}), 1));
+        }
+    }
 }

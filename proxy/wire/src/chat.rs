@@ -2,6 +2,8 @@
 //!
 //! Source: the OpenAI API reference, “Create chat completion”. Unknown fields stay in the tree and travel on.
 
+mod provider;
+
 use serde_json::{Map, Value};
 
 use crate::error::ErrorBody;
@@ -10,7 +12,6 @@ use crate::error::ErrorBody;
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 /// The most choices of one request.
 const MAX_CHOICES: u64 = 16;
-
 /// What is wrong with a request, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -45,7 +46,7 @@ pub struct ChatRequest {
     pub logprobs: bool,
     /// Tools are offered.
     pub tools: bool,
-    /// Parts that cannot be read as text: images, audio, files.
+    /// Something in it cannot be read as text: images, audio, files, as parts of a message or anywhere else.
     pub opaque_parts: bool,
     /// `temperature`, if given.
     pub temperature: Option<f64>,
@@ -83,7 +84,7 @@ impl ChatRequest {
             }
         };
         let opaque_parts = check_messages(&body, max_messages)?;
-        refuse_provider_state(&body)?;
+        provider::refuse_state(&body)?;
         let options = optional_object(&body, "stream_options")?;
         let tools = optional_array(&body, "tools")?.is_some_and(|tools| !tools.is_empty())
             || optional_array(&body, "functions")?.is_some_and(|functions| !functions.is_empty());
@@ -98,7 +99,7 @@ impl ChatRequest {
             choices,
             logprobs: optional_bool(&body, "logprobs")?.unwrap_or(false),
             tools,
-            opaque_parts,
+            opaque_parts: opaque_parts || provider::holds_opaque(&body),
             temperature: optional_number(&body, "temperature")?,
             max_tokens: optional_count(&body, "max_completion_tokens")?.or(optional_count(&body, "max_tokens")?),
             body,
@@ -236,34 +237,6 @@ fn check_content(at: &str, message: &Value) -> Result<bool, Invalid> {
     Ok(opaque)
 }
 
-/// State that lives with a provider cannot be bound to a tenant and a label here.
-fn refuse_provider_state(body: &Map<String, Value>) -> Result<(), Invalid> {
-    let refuse = |param: &str, what: &str| {
-        Err(invalid(param, "provider_state_refused", &format!("{what} Send the whole conversation in `messages`.")))
-    };
-    if body.get("store").is_some_and(|store| *store != Value::Bool(false) && !store.is_null()) {
-        return refuse("store", "Storing at the provider (`store`) is not allowed here.");
-    }
-    for field in ["previous_response_id", "conversation", "web_search_options"] {
-        if body.get(field).is_some_and(|value| !value.is_null()) {
-            return refuse(
-                field,
-                &format!("`{field}` uses state or tools of the provider, which is not allowed here."),
-            );
-        }
-    }
-    let tools = body.get("tools").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    for (index, tool) in tools.iter().enumerate() {
-        if !matches!(tool.get("type").and_then(Value::as_str), Some("function" | "custom")) {
-            return refuse(
-                &format!("tools[{index}].type"),
-                "Only tools of type `function` or `custom` are allowed here.",
-            );
-        }
-    }
-    Ok(())
-}
-
 fn optional_bool(body: &Map<String, Value>, field: &str) -> Result<Option<bool>, Invalid> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
@@ -311,11 +284,11 @@ mod tests {
 
     use super::*;
 
-    fn read(tree: Value) -> Result<ChatRequest, Invalid> {
+    pub(super) fn read(tree: Value) -> Result<ChatRequest, Invalid> {
         ChatRequest::from_json(tree, 3)
     }
 
-    fn with(field: &str, value: Value) -> Value {
+    pub(super) fn with(field: &str, value: Value) -> Value {
         let mut tree = json!({"model": "chat", "messages": [{"role": "user", "content": "Hello"}]});
         tree[field] = value;
         tree
@@ -358,6 +331,17 @@ mod tests {
             (with("store", json!(true)), Some("store"), "provider_state_refused"),
             (with("previous_response_id", json!("r")), Some("previous_response_id"), "provider_state_refused"),
             (with("tools", json!([{"type": "web_search"}])), Some("tools[0].type"), "provider_state_refused"),
+            (
+                with("extra_body", json!({"enable_search": true})),
+                Some("extra_body.enable_search"),
+                "provider_state_refused",
+            ),
+            (with("prompt", json!({"id": "p"})), Some("prompt"), "provider_state_refused"),
+            (
+                with("messages", json!([user, {"role": "assistant", "content": null, "audio": {"id": "a"}}])),
+                Some("messages[1].audio"),
+                "provider_state_refused",
+            ),
         ] {
             let fault = read(tree.clone()).unwrap_err();
             assert_eq!((fault.param.as_deref(), fault.code), (param, code), "{tree}");

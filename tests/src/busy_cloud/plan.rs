@@ -165,6 +165,7 @@ struct Answer {
     pieces: Vec<String>,
     choices: u64,
     prompt_tokens: u64,
+    finish_reason: Option<String>,
 }
 
 impl Answer {
@@ -178,6 +179,8 @@ impl Answer {
             pieces: characters.chunks(switches.chunk_chars.get()).map(|piece| piece.iter().collect()).collect(),
             choices: question.choices,
             prompt_tokens: question.prompt_tokens,
+            finish_reason: Some(switches.finish_reason.clone().unwrap_or_else(|| "stop".to_owned()))
+                .filter(|reason| !reason.is_empty()),
         }
     }
 
@@ -194,7 +197,7 @@ impl Answer {
         let choices: Vec<Value> = (0..self.choices)
             .map(|index| {
                 let message = json!({"role": "assistant", "content": content, "refusal": null});
-                json!({"index": index, "message": message, "logprobs": null, "finish_reason": "stop"})
+                json!({"index": index, "message": message, "logprobs": null, "finish_reason": self.finish_reason})
             })
             .collect();
         json!({
@@ -256,7 +259,9 @@ fn stream(answer: &Answer, question: &Question, switches: &Switches) -> VecDeque
     if ended_early(answer.pieces.len(), switches, &mut steps) {
         return steps;
     }
-    steps.push_back(Step::Send(answer.events(&json!({}), Some("stop"), usage)));
+    if let Some(reason) = &answer.finish_reason {
+        steps.push_back(Step::Send(answer.events(&json!({}), Some(reason), usage)));
+    }
     if usage {
         steps.push_back(Step::Send(answer.event(&json!([]), Some(answer.usage()))));
     }

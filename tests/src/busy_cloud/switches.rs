@@ -34,6 +34,8 @@ pub struct Switches {
     pub malformed: Option<Malformed>,
     /// Says this instead of repeating the question.
     pub answer: Option<String>,
+    /// Says this about the end instead of `stop`; empty: nothing.
+    pub finish_reason: Option<String>,
     /// Answers 307 with this `Location`.
     pub redirect: Option<String>,
     /// Adds headers that must not reach a client: `Set-Cookie`, `Alt-Svc`, `Postern-Label`, `X-Upstream`.
@@ -73,6 +75,7 @@ impl Default for Switches {
             hang_after_chunks: None,
             malformed: None,
             answer: None,
+            finish_reason: None,
             redirect: None,
             set_cookie: false,
             error_text: None,

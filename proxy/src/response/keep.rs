@@ -1,0 +1,235 @@
+//! Which answers the cache keeps: complete ones, of the shape that was asked for, in which every placeholder is ours.
+//!
+//! An answer that is not kept costs one more request; one that should not have been is wrong for everybody who gets it.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::Fill;
+use super::event::{bracketed, size};
+use crate::audit::Outcome;
+use crate::cache::{Entry, MAX_ENTRY};
+use crate::redact::restore::Restorer;
+use crate::redact::vault::{Suffix, Vault};
+use crate::upstream::openai;
+
+/// Ends of a choice after which nothing is missing. What a filter cut off is not among them.
+const COMPLETE: [&str; 4] = ["stop", "length", "tool_calls", "function_call"];
+
+/// An answer on its way into the cache.
+#[derive(Debug)]
+pub(super) struct Kept {
+    fill: Fill,
+    events: Vec<Value>,
+    bytes: usize,
+    /// Of each choice: has it ended?
+    ended: Vec<bool>,
+}
+
+impl Kept {
+    pub(super) fn new(fill: Fill, choices: u64) -> Self {
+        let choices = usize::try_from(choices).unwrap_or(usize::MAX);
+        Self { fill, events: Vec::new(), bytes: 0, ended: vec![false; choices] }
+    }
+
+    /// Adds one event of a stream whose texts are in the cache's form. One that is not fit to be kept ends it all.
+    pub(super) fn chunk(kept: &mut Option<Self>, event: Option<Value>) {
+        let (Some(all), Some(mut event)) = (kept.as_mut(), event) else { return };
+        let fits = all.chunk_fits(&mut event);
+        Self::add(kept, event, fits);
+    }
+
+    /// Adds a whole answer whose texts are in the cache's form.
+    pub(super) fn whole(kept: &mut Option<Self>, vault: &Vault, answer: Option<Value>) {
+        let (Some(all), Some(mut answer)) = (kept.as_mut(), answer) else { return };
+        let fits = all.whole_fits(vault, &mut answer);
+        Self::add(kept, answer, fits);
+    }
+
+    /// Puts it into the cache, if it is complete.
+    pub(super) fn finish(self, outcome: &Outcome) {
+        if self.events.is_empty() || !self.ended.iter().all(|ended| *ended) {
+            return;
+        }
+        let entry = Entry {
+            target: outcome.target.as_deref().unwrap_or_default().into(),
+            events: Arc::new(self.events),
+            bytes: self.bytes,
+            tokens: (outcome.prompt_tokens, outcome.completion_tokens),
+        };
+        self.fill.cache.put(self.fill.key, entry, self.fill.ttl);
+    }
+
+    fn add(kept: &mut Option<Self>, event: Value, fits: bool) {
+        let Some(all) = kept else { return };
+        all.bytes += size(&event);
+        all.events.push(event);
+        if !fits || all.bytes > MAX_ENTRY {
+            *kept = None;
+        }
+    }
+
+    fn chunk_fits(&mut self, event: &mut Value) -> bool {
+        // What is not text for a person comes in pieces as well, and none of it is held back until a placeholder is whole: the
+        // beginning of one is enough.
+        let mut may_hold_placeholder = false;
+        bracketed(event, "delta", &mut |_, _| may_hold_placeholder = true);
+        let choices = event.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        !may_hold_placeholder
+            && !has(event, "error")
+            && choices.iter().enumerate().all(|(position, choice)| self.choice_fits(position, choice, false))
+    }
+
+    fn whole_fits(&mut self, vault: &Vault, answer: &mut Value) -> bool {
+        let mut foreign = false;
+        bracketed(answer, "message", &mut |text, is_key| {
+            let mut restorer = Restorer::without_values(Suffix::Wire);
+            let canonical = restorer.whole(vault, text).cacheable;
+            // A key stays what it is, so it must not hold a placeholder of ours either.
+            foreign |= restorer.saw_foreign() || (is_key && canonical != *text);
+            *text = canonical;
+        });
+        let choices = answer.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        !foreign
+            && !has(answer, "error")
+            && choices.len() == self.ended.len()
+            && choices.iter().enumerate().all(|(position, choice)| self.choice_fits(position, choice, true))
+    }
+
+    /// Notes the end of a choice. A whole one has nothing else.
+    fn choice_fits(&mut self, position: usize, choice: &Value, whole: bool) -> bool {
+        let index = openai::choice_index(position, choice, self.ended.len() as u64);
+        let Some(ended) = index.and_then(|index| self.ended.get_mut(usize::try_from(index).ok()?)) else {
+            return false;
+        };
+        // Nothing comes after the end of a choice, and no choice comes twice. Log probabilities repeat the text in pieces that
+        // cannot be mapped onto other values.
+        if *ended || has(choice, "error") || has(choice, "logprobs") {
+            return false;
+        }
+        match choice.get("finish_reason") {
+            None | Some(Value::Null) => !whole,
+            Some(reason) => {
+                *ended = true;
+                reason.as_str().is_some_and(|reason| COMPLETE.contains(&reason))
+            }
+        }
+    }
+}
+
+fn has(value: &Value, field: &str) -> bool {
+    value.get(field).is_some_and(|member| !member.is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::cache::MemoryCache;
+    use crate::classify::Conversation;
+    use crate::config;
+    use crate::keys::Keys;
+
+    fn cache() -> Arc<MemoryCache> {
+        Arc::new(MemoryCache::new(config::Cache { memory: 1 << 20, ttl: Duration::from_secs(60) }))
+    }
+
+    fn vault() -> (Vault, String, String) {
+        let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
+        vault.keep("email", "ann@example.org");
+        let [wire, cached] =
+            [Suffix::Wire, Suffix::Cache].map(|form| vault.placeholder("email", "ann@example.org", form));
+        (vault, wire, cached)
+    }
+
+    /// What the cache has after an answer: `None` if it was not kept.
+    fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
+        let cache = cache();
+        let mut kept = Some(Kept::new(Fill { cache: cache.clone(), key: [0; 32], ttl: None }, choices));
+        add(&mut kept);
+        kept?.finish(&Outcome::default());
+        cache.get(&[0; 32]).map(|entry| entry.events.to_vec())
+    }
+
+    fn streamed(choices: u64, events: &[Value]) -> bool {
+        let all = kept(choices, |kept| events.iter().for_each(|event| Kept::chunk(kept, Some(event.clone()))));
+        all.is_some()
+    }
+
+    fn whole(choices: u64, answer: Value) -> Option<Value> {
+        kept(choices, |kept| Kept::whole(kept, &vault().0, Some(answer))).map(|mut events| events.remove(0))
+    }
+
+    fn chunk(index: u64, delta: Value, finish: Value) -> Value {
+        json!({"choices": [{"index": index, "delta": delta, "logprobs": null, "finish_reason": finish}]})
+    }
+
+    #[test]
+    fn a_stream_is_kept_only_if_every_choice_came_to_its_end() {
+        let text = |index| chunk(index, json!({"content": "Hi [EMAIL_"}), Value::Null);
+        let end = |index, reason: &str| chunk(index, json!({}), json!(reason));
+        assert!(streamed(1, &[text(0), end(0, "stop"), json!({"choices": [], "usage": {}})]));
+        assert!(streamed(2, &[text(1), end(1, "length"), text(0), end(0, "stop")]));
+        for events in [
+            &[][..],
+            &[text(0)],
+            &[text(0), end(0, "content_filter")],
+            &[text(0), end(0, "error")],
+            &[end(0, "stop"), text(0)],
+            &[text(0), json!({"choices": [], "error": {"message": "m"}}), end(0, "stop")],
+            &[text(0), text(1), end(0, "stop")],
+            &[
+                chunk(0, json!({"tool_calls": [{"function": {"arguments": "{\"to\":\"[EMA"}}]}), Value::Null),
+                end(0, "stop"),
+            ],
+            &[json!({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": []}, "finish_reason": "stop"}]})],
+        ] {
+            assert!(!streamed(1, events), "{events:?}");
+        }
+        assert!(!streamed(2, &[text(0), end(0, "stop"), text(1)]));
+    }
+
+    #[test]
+    fn a_whole_answer_is_kept_only_if_it_is_what_was_asked_for() {
+        let choice =
+            |index, reason: &str| json!({"index": index, "message": {"content": "Hi"}, "finish_reason": reason});
+        let answer = |choices: &[Value]| json!({"id": "a", "choices": choices});
+        assert!(whole(1, answer(&[choice(0, "stop")])).is_some());
+        assert!(whole(2, answer(&[choice(1, "stop"), choice(0, "tool_calls")])).is_some());
+        for choices in [
+            &[][..],
+            &[choice(0, "content_filter")],
+            &[choice(1, "stop")],
+            &[choice(0, "stop"), choice(1, "stop")],
+            &[json!({"index": 0, "message": {"content": "Hi"}})],
+            &[json!({"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop", "error": {"code": 502}})],
+        ] {
+            assert!(whole(1, answer(choices)).is_none(), "{choices:?}");
+        }
+        assert!(whole(2, answer(&[choice(0, "stop"), choice(0, "stop")])).is_none());
+        assert!(whole(1, json!({"error": {"code": 502}, "choices": [choice(0, "stop")]})).is_none());
+    }
+
+    #[test]
+    fn every_string_gets_the_form_of_the_cache_or_the_answer_is_not_kept() {
+        let (vault, wire, cached) = vault();
+        let answer = |arguments: String| {
+            let call = json!({"id": "c", "function": {"name": "mail", "arguments": arguments}});
+            let message = json!({"content": null, "tool_calls": [call]});
+            json!({"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]})
+        };
+        let keep = |answer| kept(1, |kept| Kept::whole(kept, &vault, Some(answer)));
+        assert_eq!(
+            keep(answer(format!("{{\"to\":[\"{wire}\"]}}"))).unwrap(),
+            [answer(format!("{{\"to\":[\"{cached}\"]}}"))]
+        );
+        assert!(keep(answer("[EMAIL_1_aaaaaaaa]".to_owned())).is_none());
+        let mut odd = answer("{}".to_owned());
+        odd["choices"][0]["message"]["annotations"] = json!({wire: 1});
+        assert!(keep(odd).is_none());
+    }
+}

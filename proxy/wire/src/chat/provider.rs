@@ -1,0 +1,171 @@
+//! What of a request is not text: state and tools that a provider has of its own, and images and the like, wherever they are.
+
+use serde_json::{Map, Value};
+
+use super::{Invalid, invalid};
+
+/// Fields that make a provider remember, look up or do something by itself. Not only of OpenAI: whatever server the target is,
+/// it may know them.
+const PROVIDER_EXTRAS: [&str; 15] = [
+    "store",
+    "background",
+    "previous_response_id",
+    "conversation",
+    "thread_id",
+    "assistant_id",
+    "web_search_options",
+    "web_search",
+    "enable_search",
+    "search_parameters",
+    "plugins",
+    "data_sources",
+    "tool_resources",
+    "mcp_servers",
+    "container",
+];
+/// Fields that hold, or point at, what cannot be read as text.
+const OPAQUE_FIELDS: [&str; 13] = [
+    "image",
+    "images",
+    "image_url",
+    "input_image",
+    "input_audio",
+    "video",
+    "videos",
+    "video_url",
+    "file",
+    "files",
+    "file_id",
+    "file_ids",
+    "file_data",
+];
+/// Where such names are an application's own: those of a function's parameters, say.
+const OWN_NAMES: [&str; 5] = ["tools", "functions", "tool_choice", "response_format", "metadata"];
+
+/// Is there an image, or the like, at any place?
+pub(super) fn holds_opaque(members: &Map<String, Value>) -> bool {
+    members.iter().any(|(key, value)| {
+        let named = OPAQUE_FIELDS.contains(&key.as_str()) && is_on(value);
+        named || if OWN_NAMES.contains(&key.as_str()) { any_data_url(value) } else { is_opaque(value) }
+    })
+}
+
+fn is_opaque(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(is_opaque),
+        Value::Object(members) => holds_opaque(members),
+        other => any_data_url(other),
+    }
+}
+
+fn any_data_url(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.starts_with("data:") && text.contains(";base64,"),
+        Value::Array(items) => items.iter().any(any_data_url),
+        Value::Object(members) => members.values().any(any_data_url),
+        _ => false,
+    }
+}
+
+/// `{}` asks for something with nothing but defaults.
+fn is_on(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+/// State that lives with a provider cannot be bound to a tenant and a label here, and what a provider does by itself with a
+/// prompt cannot be seen.
+pub(super) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
+    let refuse = |param: &str, what: &str| {
+        Err(invalid(param, "provider_state_refused", &format!("{what} Send the whole conversation in `messages`.")))
+    };
+    let uses = |field: &str| format!("`{field}` uses state or tools of the provider, which is not allowed here.");
+    // `extra_body` is a word of the SDK; some servers unpack it when it reaches them.
+    let extra = body.get("extra_body").and_then(Value::as_object);
+    for (prefix, members) in [("", Some(body)), ("extra_body.", extra)] {
+        let Some(members) = members else { continue };
+        if let Some(field) = PROVIDER_EXTRAS.into_iter().find(|field| members.get(*field).is_some_and(is_on)) {
+            let field = format!("{prefix}{field}");
+            return refuse(&field, &uses(&field));
+        }
+        // A prompt that is kept there; one that is text is an unknown field like others.
+        if members.get("prompt").is_some_and(Value::is_object) {
+            let field = format!("{prefix}prompt");
+            return refuse(&field, &uses(&field));
+        }
+    }
+    let messages = body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    for (index, message) in messages.iter().enumerate() {
+        if message.get("audio").is_some_and(is_on) {
+            let field = format!("messages[{index}].audio");
+            return refuse(&field, &uses(&field));
+        }
+    }
+    let tools = body.get("tools").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    for (index, tool) in tools.iter().enumerate() {
+        if !matches!(tool.get("type").and_then(Value::as_str), Some("function" | "custom")) {
+            return refuse(
+                &format!("tools[{index}].type"),
+                "Only tools of type `function` or `custom` are allowed here.",
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::{read, with};
+    use super::*;
+
+    #[test]
+    fn what_a_provider_would_do_by_itself_is_refused_and_what_is_off_is_not() {
+        for field in PROVIDER_EXTRAS {
+            for on in [json!(true), json!({}), json!([{"id": "web"}]), json!("id")] {
+                let fault = read(with(field, on)).unwrap_err();
+                assert_eq!((fault.param.as_deref(), fault.code), (Some(field), "provider_state_refused"));
+            }
+            for off in [json!(null), json!(false), json!([])] {
+                assert!(read(with(field, off)).is_ok(), "{field}");
+            }
+        }
+        assert!(read(with("prompt", json!("text"))).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_noticed_at_any_place() {
+        let url = "data:image/png;base64,AAAA";
+        let message = |more: Value| {
+            let mut message = json!({"role": "user", "content": "What is this?"});
+            message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            with("messages", json!([message]))
+        };
+        let part = json!({"type": "text", "text": "See", "image_url": {"url": "https://x/y.png"}});
+        for tree in [
+            message(json!({"images": ["AAAA"]})),
+            message(json!({"content": url})),
+            message(json!({"content": [part]})),
+            with("images", json!(["AAAA"])),
+            with("extra_body", json!({"files": ["f"]})),
+            with("multi_modal", json!([[{"file_id": "f-1"}]])),
+            with("metadata", json!({"thumb": url})),
+        ] {
+            assert!(read(tree.clone()).unwrap().opaque_parts, "{tree}");
+        }
+        let parameters = json!({"type": "object", "properties": {"image": {"type": "string"}, "file": {}}});
+        let tool = json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+        for tree in [
+            with("tools", tool),
+            with("metadata", json!({"file": "report.pdf"})),
+            message(json!({"images": []})),
+            message(json!({"content": "An image is a data:image/png;base64,… URL"})),
+        ] {
+            assert!(!read(tree.clone()).unwrap().opaque_parts, "{tree}");
+        }
+    }
+}
