@@ -24,11 +24,8 @@ fn id(text: &str) -> SpiffeId {
 impl Branch {
     fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        let options = AuthorityOptions {
-            trust_domain: "td".into(),
-            leaf_ttl: StdDuration::from_secs(3600),
-            clock: Arc::new(FakeClock::at(NOW)),
-        };
+        let clock = Arc::new(FakeClock::at(NOW));
+        let options = AuthorityOptions { clock, ..AuthorityOptions::new("td", StdDuration::from_secs(3600)) };
         let authority = Authority::open_or_create(scratch.path(), options).unwrap();
         Self { _scratch: scratch, authority }
     }
@@ -176,12 +173,11 @@ fn revocation_lists_are_told_from_other_things() {
 #[test]
 fn what_is_accepted_makes_a_server() {
     let scratch = tempfile::tempdir().unwrap();
-    let clock = Arc::new(crate::SystemClock);
-    let options = AuthorityOptions { trust_domain: "td".into(), leaf_ttl: StdDuration::from_secs(3600), clock };
+    let options = AuthorityOptions::new("td", StdDuration::from_secs(3600));
     let authority = Authority::open_or_create(scratch.path(), options).unwrap();
     let request = LeafRequest { id: id("spiffe://td/gateway"), role: Role::Gateway { names: vec![] } };
     let read = foreign(&authority.issue(request).unwrap());
     let roots = authority.trust_bundle();
     check_gateway(&read, &roots, authority.gateway_id(), OffsetDateTime::now_utc()).unwrap();
-    tls::server_config(&read, &roots).unwrap();
+    tls::server_config(&read, &Arc::new(Trust::from_roots(&roots).unwrap())).unwrap();
 }
