@@ -16,3 +16,6 @@ pub(crate) fn step() {
         std::thread::sleep(std::time::Duration::from_secs(60));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroize;
 
 use super::{
-    Authority, AuthorityOptions, Settings, check_begun,
+    Authority, AuthorityOptions, RootPlace, Settings, check_begun,
     disk::{Disk, INTERMEDIATE_FILE, LEDGER_FILE, ROOT_FILE, ROOTS_FILE, Roots, retired_file},
     whole_seconds,
 };
@@ -102,6 +102,9 @@ impl Authority {
         let store = Store::open(dir)?;
         let locked = store.lock()?;
         locked.sweep()?;
+        if settings.root == RootPlace::Here {
+            return Err(CertsError::NotInstallable("the root of this authority is not kept off line".to_owned()));
+        }
         let disk = Disk::read(&settings, &store, &locked)?;
         let (intermediate, roots) = check_installable(&settings, &locked, &disk, certificate_pem, roots_pem, now)?;
         install(&locked, disk, &intermediate, &roots, now)

@@ -38,6 +38,8 @@ pub(super) struct State {
     crls: Vec<SignedCrl>,
     stamps: [Stamp; WATCHED.len()],
     try_again: Option<OffsetDateTime>,
+    /// Root off line: the request for the next intermediate lies there.
+    requested: bool,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,7 @@ impl State {
             crls: Vec::new(),
             stamps: stamps(store),
             try_again: None,
+            requested: false,
         };
         state.check_can_open(settings, store, locked, now)?;
         state.maintain(settings, store, locked, now)?;
@@ -133,10 +136,10 @@ impl State {
             return Err(replaced());
         };
         // An intermediate below another root than those known would lock out everyone who pinned ours.
-        if let (Roots::Here { current, .. }, Roots::Here { .. }) = (&roots, &self.roots) {
-            if !self.roots.trusted().contains(&current.certificate) {
-                return Err(replaced());
-            }
+        if let (Roots::Here { current, .. }, Roots::Here { .. }) = (&roots, &self.roots)
+            && !self.roots.trusted().contains(&current.certificate)
+        {
+            return Err(replaced());
         }
         self.roots = roots;
         self.intermediate = Arc::new(intermediate);
@@ -144,6 +147,7 @@ impl State {
         self.ledger = ledger;
         self.marked = disk.marked;
         self.highest = highest;
+        self.requested = false;
         self.stamps = stamps(store);
         Ok(())
     }
@@ -160,11 +164,10 @@ impl State {
             Some(_) => false,
             None => self.should_switch(now),
         };
-        let foreign = self.roots.issuing(&self.ledger, now).is_some_and(|root| !root.issued(&self.intermediate));
-        next_step
-            || foreign
-            || self.intermediate.is_due(now)
-            || self.retired.iter().any(|one| self.is_over(one, settings, now))
+        let issuing = self.roots.issuing(&self.ledger, now);
+        let foreign = issuing.is_some_and(|root| !root.issued(&self.intermediate));
+        let old = self.intermediate.is_due(now) && !self.requested;
+        next_step || foreign || old || self.retired.iter().any(|one| self.is_over(one, settings, now))
     }
 
     /// Renews the intermediate, moves a root switch forward, and removes keys that are not needed any more.
@@ -217,6 +220,7 @@ impl State {
         let Some(root) = self.roots.issuing(&self.ledger, now) else {
             if self.intermediate.is_due(now) {
                 offline::write_request(settings, store, locked)?;
+                self.requested = true;
             }
             return Ok(());
         };
@@ -413,10 +417,9 @@ impl State {
         now: OffsetDateTime,
     ) -> Result<(), CertsError> {
         settings.check_trust_domain(&self.intermediate, store.dir())?;
-        if settings.root == RootPlace::Offline {
-            if self.intermediate.prefix != settings.prefix || now > self.intermediate.not_after {
-                return Err(offline::request(settings, store, locked));
-            }
+        let unfit = self.intermediate.prefix != settings.prefix || now > self.intermediate.not_after;
+        if settings.root == RootPlace::Offline && unfit {
+            return Err(offline::request(settings, store, locked));
         }
         Ok(())
     }

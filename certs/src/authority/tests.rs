@@ -440,4 +440,7 @@ fn debug_shows_no_key() {
 }
 
 mod enrolment;
+mod offline;
 mod revocation;
+mod root_switch;
+mod simulation;
