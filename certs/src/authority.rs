@@ -35,6 +35,7 @@ use std::{
 use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 
+pub(crate) use self::disk::LEDGER_FILE;
 use self::{disk::Disk, state::State};
 pub use self::{
     enrolment::{MAX_INVITE_TTL, SignedLeaf},

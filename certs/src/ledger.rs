@@ -40,8 +40,8 @@ pub(crate) struct Ledger {
     /// Intermediates that issue no more, by the name of their key, and since when.
     pub(crate) retired: BTreeMap<String, Seconds>,
     pub(crate) switch: Option<Switch>,
-    /// How often the set of roots changed, and the digest of the present one (SPIFFE Trust Domain and Bundle,
-    /// section 4.1.1).
+    /// A number that grows with each change of the roots, and the digest of the present ones (SPIFFE Trust Domain and
+    /// Bundle, section 4.1.1).
     pub(crate) bundle: Bundle,
 }
 
@@ -205,6 +205,10 @@ impl Ledger {
         before - self.invites.len()
     }
 
+    pub(crate) fn withdraw_all_invites(&mut self) {
+        self.invites.clear();
+    }
+
     /// Uses up the invitation with this secret.
     pub(crate) fn accept(&mut self, secret: &[u8], now: OffsetDateTime) -> Result<SpiffeId, CertsError> {
         self.forget(now);
@@ -223,15 +227,15 @@ impl Ledger {
         self.invites.iter().filter(|invite| invite.expires >= now.unix_timestamp()).count()
     }
 
-    /// Counts a change of the roots. Returns whether there was one.
-    pub(crate) fn count_bundle<'a>(&mut self, roots: impl Iterator<Item = &'a [u8]>) -> bool {
-        let all: String = roots.map(digest).collect();
+    /// Counts a change of the roots. The number is at least the time, so that it grows even if the ledger is an older
+    /// one, from a backup.
+    pub(crate) fn count_bundle(&mut self, roots: &[CertificateDer<'_>], now: OffsetDateTime) {
+        let all: String = roots.iter().map(|root| digest(root)).collect();
         let digest = digest(all.as_bytes());
-        if self.bundle.digest == digest {
-            return false;
+        if self.bundle.digest != digest {
+            let time = u64::try_from(now.unix_timestamp()).unwrap_or_default();
+            self.bundle = Bundle { sequence: time.max(self.bundle.sequence.saturating_add(1)), digest };
         }
-        self.bundle = Bundle { sequence: self.bundle.sequence.saturating_add(1), digest };
-        true
     }
 }
 

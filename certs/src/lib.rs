@@ -37,11 +37,13 @@
 //! ```
 
 pub mod authority;
+pub mod backup;
 pub mod clock;
 #[cfg(test)]
 mod crash;
 pub mod csr;
 pub mod error;
+pub mod export;
 pub mod issue;
 pub mod join;
 mod ledger;

@@ -26,7 +26,7 @@ const PRIVATE_FOLDER: u32 = 0o700;
 /// Permission bits of anyone but the owner.
 const OTHERS: u32 = 0o077;
 /// A key and a certificate are under 4 KiB; more than this was not written here.
-const MAX_FILE_BYTES: u64 = 64 * 1024;
+pub(crate) const MAX_FILE_BYTES: u64 = 64 * 1024;
 const LOCK_FILE: &str = "lock";
 const TEMPORARY: &str = ".tmp";
 /// Another process holds the lock for a few milliseconds, once in fifteen days.
@@ -196,6 +196,16 @@ pub(crate) fn make_folder(dir: &Path) -> Result<(), CertsError> {
         Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
         Some(parent) => sync_folder(parent),
         None => Ok(()),
+    }
+}
+
+/// Moves a folder to a place where there is none, or an empty one.
+pub(crate) fn move_folder(from: &Path, to: &Path) -> Result<(), CertsError> {
+    fs::rename(from, to).map_err(CertsError::io("put in place", to))?;
+    step();
+    match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
     }
 }
 

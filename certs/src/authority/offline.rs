@@ -210,6 +210,7 @@ fn install(
         ledger.retired.insert(old.name(), now.unix_timestamp());
         locked.write(&retired_file(old), old.to_pem().as_bytes())?;
     }
+    ledger.count_bundle(roots, now);
     locked.write(LEDGER_FILE, &ledger.to_json()?)?;
     // Until the new intermediate is in place the roots have to go with the old one as well.
     let mut both = roots.to_vec();

@@ -202,7 +202,7 @@ impl State {
         }
         self.drop_retired(settings, locked, now)?;
         self.ledger.forget(now);
-        self.ledger.count_bundle(self.roots.trusted().iter().map(|root| &root[..]));
+        self.ledger.count_bundle(&self.roots.trusted(), now);
         if self.ledger != *before {
             self.save(locked, now)?;
         }
@@ -302,7 +302,7 @@ impl State {
         let mut ledger = self.ledger.clone();
         ledger.switch = Some(switch);
         *next = Some(Box::new(fresh));
-        ledger.count_bundle(self.roots.trusted().iter().map(|root| &root[..]));
+        ledger.count_bundle(&self.roots.trusted(), now);
         let saved = ledger.to_json().and_then(|text| locked.write(LEDGER_FILE, &text));
         if let (Err(_), Roots::Here { next, .. }) = (&saved, &mut self.roots) {
             *next = None;

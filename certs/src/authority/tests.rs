@@ -24,7 +24,7 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::crash::scratch();
         let dir = folder.path().join("state/authority");
         Self { _folder: folder, dir, clock: FakeClock::at(START) }
     }

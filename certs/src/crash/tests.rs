@@ -78,7 +78,7 @@ struct Scenario {
     check: fn(&Place),
 }
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 8] = [
     Scenario { name: "first-start", prepare: |_| {}, act: first_start, check: check_first_start },
     Scenario { name: "renewal", prepare: prepare_leaf, act: renew, check: check_renewal },
     Scenario { name: "enrolment", prepare: prepare_leaf, act: enrol, check: check_enrolment },
@@ -86,6 +86,7 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario { name: "root-switch", prepare: prepare_leaf, act: switch_root, check: check_root_switch },
     Scenario { name: "install", prepare: prepare_offline, act: install, check: check_install },
     Scenario { name: "reset-clock", prepare: prepare_future, act: reset_clock, check: check_reset_clock },
+    Scenario { name: "restore", prepare: prepare_backup, act: restore, check: check_restore },
 ];
 
 fn first_start(place: &Place) {
@@ -267,6 +268,24 @@ fn check_reset_clock(place: &Place) {
     assert_eq!(authority.trust_bundle()[0].to_vec(), place.kept("bundle").unwrap());
 }
 
+fn prepare_backup(place: &Place) {
+    let authority = place.open();
+    place.keep("bundle", &authority.trust_bundle()[0]);
+    place.keep("backup", &Authority::backup(&place.authority(), "correct horse battery").unwrap());
+    fs::remove_dir_all(place.authority()).unwrap();
+}
+
+fn restore(place: &Place) {
+    Authority::restore(&place.authority(), &place.kept("backup").unwrap(), "correct horse battery").unwrap();
+}
+
+fn check_restore(place: &Place) {
+    if !place.authority().exists() {
+        restore(place);
+    }
+    assert_eq!(place.open().trust_bundle()[0].to_vec(), place.kept("bundle").unwrap(), "all of it, or nothing");
+}
+
 /// Does one scenario in a process of its own, which dies at a given step. Nothing, when run as a test.
 #[test]
 fn child() {
@@ -290,10 +309,10 @@ fn copy(from: &Path, to: &Path) {
 
 fn die_everywhere(name: &str) {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
-    let prepared = tempfile::tempdir().unwrap();
+    let prepared = crate::crash::scratch();
     (scenario.prepare)(&Place::at(prepared.path(), START));
     for step in 1..=MAX_STEPS {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = crate::crash::scratch();
         copy(prepared.path(), scratch.path());
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crash::tests::child", "--test-threads=1"])
@@ -346,4 +365,9 @@ fn dies_everywhere_while_an_intermediate_is_installed() {
 #[test]
 fn dies_everywhere_while_its_clock_is_reset() {
     die_everywhere("reset-clock");
+}
+
+#[test]
+fn dies_everywhere_while_a_backup_is_restored() {
+    die_everywhere("restore");
 }

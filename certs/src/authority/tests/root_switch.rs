@@ -11,12 +11,14 @@ fn goes_through_its_phases_and_locks_nobody_out() {
     let scratch = Scratch::new();
     let authority = scratch.open().unwrap();
     let old = authority.trust_bundle();
-    assert_eq!(authority.status().bundle_sequence, 1);
+    let sequence = authority.status().bundle_sequence;
     authority.begin_root_switch().unwrap();
     assert!(matches!(authority.begin_root_switch(), Err(CertsError::NoRootSwitch(_))));
     let both = authority.trust_bundle();
     assert_eq!((both.len(), &both[0]), (2, &old[0]));
-    assert_eq!((authority.status().root_switch, authority.status().bundle_sequence), (Some(RootSwitch::TrustBoth), 2));
+    assert_eq!(authority.status().root_switch, Some(RootSwitch::TrustBoth));
+    let told = authority.status().bundle_sequence;
+    assert!(told > sequence);
 
     // Whoever got a leaf just before knows the old root only, for as long as that leaf lives.
     scratch.clock.advance(Duration::hours(71));
@@ -35,7 +37,8 @@ fn goes_through_its_phases_and_locks_nobody_out() {
     scratch.clock.advance(Duration::hours(72));
     assert!(authority.refresh().unwrap());
     assert_eq!(authority.trust_bundle(), both[1..]);
-    assert_eq!((authority.status().root_switch, authority.status().bundle_sequence), (None, 3));
+    assert_eq!(authority.status().root_switch, None);
+    assert!(authority.status().bundle_sequence > told);
     assert_eq!(scratch.open().unwrap().trust_bundle(), both[1..]);
     assert!(accepts(&both[1..], &authority.issue(ada()).unwrap().chain, scratch.clock.now()));
 }
