@@ -20,6 +20,7 @@
 //! Nothing here has a thread: the gateway calls [`Authority::refresh`] every second or so, which looks whether a file
 //! was replaced and whether anything is due.
 
+mod crls;
 mod disk;
 mod enrolment;
 mod offline;
@@ -249,25 +250,30 @@ impl Authority {
     }
 
     fn do_what_is_due(&self, state: &mut State) -> Result<(), CertsError> {
-        let now = self.now();
-        if state.is_pausing(now) {
-            return Ok(());
-        }
-        let done = (|| {
-            if state.is_outdated(&self.store) {
-                let locked = self.store.lock()?;
-                self.take_over(state, &locked)?;
-            }
+        let pausing = state.is_pausing(self.now());
+        let done = self.take_over_if_outdated(state).and_then(|()| {
             let now = self.time(state)?;
-            if state.is_due(&self.settings, now) || state.is_mark_due(now) {
+            if !pausing && (state.is_due(&self.settings, now) || state.is_mark_due(now)) {
                 let locked = self.store.lock()?;
                 self.prepare(state, &locked, now)?;
                 state.mark(&locked, now)?;
             }
             Ok(())
-        })();
-        state.pause(if done.is_err() { Some(now) } else { None });
+        });
+        if pausing {
+            // It was told within the last minute.
+            return Ok(());
+        }
+        state.pause(if done.is_err() { Some(self.now()) } else { None });
         done
+    }
+
+    fn take_over_if_outdated(&self, state: &mut State) -> Result<(), CertsError> {
+        if !state.is_outdated(&self.store) {
+            return Ok(());
+        }
+        let locked = self.store.lock()?;
+        self.take_over(state, &locked)
     }
 
     /// Begins to switch to a new root: everyone hears of it within one life of a leaf, it issues after that, and the

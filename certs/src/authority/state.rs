@@ -2,24 +2,22 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateRevocationListDer;
 use time::{Duration, OffsetDateTime};
 
 use super::{
     MARK_EVERY, RootPlace, Settings, TRY_AGAIN_AFTER, check_begun,
+    crls::SignedCrl,
     disk::{CLOCK_FILE, Disk, INTERMEDIATE_FILE, LEDGER_FILE, NEXT_ROOT_FILE, ROOT_FILE, Roots, WATCHED, retired_file},
     offline,
 };
 use crate::{
-    CertsError, Serial, Trust, clock,
+    CertsError, Trust, clock,
     ledger::{Ledger, Switch},
     rotate::RootSwitch,
     signer::Signer,
     store::{Locked, Stamp, Store},
 };
 
-/// How long a revocation list is good for. A new one is made after half of that.
-const CRL_LIFE: Duration = Duration::DAY;
 /// A root is replaced when so much of its life is over, out of a hundred.
 const ROOT_SWITCH_PERCENT: i32 = 80;
 
@@ -35,21 +33,12 @@ pub(super) struct State {
     pub(super) highest: Option<OffsetDateTime>,
     /// The highest time that is on disk.
     marked: Option<OffsetDateTime>,
-    crls: Vec<SignedCrl>,
+    /// Signed by those above, the present one's first.
+    pub(super) crls: Vec<SignedCrl>,
     stamps: [Stamp; WATCHED.len()],
     try_again: Option<OffsetDateTime>,
     /// Root off line: the request for the next intermediate lies there.
     requested: bool,
-}
-
-#[derive(Debug)]
-struct SignedCrl {
-    issuer: String,
-    serials: Vec<Serial>,
-    number: u64,
-    made: OffsetDateTime,
-    pub(super) next_update: OffsetDateTime,
-    der: CertificateRevocationListDer<'static>,
 }
 
 impl State {
@@ -422,62 +411,6 @@ impl State {
             return Err(offline::request(settings, store, locked));
         }
         Ok(())
-    }
-
-    /// Signs what revocation lists have to be signed, and makes another [`Trust`] if anything in it changed.
-    pub(super) fn rebuild(&mut self, now: OffsetDateTime) -> Result<(), CertsError> {
-        let mut changed = self.trust.roots() != self.roots.trusted();
-        let mut former = std::mem::take(&mut self.crls);
-        let signers: Vec<_> = std::iter::once(&self.intermediate).chain(&self.retired).cloned().collect();
-        for signer in signers {
-            let name = signer.name();
-            let old = former.iter().position(|crl| crl.issuer == name).map(|index| former.swap_remove(index));
-            let serials: Vec<_> = self.revoked_by(&name).map(|(serial, _)| serial.clone()).collect();
-            if let Some(old) = old {
-                if old.serials == serials && old.is_fresh(now) {
-                    self.crls.push(old);
-                    continue;
-                }
-                self.crls.push(self.sign_crl(&signer, serials, now, old.number)?);
-            } else {
-                self.crls.push(self.sign_crl(&signer, serials, now, 0)?);
-            }
-            changed = true;
-        }
-        changed |= !former.is_empty();
-        if changed {
-            let lists: Vec<_> = self.crls.iter().map(|crl| crl.der.clone()).collect();
-            self.trust = Arc::new(Trust::from_roots(&self.roots.trusted())?.with_crls(&lists)?);
-        }
-        Ok(())
-    }
-
-    fn revoked_by<'a>(&'a self, issuer: &'a str) -> impl Iterator<Item = (&'a Serial, OffsetDateTime)> {
-        let ours = self.ledger.revoked.iter().filter(move |leaf| leaf.issuer == issuer);
-        ours.filter_map(|leaf| Some((&leaf.serial, OffsetDateTime::from_unix_timestamp(leaf.at).ok()?)))
-    }
-
-    fn sign_crl(
-        &self,
-        signer: &Signer,
-        serials: Vec<Serial>,
-        now: OffsetDateTime,
-        former: u64,
-    ) -> Result<SignedCrl, CertsError> {
-        let next_update = now.saturating_add(CRL_LIFE);
-        // A moment is higher than every earlier one without anything being kept.
-        let number = u64::try_from(now.unix_timestamp()).unwrap_or_default().max(former.saturating_add(1));
-        let issuer = signer.name();
-        let der = signer.sign_crl(self.revoked_by(&issuer), now, next_update, number)?;
-        Ok(SignedCrl { issuer, serials, number, made: now, next_update, der })
-    }
-}
-
-impl SignedCrl {
-    fn is_fresh(&self, now: OffsetDateTime) -> bool {
-        // After a clock that ran ahead it would stay for as long as that.
-        now >= self.made.saturating_sub(clock::TOLERANCE)
-            && now < self.made.saturating_add((self.next_update - self.made) / 2)
     }
 }
 

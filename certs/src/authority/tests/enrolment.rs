@@ -161,14 +161,8 @@ fn a_newcomer_knows_the_gateway_by_its_token_alone() {
     // And with what it got it comes in at the other door.
     let csr = Csr::generate(token.id()).unwrap();
     let signed = ours.enrol(token.secret(), &csr.der).unwrap();
-    let leaf = IssuedLeaf {
-        id: signed.id.clone(),
-        chain: signed.chain.clone(),
-        key: csr.key.clone_key(),
-        not_before: signed.not_before,
-        not_after: signed.not_after,
-    };
-    let trust = Arc::new(Trust::from_roots(&signed.roots).unwrap());
+    let (leaf, trust) = signed.with_key(csr.key.clone_key(), OffsetDateTime::now_utc()).unwrap();
+    let trust = Arc::new(trust);
     let inside = server_config(&ours.issue(gateway()).unwrap(), &ours.trust()).unwrap();
     let (server, _) = handshake(&inside, &client_config(&leaf, &trust, token.gateway().clone()).unwrap()).unwrap();
     let peer = verify::peer(&server.peer_certificates().unwrap()[0]).unwrap();

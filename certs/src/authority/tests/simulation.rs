@@ -133,6 +133,8 @@ fn three_days_without_an_issuer_end_in_an_alarm_a_refusal_and_a_recovery() {
 enum Event {
     Wait(i64),
     SetBack(i64),
+    FarBack(i64),
+    JumpAhead(i64),
     Restart,
     IssuerAway(i64),
     RevokeSomebodyElse,
@@ -144,6 +146,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         prop_oneof![
             4 => (1_i64..30 * 60).prop_map(Event::Wait),
             1 => (0_i64..5).prop_map(Event::SetBack),
+            1 => (1_i64..1000).prop_map(Event::FarBack),
+            1 => (1_i64..20).prop_map(Event::JumpAhead),
             1 => Just(Event::Restart),
             1 => (1_i64..20).prop_map(Event::IssuerAway),
             1 => Just(Event::RevokeSomebodyElse),
@@ -166,6 +170,16 @@ proptest! {
                 Event::Wait(minutes) => (Duration::minutes(minutes), false),
                 Event::IssuerAway(hours) => (Duration::hours(hours), true),
                 Event::SetBack(minutes) => { scratch.clock.advance(Duration::minutes(-minutes)); (TICK, false) }
+                Event::FarBack(hours) => {
+                    // Nothing is issued then, and what is in force stays as it was.
+                    scratch.clock.advance(Duration::hours(-hours));
+                    let set_back = |error| matches!(error, CertsError::ClockSetBack { .. } | CertsError::ClockNeverSet { .. });
+                    prop_assert!(authority.issue(ada()).is_err_and(set_back));
+                    let _ = authority.refresh();
+                    scratch.clock.advance(Duration::hours(hours));
+                    (TICK, false)
+                }
+                Event::JumpAhead(hours) => { scratch.clock.advance(Duration::hours(hours)); (TICK, false) }
                 Event::Restart => { authority = scratch.open().unwrap(); (TICK, false) }
                 Event::RevokeSomebodyElse => {
                     let id: SpiffeId = format!("spiffe://{TRUST_DOMAIN}/clerk/eve").parse().unwrap();
