@@ -129,7 +129,7 @@ impl Authority {
     ///   [`CertsError::ForeignOwner`]: there is one, and it cannot be trusted as it is. It is never replaced
     ///   silently, since everyone who pinned its root would be locked out.
     /// - [`CertsError::ClockNeverSet`], [`CertsError::ClockSetBack`], [`CertsError::ClockBehind`],
-    ///   [`CertsError::RootExpired`]: the time is outside of its life.
+    ///   [`CertsError::RootAhead`], [`CertsError::RootExpired`]: the time is outside of its life.
     /// - [`CertsError::Io`], [`CertsError::Locked`]: the folder cannot be read or written.
     pub fn open_or_create(dir: &Path, options: AuthorityOptions) -> Result<Self, CertsError> {
         let settings = Settings::new(&options)?;
@@ -177,7 +177,9 @@ impl Authority {
         self.check_chain(&state, &leaf.chain, now)?;
         let entry = Issued::of(&leaf.chain, &state.intermediate)?;
         if let Some(locked) = locked {
-            let registered = state.change(&locked, now, |ledger| ledger.register(entry, now));
+            let registered = state.change(&locked, now, |ledger| {
+                if essential { ledger.register_own(entry, now) } else { ledger.register(entry, now) }
+            });
             match registered {
                 Err(error) if !(essential && error.is_of_the_disk()) => return Err(error),
                 Err(error) => tracing::warn!(%error, "the gateway's leaf could not be registered"),
@@ -296,15 +298,15 @@ impl Authority {
     /// them if that is a danger.
     ///
     /// # Errors
-    /// Those of [`Authority::open_or_create`]; [`CertsError::ClockBehind`] if the root itself begins in the future.
+    /// Those of [`Authority::open_or_create`]; [`CertsError::RootAhead`] if the root itself begins in the future.
     pub fn reset_clock(dir: &Path, options: AuthorityOptions) -> Result<(), CertsError> {
         let settings = Settings::new(&options)?;
         let now = whole_seconds(options.clock.now());
         clock::check(now, None)?;
         let store = Store::open(dir)?;
         let locked = store.lock()?;
-        State::reset_clock(&settings, &store, &locked, now)?;
-        State::open(&settings, &store, &locked, now).map(drop)
+        locked.sweep()?;
+        State::reset_clock(&settings, &store, &locked, now)
     }
 
     /// Whom a gateway has to trust now: its roots, and the revocation lists of its own issuing keys. Another one after
@@ -432,15 +434,6 @@ impl Settings {
 /// Certificates count in whole seconds; rounding once, here, keeps every comparison consistent.
 fn whole_seconds(now: OffsetDateTime) -> OffsetDateTime {
     now.replace_nanosecond(0).unwrap_or(now)
-}
-
-/// Leaves dated before their issuer show a clock that was set back: with it, expired certificates would come to life
-/// again.
-fn check_begun(signer: &Signer, what: &'static str, now: OffsetDateTime) -> Result<(), CertsError> {
-    if now < signer.not_before {
-        return Err(CertsError::ClockBehind { now, what, not_before: signer.not_before });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

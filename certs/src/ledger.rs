@@ -16,6 +16,11 @@ use crate::{CertsError, Serial, SpiffeId, refusal, signer::Signer, verify};
 
 /// The most leaves in force: a leaf of 72 h is renewed at 36 h, so this is for five thousand workstations.
 pub(crate) const MAX_LEAVES: usize = 10_000;
+/// The most leaves of the gateway itself that are kept in mind.
+const MAX_OWN_LEAVES: usize = 64;
+/// The most leaves in force of a workload that renews: two are usual, some more after failures. Otherwise a single one
+/// could fill the register.
+pub(crate) const MAX_RENEWED_LEAVES: usize = 16;
 /// The most invitations that wait at a time.
 pub(crate) const MAX_INVITES: usize = 256;
 /// The longest file, bytes: every identity at its longest would be more, and is refused.
@@ -34,6 +39,7 @@ pub(crate) struct Ledger {
     version: u32,
     /// The highest time seen when this was written.
     pub(crate) highest: Option<Seconds>,
+    /// The oldest first.
     pub(crate) issued: Vec<Issued>,
     pub(crate) revoked: Vec<Revoked>,
     invites: Vec<Invite>,
@@ -150,10 +156,27 @@ impl Ledger {
             let Some((oldest, _)) = oldest.min_by_key(|(_, leaf)| leaf.not_after) else {
                 return Err(CertsError::RegisterFull { max: MAX_LEAVES });
             };
-            self.issued.swap_remove(oldest);
+            self.issued.remove(oldest);
         }
         self.issued.push(leaf);
         Ok(())
+    }
+
+    /// Registers a leaf of the gateway itself, in place of its oldest one: each start makes one, and a gateway that
+    /// starts over and over must not lock everyone out.
+    pub(crate) fn register_own(&mut self, leaf: Issued, now: OffsetDateTime) -> Result<(), CertsError> {
+        let own = |entry: &Issued| entry.id == leaf.id;
+        if self.issued.iter().filter(|entry| own(entry)).count() >= MAX_OWN_LEAVES
+            && let Some(oldest) = self.issued.iter().position(own)
+        {
+            self.issued.remove(oldest);
+        }
+        self.register(leaf, now)
+    }
+
+    /// How many leaves of this identity are in force.
+    pub(crate) fn count_of(&self, id: &SpiffeId, now: OffsetDateTime) -> usize {
+        self.in_force(now).filter(|leaf| leaf.id == *id).count()
     }
 
     /// Leaves in force.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 
 use super::{
-    MARK_EVERY, RootPlace, Settings, TRY_AGAIN_AFTER, check_begun,
+    MARK_EVERY, RootPlace, Settings, TRY_AGAIN_AFTER,
     crls::SignedCrl,
     disk::{CLOCK_FILE, Disk, INTERMEDIATE_FILE, LEDGER_FILE, NEXT_ROOT_FILE, ROOT_FILE, Roots, WATCHED, retired_file},
     offline,
@@ -205,7 +205,7 @@ impl State {
         locked: &Locked<'_>,
         now: OffsetDateTime,
     ) -> Result<(), CertsError> {
-        check_begun(&self.intermediate, "intermediate", now)?;
+        check_begun(&self.intermediate, now)?;
         let Some(root) = self.roots.issuing(&self.ledger, now) else {
             if self.intermediate.is_due(now) {
                 offline::write_request(settings, store, locked)?;
@@ -387,7 +387,7 @@ impl State {
     }
 
     pub(super) fn check_can_issue(&self, now: OffsetDateTime) -> Result<(), CertsError> {
-        check_begun(&self.intermediate, "intermediate", now)?;
+        check_begun(&self.intermediate, now)?;
         if let Some(root) = self.roots.issuing(&self.ledger, now) {
             check_root(root, now)?;
         }
@@ -445,10 +445,21 @@ fn create_intermediate(
     Ok(fresh)
 }
 
-fn check_root(root: &Signer, now: OffsetDateTime) -> Result<(), CertsError> {
-    check_begun(root, "root", now)?;
+pub(super) fn check_root(root: &Signer, now: OffsetDateTime) -> Result<(), CertsError> {
+    if now < root.not_before {
+        return Err(CertsError::RootAhead { now, not_before: root.not_before });
+    }
     if now > root.not_after {
         return Err(CertsError::RootExpired { not_after: root.not_after });
+    }
+    Ok(())
+}
+
+/// Leaves dated before their issuer show a clock that was set back: with it, expired certificates would come to life
+/// again.
+fn check_begun(intermediate: &Signer, now: OffsetDateTime) -> Result<(), CertsError> {
+    if now < intermediate.not_before {
+        return Err(CertsError::ClockBehind { now, not_before: intermediate.not_before });
     }
     Ok(())
 }

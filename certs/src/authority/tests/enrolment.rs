@@ -100,6 +100,20 @@ fn a_renewal_keeps_the_identity_and_needs_a_new_key() {
 }
 
 #[test]
+fn nobody_fills_the_register_by_renewing() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    let peer = verify::peer(&authority.issue(ada()).unwrap().chain[0]).unwrap();
+    let renew = || authority.renew(&peer, &Csr::generate(&peer.id).unwrap().der);
+    for _ in 1..16 {
+        renew().unwrap();
+    }
+    assert!(matches!(renew(), Err(CertsError::NotRenewable { .. })));
+    let other = verify::peer(&authority.issue(gateway()).unwrap().chain[0]).unwrap();
+    assert_ne!(other.id, peer.id, "others are not concerned");
+}
+
+#[test]
 fn a_gateways_leaf_is_not_renewed_by_request() {
     let scratch = Scratch::new();
     let authority = scratch.open().unwrap();
