@@ -20,6 +20,7 @@
 //! Nothing here has a thread: the gateway calls [`Authority::refresh`] every second or so, which looks whether a file
 //! was replaced and whether anything is due.
 
+mod crls;
 mod disk;
 mod enrolment;
 mod offline;
@@ -35,6 +36,7 @@ use std::{
 use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 
+pub(crate) use self::disk::LEDGER_FILE;
 use self::{disk::Disk, state::State};
 pub use self::{
     enrolment::{MAX_INVITE_TTL, SignedLeaf},
@@ -127,7 +129,7 @@ impl Authority {
     ///   [`CertsError::ForeignOwner`]: there is one, and it cannot be trusted as it is. It is never replaced
     ///   silently, since everyone who pinned its root would be locked out.
     /// - [`CertsError::ClockNeverSet`], [`CertsError::ClockSetBack`], [`CertsError::ClockBehind`],
-    ///   [`CertsError::RootExpired`]: the time is outside of its life.
+    ///   [`CertsError::RootAhead`], [`CertsError::RootExpired`]: the time is outside of its life.
     /// - [`CertsError::Io`], [`CertsError::Locked`]: the folder cannot be read or written.
     pub fn open_or_create(dir: &Path, options: AuthorityOptions) -> Result<Self, CertsError> {
         let settings = Settings::new(&options)?;
@@ -175,7 +177,9 @@ impl Authority {
         self.check_chain(&state, &leaf.chain, now)?;
         let entry = Issued::of(&leaf.chain, &state.intermediate)?;
         if let Some(locked) = locked {
-            let registered = state.change(&locked, now, |ledger| ledger.register(entry, now));
+            let registered = state.change(&locked, now, |ledger| {
+                if essential { ledger.register_own(entry, now) } else { ledger.register(entry, now) }
+            });
             match registered {
                 Err(error) if !(essential && error.is_of_the_disk()) => return Err(error),
                 Err(error) => tracing::warn!(%error, "the gateway's leaf could not be registered"),
@@ -248,25 +252,30 @@ impl Authority {
     }
 
     fn do_what_is_due(&self, state: &mut State) -> Result<(), CertsError> {
-        let now = self.now();
-        if state.is_pausing(now) {
-            return Ok(());
-        }
-        let done = (|| {
-            if state.is_outdated(&self.store) {
-                let locked = self.store.lock()?;
-                self.take_over(state, &locked)?;
-            }
+        let pausing = state.is_pausing(self.now());
+        let done = self.take_over_if_outdated(state).and_then(|()| {
             let now = self.time(state)?;
-            if state.is_due(&self.settings, now) || state.is_mark_due(now) {
+            if !pausing && (state.is_due(&self.settings, now) || state.is_mark_due(now)) {
                 let locked = self.store.lock()?;
                 self.prepare(state, &locked, now)?;
                 state.mark(&locked, now)?;
             }
             Ok(())
-        })();
-        state.pause(if done.is_err() { Some(now) } else { None });
+        });
+        if pausing {
+            // It was told within the last minute.
+            return Ok(());
+        }
+        state.pause(if done.is_err() { Some(self.now()) } else { None });
         done
+    }
+
+    fn take_over_if_outdated(&self, state: &mut State) -> Result<(), CertsError> {
+        if !state.is_outdated(&self.store) {
+            return Ok(());
+        }
+        let locked = self.store.lock()?;
+        self.take_over(state, &locked)
     }
 
     /// Begins to switch to a new root: everyone hears of it within one life of a leaf, it issues after that, and the
@@ -289,15 +298,15 @@ impl Authority {
     /// them if that is a danger.
     ///
     /// # Errors
-    /// Those of [`Authority::open_or_create`]; [`CertsError::ClockBehind`] if the root itself begins in the future.
+    /// Those of [`Authority::open_or_create`]; [`CertsError::RootAhead`] if the root itself begins in the future.
     pub fn reset_clock(dir: &Path, options: AuthorityOptions) -> Result<(), CertsError> {
         let settings = Settings::new(&options)?;
         let now = whole_seconds(options.clock.now());
         clock::check(now, None)?;
         let store = Store::open(dir)?;
         let locked = store.lock()?;
-        State::reset_clock(&settings, &store, &locked, now)?;
-        State::open(&settings, &store, &locked, now).map(drop)
+        locked.sweep()?;
+        State::reset_clock(&settings, &store, &locked, now)
     }
 
     /// Whom a gateway has to trust now: its roots, and the revocation lists of its own issuing keys. Another one after
@@ -425,15 +434,6 @@ impl Settings {
 /// Certificates count in whole seconds; rounding once, here, keeps every comparison consistent.
 fn whole_seconds(now: OffsetDateTime) -> OffsetDateTime {
     now.replace_nanosecond(0).unwrap_or(now)
-}
-
-/// Leaves dated before their issuer show a clock that was set back: with it, expired certificates would come to life
-/// again.
-fn check_begun(signer: &Signer, what: &'static str, now: OffsetDateTime) -> Result<(), CertsError> {
-    if now < signer.not_before {
-        return Err(CertsError::ClockBehind { now, what, not_before: signer.not_before });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

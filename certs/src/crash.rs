@@ -16,3 +16,12 @@ pub(crate) fn step() {
         std::thread::sleep(std::time::Duration::from_secs(60));
     }
 }
+
+/// A folder for a test that writes durably a thousand times: in memory, where there is such a place.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,16 @@ pub const MAX_CSR_BYTES: usize = 8 * 1024;
 /// An uncompressed point begins so (SEC 1, section 2.3.3). Everybody writes that; compressed ones are a trap for some.
 const UNCOMPRESSED: u8 = 4;
 
+/// DER: the tags of a SEQUENCE and of a BIT STRING.
+const SEQUENCE: u8 = 0x30;
+const BIT_STRING: u8 = 0x03;
+/// How the algorithms of signatures are written: ECDSA with SHA-256 and SHA-384 (RFC 5758), Ed25519 (RFC 8410).
+const ALGORITHMS: [&[u8]; 3] = [
+    b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02",
+    b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x03",
+    b"\x30\x05\x06\x03\x2b\x65\x70",
+];
+
 /// A request with the key it is about. The key is wiped from memory when this is dropped, and never shown by `Debug`.
 pub struct Csr {
     /// The request, DER.
@@ -79,7 +89,7 @@ impl Request {
         };
         let info = &request.certification_request_info;
         let key = read_key(info.subject_pki.raw)?;
-        // The kind of the key was checked before, so no other algorithm gets as far as this.
+        check_envelope(der, info.raw)?;
         request.verify_signature().map_err(|_| CertsError::Csr("its signature does not fit its key"))?;
         let wanted = info.iter_attributes().filter_map(|attribute| match attribute.parsed_attribute() {
             ParsedCriAttribute::ExtensionRequest(wanted) => Some(wanted.extensions.iter()),
@@ -104,6 +114,22 @@ impl Request {
     /// The digest by which a key is known in the register.
     pub(crate) fn key_digest(&self) -> String {
         digest(&self.key.subject_public_key_info())
+    }
+}
+
+/// The parser is generous about the few bytes around what is signed: a request has one form only.
+fn check_envelope(der: &[u8], signed: &[u8]) -> Result<(), CertsError> {
+    let inside = match der {
+        [SEQUENCE, 0..=0x7f, inside @ ..] => inside,
+        [SEQUENCE, 0x81, _, inside @ ..] => inside,
+        [SEQUENCE, 0x82, _, _, inside @ ..] => inside,
+        _ => return Err(CertsError::Csr("it is not a PKCS #10 request in DER")),
+    };
+    let rest = inside.strip_prefix(signed).unwrap_or_default();
+    let signature = ALGORITHMS.iter().find_map(|algorithm| rest.strip_prefix(*algorithm));
+    match signature {
+        Some([BIT_STRING, _, 0, ..]) => Ok(()),
+        _ => Err(CertsError::Csr("its signature is none of ECDSA with SHA-256 or SHA-384, and Ed25519")),
     }
 }
 

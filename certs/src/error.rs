@@ -116,18 +116,26 @@ pub enum CertsError {
         /// The trust domain asked for.
         expected: String,
     },
-    /// The clock reads a time before the authority's own certificates: it was set back, or they were made while it
-    /// ran ahead.
+    /// The clock reads a time before the intermediate: it was set back, or that was made while it ran ahead.
     #[error(
-        "the clock says {now}, but the {what} is valid only from {not_before}: correct the clock; if it is right now \
-         and ran ahead before, run `postern certs reset-clock`"
+        "the clock says {now}, but the intermediate is valid only from {not_before}: correct the clock; if it is right \
+         now and ran ahead before, run `postern certs reset-clock`"
     )]
     ClockBehind {
         /// The time read.
         now: OffsetDateTime,
-        /// Which certificate.
-        what: &'static str,
         /// When it begins.
+        not_before: OffsetDateTime,
+    },
+    /// The root itself begins in the future: the authority was begun while the clock ran ahead, or the clock is behind.
+    #[error(
+        "the clock says {now}, but the root is valid only from {not_before}: correct the clock; if it is right now, the \
+         root was made while it ran ahead: remove the folder to begin a new authority, and enrol everyone again"
+    )]
+    RootAhead {
+        /// The time read.
+        now: OffsetDateTime,
+        /// When the root begins.
         not_before: OffsetDateTime,
     },
     /// The clock reads a time before the highest one that this authority has seen: with it, expired certificates would

@@ -1,6 +1,8 @@
 //! Leaves: who gets one, and what stands in it (X.509-SVID specification, sections 2 to 4).
 
-use std::{fmt, net::IpAddr, path::Path, time::Duration as StdDuration};
+mod files;
+
+use std::{fmt, net::IpAddr, time::Duration as StdDuration};
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType};
 use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -8,9 +10,8 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroize;
 
 use crate::{
-    CertsError, PathPrefix, SpiffeId, pem, refusal,
+    CertsError, PathPrefix, SpiffeId, refusal,
     signer::{Signer, new_key, serial_number, subject},
-    store,
 };
 
 /// A certificate is valid from this long before it was made, since a peer's clock may be behind. A leaf of less than
@@ -61,24 +62,6 @@ pub struct IssuedLeaf {
     pub not_before: OffsetDateTime,
     /// The last moment at which it is valid.
     pub not_after: OffsetDateTime,
-}
-
-impl IssuedLeaf {
-    /// Writes `cert.pem` (the chain), `key.pem` (0600) and `ca.pem` (the roots) into a folder, for programs that read
-    /// files; the folder is made if it is missing.
-    ///
-    /// Each file is replaced at once; the three are not. A program that reads them during a renewal and finds key and
-    /// certificate apart should read again.
-    ///
-    /// # Errors
-    /// [`CertsError::Io`] if the folder cannot be made or written.
-    pub fn write(&self, dir: &Path, bundle: &[CertificateDer<'_>]) -> Result<(), CertsError> {
-        store::make_folder(dir)?;
-        let key = pem::encode(pem::PRIVATE_KEY, self.key.secret_der());
-        store::write_atomic(dir, "ca.pem", pem::certificates(bundle).as_bytes(), store::PUBLIC)?;
-        store::write_atomic(dir, "key.pem", key.as_bytes(), store::PRIVATE)?;
-        store::write_atomic(dir, "cert.pem", pem::certificates(&self.chain).as_bytes(), store::PUBLIC)
-    }
 }
 
 impl Drop for IssuedLeaf {

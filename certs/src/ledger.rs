@@ -16,6 +16,11 @@ use crate::{CertsError, Serial, SpiffeId, refusal, signer::Signer, verify};
 
 /// The most leaves in force: a leaf of 72 h is renewed at 36 h, so this is for five thousand workstations.
 pub(crate) const MAX_LEAVES: usize = 10_000;
+/// The most leaves of the gateway itself that are kept in mind.
+const MAX_OWN_LEAVES: usize = 64;
+/// The most leaves in force of a workload that renews: two are usual, some more after failures. Otherwise a single one
+/// could fill the register.
+pub(crate) const MAX_RENEWED_LEAVES: usize = 16;
 /// The most invitations that wait at a time.
 pub(crate) const MAX_INVITES: usize = 256;
 /// The longest file, bytes: every identity at its longest would be more, and is refused.
@@ -34,14 +39,15 @@ pub(crate) struct Ledger {
     version: u32,
     /// The highest time seen when this was written.
     pub(crate) highest: Option<Seconds>,
+    /// The oldest first.
     pub(crate) issued: Vec<Issued>,
     pub(crate) revoked: Vec<Revoked>,
     invites: Vec<Invite>,
     /// Intermediates that issue no more, by the name of their key, and since when.
     pub(crate) retired: BTreeMap<String, Seconds>,
     pub(crate) switch: Option<Switch>,
-    /// How often the set of roots changed, and the digest of the present one (SPIFFE Trust Domain and Bundle,
-    /// section 4.1.1).
+    /// A number that grows with each change of the roots, and the digest of the present ones (SPIFFE Trust Domain and
+    /// Bundle, section 4.1.1).
     pub(crate) bundle: Bundle,
 }
 
@@ -150,10 +156,27 @@ impl Ledger {
             let Some((oldest, _)) = oldest.min_by_key(|(_, leaf)| leaf.not_after) else {
                 return Err(CertsError::RegisterFull { max: MAX_LEAVES });
             };
-            self.issued.swap_remove(oldest);
+            self.issued.remove(oldest);
         }
         self.issued.push(leaf);
         Ok(())
+    }
+
+    /// Registers a leaf of the gateway itself, in place of its oldest one: each start makes one, and a gateway that
+    /// starts over and over must not lock everyone out.
+    pub(crate) fn register_own(&mut self, leaf: Issued, now: OffsetDateTime) -> Result<(), CertsError> {
+        let own = |entry: &Issued| entry.id == leaf.id;
+        if self.issued.iter().filter(|entry| own(entry)).count() >= MAX_OWN_LEAVES
+            && let Some(oldest) = self.issued.iter().position(own)
+        {
+            self.issued.remove(oldest);
+        }
+        self.register(leaf, now)
+    }
+
+    /// How many leaves of this identity are in force.
+    pub(crate) fn count_of(&self, id: &SpiffeId, now: OffsetDateTime) -> usize {
+        self.in_force(now).filter(|leaf| leaf.id == *id).count()
     }
 
     /// Leaves in force.
@@ -205,6 +228,10 @@ impl Ledger {
         before - self.invites.len()
     }
 
+    pub(crate) fn withdraw_all_invites(&mut self) {
+        self.invites.clear();
+    }
+
     /// Uses up the invitation with this secret.
     pub(crate) fn accept(&mut self, secret: &[u8], now: OffsetDateTime) -> Result<SpiffeId, CertsError> {
         self.forget(now);
@@ -223,15 +250,15 @@ impl Ledger {
         self.invites.iter().filter(|invite| invite.expires >= now.unix_timestamp()).count()
     }
 
-    /// Counts a change of the roots. Returns whether there was one.
-    pub(crate) fn count_bundle<'a>(&mut self, roots: impl Iterator<Item = &'a [u8]>) -> bool {
-        let all: String = roots.map(digest).collect();
+    /// Counts a change of the roots. The number is at least the time, so that it grows even if the ledger is an older
+    /// one, from a backup.
+    pub(crate) fn count_bundle(&mut self, roots: &[CertificateDer<'_>], now: OffsetDateTime) {
+        let all: String = roots.iter().map(|root| digest(root)).collect();
         let digest = digest(all.as_bytes());
-        if self.bundle.digest == digest {
-            return false;
+        if self.bundle.digest != digest {
+            let time = u64::try_from(now.unix_timestamp()).unwrap_or_default();
+            self.bundle = Bundle { sequence: time.max(self.bundle.sequence.saturating_add(1)), digest };
         }
-        self.bundle = Bundle { sequence: self.bundle.sequence.saturating_add(1), digest };
-        true
     }
 }
 

@@ -4,23 +4,30 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`spiffe`] | identities and the patterns that configuration writes about them; pure |
-//! | [`authority`] | the embedded authority: a root for ten years, an intermediate for thirty days that renews itself |
+//! | [`spiffe`], [`prefix`] | identities, the patterns that configuration writes about them, the part of a trust domain that an authority speaks for; pure |
+//! | [`authority`] | the embedded authority: a root for ten years, an intermediate for thirty days that renews itself, a ledger of what was issued and revoked |
 //! | [`issue`] | leaves: short-lived, a new key each time, exactly one identity |
 //! | [`material`] | certificates and keys that somebody else issued; pure |
-//! | [`rotate`] | when to renew a leaf, and when to worry; pure |
-//! | [`verify`] | what a certificate says about its holder, read strictly |
+//! | [`join`], [`csr`] | how a workstation gets its first leaf by a token, and every further one, without giving its key away |
+//! | [`rotate`] | when to renew a leaf, when to worry, how far a root switch is; pure |
+//! | [`trust`] | roots and revocation lists, and the one function that judges a chain |
+//! | [`verify`], [`refusal`] | what a certificate says about its holder, read strictly; why one was refused, in a word |
 //! | [`tls`] | server and client configurations built from a leaf and a trust bundle |
+//! | [`backup`], [`export`] | an authority in one encrypted file; its roots for others |
 //!
-//! There is no HTTP here, no thread and no timer: callers ask [`rotate::Schedule`] what to do and when.
+//! There is no HTTP here, no thread and no timer: callers ask [`rotate::Schedule`] what to do and when, and call
+//! [`Authority::refresh`] every second or so.
 //!
 //! What this crate promises about a TLS connection that it configured:
-//! - TLS 1.3, both sides authenticated by a chain up to the trust bundle, X25519MLKEM768 preferred (hybrid
-//!   post-quantum);
-//! - no resumption of any kind: every handshake proves today's identities and today's expiry;
+//! - TLS 1.3, both sides authenticated by a chain up to a root that is valid at that moment, X25519MLKEM768 preferred
+//!   (hybrid post-quantum);
+//! - no resumption of any kind: every handshake proves today's identities, today's expiry and today's revocations;
 //! - a certificate issued to a workload cannot serve, and nothing but the exact gateway ID is accepted as the
 //!   gateway;
-//! - an authority speaks for its own trust domain only.
+//! - an authority speaks for its own trust domain only, and below its own prefix only.
+//!
+//! What it promises about an authority: a crash at any moment loses nothing that was handed out and lets no invitation
+//! be used twice; what was revoked stays revoked until it is over; with a clock that was set back nothing is issued.
 //!
 //! ```no_run
 //! use std::{path::Path, time::Duration};
@@ -38,11 +45,13 @@
 //! ```
 
 pub mod authority;
+pub mod backup;
 pub mod clock;
 #[cfg(test)]
 mod crash;
 pub mod csr;
 pub mod error;
+pub mod export;
 pub mod issue;
 pub mod join;
 mod ledger;

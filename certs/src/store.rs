@@ -26,7 +26,7 @@ const PRIVATE_FOLDER: u32 = 0o700;
 /// Permission bits of anyone but the owner.
 const OTHERS: u32 = 0o077;
 /// A key and a certificate are under 4 KiB; more than this was not written here.
-const MAX_FILE_BYTES: u64 = 64 * 1024;
+pub(crate) const MAX_FILE_BYTES: u64 = 64 * 1024;
 const LOCK_FILE: &str = "lock";
 const TEMPORARY: &str = ".tmp";
 /// Another process holds the lock for a few milliseconds, once in fifteen days.
@@ -138,25 +138,10 @@ impl Locked<'_> {
     /// The same for a file that may be longer than a key.
     pub(crate) fn read_up_to(&self, name: &str, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, CertsError> {
         let path = self.store.path(name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(CertsError::io("open", &path)(error)),
-        };
-        // Asked of the open file, so that nobody can exchange it between the look and the read.
-        let metadata = file.metadata().map_err(CertsError::io("look at", &path))?;
-        check_owner(&metadata, &path)?;
-        if metadata.mode() & OTHERS != 0 {
-            return Err(CertsError::KeyExposed { path, mode: metadata.mode() & 0o7777 });
+        match read_private(&path, limit) {
+            Err(CertsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
         }
-        if metadata.len() > limit {
-            return Err(CertsError::Damaged { path, why: format!("it is longer than {limit} bytes") });
-        }
-        // With room to spare: a buffer that grows leaves copies of the key behind in freed memory.
-        let capacity = usize::try_from(metadata.len()).unwrap_or_default().saturating_add(64);
-        let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
-        file.take(limit).read_to_end(&mut bytes).map_err(CertsError::io("read", &path))?;
-        Ok(Some(bytes))
     }
 
     /// Puts a private file in place of the former one, all at once.
@@ -184,6 +169,36 @@ impl Locked<'_> {
     }
 }
 
+/// The bytes of a file that nobody else may read or have written.
+pub(crate) fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, CertsError> {
+    let file = File::open(path).map_err(CertsError::io("open", path))?;
+    // Asked of the open file, so that nobody can exchange it between the look and the read.
+    let metadata = file.metadata().map_err(CertsError::io("look at", path))?;
+    check_owner(&metadata, path)?;
+    if metadata.mode() & OTHERS != 0 {
+        return Err(CertsError::KeyExposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
+    }
+    read_file(file, path, limit)
+}
+
+/// The bytes of a file that everyone may read.
+pub(crate) fn read_public(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, CertsError> {
+    read_file(File::open(path).map_err(CertsError::io("open", path))?, path, limit)
+}
+
+fn read_file(file: File, path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, CertsError> {
+    let metadata = file.metadata().map_err(CertsError::io("look at", path))?;
+    if metadata.len() > limit {
+        let why = format!("it is longer than {limit} bytes");
+        return Err(CertsError::Damaged { path: path.to_owned(), why });
+    }
+    // With room to spare: a buffer that grows leaves copies of the key behind in freed memory.
+    let capacity = usize::try_from(metadata.len()).unwrap_or_default().saturating_add(64);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
+    file.take(limit).read_to_end(&mut bytes).map_err(CertsError::io("read", path))?;
+    Ok(bytes)
+}
+
 /// Makes a folder that only its owner can enter, and whatever is missing above it; an existing one stays as it is.
 pub(crate) fn make_folder(dir: &Path) -> Result<(), CertsError> {
     if dir.is_dir() {
@@ -196,6 +211,16 @@ pub(crate) fn make_folder(dir: &Path) -> Result<(), CertsError> {
         Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
         Some(parent) => sync_folder(parent),
         None => Ok(()),
+    }
+}
+
+/// Moves a folder to a place where there is none, or an empty one.
+pub(crate) fn move_folder(from: &Path, to: &Path) -> Result<(), CertsError> {
+    fs::rename(from, to).map_err(CertsError::io("put in place", to))?;
+    step();
+    match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) const ROOT_FILE: &str = "root.pem";
 pub(super) const ROOTS_FILE: &str = "roots.pem";
 pub(super) const NEXT_ROOT_FILE: &str = "next-root.pem";
 pub(super) const INTERMEDIATE_FILE: &str = "intermediate.pem";
-pub(super) const LEDGER_FILE: &str = "ledger.json";
+pub(crate) const LEDGER_FILE: &str = "ledger.json";
 pub(super) const CLOCK_FILE: &str = "clock";
 /// What a change by another process shows in.
 pub(super) const WATCHED: [&str; 6] =

@@ -10,7 +10,7 @@ use crate::{
     CertsError, JoinToken, LeafRequest, Role, Serial, SpiffeId,
     csr::Request,
     issue,
-    ledger::{Issued, Ledger},
+    ledger::{Issued, Ledger, MAX_RENEWED_LEAVES},
     refusal,
     verify::{self, Peer},
 };
@@ -89,6 +89,9 @@ impl Authority {
             }
             if now > peer.not_after {
                 return refuse("its certificate has expired");
+            }
+            if ledger.count_of(&peer.id, now) >= MAX_RENEWED_LEAVES {
+                return refuse("it has 16 certificates in force");
             }
             Ok(peer.id.clone())
         })

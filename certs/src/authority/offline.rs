@@ -8,8 +8,9 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroize;
 
 use super::{
-    Authority, AuthorityOptions, Settings, check_begun,
+    Authority, AuthorityOptions, RootPlace, Settings,
     disk::{Disk, INTERMEDIATE_FILE, LEDGER_FILE, ROOT_FILE, ROOTS_FILE, Roots, retired_file},
+    state::check_root,
     whole_seconds,
 };
 use crate::{
@@ -58,7 +59,7 @@ pub fn create_root(dir: &Path, trust_domain: &str, now: OffsetDateTime) -> Resul
 ///
 /// # Errors
 /// [`CertsError::Certificate`] if the root cannot be read; [`CertsError::Csr`] if the request cannot be signed or is
-/// for another trust domain; [`CertsError::ClockBehind`], [`CertsError::RootExpired`].
+/// for another trust domain; [`CertsError::RootAhead`], [`CertsError::RootExpired`].
 pub fn sign_intermediate(
     root_pem: &[u8],
     csr_pem: &[u8],
@@ -68,10 +69,7 @@ pub fn sign_intermediate(
     let now = whole_seconds(now);
     crate::clock::check(now, None)?;
     let root = Signer::from_pem(root_pem)?;
-    check_begun(&root, "root", now)?;
-    if now > root.not_after {
-        return Err(CertsError::RootExpired { not_after: root.not_after });
-    }
+    check_root(&root, now)?;
     let der = CertificateSigningRequestDer::from_pem_slice(csr_pem);
     let request = Request::from_der(&der.map_err(|_| CertsError::Csr("it is not PEM"))?)?;
     request.check_name(&root.trust_domain)?;
@@ -102,6 +100,9 @@ impl Authority {
         let store = Store::open(dir)?;
         let locked = store.lock()?;
         locked.sweep()?;
+        if settings.root == RootPlace::Here {
+            return Err(CertsError::NotInstallable("the root of this authority is not kept off line".to_owned()));
+        }
         let disk = Disk::read(&settings, &store, &locked)?;
         let (intermediate, roots) = check_installable(&settings, &locked, &disk, certificate_pem, roots_pem, now)?;
         install(&locked, disk, &intermediate, &roots, now)
@@ -207,6 +208,7 @@ fn install(
         ledger.retired.insert(old.name(), now.unix_timestamp());
         locked.write(&retired_file(old), old.to_pem().as_bytes())?;
     }
+    ledger.count_bundle(roots, now);
     locked.write(LEDGER_FILE, &ledger.to_json()?)?;
     // Until the new intermediate is in place the roots have to go with the old one as well.
     let mut both = roots.to_vec();

@@ -2,24 +2,22 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateRevocationListDer;
 use time::{Duration, OffsetDateTime};
 
 use super::{
-    MARK_EVERY, RootPlace, Settings, TRY_AGAIN_AFTER, check_begun,
+    MARK_EVERY, RootPlace, Settings, TRY_AGAIN_AFTER,
+    crls::SignedCrl,
     disk::{CLOCK_FILE, Disk, INTERMEDIATE_FILE, LEDGER_FILE, NEXT_ROOT_FILE, ROOT_FILE, Roots, WATCHED, retired_file},
     offline,
 };
 use crate::{
-    CertsError, Serial, Trust, clock,
+    CertsError, Trust, clock,
     ledger::{Ledger, Switch},
     rotate::RootSwitch,
     signer::Signer,
     store::{Locked, Stamp, Store},
 };
 
-/// How long a revocation list is good for. A new one is made after half of that.
-const CRL_LIFE: Duration = Duration::DAY;
 /// A root is replaced when so much of its life is over, out of a hundred.
 const ROOT_SWITCH_PERCENT: i32 = 80;
 
@@ -35,19 +33,12 @@ pub(super) struct State {
     pub(super) highest: Option<OffsetDateTime>,
     /// The highest time that is on disk.
     marked: Option<OffsetDateTime>,
-    crls: Vec<SignedCrl>,
+    /// Signed by those above, the present one's first.
+    pub(super) crls: Vec<SignedCrl>,
     stamps: [Stamp; WATCHED.len()],
     try_again: Option<OffsetDateTime>,
-}
-
-#[derive(Debug)]
-struct SignedCrl {
-    issuer: String,
-    serials: Vec<Serial>,
-    number: u64,
-    made: OffsetDateTime,
-    pub(super) next_update: OffsetDateTime,
-    der: CertificateRevocationListDer<'static>,
+    /// Root off line: the request for the next intermediate lies there.
+    requested: bool,
 }
 
 impl State {
@@ -90,6 +81,7 @@ impl State {
             crls: Vec::new(),
             stamps: stamps(store),
             try_again: None,
+            requested: false,
         };
         state.check_can_open(settings, store, locked, now)?;
         state.maintain(settings, store, locked, now)?;
@@ -133,10 +125,10 @@ impl State {
             return Err(replaced());
         };
         // An intermediate below another root than those known would lock out everyone who pinned ours.
-        if let (Roots::Here { current, .. }, Roots::Here { .. }) = (&roots, &self.roots) {
-            if !self.roots.trusted().contains(&current.certificate) {
-                return Err(replaced());
-            }
+        if let (Roots::Here { current, .. }, Roots::Here { .. }) = (&roots, &self.roots)
+            && !self.roots.trusted().contains(&current.certificate)
+        {
+            return Err(replaced());
         }
         self.roots = roots;
         self.intermediate = Arc::new(intermediate);
@@ -144,6 +136,7 @@ impl State {
         self.ledger = ledger;
         self.marked = disk.marked;
         self.highest = highest;
+        self.requested = false;
         self.stamps = stamps(store);
         Ok(())
     }
@@ -160,11 +153,10 @@ impl State {
             Some(_) => false,
             None => self.should_switch(now),
         };
-        let foreign = self.roots.issuing(&self.ledger, now).is_some_and(|root| !root.issued(&self.intermediate));
-        next_step
-            || foreign
-            || self.intermediate.is_due(now)
-            || self.retired.iter().any(|one| self.is_over(one, settings, now))
+        let issuing = self.roots.issuing(&self.ledger, now);
+        let foreign = issuing.is_some_and(|root| !root.issued(&self.intermediate));
+        let old = self.intermediate.is_due(now) && !self.requested;
+        next_step || foreign || old || self.retired.iter().any(|one| self.is_over(one, settings, now))
     }
 
     /// Renews the intermediate, moves a root switch forward, and removes keys that are not needed any more.
@@ -199,7 +191,7 @@ impl State {
         }
         self.drop_retired(settings, locked, now)?;
         self.ledger.forget(now);
-        self.ledger.count_bundle(self.roots.trusted().iter().map(|root| &root[..]));
+        self.ledger.count_bundle(&self.roots.trusted(), now);
         if self.ledger != *before {
             self.save(locked, now)?;
         }
@@ -213,10 +205,11 @@ impl State {
         locked: &Locked<'_>,
         now: OffsetDateTime,
     ) -> Result<(), CertsError> {
-        check_begun(&self.intermediate, "intermediate", now)?;
+        check_begun(&self.intermediate, now)?;
         let Some(root) = self.roots.issuing(&self.ledger, now) else {
             if self.intermediate.is_due(now) {
                 offline::write_request(settings, store, locked)?;
+                self.requested = true;
             }
             return Ok(());
         };
@@ -298,7 +291,7 @@ impl State {
         let mut ledger = self.ledger.clone();
         ledger.switch = Some(switch);
         *next = Some(Box::new(fresh));
-        ledger.count_bundle(self.roots.trusted().iter().map(|root| &root[..]));
+        ledger.count_bundle(&self.roots.trusted(), now);
         let saved = ledger.to_json().and_then(|text| locked.write(LEDGER_FILE, &text));
         if let (Err(_), Roots::Here { next, .. }) = (&saved, &mut self.roots) {
             *next = None;
@@ -394,7 +387,7 @@ impl State {
     }
 
     pub(super) fn check_can_issue(&self, now: OffsetDateTime) -> Result<(), CertsError> {
-        check_begun(&self.intermediate, "intermediate", now)?;
+        check_begun(&self.intermediate, now)?;
         if let Some(root) = self.roots.issuing(&self.ledger, now) {
             check_root(root, now)?;
         }
@@ -413,68 +406,11 @@ impl State {
         now: OffsetDateTime,
     ) -> Result<(), CertsError> {
         settings.check_trust_domain(&self.intermediate, store.dir())?;
-        if settings.root == RootPlace::Offline {
-            if self.intermediate.prefix != settings.prefix || now > self.intermediate.not_after {
-                return Err(offline::request(settings, store, locked));
-            }
+        let unfit = self.intermediate.prefix != settings.prefix || now > self.intermediate.not_after;
+        if settings.root == RootPlace::Offline && unfit {
+            return Err(offline::request(settings, store, locked));
         }
         Ok(())
-    }
-
-    /// Signs what revocation lists have to be signed, and makes another [`Trust`] if anything in it changed.
-    pub(super) fn rebuild(&mut self, now: OffsetDateTime) -> Result<(), CertsError> {
-        let mut changed = self.trust.roots() != self.roots.trusted();
-        let mut former = std::mem::take(&mut self.crls);
-        let signers: Vec<_> = std::iter::once(&self.intermediate).chain(&self.retired).cloned().collect();
-        for signer in signers {
-            let name = signer.name();
-            let old = former.iter().position(|crl| crl.issuer == name).map(|index| former.swap_remove(index));
-            let serials: Vec<_> = self.revoked_by(&name).map(|(serial, _)| serial.clone()).collect();
-            if let Some(old) = old {
-                if old.serials == serials && old.is_fresh(now) {
-                    self.crls.push(old);
-                    continue;
-                }
-                self.crls.push(self.sign_crl(&signer, serials, now, old.number)?);
-            } else {
-                self.crls.push(self.sign_crl(&signer, serials, now, 0)?);
-            }
-            changed = true;
-        }
-        changed |= !former.is_empty();
-        if changed {
-            let lists: Vec<_> = self.crls.iter().map(|crl| crl.der.clone()).collect();
-            self.trust = Arc::new(Trust::from_roots(&self.roots.trusted())?.with_crls(&lists)?);
-        }
-        Ok(())
-    }
-
-    fn revoked_by<'a>(&'a self, issuer: &'a str) -> impl Iterator<Item = (&'a Serial, OffsetDateTime)> {
-        let ours = self.ledger.revoked.iter().filter(move |leaf| leaf.issuer == issuer);
-        ours.filter_map(|leaf| Some((&leaf.serial, OffsetDateTime::from_unix_timestamp(leaf.at).ok()?)))
-    }
-
-    fn sign_crl(
-        &self,
-        signer: &Signer,
-        serials: Vec<Serial>,
-        now: OffsetDateTime,
-        former: u64,
-    ) -> Result<SignedCrl, CertsError> {
-        let next_update = now.saturating_add(CRL_LIFE);
-        // A moment is higher than every earlier one without anything being kept.
-        let number = u64::try_from(now.unix_timestamp()).unwrap_or_default().max(former.saturating_add(1));
-        let issuer = signer.name();
-        let der = signer.sign_crl(self.revoked_by(&issuer), now, next_update, number)?;
-        Ok(SignedCrl { issuer, serials, number, made: now, next_update, der })
-    }
-}
-
-impl SignedCrl {
-    fn is_fresh(&self, now: OffsetDateTime) -> bool {
-        // After a clock that ran ahead it would stay for as long as that.
-        now >= self.made.saturating_sub(clock::TOLERANCE)
-            && now < self.made.saturating_add((self.next_update - self.made) / 2)
     }
 }
 
@@ -509,10 +445,21 @@ fn create_intermediate(
     Ok(fresh)
 }
 
-fn check_root(root: &Signer, now: OffsetDateTime) -> Result<(), CertsError> {
-    check_begun(root, "root", now)?;
+pub(super) fn check_root(root: &Signer, now: OffsetDateTime) -> Result<(), CertsError> {
+    if now < root.not_before {
+        return Err(CertsError::RootAhead { now, not_before: root.not_before });
+    }
     if now > root.not_after {
         return Err(CertsError::RootExpired { not_after: root.not_after });
+    }
+    Ok(())
+}
+
+/// Leaves dated before their issuer show a clock that was set back: with it, expired certificates would come to life
+/// again.
+fn check_begun(intermediate: &Signer, now: OffsetDateTime) -> Result<(), CertsError> {
+    if now < intermediate.not_before {
+        return Err(CertsError::ClockBehind { now, not_before: intermediate.not_before });
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ pub struct Status {
     pub crl_next_update: Option<i64>,
     /// The highest time seen.
     pub highest_time: Option<i64>,
-    /// How often the set of roots changed.
+    /// A number that grows with each change of the roots.
     pub bundle_sequence: u64,
 }
 

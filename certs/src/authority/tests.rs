@@ -24,7 +24,7 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::crash::scratch();
         let dir = folder.path().join("state/authority");
         Self { _folder: folder, dir, clock: FakeClock::at(START) }
     }
@@ -292,10 +292,37 @@ fn an_intermediate_from_a_time_when_no_mark_was_kept_is_reset_too() {
     let mark = ledger.split(',').find(|part| part.contains("highest")).unwrap().to_owned();
     scratch.put(LEDGER_FILE, ledger.replace(&mark, "\"highest\":null").as_bytes());
     let error = scratch.open().unwrap_err();
-    assert!(matches!(error, CertsError::ClockBehind { what: "intermediate", .. }), "{error}");
+    assert!(matches!(error, CertsError::ClockBehind { .. }), "{error}");
     assert!(error.to_string().contains("reset-clock"), "{error}");
     Authority::reset_clock(&scratch.dir, scratch.options()).unwrap();
     scratch.open().unwrap().issue(ada()).unwrap();
+}
+
+#[test]
+fn a_root_from_the_future_cannot_be_reset() {
+    let scratch = Scratch::new();
+    scratch.clock.advance(Duration::days(30));
+    scratch.open().unwrap();
+    scratch.clock.advance(Duration::days(-30));
+    for _ in 0..2 {
+        let error = Authority::reset_clock(&scratch.dir, scratch.options()).unwrap_err();
+        assert!(
+            matches!(error, CertsError::RootAhead { .. }) && error.to_string().contains("new authority"),
+            "{error}"
+        );
+    }
+    assert!(scratch.open().is_err());
+}
+
+#[test]
+fn a_gateway_that_restarts_without_end_does_not_fill_the_register() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    authority.issue(ada()).unwrap();
+    let last = (0..100).map(|_| authority.issue(gateway()).unwrap()).last().unwrap();
+    assert_eq!(authority.status().issued, 1 + 64);
+    let serial = crate::verify::peer(&last.chain[0]).unwrap().serial;
+    assert_eq!(authority.revoke_serial(&serial).unwrap(), [serial], "the latest are those that are kept");
 }
 
 #[test]
@@ -440,4 +467,7 @@ fn debug_shows_no_key() {
 }
 
 mod enrolment;
+mod offline;
 mod revocation;
+mod root_switch;
+mod simulation;

@@ -101,3 +101,15 @@ proptest! {
         prop_assert!(Request::from_der(&bytes).is_err());
     }
 }
+
+#[test]
+fn every_byte_counts() {
+    let good = Csr::generate(&id("spiffe://td/clerk/ada")).unwrap().der.clone();
+    for position in 0..good.len() {
+        for change in [0x01, 0x20, 0x40] {
+            let mut bad = good.clone();
+            bad[position] ^= change;
+            assert!(Request::from_der(&bad).is_err(), "byte {position} of {good:02x?}");
+        }
+    }
+}

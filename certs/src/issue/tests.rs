@@ -157,6 +157,35 @@ fn writes_files_that_other_programs_read() {
 }
 
 #[test]
+fn what_was_written_is_read_back_or_refused() {
+    let root = Signer::create_root(&id("spiffe://td"), NOW).unwrap();
+    let intermediate = root.create_intermediate(&PathPrefix::whole_domain(), NOW).unwrap();
+    let leaf = issue(workload(), &intermediate, NOW, THREE_DAYS).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let roots = [root.certificate.clone()];
+    leaf.write(scratch.path(), &roots).unwrap();
+    let (read, trust) = IssuedLeaf::read(scratch.path(), NOW).unwrap();
+    assert_eq!((&read.id, &read.chain, &read.key), (&leaf.id, &leaf.chain, &leaf.key));
+    assert_eq!((read.not_before, read.not_after), (leaf.not_before, leaf.not_after));
+    assert_eq!(trust.roots(), roots);
+    let late = IssuedLeaf::read(scratch.path(), NOW + Duration::hours(73)).unwrap_err();
+    assert_eq!(late.reason(), Some(crate::Reason::Expired));
+
+    let other = issue(workload(), &intermediate, NOW, THREE_DAYS).unwrap();
+    let mixed = IssuedLeaf::assemble(leaf.chain.clone(), other.key.clone_key(), &trust, NOW);
+    assert!(mixed.unwrap_err().to_string().contains("another certificate"));
+    let stranger =
+        crate::Trust::from_roots(&[Signer::create_root(&id("spiffe://td"), NOW).unwrap().certificate.clone()]);
+    let foreign = IssuedLeaf::assemble(leaf.chain.clone(), leaf.key.clone_key(), &stranger.unwrap(), NOW);
+    assert_eq!(foreign.unwrap_err().reason(), Some(crate::Reason::UnknownAuthority));
+    std::fs::write(scratch.path().join("ca.pem"), "junk").unwrap();
+    assert!(matches!(IssuedLeaf::read(scratch.path(), NOW), Err(CertsError::Damaged { .. })));
+    leaf.write(&scratch.path().join("b"), &roots).unwrap();
+    std::fs::set_permissions(scratch.path().join("b/key.pem"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(IssuedLeaf::read(&scratch.path().join("b"), NOW), Err(CertsError::KeyExposed { .. })));
+}
+
+#[test]
 fn debug_shows_no_key() {
     let leaf = issue(workload(), &intermediate(), NOW, THREE_DAYS).unwrap();
     let shown = format!("{leaf:?}");

@@ -82,9 +82,9 @@ proptest! {
     #[test]
     fn any_text_is_a_prefix_or_an_error_and_round_trips(text in ".{0,300}", der in prop::collection::vec(any::<u8>(), 0..300)) {
         if let Ok(prefix) = text.parse::<PathPrefix>() {
-            prop_assert_eq!(prefix.to_string(), &text[..]);
+            prop_assert_eq!(prefix.as_str(), text.as_str());
             let encoded = encode(&text);
-            prop_assert_eq!(decode(&encoded), Some(&text[..]));
+            prop_assert_eq!(decode(&encoded), Some(text.as_str()));
         }
         let _ = decode(&der);
     }

@@ -38,7 +38,7 @@ fn crl(signer: &Signer, serials: &[Serial], next_update: OffsetDateTime) -> Cert
 #[test]
 fn an_intermediate_speaks_below_its_prefix_only() {
     let root = root();
-    let trust = Trust::from_roots(&[root.certificate.clone()]).unwrap();
+    let trust = Trust::from_roots(std::slice::from_ref(&root.certificate)).unwrap();
     let branch = below(&root, "/branch-1");
     assert_eq!(
         judge(&trust, &chain_for(&branch, "spiffe://td/branch-1/x"), NOW).unwrap().id,
@@ -55,7 +55,7 @@ fn an_intermediate_speaks_below_its_prefix_only() {
 fn a_prefix_in_a_root_counts_too() {
     let root = root();
     let branch = below(&root, "/branch-1");
-    let trust = Trust::from_roots(&[branch.certificate.clone()]).unwrap();
+    let trust = Trust::from_roots(std::slice::from_ref(&branch.certificate)).unwrap();
     assert!(judge(&trust, &chain_for(&branch, "spiffe://td/branch-1/x")[..1], NOW).is_ok());
     assert_eq!(judge(&trust, &chain_for(&branch, "spiffe://td/branch-2/x")[..1], NOW), Err(Reason::Prefix));
 }
@@ -63,13 +63,13 @@ fn a_prefix_in_a_root_counts_too() {
 #[test]
 fn a_malformed_prefix_is_refused() {
     let root = root();
-    let trust = Trust::from_roots(&[root.certificate.clone()]).unwrap();
+    let trust = Trust::from_roots(std::slice::from_ref(&root.certificate)).unwrap();
     let odd = root.create_odd_intermediate(NOW, |params| {
         let oid = crate::prefix::PREFIX_EXTENSION_OID;
         params.custom_extensions = vec![rcgen::CustomExtension::from_oid_content(&oid, b"\x0c\x01/".to_vec())];
     });
     assert_eq!(judge(&trust, &chain_for(&odd, "spiffe://td/x"), NOW), Err(Reason::Malformed));
-    assert!(Trust::from_roots(&[odd.certificate.clone()]).is_err());
+    assert!(Trust::from_roots(std::slice::from_ref(&odd.certificate)).is_err());
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn roots_count_within_their_own_life_at_the_time_of_each_chain() {
 #[test]
 fn says_expired_not_yet_valid_and_unknown_authority() {
     let root = root();
-    let trust = Trust::from_roots(&[root.certificate.clone()]).unwrap();
+    let trust = Trust::from_roots(std::slice::from_ref(&root.certificate)).unwrap();
     let chain = chain_for(&below(&root, ""), "spiffe://td/x");
     assert_eq!(judge(&trust, &chain, NOW + Duration::hours(73)), Err(Reason::Expired));
     assert_eq!(judge(&trust, &chain[..1], NOW), Err(Reason::UnknownAuthority));
@@ -114,13 +114,13 @@ fn a_revoked_leaf_is_refused_and_its_connection_is_known() {
     let root = root();
     let (ours, theirs) = (below(&root, ""), below(&root, ""));
     let (ada, eve) = (chain_for(&ours, "spiffe://td/ada"), chain_for(&ours, "spiffe://td/eve"));
-    let roots = [root.certificate.clone()];
-    let before = Trust::from_roots(&roots).unwrap().with_crls(&[crl(&ours, &[], NOW + Duration::DAY)]).unwrap();
+    let roots = std::slice::from_ref(&root.certificate);
+    let before = Trust::from_roots(roots).unwrap().with_crls(&[crl(&ours, &[], NOW + Duration::DAY)]).unwrap();
     let peer = judge(&before, &eve, NOW).unwrap();
     assert!(!before.is_revoked(&peer));
 
     let list = crl(&ours, std::slice::from_ref(&peer.serial), NOW + Duration::DAY);
-    let after = Trust::from_roots(&roots).unwrap().with_crls(std::slice::from_ref(&list)).unwrap();
+    let after = Trust::from_roots(roots).unwrap().with_crls(std::slice::from_ref(&list)).unwrap();
     assert_eq!(judge(&after, &eve, NOW), Err(Reason::Revoked));
     assert!(after.is_revoked(&peer));
     assert_eq!(after.next_update(), Some(NOW + Duration::DAY));
@@ -137,7 +137,7 @@ fn where_lists_are_required_there_must_be_a_fresh_one_of_the_right_issuer() {
     let (ours, theirs) = (below(&root, ""), below(&root, ""));
     let chain = chain_for(&ours, "spiffe://td/ada");
     let with = |lists: &[CertificateRevocationListDer<'_>]| {
-        Trust::from_roots(&[root.certificate.clone()]).unwrap().with_crls(lists).unwrap()
+        Trust::from_roots(std::slice::from_ref(&root.certificate)).unwrap().with_crls(lists).unwrap()
     };
     let fresh = crl(&ours, &[], NOW + Duration::HOUR);
     assert!(judge(&with(std::slice::from_ref(&fresh)), &chain, NOW).is_ok(), "the root needs none");
@@ -154,7 +154,7 @@ fn where_lists_are_required_there_must_be_a_fresh_one_of_the_right_issuer() {
 fn a_wrong_prefix_is_named_before_a_missing_list() {
     let root = root();
     let branch = below(&root, "/branch-1");
-    let trust = Trust::from_roots(&[root.certificate.clone()]).unwrap().with_crls(&[]).unwrap();
+    let trust = Trust::from_roots(std::slice::from_ref(&root.certificate)).unwrap().with_crls(&[]).unwrap();
     assert_eq!(judge(&trust, &chain_for(&branch, "spiffe://td/branch-2/x"), NOW), Err(Reason::Prefix));
 }
 

@@ -100,6 +100,20 @@ fn a_renewal_keeps_the_identity_and_needs_a_new_key() {
 }
 
 #[test]
+fn nobody_fills_the_register_by_renewing() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    let peer = verify::peer(&authority.issue(ada()).unwrap().chain[0]).unwrap();
+    let renew = || authority.renew(&peer, &Csr::generate(&peer.id).unwrap().der);
+    for _ in 1..16 {
+        renew().unwrap();
+    }
+    assert!(matches!(renew(), Err(CertsError::NotRenewable { .. })));
+    let other = verify::peer(&authority.issue(gateway()).unwrap().chain[0]).unwrap();
+    assert_ne!(other.id, peer.id, "others are not concerned");
+}
+
+#[test]
 fn a_gateways_leaf_is_not_renewed_by_request() {
     let scratch = Scratch::new();
     let authority = scratch.open().unwrap();
@@ -161,14 +175,8 @@ fn a_newcomer_knows_the_gateway_by_its_token_alone() {
     // And with what it got it comes in at the other door.
     let csr = Csr::generate(token.id()).unwrap();
     let signed = ours.enrol(token.secret(), &csr.der).unwrap();
-    let leaf = IssuedLeaf {
-        id: signed.id.clone(),
-        chain: signed.chain.clone(),
-        key: csr.key.clone_key(),
-        not_before: signed.not_before,
-        not_after: signed.not_after,
-    };
-    let trust = Arc::new(Trust::from_roots(&signed.roots).unwrap());
+    let (leaf, trust) = signed.with_key(csr.key.clone_key(), OffsetDateTime::now_utc()).unwrap();
+    let trust = Arc::new(trust);
     let inside = server_config(&ours.issue(gateway()).unwrap(), &ours.trust()).unwrap();
     let (server, _) = handshake(&inside, &client_config(&leaf, &trust, token.gateway().clone()).unwrap()).unwrap();
     let peer = verify::peer(&server.peer_certificates().unwrap()[0]).unwrap();

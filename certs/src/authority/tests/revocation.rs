@@ -66,6 +66,29 @@ fn a_clock_set_back_does_not_keep_anybody_in() {
     command_line.revoke_id(&ada().id).unwrap();
     assert!(gateway.refresh().is_err_and(|error| matches!(error, CertsError::ClockSetBack { .. })));
     assert_eq!(who(&gateway, &leaf.chain, scratch.clock.now()), Some(Reason::Revoked));
+    // Also while it is quiet about the clock.
+    let later = {
+        scratch.clock.advance(Duration::HOUR);
+        let leaf = command_line.issue(bob()).unwrap();
+        scratch.clock.advance(Duration::hours(-1));
+        leaf
+    };
+    command_line.revoke_id(&bob().id).unwrap();
+    assert!(gateway.refresh().unwrap());
+    assert_eq!(who(&gateway, &later.chain, START + Duration::hours(2)), Some(Reason::Revoked));
+}
+
+#[test]
+fn more_retired_keys_than_lists_do_not_stop_it() {
+    let scratch = Scratch::new();
+    for number in 0..40 {
+        let prefix = if number % 2 == 0 { PathPrefix::whole_domain() } else { "/clerk".parse().unwrap() };
+        let options = AuthorityOptions { prefix, ..scratch.options() };
+        let authority = Authority::open_or_create(&scratch.dir, options).unwrap();
+        let leaf = authority.issue(ada()).unwrap();
+        assert_eq!(who(&authority, &leaf.chain, START), None);
+        scratch.clock.advance(Duration::SECOND);
+    }
 }
 
 #[test]
