@@ -10,10 +10,11 @@ mod taint;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::{Classification, Config};
+use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::request::ParsedRequest;
+use detect::Scanner;
 use label::{Label, Labels};
 use taint::Taint;
 
@@ -83,7 +84,8 @@ impl ClassifiedRequest {
 #[derive(Debug)]
 pub struct Classifier {
     labels: Labels,
-    rules: Classification,
+    opaque: Label,
+    scanner: Scanner,
     taint: Taint,
 }
 
@@ -91,14 +93,19 @@ impl Classifier {
     /// By the rules of a configuration.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        Self { labels: config.labels.clone(), rules: config.classification.clone(), taint: Taint::default() }
+        Self {
+            labels: config.labels.clone(),
+            opaque: config.classification.opaque,
+            scanner: Scanner::new(&config.classification),
+            taint: Taint::default(),
+        }
     }
 
     /// Joins floor, header, detectors, markings and taint.
     ///
     /// # Errors
     /// [`Error::LabelRefused`] if the label is above the identity's ceiling.
-    pub fn classify(&self, keys: &Keys, request: ParsedRequest) -> Result<ClassifiedRequest, Error> {
+    pub async fn classify(&self, keys: &Keys, request: ParsedRequest) -> Result<ClassifiedRequest, Error> {
         let tenant = request.peer.tenant.clone();
         let conversation = conversation(keys, &request);
         let user_texts = taint::long_user_texts(keys, &tenant, &request);
@@ -113,13 +120,13 @@ impl Classifier {
             found = found.join(marked);
             sources.push(source("header", marked));
         }
-        for (name, detected) in detect::labels(&self.rules, request.chat.body()) {
+        for (name, detected) in self.scanner.labels(request.chat.body()).await {
             found = found.join(detected);
             sources.push(source(&name, detected));
         }
         if request.chat.opaque_parts {
-            found = found.join(self.rules.opaque);
-            sources.push(source("opaque", self.rules.opaque));
+            found = found.join(self.opaque);
+            sources.push(source("opaque", self.opaque));
         }
         if let Some(tainted) = self.taint.of_texts(&user_texts) {
             found = found.join(tainted);

@@ -101,7 +101,7 @@ async fn answer(
     let request_hash = keys.short_hash("request", &[&opened.body]);
     drop(opened);
 
-    let classified = gateway.classifier.classify(keys, parsed)?;
+    let classified = gateway.classifier.classify(keys, parsed).await?;
     let mut masked = redact::mask(keys, &gateway.policies, classified).await?;
     for (kind, count) in masked.counts() {
         gateway.metrics.redacted(kind, *count);

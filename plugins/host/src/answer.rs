@@ -1,9 +1,10 @@
 //! Judges what policies answer, by the bounds that the WIT package promises. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::error::PolicyFailure;
 use crate::facts::{CachePlan, Span, TextSegment, Verdict};
+use crate::kinds::{OTHER, is_kind};
 
 /// Bytes of a name, kind or key.
 pub const MAX_NAME_BYTES: usize = 256;
@@ -38,8 +39,8 @@ pub(crate) fn plan(plan: CachePlan) -> Checked<CachePlan> {
 }
 
 /// The spans in the order of segments (as their ids say) and bytes.
-pub(crate) fn spans(segments: &[TextSegment], mut spans: Vec<Span>) -> Checked<Vec<Span>> {
-    at_most("spans", spans.len(), MAX_SPANS)?;
+pub(crate) fn spans(segments: &[TextSegment], mut spans: Vec<Span>, max: usize) -> Checked<Vec<Span>> {
+    at_most("spans", spans.len(), max)?;
     if spans.is_empty() {
         return Ok(spans);
     }
@@ -68,10 +69,13 @@ pub(crate) fn spans(segments: &[TextSegment], mut spans: Vec<Span>) -> Checked<V
     Ok(spans)
 }
 
-fn is_kind(kind: &str) -> bool {
-    kind.len() <= MAX_KIND_BYTES
-        && kind.starts_with(|c: char| c.is_ascii_lowercase())
-        && kind.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+/// The kind of a find goes into placeholders and records, so a policy that has seen the text must not choose its letters.
+pub(crate) fn named(mut spans: Vec<Span>, kinds: &BTreeSet<String>) -> Checked<Vec<Span>> {
+    at_most("spans", spans.len(), MAX_SPANS)?;
+    for span in spans.iter_mut().filter(|span| !kinds.contains(&span.kind)) {
+        OTHER.clone_into(&mut span.kind);
+    }
+    Ok(spans)
 }
 
 fn at_most(what: &str, count: usize, max: usize) -> Checked<()> {
@@ -101,7 +105,7 @@ mod tests {
     #[test]
     fn right_spans_come_back_in_order() {
         let right = vec![span(3, 3, 6), span(1, 0, 2), span(3, 0, 3)];
-        assert_eq!(spans(&segments(), right).unwrap(), [span(1, 0, 2), span(3, 0, 3), span(3, 3, 6)]);
+        assert_eq!(spans(&segments(), right, MAX_SPANS).unwrap(), [span(1, 0, 2), span(3, 0, 3), span(3, 3, 6)]);
     }
 
     #[test]
@@ -123,9 +127,17 @@ mod tests {
             (vec![kind(&"a".repeat(33))], "kind"),
             (vec![span(1, 0, 1); MAX_SPANS + 1], "the most"),
         ] {
-            let failure = spans(&segments(), wrong).unwrap_err();
+            let failure = spans(&segments(), wrong, MAX_SPANS).unwrap_err();
             assert!(failure.detail.contains(why), "{failure}: {why}");
         }
+    }
+
+    #[test]
+    fn a_kind_that_nobody_declared_has_no_name() {
+        let kind = |kind: &str| Span { kind: kind.into(), ..span(3, 0, 3) };
+        let kinds = ["email", "project"].map(str::to_owned).into();
+        let named = named(vec![kind("email"), kind("project"), kind("my-secret-is-4711")], &kinds).unwrap();
+        assert_eq!(named.iter().map(|span| span.kind.as_str()).collect::<Vec<_>>(), ["email", "project", "data"]);
     }
 
     #[test]

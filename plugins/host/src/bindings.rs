@@ -13,6 +13,6 @@ wasmtime::component::bindgen!({
     path: "../wit",
     world: "postern:policy/full-policy",
     ownership: Borrowing { duplicate_if_necessary: true },
-    imports: { "postern:policy/detectors.find": async, default: trappable },
+    imports: { "postern:policy/detectors.find": async | trappable, default: trappable },
     exports: { default: async },
 });

@@ -38,6 +38,8 @@ const INSTANCE_BYTES: usize = 1 << 20;
 /// Memory of a place that is wiped by writing over it, rather than given back to the kernel and faulted in again. The
 /// first-party policies fit in here, which saves a fifth of a call (`examples/call-times.rs`).
 const KEPT_BYTES: usize = 256 << 10;
+/// Texts that are too long for a worker thread are searched on others, so many at once.
+const MAX_SEARCHES: usize = 4;
 const WASM_STACK_BYTES: usize = 512 << 10;
 const ASYNC_STACK_BYTES: usize = 1 << 20;
 
@@ -46,6 +48,8 @@ const ASYNC_STACK_BYTES: usize = 1 << 20;
 pub(crate) struct Sandbox {
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
+    /// Long searches of the host for guests.
+    pub(crate) searches: Arc<Semaphore>,
     places: Semaphore,
     trial: Mutex<()>,
 }
@@ -69,7 +73,9 @@ impl Sandbox {
         }
         let engine = Engine::new(&config).map_err(sandbox_error)?;
         let ticker = Ticker::start(&engine).map_err(|error| PluginError::Sandbox(error.to_string()))?;
-        Ok(Arc::new(Self { engine, ticker, places: Semaphore::new(options.max_calls as usize), trial: Mutex::new(()) }))
+        let searches = Arc::new(Semaphore::new(MAX_SEARCHES));
+        let places = Semaphore::new(options.max_calls as usize);
+        Ok(Arc::new(Self { engine, ticker, searches, places, trial: Mutex::new(()) }))
     }
 
     /// A place to run, free within `wait`.

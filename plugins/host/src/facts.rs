@@ -116,13 +116,13 @@ pub struct Verdict {
     pub model: Option<String>,
     /// Raise the label to this one. A lower one has no effect.
     pub label: Option<String>,
-    /// Refuse the request. The reason is for the record; clients see a fixed code.
+    /// Refuse the request. Clients see a fixed code, records who refused; nobody keeps the reason yet.
     pub deny: Option<String>,
-    /// For the record of the request.
+    /// Notes on the request. Nobody keeps them yet.
     pub annotations: Vec<Annotation>,
 }
 
-/// A name and a value for the record.
+/// A note: a name and a value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Annotation {
     /// What it says.

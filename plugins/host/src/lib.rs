@@ -16,7 +16,9 @@ mod engine;
 mod error;
 mod facts;
 mod imports;
+mod kinds;
 mod policy;
+mod read;
 mod ticker;
 
 pub use answer::{MAX_KIND_BYTES, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS, MAX_TEXT_BYTES};
@@ -27,4 +29,5 @@ pub use facts::{
     Annotation, CacheMode, CachePlan, FleetFacts, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
     TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
+pub use kinds::MAX_KINDS;
 pub use policy::{MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec};

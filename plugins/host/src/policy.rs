@@ -1,5 +1,6 @@
 //! Loads components and asks them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,13 +8,15 @@ use std::time::Duration;
 use wasmtime::component::{Component, HasSelf, Instance, InstancePre, Linker};
 use wasmtime::{Store, Trap};
 
+use crate::answer::MAX_SPANS;
 use crate::bindings::exports::postern::policy::{caching, redaction, routing};
 use crate::bindings::{FullPolicy, postern::policy::types as wit};
 use crate::engine::{HostOptions, MAX_MEMORY_BYTES, Sandbox};
 use crate::error::{FailureKind, PluginError, PolicyFailure};
 use crate::facts::{CachePlan, FleetFacts, RequestFacts, Span, Steps, TextSegment, Verdict};
 use crate::imports::{Call, Limits, MAX_HANDED_BYTES};
-use crate::{answer, convert};
+use crate::read::Read;
+use crate::{answer, convert, kinds};
 
 /// The longest deadline.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(10);
@@ -39,7 +42,7 @@ pub struct PolicySpec {
     pub name: String,
     /// The component, in binary form.
     pub component: Vec<u8>,
-    /// Its own section of the configuration.
+    /// Its own section of the configuration. The elements of its `kinds` and the keys of its `words` are kinds of its finds.
     pub config: serde_json::Value,
     /// How long a call may run, and how long it may wait for a place to run; at most [`MAX_DEADLINE`].
     pub deadline: Duration,
@@ -56,6 +59,7 @@ pub struct Policy {
 struct Inner {
     name: Arc<str>,
     config: Arc<str>,
+    kinds: BTreeSet<String>,
     limits: Limits,
     component: InstancePre<Call>,
     routing: Option<routing::GuestIndices>,
@@ -100,6 +104,7 @@ impl PolicyHost {
         let inner = Inner {
             name: spec.name.into(),
             config: config.into(),
+            kinds: kinds::allowed(&spec.config)?,
             limits: Limits { deadline: spec.deadline, memory_bytes: spec.memory_bytes },
             routing: steps.routing.then(|| routing::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
             caching: steps.caching.then(|| caching::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
@@ -166,14 +171,16 @@ impl Policy {
         answer::plan(convert::plan(plan))
     }
 
-    /// Asks what must not leave, in all texts of a request at once. The spans are in order, on character boundaries, and do
-    /// not overlap.
+    /// Asks what must not leave, in all texts of a request at once, and as they read without escapes. The spans are in order,
+    /// on character boundaries, and do not overlap. A kind that is neither one of [`crate::detectors`] nor named in the
+    /// configuration of the policy is `data`.
     ///
     /// # Errors
     /// It does not export `redaction`, or the call failed.
     pub async fn find(&self, segments: &[TextSegment]) -> Result<Vec<Span>, PolicyFailure> {
         let indices = self.inner.redaction.as_ref().ok_or_else(|| no_such_step("redaction"))?;
-        let texts = convert::segments(segments);
+        let read = Read::of(segments).await?;
+        let texts = convert::segments(read.segments());
         // It sees prompts, so neither its log lines nor the text of its error may go anywhere.
         let found = self
             .inner
@@ -184,7 +191,8 @@ impl Policy {
                 "an error of its own, whose text is not kept since it could quote a prompt",
             )
         })?;
-        answer::spans(segments, convert::spans(found))
+        let found = answer::spans(read.segments(), convert::spans(found), read.max_spans())?;
+        answer::named(read.written(found)?, &self.inner.kinds)
     }
 
     /// Asks what must not leave in a text that nobody wrote. Unlike [`find`](Self::find) it may tell the policy's own error,
@@ -200,7 +208,7 @@ impl Policy {
             .inner
             .call(true, async |store, instance| indices.load(&mut *store, instance)?.call_find(store, &texts).await);
         let found = found.await?.map_err(|error| PolicyFailure::new(FailureKind::Refused, error))?;
-        answer::spans(&segments, convert::spans(found)).map(drop)
+        answer::spans(&segments, convert::spans(found), MAX_SPANS).map(drop)
     }
 }
 
@@ -222,7 +230,8 @@ impl Inner {
     }
 
     fn store(&self, may_log: bool) -> Store<Call> {
-        let call = Call::new(Arc::clone(&self.name), Arc::clone(&self.config), self.limits, may_log);
+        let (name, config) = (Arc::clone(&self.name), Arc::clone(&self.config));
+        let call = Call::new(name, config, self.limits, Arc::clone(&self.sandbox.searches), may_log);
         let mut store = Store::new(&self.sandbox.engine, call);
         store.limiter(|call| call.limiter());
         store.set_hostcall_fuel(MAX_HANDED_BYTES);

@@ -1,28 +1,42 @@
-//! Finds the words of a list in one pass over a text.
+//! Finds the words of a list in one pass over a text, however their characters are written.
 
 use std::collections::BTreeMap;
 
+use postern_text::plain;
+
 use crate::Found;
 
-/// Words by their first byte, the longest first.
+/// Pieces of space between two parts of a word count as one, up to so many characters.
+const MAX_SPACES: usize = 8;
+
+/// Words by their first character, the longest first.
 #[derive(Debug)]
 pub(crate) struct Words<'a> {
-    by_first: BTreeMap<u8, Vec<(&'a str, &'a str)>>,
+    by_first: BTreeMap<char, Vec<Word<'a>>>,
+}
+
+#[derive(Debug)]
+struct Word<'a> {
+    /// Plain, in lower case, with one space for each piece of them.
+    characters: Vec<char>,
+    kind: &'a str,
 }
 
 impl<'a> Words<'a> {
     /// From kind → words.
     pub(crate) fn new(words: &'a BTreeMap<String, Vec<String>>) -> Self {
-        let mut by_first: BTreeMap<u8, Vec<(&'a str, &'a str)>> = BTreeMap::new();
+        let mut by_first: BTreeMap<char, Vec<Word<'a>>> = BTreeMap::new();
         for (kind, list) in words {
             for word in list {
-                if let Some(first) = word.bytes().next() {
-                    by_first.entry(first.to_ascii_lowercase()).or_default().push((word, kind));
+                let mut characters: Vec<char> = word.trim().chars().filter_map(folded).collect();
+                characters.dedup_by(|next, last| *next == ' ' && *last == ' ');
+                if let Some(first) = characters.first() {
+                    by_first.entry(*first).or_default().push(Word { characters, kind });
                 }
             }
         }
         for list in by_first.values_mut() {
-            list.sort_by_key(|(word, _)| std::cmp::Reverse(word.len()));
+            list.sort_by_key(|word| std::cmp::Reverse(word.characters.len()));
         }
         Self { by_first }
     }
@@ -34,14 +48,17 @@ impl<'a> Words<'a> {
             return found;
         }
         let mut from = 0;
-        for (start, first) in text.bytes().enumerate() {
-            let Some(candidates) = self.by_first.get(&first.to_ascii_lowercase()).filter(|_| start >= from) else {
-                continue;
-            };
-            if let Some((word, kind)) = candidates.iter().find(|(word, _)| stands_at(text, start, word)) {
-                from = start + word.len();
-                if let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(from)) {
-                    found.push(Found { start, end, kind: (*kind).to_owned() });
+        let mut before = None;
+        for (start, c) in text.char_indices() {
+            let Some(first) = folded(c) else { continue };
+            let outside = before.replace(first);
+            let Some(candidates) = self.by_first.get(&first).filter(|_| start >= from) else { continue };
+            let rest = text.get(start..).unwrap_or_default();
+            let stands = |word: &Word<'a>| word.length(outside, rest).map(|len| (start + len, word.kind));
+            if let Some((end, kind)) = candidates.iter().find_map(stands) {
+                from = end;
+                if let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end)) {
+                    found.push(Found { start, end, kind: kind.to_owned() });
                 }
             }
         }
@@ -49,19 +66,47 @@ impl<'a> Words<'a> {
     }
 }
 
-fn stands_at(text: &str, start: usize, word: &str) -> bool {
-    let end = start + word.len();
-    let joins = |inside: Option<char>, outside: Option<char>| {
-        let letter = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        letter(inside) && letter(outside)
-    };
-    // `get` is `None` in the middle of a character.
-    let (Some(here), Some(before), Some(after)) = (text.get(start..end), text.get(..start), text.get(end..)) else {
-        return false;
-    };
-    here.eq_ignore_ascii_case(word)
-        && !joins(word.chars().next(), before.chars().next_back())
-        && !joins(word.chars().next_back(), after.chars().next())
+impl Word<'_> {
+    /// How many bytes of `text` it takes up, if it stands at its beginning, behind the character `outside`.
+    fn length(&self, outside: Option<char>, text: &str) -> Option<usize> {
+        let mut written = text.char_indices().filter_map(|(at, c)| Some((at + c.len_utf8(), folded(c)?))).peekable();
+        let mut end = 0;
+        let mut last = None;
+        for &wanted in &self.characters {
+            let spaces = if wanted == ' ' || last.is_some_and(|last| is_unspaced(last) && is_unspaced(wanted)) {
+                std::iter::from_fn(|| written.next_if(|(_, c)| *c == ' ')).take(MAX_SPACES).count()
+            } else {
+                0
+            };
+            if wanted != ' ' {
+                end = written.next_if(|(_, c)| *c == wanted)?.0;
+            } else if spaces == 0 && !written.peek().is_some_and(|(_, c)| is_unspaced(*c)) {
+                return None;
+            }
+            last = Some(wanted);
+        }
+        let after = written.next().map(|(_, c)| c);
+        let joins = |inside: Option<&char>, outside: Option<char>| {
+            inside.is_some_and(char::is_ascii_alphanumeric) && outside.is_some_and(|c| c.is_ascii_alphanumeric())
+        };
+        (!joins(self.characters.first(), outside) && !joins(self.characters.last(), after)).then_some(end)
+    }
+}
+
+/// As it is compared: plain, in lower case, every space the same; `None`: invisible.
+fn folded(c: char) -> Option<char> {
+    let c = plain(c)?;
+    if c.is_ascii() {
+        return Some(if c.is_ascii_whitespace() { ' ' } else { c.to_ascii_lowercase() });
+    }
+    let mut lower = c.to_lowercase();
+    let first = lower.next().filter(|_| lower.len() == 0).unwrap_or(c);
+    Some(if first.is_whitespace() { ' ' } else { first })
+}
+
+/// Of a script that writes no spaces: between two of these, spaces mean nothing.
+fn is_unspaced(c: char) -> bool {
+    matches!(c, '\u{2e80}'..='\u{312f}' | '\u{3190}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}')
 }
 
 #[cfg(test)]
@@ -91,6 +136,47 @@ mod tests {
             pair("project", "Blue"),
         ];
         assert_eq!(found(words, text), expected);
+    }
+
+    #[test]
+    fn words_are_found_however_they_are_written() {
+        let words: &[(&str, &[&str])] =
+            &[("project", &["Blue Heron", "北风计划", "Éclair"]), ("customer", &["Globex"])];
+        for written in [
+            "Blue\u{a0}Heron",
+            "Blue  Heron",
+            "Blue\n\tHeron",
+            "Ｂｌｕｅ　Ｈｅｒｏｎ",
+            "Bl\u{200b}ue\u{2009}Her\u{ad}on",
+            "北\u{200b}风计划",
+            "北 风 计 划",
+            "ÉCLAIR",
+        ] {
+            assert_eq!(found(words, &format!("about {written}.")), [pair("project", written)]);
+        }
+        assert_eq!(found(words, "Ｇlobe\u{2060}x"), [pair("customer", "Ｇlobe\u{2060}x")]);
+        for other in
+            ["BlueHeron", "Blue, Heron", "Glo bex", "aGlobex", "Globex1", "１Globex", "北风的计划", "blue heronry"]
+        {
+            assert_eq!(found(words, other), [], "{other}");
+        }
+    }
+
+    #[test]
+    fn long_runs_of_nothing_cost_no_more_than_they_are_long() {
+        let words: &[(&str, &[&str])] = &[("x", &["g g", "gggggggg h", "机 密"])];
+        for piece in ["g", "g ", " ", "g\u{200b}", "机 ", "\u{200b}"] {
+            let time = |len: usize| {
+                let text = piece.repeat(len / piece.len());
+                let started = std::time::Instant::now();
+                let _found = found(words, &text);
+                started.elapsed().as_secs_f64()
+            };
+            let (one, four) = (time(1 << 18), time(1 << 20));
+            assert!(four < one * 8.0 + 0.5, "{piece:?}: {one} {four}");
+        }
+        let hole = format!("g{}", "\u{200b}".repeat(1 << 18)).repeat(2);
+        assert_eq!(found(words, &hole).len(), 0);
     }
 
     #[test]

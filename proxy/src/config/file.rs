@@ -451,7 +451,8 @@ pub struct Classification {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub detect: BTreeMap<String, Placed>,
-    /// Marking in the text, such as "TOP SECRET" → its label. Case does not matter.
+    /// Marking in the text, such as "TOP SECRET" → its label. Case, width, spaces and invisible
+    /// characters do not matter.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub markings: BTreeMap<String, Placed>,

@@ -287,7 +287,7 @@ impl Resolver<'_> {
         }
         let mut markings = Vec::new();
         for (text, label) in &written.markings {
-            if text.trim().is_empty() {
+            if postern_text::folded(text).is_empty() {
                 return Err(self.error(&label.referenced, "a marking must not be empty: every text would match"));
             }
             markings.push((text.clone(), self.label(label, labels)?));

@@ -84,6 +84,39 @@ async fn only_the_kinds_of_the_configuration_are_found() {
 }
 
 #[tokio::test]
+async fn disguises_are_seen_through() {
+    let words = json!({"words": {"project": ["Blue Heron", "北风计划"], "customer": ["Globex"]}});
+    let policy = configured("redaction", words);
+    for (text, kind, written) in [
+        (r#"{"to": "li\u0040example.com"}"#, "email", r"li\u0040example.com"),
+        (r#"{"note": "see\nli@example.com"}"#, "email", "li@example.com"),
+        (r#"{"note": "see\nGlobex"}"#, "customer", "Globex"),
+        (r#"{"note": "\u5317\u98ce\u8ba1\u5212"}"#, "project", r"\u5317\u98ce\u8ba1\u5212"),
+        (r#"{"password": "p\u0040ss1234"}"#, "secret", r"p\u0040ss1234"),
+        (r#"{"args": "{\"to\": \"li\\u0040example.com\"}"}"#, "email", r"li\\u0040example.com"),
+        (r"print('\nGlobex')", "customer", "Globex"),
+        ("Blue\u{a0}Heron", "project", "Blue\u{a0}Heron"),
+        ("Ｂｌｕｅ  Heron", "project", "Ｂｌｕｅ  Heron"),
+        ("北\u{200b}风 计划", "project", "北\u{200b}风 计划"),
+        ("发给 li@例え.jp", "email", "li@例え.jp"),
+        ("138·0013·8000", "phone", "138·0013·8000"),
+        ("4111.1111.1111.1111", "bank-card", "4111.1111.1111.1111"),
+    ] {
+        let found = policy.find(&[segment(9, "nothing"), segment(4, text)]).await.unwrap();
+        let found: Vec<_> =
+            found.iter().map(|span| (span.segment, span.kind.as_str(), found_text(text, span))).collect();
+        assert_eq!(found, [(4, kind, written)], "{text}");
+    }
+}
+
+#[tokio::test]
+async fn many_finds_in_a_text_with_escapes_are_no_more_than_they_are() {
+    let policy = configured("redaction", json!({}));
+    let text = "print('\\n') ".to_owned() + &"li@example.com ".repeat(9_000);
+    assert_eq!(policy.find(&[segment(0, &text)]).await.unwrap().len(), 9_000);
+}
+
+#[tokio::test]
 async fn a_long_text_is_searched_to_its_end() {
     let policy = configured("redaction", json!({}));
     let text = "周报 ".repeat(100_000) + "li@example.com";

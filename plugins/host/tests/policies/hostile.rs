@@ -40,6 +40,40 @@ async fn a_loop_ends_at_the_deadline() {
     assert!(took < Duration::from_millis(1000), "{took:?}");
 }
 
+/// What the host does for a guest counts like what the guest does.
+#[tokio::test]
+async fn searches_end_at_the_deadline() {
+    let host = host();
+    let load =
+        |name: &str, deadline| host.load(PolicySpec { deadline, ..spec(fixture(name, "redaction-policy")) }).unwrap();
+    let slow = segment(0, &"4 ".repeat(4 << 20));
+    for (policy, text) in [
+        (load("searches-once", Duration::from_millis(30)), slow.clone()),
+        (load("searches", Duration::from_millis(30)), slow.clone()),
+        (load("searches", Duration::from_millis(30)), segment(0, "short")),
+        (load("searches", Duration::from_millis(30)), segment(0, &"4 ".repeat(16 << 10))),
+    ] {
+        let started = Instant::now();
+        let failure = policy.find(std::slice::from_ref(&text)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Deadline, "{failure}");
+        let took = started.elapsed();
+        assert!(took < Duration::from_millis(300), "{took:?} for {} bytes", text.text.len());
+    }
+    // With time enough, the same search has an answer.
+    assert_eq!(load("searches-once", Duration::from_secs(10)).find(&[slow]).await, Ok(vec![]));
+}
+
+/// However long the deadline is.
+#[tokio::test]
+async fn what_is_searched_in_a_call_is_bounded() {
+    let deadline = Duration::from_secs(10);
+    let policy = host().load(PolicySpec { deadline, ..spec(fixture("searches", "redaction-policy")) }).unwrap();
+    let started = Instant::now();
+    let failure = policy.find(&[segment(0, &"x".repeat(8 << 20))]).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Deadline);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
 /// One thread for everything: if a loop held it, the other task could not count.
 #[tokio::test(flavor = "current_thread")]
 async fn others_go_on_while_a_policy_loops() {
@@ -86,10 +120,25 @@ async fn wrong_spans_are_no_spans() {
 
     let first_byte = finder("span-first-byte");
     let right = first_byte.find(&[segment(5, "a")]).await.unwrap();
-    assert_eq!((right[0].segment, right[0].start, right[0].end, right[0].kind.as_str()), (5, 0, 1, "word"));
+    assert_eq!((right[0].segment, right[0].start, right[0].end), (5, 0, 1));
     let cut = first_byte.find(&[segment(0, "é")]).await.unwrap_err();
     assert_eq!(cut.kind, FailureKind::Output);
     assert!(cut.detail.contains("character"), "{cut}");
+}
+
+/// It has seen the text, so the letters of a kind could spell it.
+#[tokio::test]
+async fn a_kind_is_a_name_only_if_the_operator_gave_it() {
+    let config = |config| PolicySpec { config, ..spec(fixture("span-first-byte", "redaction-policy")) };
+    for (config, kind) in [
+        (config(serde_json::Value::Null), "data"),
+        (config(serde_json::json!({"kinds": ["word"]})), "word"),
+        (config(serde_json::json!({"words": {"word": ["x"]}})), "word"),
+        (config(serde_json::json!({"words": {"other": ["word"]}})), "data"),
+    ] {
+        let found = host().load(config).unwrap().find(&[segment(5, "a")]).await.unwrap();
+        assert_eq!(found[0].kind, kind);
+    }
 }
 
 #[tokio::test]
