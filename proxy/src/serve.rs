@@ -92,11 +92,11 @@ async fn serve(
     let admin_listener = TcpListener::from_std(inherited.admin)?;
     let mut ready =
         format!("postern ready gateway={} admin={}", inherited.gateway.local_addr()?, admin_listener.local_addr()?);
-    tokio::spawn(admin::serve(admin_listener, admin::admin(pages.clone())));
+    let mut operators = vec![tokio::spawn(admin::serve(admin_listener, admin::admin(pages.clone())))];
     if let Some(probe) = inherited.probe {
         let probe = TcpListener::from_std(probe)?;
         ready += &format!(" probe={}", probe.local_addr()?);
-        tokio::spawn(admin::serve(probe, admin::probe(pages)));
+        operators.push(tokio::spawn(admin::serve(probe, admin::probe(pages))));
     }
 
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
@@ -107,6 +107,10 @@ async fn serve(
 
     signal(SignalKind::terminate())?.recv().await;
     drain.cancel();
+    // The supervisor was killed, and the next one wants these addresses now, not when the last request has ended.
+    if crate::supervise::is_orphan() {
+        operators.iter().for_each(tokio::task::JoinHandle::abort);
+    }
     let _stopped = serving.await;
     connections.close();
     if tokio::time::timeout(DRAIN_WITHIN, connections.wait()).await.is_err() {
