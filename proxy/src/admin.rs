@@ -1,6 +1,7 @@
 //! The operators' side: health, metrics, status. On a loopback address, and with a check of the `Host` header, so that a
 //! web page in an operator's browser cannot reach it under a name of its own.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,21 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// After an error of accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// What is where.
+const ADMIN_PAGES: &str = "\
+Postern, for operators.
+/livez           it runs
+/readyz          it can answer; /readyz?verbose says what is there
+/metrics         for Prometheus
+/api/status      version, targets, policies, certificate, as JSON
+";
+const PROBE_PAGES: &str = "\
+Postern, for probes.
+/livez           it runs
+/readyz          it can answer; /readyz?verbose says what is there
+/metrics         for Prometheus
+";
+
 /// What the pages show.
 #[derive(Debug, Clone)]
 pub struct Admin {
@@ -39,12 +55,13 @@ pub struct Admin {
 
 /// Everything, for the admin address.
 pub fn admin(admin: Admin) -> Router {
-    probe_routes().route("/api/status", get(status)).layer(middleware::from_fn(check_host)).with_state(admin)
+    let routes = probe_routes().route("/", get(async || ADMIN_PAGES)).route("/api/status", get(status));
+    routes.layer(middleware::from_fn(check_host)).with_state(admin)
 }
 
 /// Health and metrics only, for the probe address.
 pub fn probe(admin: Admin) -> Router {
-    probe_routes().with_state(admin)
+    probe_routes().route("/", get(async || PROBE_PAGES)).with_state(admin)
 }
 
 /// Answers on one listener for as long as the gateway runs. Bounded like the gateway's own: the probe address may be open to
@@ -74,17 +91,29 @@ fn probe_routes() -> Router<Admin> {
 }
 
 async fn check_host(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let loopback = name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if loopback || name == "localhost" {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok());
+    // A second one could say something else; so could a whole URL in the request line, where a host may stand as well.
+    let named = request.uri().authority().map(http::uri::Authority::as_str);
+    if host.is_some_and(is_this_machine) && hosts.next().is_none() && named.is_none_or(is_this_machine) {
         return next.run(request).await;
     }
     (StatusCode::MISDIRECTED_REQUEST, "The admin address answers to localhost and loopback addresses only.\n")
         .into_response()
+}
+
+/// `localhost`, or a loopback address as RFC 3986 §3.2.2 writes it; with a port or without.
+fn is_this_machine(host: &str) -> bool {
+    let (is_loopback, port) = if let Some(bracketed) = host.strip_prefix('[') {
+        let Some((address, port)) = bracketed.split_once(']') else { return false };
+        (address.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()), port)
+    } else {
+        let (name, port) = host.split_at(host.find(':').unwrap_or(host.len()));
+        let is_loopback = name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback());
+        (is_loopback || name.eq_ignore_ascii_case("localhost"), port)
+    };
+    let digits = port.strip_prefix(':').unwrap_or("");
+    is_loopback && digits.bytes().all(|b| b.is_ascii_digit()) && (port.is_empty() || !digits.is_empty())
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -107,7 +136,10 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
         };
         format!("{name}: {word}\n")
     });
-    (status, lines.collect::<String>()).into_response()
+    // Not a matter of readiness: what a policy cannot decide is answered on this machine, or refused.
+    let failing = admin.gateway.policies.failing().into_iter();
+    let failing = failing.map(|(policy, steps)| format!("policy {policy}: failing ({})\n", steps.join(", ")));
+    (status, lines.chain(failing).collect::<String>()).into_response()
 }
 
 /// Name, is it good, and is it needed to be ready.
@@ -141,6 +173,8 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
             })
         })
         .collect();
+    let failing = gateway.policies.failing().into_iter();
+    let failing: Vec<Value> = failing.map(|(name, steps)| json!({"name": name, "steps": steps})).collect();
     let current = admin.certificate.current();
     let until = current.not_after.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
     Json(json!({
@@ -150,6 +184,41 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "certificate": {"id": gateway.config.gateway_id(), "not_after": until},
         "targets": targets,
         "policies": gateway.policies.names(),
+        "policies_failing": failing,
         "records_healthy": gateway.audit.is_healthy(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_this_machine_or_it_is_not() {
+        for host in ["localhost", "LocalHost:9443", "127.0.0.1", "127.0.0.1:9443", "127.9.9.9:1", "[::1]", "[::1]:9443"]
+        {
+            assert!(is_this_machine(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "localhost:",
+            "localhost:80:80",
+            "localhost:x",
+            "]127.0.0.1[",
+            "[127.0.0.1]",
+            "[127.0.0.1",
+            "[[::1]]",
+            "[::1]evil",
+            "::1",
+            "[::1]:",
+            "[fe80::1]",
+            "10.0.0.1",
+            "127.0.0.1@evil.example",
+            " 127.0.0.1",
+        ] {
+            assert!(!is_this_machine(host), "{host}");
+        }
+    }
 }
