@@ -5,7 +5,7 @@
 //! and SHA-256 are the expected ones. It appears in the cache under its name at once or not at all.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -89,8 +89,8 @@ pub fn known(name: &str) -> Option<&'static KnownModel> {
 /// The file for a known model's name or a path. Looks into the default cache; fetches nothing.
 ///
 /// # Errors
-/// [`EngineError::NotPulled`] if the model is known but not here, [`EngineError::UnknownModel`] if it is neither known
-/// nor a file.
+/// [`EngineError::NotPulled`] if the model is known but not here, [`EngineError::Cut`] if its file is damaged,
+/// [`EngineError::Io`] if it cannot be looked at, [`EngineError::UnknownModel`] if it is neither known nor a file.
 pub fn locate(name_or_path: &str) -> Result<PathBuf, EngineError> {
     locate_in(name_or_path, &default_cache())
 }
@@ -103,9 +103,17 @@ pub fn locate_in(name_or_path: &str, cache: &Path) -> Result<PathBuf, EngineErro
     if let Some(model) = known(name_or_path) {
         let path = model.path_in(cache);
         // The size tells a whole file from a damaged one at once; the bytes were checked when it was fetched.
-        let is_here = fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == model.bytes);
-        let missing = || EngineError::NotPulled { name: model.name.to_owned(), cache: cache.to_owned() };
-        return is_here.then_some(path).ok_or_else(missing);
+        return match fs::metadata(&path) {
+            Ok(found) if found.is_file() && found.len() == model.bytes => Ok(path),
+            Ok(found) => {
+                let (name, bytes, expected) = (model.name.to_owned(), found.len(), model.bytes);
+                Err(EngineError::Cut { name, path, bytes, expected })
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(EngineError::NotPulled { name: model.name.to_owned(), cache: cache.to_owned() })
+            }
+            Err(source) => Err(EngineError::Io { what: "cannot look at", path, source }),
+        };
     }
     let path = PathBuf::from(name_or_path);
     if path.is_file() { Ok(path) } else { Err(EngineError::UnknownModel(name_or_path.to_owned())) }
@@ -295,7 +303,11 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let model = &KNOWN[0];
         fs::write(model.path_in(cache.path()), b"GGUF").unwrap();
-        assert!(matches!(locate_in(model.name, cache.path()), Err(EngineError::NotPulled { .. })));
+        let damaged = locate_in(model.name, cache.path()).unwrap_err().to_string();
+        assert!(
+            damaged.contains("4 bytes") && damaged.contains("model pull") && damaged.contains(".gguf"),
+            "{damaged}"
+        );
         assert!(model.check(&model.path_in(cache.path())).unwrap_err().to_string().contains("4 bytes"));
     }
 

@@ -40,6 +40,21 @@ pub enum EngineError {
         /// Where it was looked for.
         cache: PathBuf,
     },
+    /// The model is known, but its file is not whole.
+    #[error(
+        "the file of model `{name}` is damaged ({} has {bytes} bytes instead of {expected}); `postern model pull {name}` fetches it again",
+        path.display()
+    )]
+    Cut {
+        /// Its name in the catalog.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The size that it should have.
+        expected: u64,
+    },
     /// Neither a known name nor a file.
     #[error("`{0}` is neither a file nor a known model; `postern model list` shows the known ones")]
     UnknownModel(String),

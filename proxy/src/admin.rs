@@ -36,6 +36,21 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// After an error of accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// What is where.
+const ADMIN_PAGES: &str = "\
+Postern, for operators.
+/livez           it runs
+/readyz          it can answer; /readyz?verbose says what is there
+/metrics         for Prometheus
+/api/status      version, targets, policies, certificate, as JSON
+";
+const PROBE_PAGES: &str = "\
+Postern, for probes.
+/livez           it runs
+/readyz          it can answer; /readyz?verbose says what is there
+/metrics         for Prometheus
+";
+
 /// What the pages show.
 #[derive(Debug, Clone)]
 pub struct Admin {
@@ -48,7 +63,12 @@ pub struct Admin {
 /// Everything, for the admin address.
 pub fn admin(admin: Admin) -> Router {
     let guard = middleware::from_fn_with_state(admin.clone(), guarded);
-    probe_routes().merge(certificates::routes()).route("/api/status", get(status)).layer(guard).with_state(admin)
+    probe_routes()
+        .merge(certificates::routes())
+        .route("/", get(async || ADMIN_PAGES))
+        .route("/api/status", get(status))
+        .layer(guard)
+        .with_state(admin)
 }
 
 /// What somebody may do who came over mTLS; `None`: nothing.
@@ -60,7 +80,7 @@ pub fn access(config: &Config, id: &SpiffeId) -> Option<Access> {
 
 /// Health and metrics only, for the probe address.
 pub fn probe(admin: Admin) -> Router {
-    probe_routes().with_state(admin)
+    probe_routes().route("/", get(async || PROBE_PAGES)).with_state(admin)
 }
 
 /// Answers on one listener for as long as the gateway runs. Bounded like the gateway's own: the probe address may be open to
@@ -168,7 +188,10 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
         };
         format!("{name}: {word}\n")
     });
-    (status, lines.collect::<String>()).into_response()
+    // Not a matter of readiness: what a policy cannot decide is answered on this machine, or refused.
+    let failing = admin.gateway.policies.failing().into_iter();
+    let failing = failing.map(|(policy, steps)| format!("policy {policy}: failing ({})\n", steps.join(", ")));
+    (status, lines.chain(failing).collect::<String>()).into_response()
 }
 
 /// Name, is it good, and is it needed to be ready.
@@ -202,6 +225,8 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
             })
         })
         .collect();
+    let failing = gateway.policies.failing().into_iter();
+    let failing: Vec<Value> = failing.map(|(name, steps)| json!({"name": name, "steps": steps})).collect();
     let current = admin.certificate.current();
     let until = current.not_after.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
     Json(json!({
@@ -211,6 +236,12 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "certificate": {"id": admin.certificate.gateway_id().to_string(), "not_after": until},
         "targets": targets,
         "policies": gateway.policies.names(),
+        "policies_failing": failing,
         "records_healthy": gateway.audit.is_healthy(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 }

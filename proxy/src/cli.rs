@@ -1,20 +1,17 @@
 //! Arguments → command → exit code.
 
 mod certs;
+mod check;
 mod engine;
 
 pub(crate) use engine::pull;
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
-use postern_plugins::{HostOptions, PolicyHost};
-
-use crate::route::Policies;
 use crate::supervise::EXIT_CONFIG;
 use crate::{config, demo, serve, supervise, telemetry};
 
@@ -100,14 +97,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }),
         Command::Engine(arguments) => engine::run(arguments),
         Command::Check { config: path } => {
-            let config = config::load(&path)?;
-            try_policies(&path, &config)?;
-            let (identities, targets, policies) =
-                (config.identities.len(), config.targets.len(), config.policies.len());
-            say(&format!(
-                "{}: good ({identities} identity rules, {targets} targets, {policies} policies)",
-                path.display()
-            ));
+            check::run(&path)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Schema) => {
@@ -117,20 +107,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Certs(command) => certs::run(command),
         Command::Model(command) => engine::model(command),
         Command::Demo(arguments) => demo::run(&arguments),
-    }
-}
-
-/// Compiles every policy and calls it once: a wrong option in a policy's own section shows only then.
-fn try_policies(path: &Path, config: &config::Config) -> anyhow::Result<()> {
-    let host = PolicyHost::new(HostOptions::default())?;
-    let policies = Policies::load(&host, &config.policies, Arc::default())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(policies.probe()).first() {
-        None => Ok(()),
-        Some((policy, failure)) => {
-            let message = format!("the policy `{policy}` does not work as configured: {}", failure.detail);
-            Err(config::ConfigError::Parse { file: path.display().to_string(), message }.into())
-        }
     }
 }
 

@@ -103,7 +103,7 @@ pub struct Config {
     pub engine: Option<Engine>,
     /// Folder of the records.
     pub audit_dir: PathBuf,
-    /// How long records are kept.
+    /// How long records are kept; of the files that are older, the oldest is deleted at start and once a day.
     pub audit_retention: Duration,
     /// Bounds on what a client sends.
     pub limits: file::Limits,

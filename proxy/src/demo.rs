@@ -36,9 +36,9 @@ pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut stage = Stage::set(arguments.busy_cloud.as_deref(), arguments.json).await?;
-        let code = if arguments.keep { keep(&stage, arguments.json).await? } else { scenes::play(&stage).await? };
+        let played = if arguments.keep { keep(&stage, arguments.json).await } else { scenes::play(&stage).await };
         stage.strike().await;
-        Ok(code)
+        played
     })
 }
 

@@ -33,10 +33,10 @@ impl Keys {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let keys = Self::random();
-                write_once(&path, keys.0.as_slice())?;
+                write_once(&path, keys.0.as_slice()).map_err(|error| named(&path, &error))?;
                 Ok(keys)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(named(&path, &error)),
         }
     }
 
@@ -77,6 +77,11 @@ impl Keys {
     }
 }
 
+/// "Permission denied" alone helps nobody.
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
 /// Whole or absent, and readable by nobody else.
 fn write_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
@@ -110,5 +115,7 @@ mod tests {
         assert_eq!(Keys::open(dir.path()).unwrap().short_hash("p", &[b"x"]), first);
         std::fs::write(dir.path().join("installation.key"), b"short").unwrap();
         assert!(Keys::open(dir.path()).is_err());
+        let nowhere = Keys::open(&dir.path().join("nowhere")).unwrap_err().to_string();
+        assert!(nowhere.contains("nowhere/installation.key"), "{nowhere}");
     }
 }

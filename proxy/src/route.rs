@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use postern_plugins::{
@@ -43,7 +43,12 @@ struct Loaded {
     on_failure: OnFailure,
     /// Seconds since start, plus one, of the last log line about a failure; 0: none yet.
     logged_at: AtomicU64,
+    /// A bit for each of [`STEPS`]: its last call failed.
+    failing: AtomicU8,
 }
+
+/// What a plugin can be asked.
+const STEPS: [&str; 3] = ["redaction", "routing", "caching"];
 
 /// What one plugin said at one step; goes into the record.
 #[derive(Debug, Clone, Serialize)]
@@ -116,7 +121,12 @@ impl Policies {
                 memory_bytes: policy.memory,
             };
             let loaded = host.load(spec).with_context(name)?;
-            Ok(Loaded { policy: loaded, on_failure: policy.on_failure, logged_at: AtomicU64::new(0) })
+            Ok(Loaded {
+                policy: loaded,
+                on_failure: policy.on_failure,
+                logged_at: AtomicU64::new(0),
+                failing: AtomicU8::new(0),
+            })
         };
         let all = configured.iter().map(load).collect::<anyhow::Result<_>>()?;
         Ok(Self { all, metrics, started: Instant::now() })
@@ -131,14 +141,18 @@ impl Policies {
         for loaded in &self.all {
             let steps = loaded.policy.steps();
             let mut failures = Vec::new();
+            let mut note = |step, failure: Option<PolicyFailure>| {
+                loaded.note(step, failure.is_none());
+                failures.extend(failure);
+            };
             if steps.redaction {
-                failures.extend(loaded.policy.try_find().await.err());
+                note("redaction", loaded.policy.try_find().await.err());
             }
             if steps.routing {
-                failures.extend(loaded.policy.route(&request, &fleet).await.err());
+                note("routing", loaded.policy.route(&request, &fleet).await.err());
             }
             if steps.caching {
-                failures.extend(loaded.policy.plan(&request).await.err());
+                note("caching", loaded.policy.plan(&request).await.err());
             }
             failed.extend(failures.into_iter().map(|failure| (loaded.policy.name(), failure)));
         }
@@ -149,6 +163,13 @@ impl Policies {
     #[must_use]
     pub fn names(&self) -> Vec<&str> {
         self.all.iter().map(|loaded| loaded.policy.name()).collect()
+    }
+
+    /// Those whose last call failed, and at which steps. A call that goes well takes a policy off the list.
+    #[must_use]
+    pub fn failing(&self) -> Vec<(&str, Vec<&'static str>)> {
+        let all = self.all.iter().map(|loaded| (loaded.policy.name(), loaded.failing()));
+        all.filter(|(_, steps)| !steps.is_empty()).collect()
     }
 
     /// Is there a redaction policy?
@@ -167,6 +188,7 @@ impl Policies {
             let started = Instant::now();
             let result = loaded.policy.find(segments).await;
             self.metrics.policy_call(loaded.policy.name(), "redaction", started.elapsed());
+            loaded.note("redaction", result.is_ok());
             match result {
                 Ok(spans) => {
                     found.said.push(loaded.said("redaction", format!("{} spans", spans.len())));
@@ -192,7 +214,9 @@ impl Policies {
             let started = Instant::now();
             let result = loaded.policy.route(request, fleet).await;
             self.metrics.policy_call(loaded.policy.name(), "routing", started.elapsed());
-            match result.and_then(|verdict| Vote::read(verdict, config, fleet)) {
+            let result = result.and_then(|verdict| Vote::read(verdict, config, fleet));
+            loaded.note("routing", result.is_ok());
+            match result {
                 Ok(vote) => votes.add(loaded, vote),
                 Err(failure) => {
                     self.failed(loaded, &failure)?;
@@ -211,6 +235,7 @@ impl Policies {
             let started = Instant::now();
             let result = loaded.policy.plan(request).await;
             self.metrics.policy_call(loaded.policy.name(), "caching", started.elapsed());
+            loaded.note("caching", result.is_ok());
             match result {
                 Ok(plan) => {
                     let exact = matches!(plan.mode, CacheMode::Exact);
@@ -256,6 +281,20 @@ impl Policies {
 }
 
 impl Loaded {
+    fn note(&self, step: &str, went_well: bool) {
+        let bit = STEPS.iter().position(|known| *known == step).map_or(0, |at| 1_u8 << at);
+        if went_well {
+            self.failing.fetch_and(!bit, Ordering::Relaxed);
+        } else {
+            self.failing.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    fn failing(&self) -> Vec<&'static str> {
+        let bits = self.failing.load(Ordering::Relaxed);
+        STEPS.into_iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0).map(|(_, step)| step).collect()
+    }
+
     fn said(&self, step: &'static str, said: String) -> Said {
         Said { policy: self.policy.name().to_owned(), step, said }
     }

@@ -103,15 +103,15 @@ async fn serve(
     let mut ready =
         format!("postern ready gateway={} admin={}", inherited.gateway.local_addr()?, admin_listener.local_addr()?);
     let routes = admin::admin(pages.clone());
-    if admin_listener.local_addr()?.ip().is_loopback() {
-        tokio::spawn(admin::serve(admin_listener, routes));
+    let mut operators = vec![if admin_listener.local_addr()?.ip().is_loopback() {
+        tokio::spawn(admin::serve(admin_listener, routes))
     } else {
-        tokio::spawn(admin::serve_tls(admin_listener, pages.clone(), routes, drain.clone()));
-    }
+        tokio::spawn(admin::serve_tls(admin_listener, pages.clone(), routes, drain.clone()))
+    }];
     if let Some(probe) = inherited.probe {
         let probe = TcpListener::from_std(probe)?;
         ready += &format!(" probe={}", probe.local_addr()?);
-        tokio::spawn(admin::serve(probe, admin::probe(pages)));
+        operators.push(tokio::spawn(admin::serve(probe, admin::probe(pages))));
     }
 
     let registrar = Arc::new(Registrar::new(certificate.clone(), metrics));
@@ -127,6 +127,10 @@ async fn serve(
 
     signal(SignalKind::terminate())?.recv().await;
     drain.cancel();
+    // The supervisor was killed, and the next one wants these addresses now, not when the last request has ended.
+    if crate::supervise::is_orphan() {
+        operators.iter().for_each(tokio::task::JoinHandle::abort);
+    }
     let _stopped = serving.await;
     connections.close();
     if tokio::time::timeout(DRAIN_WITHIN, connections.wait()).await.is_err() {

@@ -1,22 +1,25 @@
 //! The supervisor: binds the listeners, starts gateway and engine, and starts them again when they end. It opens no
 //! connection and reads no key, so that the gateway never needs to execute anything.
 
-use std::net::{SocketAddr, TcpListener};
+mod folder;
+mod sockets;
+
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use command_fds::{CommandFdExt as _, FdMapping};
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use postern_engine::catalog;
+
 use crate::config::{Config, file::Device};
+pub use sockets::MAX_SOCKET_PATH;
+use sockets::Sockets;
 
 /// The first descriptor that is passed on (`sd_listen_fds(3)`).
 const FIRST_FD: i32 = 3;
@@ -34,31 +37,20 @@ const ENGINE_WITHIN: Duration = Duration::from_secs(5);
 /// its first start is not started again.
 pub const EXIT_CONFIG: u8 = 78;
 
-/// Sockets that outlive the gateway: while it restarts, clients wait in the queue of the kernel.
-struct Sockets {
-    gateway: TcpListener,
-    admin: TcpListener,
-    engine: UnixListener,
-    probe: Option<TcpListener>,
-    enrol: Option<TcpListener>,
-}
-
 /// `postern run`: serves until SIGTERM or SIGINT. Returns the exit code.
 ///
 /// # Errors
 /// A port, a folder or a program is not to be had.
 pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state_dir)
-        .with_context(|| format!("state_dir {}", config.state_dir.display()))?;
-    let _only_one = lock(&config.state_dir)?;
-    let sockets = bind(config)?;
+    let _only_one = folder::take(&config.state_dir)?;
+    let sockets = Sockets::bind(config).await?;
     let config_path = std::path::absolute(config_path)?;
 
     let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
-    let mut engine = config.engine.as_ref().map(|_| Service::new("engine", || engine_command(config)));
+    let mut engine = config.engine.as_ref().map(|engine| {
+        let service = Service::new("engine", || engine_command(config));
+        service.needs(|| catalog::locate(&engine.model).map(drop).map_err(|error| error.to_string()))
+    });
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     loop {
@@ -83,37 +75,6 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
         engine.end(ENGINE_WITHIN).await;
     }
     Ok(code)
-}
-
-/// Two gateways on one folder would overwrite each other's keys and records.
-fn lock(state_dir: &Path) -> anyhow::Result<std::fs::File> {
-    let path = state_dir.join("running.lock");
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another postern runs with the state_dir {}", state_dir.display()))?;
-    Ok(file)
-}
-
-fn bind(config: &Config) -> anyhow::Result<Sockets> {
-    let tcp = |what: &str, address: SocketAddr| {
-        TcpListener::bind(address).with_context(|| format!("`{what}: {address}` cannot be bound"))
-    };
-    let path = config.engine_socket();
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("the old socket {}", path.display()));
-        }
-        _ => {}
-    }
-    let engine = UnixListener::bind(&path)
-        .with_context(|| format!("the socket {} (a path of 107 bytes at most)", path.display()))?;
-    Ok(Sockets {
-        gateway: tcp("listen", config.listen)?,
-        admin: tcp("admin", config.admin)?,
-        engine,
-        probe: config.probe.map(|address| tcp("probe", address)).transpose()?,
-        enrol: config.enrol.map(|address| tcp("enrol", address)).transpose()?,
-    })
 }
 
 fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Command> {
@@ -165,18 +126,30 @@ fn own_program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("the own program")
 }
 
+/// What must be there for a process to be started; an error says what is missing.
+type Needs<'a> = Box<dyn Fn() -> Result<(), String> + 'a>;
+
 /// A process that is started again when it ends.
-struct Service<F> {
+struct Service<'a, F> {
     name: &'static str,
     command: F,
+    needs: Needs<'a>,
+    /// What was missing when it was last looked for, so that it is said once.
+    missing: Option<String>,
     child: Option<Child>,
     started: Instant,
     pause: Duration,
 }
 
-impl<F: FnMut() -> anyhow::Result<Command>> Service<F> {
+impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
     fn new(name: &'static str, command: F) -> Self {
-        Self { name, command, child: None, started: Instant::now(), pause: Duration::ZERO }
+        let needs = Box::new(|| Ok(()));
+        Self { name, command, needs, missing: None, child: None, started: Instant::now(), pause: Duration::ZERO }
+    }
+
+    /// Is started only while `needs` has nothing to say.
+    fn needs(self, needs: impl Fn() -> Result<(), String> + 'a) -> Self {
+        Self { needs: Box::new(needs), ..self }
     }
 
     /// Starts the process, or waits until it ends. `Some` is an exit code with which it is of no use to go on.
@@ -184,6 +157,15 @@ impl<F: FnMut() -> anyhow::Result<Command>> Service<F> {
     async fn step(&mut self) -> anyhow::Result<Option<u8>> {
         let Some(child) = &mut self.child else {
             tokio::time::sleep(self.pause).await;
+            if let Err(missing) = (self.needs)() {
+                if self.missing.as_ref() != Some(&missing) {
+                    tracing::error!(process = self.name, "{missing}; it is started once that is done");
+                    self.missing = Some(missing);
+                }
+                self.pause = LAST_PAUSE;
+                return Ok(None);
+            }
+            self.missing = None;
             self.child = Some((self.command)()?.spawn().with_context(|| format!("starting the {}", self.name))?);
             self.started = Instant::now();
             return Ok(None);
@@ -231,10 +213,17 @@ fn exit_code(status: ExitStatus) -> u8 {
 /// # Errors
 /// The kernel refuses, or the supervisor is gone already.
 pub fn die_with_parent(signal: Signal) -> anyhow::Result<()> {
+    let by_hand = std::env::var_os(SUPERVISOR).is_none();
+    anyhow::ensure!(!by_hand, "this is a part of `postern run`, which starts it: use `postern run --config FILE`");
     rustix::process::set_parent_process_death_signal(Some(signal))?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    let supervisor = std::env::var(SUPERVISOR).ok();
-    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().to_string());
-    anyhow::ensure!(supervisor.is_some() && supervisor == parent, "the supervisor is gone");
+    anyhow::ensure!(!is_orphan(), "the supervisor is gone");
     Ok(())
+}
+
+/// For children: is the supervisor gone?
+#[must_use]
+pub fn is_orphan() -> bool {
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().to_string());
+    parent.is_none() || parent != std::env::var(SUPERVISOR).ok()
 }

@@ -38,6 +38,7 @@ async fn a_wrong_configuration_is_refused_with_its_place() -> Result<()> {
             "base_url ends with",
         ),
         (config(&cloud).set("/identities", json!([])), "nobody could ask"),
+        (Config::yaml("state_dir: a\nstate_dir: b\n"), "the same key twice: state_dir; write each key once"),
     ] {
         let output = check(&wrong)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -48,6 +49,24 @@ async fn a_wrong_configuration_is_refused_with_its_place() -> Result<()> {
         assert!(!said.contains("sk-written"), "{said}");
     }
     assert!(check(&Config::new())?.status.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_check_says_what_will_hardly_work() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let good = check(&config(&cloud))?;
+    let said = String::from_utf8_lossy(&good.stdout).into_owned();
+    assert!(said.ends_with("(3 identity rules, 1 target, 3 policies)\n") && !said.contains("warning"), "{said}");
+    let odd = check(&config(&cloud).set("/targets/0/openai/ca", json!("gone.pem")).set("/offline", json!(true)))?;
+    let said = String::from_utf8_lossy(&odd.stdout).into_owned();
+    assert!(
+        odd.status.success() && said.contains("gone.pem, is not there") && said.contains("nobody may answer"),
+        "{said}"
+    );
+    let hand = run(&["gateway", "--config", "postern.yaml"])?;
+    let said = String::from_utf8_lossy(&hand.stderr).into_owned();
+    assert!(hand.status.code() == Some(78) && said.contains("a part of `postern run`"), "{said}");
     Ok(())
 }
 

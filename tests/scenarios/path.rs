@@ -3,6 +3,7 @@
 use anyhow::Result;
 use postern_tests::{BusyCloud, Postern, chat_body};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{SOON, config};
 
@@ -138,5 +139,24 @@ async fn health_metrics_and_status_are_on_the_admin_address() -> Result<()> {
     let get =
         async |path: &str| postern_tests::client::plain(http::Method::GET, &format!("http://{probe}{path}"), "").await;
     assert_eq!((get("/metrics").await?.status, get("/api/status").await?.status), (200, 404));
+    assert!(
+        postern.admin("/").await?.text().contains("/api/status") && !get("/").await?.text().contains("/api/status")
+    );
+    // A page in an operator's browser must not reach it under another name.
+    for (hosts, status) in [
+        (&["localhost"][..], "200"),
+        (&["evil.example"], "421"),
+        (&["]127.0.0.1["], "421"),
+        (&["127.0.0.1", "evil.example"], "421"),
+        (&[], "421"),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(postern.admin).await?;
+        let hosts: String = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+        let head = format!("GET /livez HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{hosts}: {answer}");
+    }
     Ok(())
 }

@@ -49,6 +49,12 @@ async fn a_policy_that_fails_counts_as_the_strictest_vote() -> Result<()> {
         let cloud = BusyCloud::start().await?;
         let component = hostile(name, world, &dir)?;
         let postern = Postern::start(&with_policy(config(&cloud), &component, &[])).await?;
+        // Operators need not wait for the first user.
+        let steps: &[&str] = if world == "full-policy" { &["redaction", "routing", "caching"] } else { &[step] };
+        let (ready, status) = (postern.admin("/readyz?verbose").await?, postern.admin("/api/status").await?.json()?);
+        let line = format!("policy hostile: failing ({})\n", steps.join(", "));
+        assert!(ready.status == 200 && ready.text().contains(&line), "{ready:?}");
+        assert_eq!(status["policies_failing"], json!([{"name": "hostile", "steps": steps}]));
         // There is no engine, so what may be answered on this machine only is not answered at all.
         let client = postern.client("clerk/amy")?;
         for prompt in ["A harmless prompt", "Another prompt with heron42 in it"] {

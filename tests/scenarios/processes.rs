@@ -94,6 +94,54 @@ async fn a_killed_gateway_is_started_again_on_the_same_port_and_its_records_stay
 }
 
 #[tokio::test]
+async fn a_killed_supervisor_leaves_its_addresses_to_the_next_one_at_once() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let free = || Ok::<_, std::io::Error>(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+    let mut config = config(&cloud);
+    for address in ["listen", "admin", "probe"] {
+        config = config.set(&format!("/{address}"), json!(free()?));
+    }
+    let first = Postern::start(&config).await?;
+    cloud.switch(json!({"token_ms": 100})).await?;
+    let mut events = first.client("clerk/amy")?.stream(&chat_body(&"Talk for a long time. ".repeat(40))).await?;
+    events.next().await?;
+    postern_tests::process::send(first.pid(), Signal::KILL)?;
+    let killed = Instant::now();
+    let second = Postern::start(&config).await?;
+    assert_eq!((second.admin("/livez").await?.status, second.admin), (200, first.admin));
+    cloud.switch(json!({})).await?;
+    assert_eq!(second.client("clerk/amy")?.chat("Who are you?").await?.status, 200);
+    // The old gateway lets its request end meanwhile.
+    events.next().await?;
+    assert_eq!(cloud.stats().await?.open, 1, "after {:?}", killed.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_model_that_is_missing_or_damaged_is_named_once() -> Result<()> {
+    let (cloud, cache) = (BusyCloud::start().await?, tempfile::tempdir()?);
+    let folder = cache.path().display().to_string();
+    let postern = Postern::start(&config(&cloud).engine().env("POSTERN_CACHE", &folder)).await?;
+    let said = |words: &str| postern.log().matches(words).count();
+    let deadline = Instant::now() + SOON;
+    while said("postern model pull smollm2-135m-instruct") == 0 {
+        assert!(Instant::now() < deadline, "{}", postern.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((said("model pull"), postern.child("engine")), (1, None), "{}", postern.log());
+    let file = cache.path().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    std::fs::create_dir(cache.path().join("models"))?;
+    std::fs::write(file, "GGUF")?;
+    let list = std::process::Command::new(postern_tests::postern::binary()?)
+        .args(["model", "list"])
+        .env("POSTERN_CACHE", &folder)
+        .output()?;
+    assert!(String::from_utf8_lossy(&list.stdout).contains("damaged; `postern model pull"), "{list:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn sigterm_lets_streams_finish() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let mut postern = Postern::start(&config(&cloud)).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use postern_engine::catalog::{self, PullProgress};
-use postern_engine::{DeviceChoice, Engine, EngineOptions, Progress};
+use postern_engine::{DeviceChoice, Engine, EngineError, EngineOptions, Progress};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -100,6 +100,10 @@ pub(super) fn model(command: ModelCommand) -> anyhow::Result<ExitCode> {
             for model in catalog::KNOWN {
                 let place = match catalog::locate(model.name) {
                     Ok(path) => path.display().to_string(),
+                    Err(EngineError::Cut { .. }) => {
+                        format!("damaged; `postern model pull {}` fetches it again", model.name)
+                    }
+                    Err(error @ EngineError::Io { .. }) => error.to_string(),
                     Err(_) => format!("not here; `postern model pull {}` fetches it", model.name),
                 };
                 say(&format!("{}  {} MB  {}  {place}", model.name, model.bytes / 1_000_000, model.license));

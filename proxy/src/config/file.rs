@@ -512,7 +512,8 @@ pub struct Audit {
     /// Their folder, below state_dir unless absolute.
     #[serde(default = "default_audit_dir")]
     pub dir: PathBuf,
-    /// How long files are kept.
+    /// How long files are kept. Of those that are older, the oldest is deleted at start and once a day: one a day is what comes
+    /// in, and a clock that is wrong by years cannot delete everything at once.
     #[serde(default = "default_retention")]
     pub retention: Span,
 }

@@ -23,6 +23,8 @@ const MODEL: &str = "smollm2-135m-instruct";
 const DOMAIN: &str = "demo.postern.example";
 /// For the gateway to end by itself.
 const END_WITHIN: Duration = Duration::from_secs(45);
+/// For the folder to be free.
+const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Everything that runs.
 pub(super) struct Stage {
@@ -45,6 +47,15 @@ impl Stage {
 
         let folder = std::env::temp_dir().join(format!("postern-demo-{}", std::process::id()));
         std::fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+        let set = Self::set_in(&folder, busy_cloud, &say).await;
+        if set.is_err() {
+            // What had started was killed with its handle, and its children end with it.
+            remove(&folder).await;
+        }
+        set
+    }
+
+    async fn set_in(folder: &Path, busy_cloud: Option<&Path>, say: &impl Fn(&str)) -> anyhow::Result<Self> {
         say(&format!("2/4  a busy cloud, in a process of its own (scratch folder {})", folder.display()));
         let program = match busy_cloud {
             Some(path) => path.to_owned(),
@@ -53,7 +64,7 @@ impl Stage {
         ensure!(program.is_file(), "there is no {}; `make build` builds it", program.display());
         let mut cloud = Command::new(program)
             .args(["--parent-death", "--listen", "127.0.0.1:0", "--out"])
-            .arg(&folder)
+            .arg(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -86,12 +97,21 @@ impl Stage {
             word.parse::<SocketAddr>().context("the ready line")
         };
         let (gateway, admin) = (address("gateway=")?, address("admin=")?);
-        let stage = Self { folder, gateway, admin, control, cloud, postern, _outputs: [cloud_output, postern_output] };
-        stage.issue("clerk")?;
-        say(&format!("     https://{gateway}"));
+        let folder = folder.to_owned();
+        let mut stage =
+            Self { folder, gateway, admin, control, cloud, postern, _outputs: [cloud_output, postern_output] };
+        let ready = stage.make_ready(say).await;
+        if ready.is_err() {
+            stage.end().await;
+        }
+        ready.map(|()| stage)
+    }
+
+    async fn make_ready(&self, say: &impl Fn(&str)) -> anyhow::Result<()> {
+        self.issue("clerk")?;
+        say(&format!("     https://{}", self.gateway));
         say("4/4  the engine loads its model");
-        stage.wait_for_engine().await?;
-        Ok(stage)
+        self.wait_for_engine().await
     }
 
     /// A client with the certificate of `spiffe://…/NAME`.
@@ -143,15 +163,32 @@ impl Stage {
         Ok(records)
     }
 
+    /// Ends everything and removes the folder.
     pub(super) async fn strike(&mut self) {
+        self.end().await;
+        remove(&self.folder).await;
+    }
+
+    async fn end(&mut self) {
         if let Some(pid) = self.postern.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             let _gone = kill_process(pid, Signal::TERM);
         }
         let _ended = tokio::time::timeout(END_WITHIN, self.postern.wait()).await;
         let _gone = self.cloud.kill().await;
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            tracing::warn!(%error, folder = %self.folder.display(), "the scratch folder could not be removed");
+    }
+}
+
+/// A process that is just ending may still write there, so it is tried for a while.
+async fn remove(folder: &Path) {
+    let until = Instant::now() + REMOVED_WITHIN;
+    while let Err(error) = std::fs::remove_dir_all(folder) {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return;
         }
+        if Instant::now() > until {
+            return tracing::warn!(%error, folder = %folder.display(), "the scratch folder could not be removed");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -166,6 +166,7 @@ struct Answer {
     choices: u64,
     prompt_tokens: u64,
     finish_reason: Option<String>,
+    first_choice: u64,
 }
 
 impl Answer {
@@ -181,7 +182,12 @@ impl Answer {
             prompt_tokens: question.prompt_tokens,
             finish_reason: Some(switches.finish_reason.clone().unwrap_or_else(|| "stop".to_owned()))
                 .filter(|reason| !reason.is_empty()),
+            first_choice: switches.first_choice,
         }
+    }
+
+    fn indices(&self) -> impl Iterator<Item = u64> {
+        (0..self.choices).map(|index| index + self.first_choice)
     }
 
     fn usage(&self) -> Value {
@@ -194,7 +200,8 @@ impl Answer {
 
     fn plain(&self) -> String {
         let content = self.pieces.concat();
-        let choices: Vec<Value> = (0..self.choices)
+        let choices: Vec<Value> = self
+            .indices()
             .map(|index| {
                 let message = json!({"role": "assistant", "content": content, "refusal": null});
                 json!({"index": index, "message": message, "logprobs": null, "finish_reason": self.finish_reason})
@@ -210,7 +217,7 @@ impl Answer {
     /// The events of one step in all choices.
     fn events(&self, delta: &Value, finish_reason: Option<&str>, usage_follows: bool) -> Bytes {
         let choice = |index| json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": finish_reason});
-        (0..self.choices)
+        self.indices()
             .flat_map(|index| self.event(&json!([choice(index)]), usage_follows.then_some(Value::Null)))
             .collect()
     }

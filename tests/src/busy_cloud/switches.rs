@@ -36,6 +36,8 @@ pub struct Switches {
     pub answer: Option<String>,
     /// Says this about the end instead of `stop`; empty: nothing.
     pub finish_reason: Option<String>,
+    /// Numbers the choices from here on instead of 0.
+    pub first_choice: u64,
     /// Answers 307 with this `Location`.
     pub redirect: Option<String>,
     /// Adds headers that must not reach a client: `Set-Cookie`, `Alt-Svc`, `Postern-Label`, `X-Upstream`.
@@ -76,6 +78,7 @@ impl Default for Switches {
             malformed: None,
             answer: None,
             finish_reason: None,
+            first_choice: 0,
             redirect: None,
             set_cookie: false,
             error_text: None,

@@ -1,0 +1,106 @@
+//! `postern check`: what can be said of a configuration without binding a port, reading a key or changing anything.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use postern_engine::catalog;
+use postern_plugins::{HostOptions, PolicyHost};
+
+use super::say;
+use crate::config::{self, Config, ConfigError};
+use crate::route::Policies;
+use crate::supervise::MAX_SOCKET_PATH;
+
+pub(super) fn run(path: &Path) -> anyhow::Result<()> {
+    let config = config::load(path)?;
+    try_policies(path, &config)?;
+    for warning in warnings(&config) {
+        say(&format!("{}: warning: {warning}", path.display()));
+    }
+    let parts = [
+        counted(config.identities.len(), "identity rule", "identity rules"),
+        counted(config.targets.len(), "target", "targets"),
+        counted(config.policies.len(), "policy", "policies"),
+    ];
+    say(&format!("{}: good ({})", path.display(), parts.join(", ")));
+    Ok(())
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// Compiles every policy and calls it once: a wrong option in a policy's own section shows only then.
+fn try_policies(path: &Path, config: &Config) -> anyhow::Result<()> {
+    let host = PolicyHost::new(HostOptions::default())?;
+    let policies = Policies::load(&host, &config.policies, Arc::default())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(policies.probe()).first() {
+        None => Ok(()),
+        Some((policy, failure)) => {
+            let message = format!("the policy `{policy}` does not work as configured: {}", failure.detail);
+            Err(ConfigError::Parse { file: path.display().to_string(), message }.into())
+        }
+    }
+}
+
+/// What is allowed, but will hardly work here. The file may be meant for another machine, so none of it is an error.
+fn warnings(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    for target in &config.targets {
+        if let Some(ca) = target.ca.as_ref().filter(|ca| !ca.is_file()) {
+            let name = &target.name;
+            found.push(format!("the `openai.ca` of target `{name}`, {}, is not there; `run` needs it", ca.display()));
+        }
+    }
+    match (&config.engine, config.offline, config.targets.is_empty()) {
+        (None, true, _) => found.push("`offline: true` without an `engine`: nobody may answer".to_owned()),
+        (None, false, true) => found.push("neither `targets` nor an `engine`: nobody can answer".to_owned()),
+        (Some(engine), ..) => found.extend(catalog::locate(&engine.model).err().map(|error| error.to_string())),
+        _ => {}
+    }
+    let socket = std::path::absolute(config.engine_socket()).unwrap_or_else(|_| config.engine_socket());
+    let bytes = socket.as_os_str().len();
+    if bytes > MAX_SOCKET_PATH {
+        found.push(format!(
+            "`state_dir` is too long: the engine's socket {} has a path of {bytes} bytes, and {MAX_SOCKET_PATH} are possible",
+            socket.display()
+        ));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(more: &str) -> String {
+        let text = format!(
+            "{{listen: '127.0.0.1:0', admin: '127.0.0.1:0', trust: {{domain: b.example}}, identities: [{{match: 'spiffe://b.example/*'}}], {more}}}"
+        );
+        warnings(&config::parse(&text, Path::new("/nowhere/postern.yaml")).unwrap()).join("\n")
+    }
+
+    #[test]
+    fn what_will_hardly_work_is_said_and_nothing_else() {
+        let target = |ca: &str| {
+            format!(
+                "state_dir: s, targets: [{{name: sun, placement: cloud, clearance: public, openai: {{base_url: 'https://x/v1'{ca}}}}}]"
+            )
+        };
+        assert_eq!(of(&target("")), "");
+        assert!(of(&target(", ca: gone.pem")).contains("target `sun`, /nowhere/gone.pem, is not there"));
+        assert!(of(&format!("{}, offline: true", target(""))).contains("without an `engine`"));
+        assert!(of("state_dir: s").contains("nobody can answer"));
+        assert!(of(&format!("state_dir: {}", "s".repeat(100))).contains("has a path of 121 bytes"));
+        assert!(!of(&format!("state_dir: {}", "s".repeat(86))).contains("too long"));
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(
+            [0, 1, 2].map(|count| counted(count, "policy", "policies")),
+            ["0 policies", "1 policy", "2 policies"]
+        );
+    }
+}
