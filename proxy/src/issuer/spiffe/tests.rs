@@ -109,6 +109,8 @@ async fn a_change_of_the_bundle_alone_is_a_change_and_a_repetition_is_none() {
     svid.svids[0].bundle = twice;
     agent.api.send(&svid);
     assert_eq!(soon(&mut spiffe).await.unwrap().roots.len(), 2);
+    agent.api.send(&svid.with_crl(&agent.authority.revocation_list().unwrap()).unwrap());
+    assert_eq!(soon(&mut spiffe).await.unwrap().crls.len(), 1, "and so is one of the revocation lists");
 }
 
 #[tokio::test]
