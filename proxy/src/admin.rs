@@ -43,6 +43,9 @@ Postern, for operators.
 /readyz          it can answer; /readyz?verbose says what is there
 /metrics         for Prometheus
 /api/status      version, targets, policies, certificate, as JSON
+/api/certificates                 how trust stands, as JSON
+POST /api/certificates/rotate     renew the gateway's certificate now
+POST /api/certificates/revoke     {\"id\": …} or {\"serial\": …}; over mTLS, for the role `security`
 ";
 const PROBE_PAGES: &str = "\
 Postern, for probes.
@@ -239,9 +242,4 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "policies_failing": failing,
         "records_healthy": gateway.audit.is_healthy(),
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 }

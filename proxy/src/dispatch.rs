@@ -22,7 +22,7 @@ use crate::egress::{EgressError, Remote};
 use crate::error::Error;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::health::Observed;
-use crate::upstream::openai::{MAX_EVENT, OpenAi};
+use crate::upstream::openai::{MAX_EVENT, OpenAi, is_asked_for};
 use crate::upstream::{AttemptError, Reply, Upstream, local};
 
 /// Events before the first token (roles, empty deltas) that are looked at.
@@ -226,11 +226,12 @@ impl Dispatcher {
             self.metrics.egress_refused(label, refusal.code());
         })?;
         let stream = permit.stream();
+        let choices = request.masked().classified().request().chat.choices;
         let started = Instant::now();
         // An answer that comes as a whole shows nothing until it is complete.
         let within = if stream { self.timeouts.first_token } else { self.timeouts.first_token + self.timeouts.idle };
         let in_time = |sending| async move {
-            timeout(within, first_token(sending)).await.map_err(|_| AttemptError::FirstToken(within))?
+            timeout(within, first_token(sending, choices)).await.map_err(|_| AttemptError::FirstToken(within))?
         };
         let target = match target {
             Destination::Engine => return in_time(self.engine.send(permit)).await,
@@ -271,11 +272,19 @@ fn first_cloud(targets: &[Destination]) -> Option<usize> {
     targets.iter().position(is_cloud).filter(|index| *index > 0)
 }
 
-/// Waits until a stream has something to show, so that a target that says “200” and then nothing can still be left.
-async fn first_token(sending: impl Future<Output = Result<Reply, AttemptError>>) -> Result<Reply, AttemptError> {
+/// Waits until a stream has something to show, so that a target that says “200” and then nothing, or something that nobody
+/// asked for, can still be left.
+async fn first_token(
+    sending: impl Future<Output = Result<Reply, AttemptError>>,
+    choices: u64,
+) -> Result<Reply, AttemptError> {
+    let asked_for = |answer: &Value| match is_asked_for(answer, choices) {
+        true => Ok(()),
+        false => Err(AttemptError::Malformed("choices")),
+    };
     let mut events = match sending.await? {
         Reply::Stream(events) => events,
-        whole @ Reply::Whole(_) => return Ok(whole),
+        Reply::Whole(answer) => return asked_for(&answer).map(|()| Reply::Whole(answer)),
     };
     let mut seen = VecDeque::new();
     while seen.len() < MAX_EVENTS_BEFORE_TOKEN {
@@ -284,6 +293,7 @@ async fn first_token(sending: impl Future<Output = Result<Reply, AttemptError>>)
         if events.received() > MAX_EVENT + READ_AHEAD {
             return Err(AttemptError::Malformed("size before the first token"));
         }
+        asked_for(&event)?;
         let shows = shows_something(&event);
         seen.push_back(event);
         if shows {

@@ -55,6 +55,11 @@ pub enum Error {
         /// What it may be.
         expected: String,
     },
+    /// A `Postern-*` header that does not exist.
+    #[error(
+        "Only Postern-Label, Postern-Placement and Postern-Conversation may be sent; another Postern-* header came."
+    )]
+    UnknownHeader,
     /// No rule matches the client's SPIFFE ID.
     #[error(
         "No rule of this gateway allows the identity of your client certificate. Ask the operator to add it under `identities`."
@@ -223,7 +228,7 @@ impl Error {
             Self::Json(JsonError::TooDeep(_)) => (S::BAD_REQUEST, "json_too_deep", INVALID),
             Self::Json(JsonError::TooMany(_)) => (S::BAD_REQUEST, "json_too_large", INVALID),
             Self::Invalid(invalid) => (S::BAD_REQUEST, invalid.code, INVALID),
-            Self::Header { .. } => (S::BAD_REQUEST, "invalid_header", INVALID),
+            Self::Header { .. } | Self::UnknownHeader => (S::BAD_REQUEST, "invalid_header", INVALID),
             Self::IdentityUnknown => (S::FORBIDDEN, "identity_unknown", DENIED),
             Self::LabelRefused { .. } => (S::BAD_REQUEST, "label_refused", INVALID),
             Self::ModelUnknown => (S::NOT_FOUND, "model_not_found", INVALID),

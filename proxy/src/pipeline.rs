@@ -18,6 +18,7 @@ use postern_plugins::{FleetFacts, MessageFacts, RequestFacts, TargetFacts, Targe
 use crate::audit::{Intent, RecordId};
 use crate::cache;
 use crate::classify::clearance::Destination;
+use crate::classify::label::Label;
 use crate::classify::{ClassifiedRequest, Source};
 use crate::connection::session::Session;
 use crate::decide::{self, EngineFacts, Facts, Form, PlannedRequest};
@@ -38,31 +39,27 @@ pub async fn chat(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
-    let label = gateway.config.labels.name(peer.floor).to_owned();
+    let mut label = peer.floor;
+    let labels = &gateway.config.labels;
     // Room for the outcome comes first: nothing is done that could not be recorded.
     let place = match gateway.audit.place().await {
         Ok(place) => place,
-        Err(error) => return named(response::error(&error), record, &label),
+        Err(error) => return named(response::error(&error), record, labels.name(label)),
     };
     let mut exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
     let deadline = started + gateway.config.timeouts.total;
-    let answered = tokio::time::timeout_at(deadline.into(), answer(gateway, peer, request, &mut exchange)).await;
-    match answered {
+    let answered =
+        tokio::time::timeout_at(deadline.into(), answer(gateway, peer, request, &mut exchange, &mut label)).await;
+    let error = match answered {
         Ok(Ok(ready)) => {
-            let label = gateway.config.labels.name(ready.request.masked().classified().label()).to_owned();
             let response = response::answer(ready.source, ready.request, exchange, ready.fill, deadline);
-            named(response, record, &label)
+            return named(response, record, labels.name(label));
         }
-        Ok(Err(error)) => {
-            exchange.refused(&error);
-            named(response::error(&error), record, &label)
-        }
-        Err(_) => {
-            let error = Error::DeadlineExceeded(gateway.config.timeouts.total);
-            exchange.refused(&error);
-            named(response::error(&error), record, &label)
-        }
-    }
+        Ok(Err(error)) => error,
+        Err(_) => Error::DeadlineExceeded(gateway.config.timeouts.total),
+    };
+    exchange.refused(&error);
+    named(response::error(&error), record, labels.name(label))
 }
 
 /// Answers who has a certificate and no rule. Nothing was read of what they sent; that they came is recorded.
@@ -84,11 +81,13 @@ struct Ready {
     fill: Option<Fill>,
 }
 
+/// `label` is what is known of the label, also if it ends with an error.
 async fn answer(
     gateway: &Arc<Gateway>,
     peer: Peer,
     request: Request<Incoming>,
     exchange: &mut Exchange,
+    label: &mut Label,
 ) -> Result<Ready, Error> {
     let (config, keys) = (&gateway.config, &gateway.keys);
 
@@ -97,11 +96,17 @@ async fn answer(
     let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
     let parsed = ParsedRequest::parse(config, peer, &opened)?;
+    *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
     admitted.reserve(&parsed.chat)?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
     drop(opened);
 
-    let classified = gateway.classifier.classify(keys, parsed).await?;
+    let classified = gateway.classifier.classify(keys, parsed).await.inspect_err(|error| {
+        if let Error::LabelRefused { label: refused, .. } = error {
+            *label = config.labels.by_name(refused).unwrap_or(*label);
+        }
+    })?;
+    *label = classified.label();
     let mut masked = redact::mask(keys, &gateway.policies, classified).await?;
     for (kind, count) in masked.counts() {
         gateway.metrics.redacted(kind, *count);
@@ -115,7 +120,9 @@ async fn answer(
     if let Some(policy) = &votes.denied {
         return Err(Error::PolicyDenied { policy: policy.clone() });
     }
-    raise(gateway, &mut masked, &votes)?;
+    let raised = raise(gateway, &mut masked, &votes);
+    *label = masked.classified().label();
+    raised?;
 
     let engine = EngineFacts { serves: serves(gateway, &votes, masked.classified()), ..engine };
     let facts = Facts {
@@ -128,10 +135,9 @@ async fn answer(
         offline: config.offline,
     };
     let said = said(masked.said(), &votes.said);
-    let label = config.labels.name(masked.classified().label());
     let planned = decide::plan(&facts, masked).inspect_err(|error| {
         if matches!(error, Error::NoPermittedTarget { .. } | Error::Offline) {
-            gateway.metrics.egress_refused(label, error.code());
+            gateway.metrics.egress_refused(config.labels.name(*label), error.code());
         }
     })?;
     exchange.placement = planned.plan().placement.as_str();
@@ -220,7 +226,7 @@ async fn record_intent(
         placement: plan.placement.as_str(),
         targets: plan.targets.iter().map(Destination::name).collect(),
         reason: plan.reason.as_str(),
-        form: if plan.form == Form::Masked { "masked" } else { "plain" },
+        form: if plan.form == Form::Masked && masked.is_masked() { "masked" } else { "plain" },
         policies: said,
         redactions: masked.counts(),
         prompt_tokens_estimated: request.chat.estimated_prompt_tokens(),

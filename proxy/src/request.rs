@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use postern_certs::spiffe::SpiffeId;
@@ -22,6 +22,9 @@ use crate::open::OpenedRequest;
 const MAX_JSON_VALUES: usize = 200_000;
 /// The longest `Postern-Conversation`.
 const MAX_CONVERSATION: usize = 200;
+
+/// What a client may say in headers.
+const MARKS: [&str; 3] = ["postern-label", "postern-placement", "postern-conversation"];
 
 /// Who asks, and what the rules say of them.
 #[derive(Debug, Clone)]
@@ -137,6 +140,11 @@ async fn collect(mut body: Incoming, limit: u64, admitted: &mut Admitted) -> Res
 }
 
 fn marks(config: &Config, headers: &HeaderMap) -> Result<Marks, Error> {
+    // Who misspells `Postern-Label` believes that it was heard.
+    let unknown = |name: &&HeaderName| name.as_str().starts_with("postern-") && !MARKS.contains(&name.as_str());
+    if headers.keys().any(|name| unknown(&name)) {
+        return Err(Error::UnknownHeader);
+    }
     let label = match single(headers, "postern-label")? {
         Some(name) => Some(config.labels.by_name(name).ok_or_else(|| Error::Header {
             name: "Postern-Label",
@@ -220,6 +228,7 @@ engine: {model: smollm2-135m-instruct, models: [chat]}
         assert_eq!((marks.label, marks.placement), (Some(config.labels.highest()), Some(Placement::Local)));
         assert!(read(&[("postern-label", "Classified")]).is_err());
         assert!(read(&[("postern-label", "public"), ("postern-label", "classified")]).is_err());
+        assert!(read(&[("postern-lable", "classified")]).is_err());
         assert!(read(&[("postern-placement", "moon")]).is_err());
         assert!(read(&[("postern-conversation", "")]).is_err());
     }

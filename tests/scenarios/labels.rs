@@ -54,6 +54,7 @@ async fn a_label_above_the_ceiling_or_unknown_is_refused() -> Result<()> {
     let guest = postern.client("guest/x")?;
     let refused = guest.with_header("postern-label", "confidential").chat("Hi").await?;
     assert_eq!((refused.status, refused.error_code().as_str()), (400, "label_refused"));
+    assert_eq!(refused.header("postern-label"), "confidential", "what is known of it, also on an error");
     let refused = guest.with_header("postern-label", "top-secret").chat("Hi").await?;
     assert_eq!((refused.status, refused.error_code().as_str()), (400, "invalid_header"));
     let twice = guest.with_header("postern-label", "public").with_header("postern-label", "internal");
@@ -70,7 +71,7 @@ async fn markings_and_detectors_raise_and_long_texts_stay_tainted() -> Result<()
     let client = postern.client("clerk/amy")?;
     for prompt in ["This is Top Secret: Heron.", "my key is sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD"] {
         let refused = client.chat(prompt).await?;
-        assert_eq!((refused.status, refused.header("postern-label")), (403, "public"), "{}", refused.text());
+        assert_eq!((refused.status, refused.header("postern-label")), (403, "classified"), "{}", refused.text());
         assert!(refused.error_message().contains("classified"));
     }
     // Once marked, a long text is known wherever it comes again, also from a colleague of the same tenant.

@@ -21,7 +21,7 @@ async fn a_general_prompt_is_answered_in_the_cloud_and_recorded_twice() -> Resul
 
     let record = postern.records().of(reply.header("postern-record"), SOON).await?;
     assert_eq!(record.intent["identity"], "spiffe://branch.test/clerk/amy");
-    assert_eq!((&record.intent["tenant"], &record.intent["form"]), (&json!("clerks"), &json!("masked")));
+    assert_eq!((&record.intent["tenant"], &record.intent["form"]), (&json!("clerks"), &json!("plain")));
     assert_eq!((&record.outcome["result"], &record.outcome["target"]), (&json!("answered"), &json!("sun")));
     assert!(record.outcome["completion_tokens"].as_u64() > Some(0));
     assert!(!postern.records().text()?.contains("What is a postern?"));

@@ -35,6 +35,7 @@ async fn the_cloud_sees_placeholders_and_the_client_the_values() -> Result<()> {
     assert_eq!((mails.len(), placeholders(&seen, "PHONE").len()), (3, 1), "{seen}");
     assert!(mails[0] == mails[2] && mails[0] != mails[1], "the same value has the same placeholder: {seen}");
     let record = postern.records().of(reply.header("postern-record"), SOON).await?;
+    assert_eq!(record.intent["form"], "masked");
     assert_eq!(record.intent["redactions"], json!({"email": 3, "phone": 1}));
     assert_eq!(record.outcome["restored"], 4);
     assert!(!postern.records().text()?.contains("ann.lee") && !postern.log().contains("ann.lee"));

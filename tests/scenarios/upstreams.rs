@@ -44,6 +44,7 @@ async fn malformed_answers_go_on_to_the_next_target() -> Result<()> {
         (json!({"redirect": "https://evil.example/"}), "status"),
         (json!({"error_text": "Traceback: key sk-123 refused"}), "status"),
         (json!({"die_after_chunks": 2}), "died"),
+        (json!({"first_choice": 1}), "malformed"),
     ];
     for (switches, result) in wrong {
         cloud.switch(switches.clone()).await?;
@@ -55,6 +56,11 @@ async fn malformed_answers_go_on_to_the_next_target() -> Result<()> {
     cloud.switch(json!({"malformed": "preamble"})).await?;
     let streamed = client.stream(&chat_body("A stream that does not come to the point")).await?;
     assert_eq!(streamed.header("postern-target"), "moon");
+    // The same in a stream, as long as nothing was shown.
+    cloud.switch(json!({"first_choice": 1})).await?;
+    let mut events = client.stream(&chat_body("Whose choice is it?")).await?;
+    assert_eq!((events.status, events.header("postern-target")), (200, "moon"));
+    assert!(events.rest().await?.last().unwrap().is_done());
     // Nobody left: an error of ours, and no word of theirs.
     other.switch(json!({"unavailable_share": 1.0})).await?;
     cloud.switch(json!({"error_text": "Traceback: key sk-123 refused", "set_cookie": true})).await?;

@@ -26,7 +26,7 @@ pub struct Intent<'a> {
     pub targets: Vec<&'a str>,
     /// Why, as a fixed word.
     pub reason: &'a str,
-    /// `masked` or `plain`.
+    /// `masked`, or `plain`: as it was written, because nothing had to be masked or because it stays on this machine.
     pub form: &'a str,
     /// What each policy said.
     pub policies: &'a [Said],
