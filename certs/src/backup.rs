@@ -22,8 +22,9 @@ use aes_gcm::{
     aead::{Aead, Payload},
 };
 use argon2::{Algorithm, Argon2, Params, Version};
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
     CertsError,
@@ -73,7 +74,14 @@ struct Header {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Contents {
-    files: BTreeMap<String, Zeroizing<Vec<u8>>>,
+    /// By name; base64.
+    files: BTreeMap<String, String>,
+}
+
+impl Drop for Contents {
+    fn drop(&mut self) {
+        self.files.values_mut().for_each(Zeroize::zeroize);
+    }
 }
 
 impl Authority {
@@ -125,8 +133,10 @@ impl Authority {
         }
         let store = Store::open(&beside)?;
         let locked = store.lock()?;
-        for (name, bytes) in &contents.files {
-            locked.write(name, bytes)?;
+        for (name, text) in &contents.files {
+            let bytes = BASE64.decode(text.as_bytes());
+            let bytes = Zeroizing::new(bytes.map_err(|_| CertsError::Backup("its contents are damaged"))?);
+            locked.write(name, &bytes)?;
         }
         let lock = dir.join(LOCK_FILE);
         if lock.exists() {
@@ -149,7 +159,7 @@ fn read(locked: &Locked<'_>) -> Result<Contents, CertsError> {
             ledger.withdraw_all_invites();
             bytes = Zeroizing::new(ledger.to_json()?);
         }
-        files.insert(name, bytes);
+        files.insert(name, BASE64.encode(&bytes));
     }
     if !files.contains_key(LEDGER_FILE) {
         return Err(CertsError::Backup("there is no authority in this folder"));

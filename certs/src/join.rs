@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{CertsError, SpiffeId, trust::MAX_ROOTS};
 
@@ -39,11 +39,17 @@ pub struct JoinToken {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
-    secret: Zeroizing<String>,
+    secret: String,
     id: SpiffeId,
     expires: i64,
     pins: Vec<String>,
     gateway: SpiffeId,
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
 }
 
 impl JoinToken {
@@ -100,7 +106,7 @@ impl JoinToken {
 
     fn text(&self) -> Zeroizing<String> {
         let body = Body {
-            secret: Zeroizing::new(BASE64URL_NOPAD.encode(self.secret.as_slice())),
+            secret: BASE64URL_NOPAD.encode(self.secret.as_slice()),
             id: self.id.clone(),
             expires: self.expires.unix_timestamp(),
             pins: self.pins.iter().map(|pin| HEXLOWER.encode(pin)).collect(),
@@ -142,10 +148,10 @@ fn read(encoded: &str) -> Option<JoinToken> {
     let pins = pins.collect::<Option<Vec<_>>>().filter(|pins| (1..=MAX_ROOTS).contains(&pins.len()))?;
     Some(JoinToken {
         secret: Zeroizing::new(secret.as_slice().try_into().ok()?),
-        id: body.id,
+        id: body.id.clone(),
         expires: OffsetDateTime::from_unix_timestamp(body.expires).ok()?,
         pins,
-        gateway: body.gateway,
+        gateway: body.gateway.clone(),
     })
 }
 

@@ -51,7 +51,12 @@ impl State {
         changed |= !former.is_empty();
         if changed {
             let lists: Vec<_> = self.crls.iter().map(|crl| crl.der.clone()).collect();
-            self.trust = Arc::new(Trust::from_roots(&self.roots.trusted())?.with_crls(&lists)?);
+            let trust = Trust::from_roots(&self.roots.trusted()).and_then(|trust| trust.with_crls(&lists));
+            if trust.is_err() {
+                // So that the next call does not take what it finds for what is trusted.
+                self.crls.clear();
+            }
+            self.trust = Arc::new(trust?);
         }
         Ok(())
     }

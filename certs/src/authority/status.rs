@@ -27,7 +27,7 @@ pub struct Status {
     pub intermediates: Vec<CertificateStatus>,
     /// Whether an operator has to bring a new intermediate soon: the root is off line and cannot renew it.
     pub alarm: bool,
-    /// Leaves in force.
+    /// Leaves that are not over yet, revoked ones among them.
     pub issued: usize,
     /// Revoked leaves that are not over yet.
     pub revoked: usize,

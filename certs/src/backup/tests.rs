@@ -133,7 +133,7 @@ fn a_name_leads_nowhere_else() {
     let header = Header { lanes: 1, memory_kib: 8, passes: 1, salt: [1; 16], nonce: [2; 12] };
     let mut bytes = header.to_bytes();
     assert_eq!(Header::from_bytes(&bytes).unwrap(), header);
-    let files = BTreeMap::from([("../evil".to_owned(), Zeroizing::new(vec![1]))]);
+    let files = BTreeMap::from([("../evil".to_owned(), "AQ==".to_owned())]);
     let text = serde_json::to_vec(&Contents { files }).unwrap();
     let payload = Payload { msg: &text, aad: &bytes };
     bytes.extend(header.cipher(PASSPHRASE).unwrap().encrypt(&header.nonce.into(), payload).unwrap());

@@ -132,6 +132,21 @@ fn a_revoked_leaf_is_refused_and_its_connection_is_known() {
 }
 
 #[test]
+fn issuers_of_one_name_are_told_apart_by_their_keys() {
+    let root = root();
+    let namesake =
+        || root.create_odd_intermediate(NOW, |params| params.distinguished_name = crate::signer::subject("same"));
+    let (ours, theirs) = (namesake(), namesake());
+    let peer = verify::peer(&chain_for(&ours, "spiffe://td/ada")[0]).unwrap();
+    let listing = |signer: &Signer| {
+        let list = crl(signer, std::slice::from_ref(&peer.serial), NOW + Duration::DAY);
+        Trust::from_roots(std::slice::from_ref(&root.certificate)).unwrap().with_crls(&[list]).unwrap()
+    };
+    assert!(listing(&ours).is_revoked(&peer));
+    assert!(!listing(&theirs).is_revoked(&peer));
+}
+
+#[test]
 fn where_lists_are_required_there_must_be_a_fresh_one_of_the_right_issuer() {
     let root = root();
     let (ours, theirs) = (below(&root, ""), below(&root, ""));
