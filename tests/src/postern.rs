@@ -34,6 +34,8 @@ pub struct Postern {
     pub admin: SocketAddr,
     /// The probe address, where one is configured.
     pub probe: Option<SocketAddr>,
+    /// The enrol address, where one is configured.
+    pub enrol: Option<SocketAddr>,
 }
 
 /// The `postern` program: `$POSTERN_BIN`, else the one that was built beside this test.
@@ -80,7 +82,8 @@ impl Postern {
         command.arg("run").arg("--config").arg(file).envs(config.environment().iter().cloned());
         let mut process = Process::start("postern", command)?;
         let ready = process.line(READY_WITHIN, Ready::parse).await?;
-        Ok(Self { process, dir, gateway: ready.gateway, admin: ready.admin, probe: ready.probe })
+        let Ready { gateway, admin, probe, enrol } = ready;
+        Ok(Self { process, dir, gateway, admin, probe, enrol })
     }
 
     /// Waits until the engine has dialled the gateway.
@@ -104,9 +107,7 @@ impl Postern {
     /// # Errors
     /// The authority does not issue it.
     pub fn client(&self, id: &str) -> Result<Client> {
-        let dir = self.issue(id)?;
-        let identity = Identity::read(&dir.join("cert.pem"), &dir.join("key.pem"))?;
-        Ok(Client::new(self.gateway, &dir.join("ca.pem"), Some(identity)))
+        self.client_of(&self.issue(id)?)
     }
 
     /// A client that shows this identity, or none: for what must be refused.
@@ -124,13 +125,46 @@ impl Postern {
     /// The authority does not issue it.
     pub fn issue(&self, id: &str) -> Result<PathBuf> {
         let id = if id.starts_with("spiffe://") { id.to_owned() } else { format!("spiffe://{TRUST_DOMAIN}/{id}") };
-        let out = tempfile::Builder::new().prefix("certs").tempdir_in(self.dir.path())?.keep();
-        let mut command = Command::new(binary()?);
-        command.args(["certs", "issue", "--id", &id, "--config"]).arg(self.config_file()).arg("--out").arg(&out);
-        let output = command.output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "postern certs issue --id {id}: {}: {said}", output.status);
+        let out = self.folder("certs")?;
+        self.certs(&["issue", "--id", &id, "--out", &out.display().to_string()])?;
         Ok(out)
+    }
+
+    /// A new folder beside the configuration, which goes when this does.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn folder(&self, prefix: &str) -> Result<PathBuf> {
+        Ok(tempfile::Builder::new().prefix(prefix).tempdir_in(self.dir.path())?.keep())
+    }
+
+    /// Runs `postern certs ARGUMENTS --config …` and returns what it printed.
+    ///
+    /// # Errors
+    /// It failed; the message has what it said.
+    pub fn certs(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary()?);
+        let output = command.arg("certs").args(arguments).arg("--config").arg(self.config_file()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "postern certs {arguments:?}: {}: {said}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// A client with the certificate in a folder, which trusts the roots there.
+    ///
+    /// # Errors
+    /// The files cannot be read.
+    pub fn client_of(&self, dir: &Path) -> Result<Client> {
+        let identity = Identity::read(&dir.join("cert.pem"), &dir.join("key.pem"))?;
+        Ok(Client::new(self.gateway, &dir.join("ca.pem"), Some(identity)))
+    }
+
+    /// `POST` on the admin address, without a body.
+    ///
+    /// # Errors
+    /// It is not to be reached.
+    pub async fn admin_post(&self, path: &str) -> Result<Reply> {
+        plain(Method::POST, &format!("http://{}{path}", self.admin), "").await
     }
 
     /// `GET` on the admin address.
@@ -219,11 +253,12 @@ impl Postern {
     }
 }
 
-/// `postern ready gateway=ADDRESS admin=ADDRESS [probe=ADDRESS]`.
+/// `postern ready gateway=ADDRESS admin=ADDRESS [probe=ADDRESS] [enrol=ADDRESS]`.
 struct Ready {
     gateway: SocketAddr,
     admin: SocketAddr,
     probe: Option<SocketAddr>,
+    enrol: Option<SocketAddr>,
 }
 
 impl Ready {
@@ -233,7 +268,8 @@ impl Ready {
             let mut fields = fields.split_whitespace().filter_map(|field| field.split_once('='));
             fields.find(|(key, _)| *key == name).and_then(|(_, value)| value.parse().ok())
         };
-        Some(Self { gateway: field("gateway")?, admin: field("admin")?, probe: field("probe") })
+        let (probe, enrol) = (field("probe"), field("enrol"));
+        Some(Self { gateway: field("gateway")?, admin: field("admin")?, probe, enrol })
     }
 }
 

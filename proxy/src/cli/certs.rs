@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use postern_certs::{Authority, LeafRequest, Role, Serial, SpiffeId};
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
@@ -72,6 +72,31 @@ pub(super) enum CertsCommand {
     Bundle {
         #[command(flatten)]
         config: ConfigArgument,
+        /// PEM certificates, or a SPIFFE bundle document.
+        #[arg(long, value_enum, default_value_t = Format::Pem)]
+        format: Format,
+    },
+    /// Write keys and registers of the authority into one encrypted file.
+    Backup {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// The file to write; it must not be there.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Where the passphrase is; `-` is the standard input.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: PathBuf,
+    },
+    /// Put an authority back from a backup; none may be there.
+    Restore {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// What `backup` wrote.
+        #[arg(long = "from", value_name = "FILE")]
+        from: PathBuf,
+        /// Where the passphrase is; `-` is the standard input.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: PathBuf,
     },
     /// Accept the present time after a wrong, later one was seen.
     ResetClock {
@@ -88,6 +113,14 @@ pub(super) struct ConfigArgument {
     /// The configuration.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Certificates in PEM.
+    Pem,
+    /// A SPIFFE bundle document (JSON Web Key Set).
+    Spiffe,
 }
 
 impl ConfigArgument {
@@ -125,10 +158,26 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
             say(&serde_json::to_string_pretty(&authority.status())?);
         }
         CertsCommand::Revoke { config, id, serial } => revoke(&config, id.as_ref(), serial.as_ref())?,
-        CertsCommand::Bundle { config } => {
+        CertsCommand::Bundle { config, format } => {
             let (_, authority) = config.authority()?;
-            let roots = authority.trust_bundle();
-            say(postern_certs::pem::certificates(&roots).trim_end());
+            match format {
+                Format::Pem => say(authority.bundle_pem().trim_end()),
+                Format::Spiffe => say(&authority.bundle_document()?),
+            }
+        }
+        CertsCommand::Backup { config, out, passphrase_file } => {
+            let config = config.load()?;
+            let sealed = Authority::backup(&config.authority_dir(), &passphrase(&passphrase_file)?)?;
+            write_new(&out, &sealed).with_context(|| format!("writing {}", out.display()))?;
+            say(&format!("{}: the authority of {}, encrypted", out.display(), config.trust_domain));
+        }
+        CertsCommand::Restore { config, from, passphrase_file } => {
+            let config = config.load()?;
+            let sealed = std::fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+            let passphrase = passphrase(&passphrase_file)?;
+            Authority::restore(&config.authority_dir(), &sealed, &passphrase)?;
+            let authority = tls::authority(&config)?;
+            say(&format!("the authority of {} is back", authority.trust_domain()));
         }
         CertsCommand::ResetClock { config } => {
             let config = config.load()?;
@@ -192,6 +241,10 @@ fn secret(path: &Path) -> anyhow::Result<Zeroizing<String>> {
         bail!("{} is empty", path.display());
     }
     Ok(Zeroizing::new(line.to_owned()))
+}
+
+fn passphrase(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    secret(path).context("the passphrase")
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
