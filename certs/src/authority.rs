@@ -232,7 +232,7 @@ impl Authority {
     }
 
     /// Looks whether another process changed anything, and does what is due: call it every second or so. Returns
-    /// whether [`Authority::trust`] is another one now.
+    /// whether [`Authority::trust`] is another one than at the last call, whoever changed it.
     ///
     /// Mostly a few calls of `stat`; once a minute a small file is written, twice a day revocation lists are signed,
     /// every fifteen days an intermediate.
@@ -243,12 +243,11 @@ impl Authority {
     /// after a minute, and until then `Ok` is returned.
     pub fn refresh(&self) -> Result<bool, CertsError> {
         let mut state = self.state();
-        let before = Arc::clone(&state.trust);
         let done = self.do_what_is_due(&mut state);
         let now = state.not_before_highest(self.now());
         state.rebuild(now)?;
         done?;
-        Ok(!Arc::ptr_eq(&before, &state.trust))
+        Ok(state.is_news())
     }
 
     fn do_what_is_due(&self, state: &mut State) -> Result<(), CertsError> {

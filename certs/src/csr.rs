@@ -3,12 +3,13 @@
 //! A request proves that its sender has the key. Everything else in it is a wish: the authority knows whom it invited,
 //! and decides itself what stands in the leaf.
 
+use std::fmt;
+
 use rcgen::{
     CertificateParams, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SanType,
     SubjectPublicKeyInfo,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::fmt;
 use x509_parser::{
     certification_request::X509CertificationRequest,
     cri_attributes::ParsedCriAttribute,

@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) retired: Vec<Arc<Signer>>,
     pub(super) ledger: Ledger,
     pub(super) trust: Arc<Trust>,
+    /// What the last refresh told of.
+    told: Arc<Trust>,
     /// The highest time seen.
     pub(super) highest: Option<OffsetDateTime>,
     /// The highest time that is on disk.
@@ -70,8 +72,10 @@ impl State {
             (None, Some(root)) => create_intermediate(root, settings, locked, now)?,
             (None, None) => return Err(offline::request(settings, store, locked)),
         };
+        let trust = Arc::new(Trust::from_roots(&roots.trusted())?);
         let mut state = Self {
-            trust: Arc::new(Trust::from_roots(&roots.trusted())?),
+            told: Arc::clone(&trust),
+            trust,
             roots,
             intermediate: Arc::new(intermediate),
             retired: retired.into_iter().map(Arc::new).collect(),
@@ -89,6 +93,7 @@ impl State {
         state.mark(locked, now)?;
         state.stamps = stamps(store);
         state.rebuild(now)?;
+        state.told = Arc::clone(&state.trust);
         Ok(state)
     }
 
@@ -370,6 +375,12 @@ impl State {
         (self.highest, self.marked) = (Some(highest), Some(highest));
         self.stamps = locked.stamps(WATCHED);
         Ok(())
+    }
+
+    /// Whether there is another trust than the one told of, which is told of by that.
+    pub(super) fn is_news(&mut self) -> bool {
+        let former = std::mem::replace(&mut self.told, Arc::clone(&self.trust));
+        !Arc::ptr_eq(&former, &self.trust)
     }
 
     pub(super) fn pause(&mut self, failed: Option<OffsetDateTime>) {

@@ -56,6 +56,19 @@ fn what_the_command_line_revokes_the_gateway_hears_of() {
 }
 
 #[test]
+fn what_this_process_changed_itself_is_told_too() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    authority.issue(ada()).unwrap();
+    authority.revoke_id(&ada().id).unwrap();
+    assert!(authority.refresh().unwrap());
+    scratch.clock.advance(Duration::days(16));
+    authority.issue(ada()).unwrap();
+    assert!(authority.refresh().unwrap(), "issuing renewed the intermediate");
+    assert!(!authority.refresh().unwrap());
+}
+
+#[test]
 fn a_clock_set_back_does_not_keep_anybody_in() {
     let scratch = Scratch::new();
     let (gateway, command_line) = (scratch.open().unwrap(), scratch.open().unwrap());
