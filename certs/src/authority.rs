@@ -47,11 +47,13 @@ use crate::{
     CertsError, Clock, IssuedLeaf, LeafRequest, PathPrefix, Role, Serial, SpiffeId, SystemClock, Trust, clock,
     issue::{self, MAX_LEAF_TTL, MIN_LEAF_TTL},
     ledger::Issued,
-    signer::Signer,
+    signer::{INTERMEDIATE_LIFE, Signer},
     store::{Locked, Store},
     tls,
 };
 
+/// Lives of a leaf in one life of an intermediate, for short ones.
+const LEAVES_PER_INTERMEDIATE: i32 = 10;
 /// The highest time seen is written this often.
 const MARK_EVERY: Duration = Duration::MINUTE;
 /// After a failure to renew or to write, as with a full disk.
@@ -416,6 +418,11 @@ impl Settings {
             root: options.root,
             trust_domain,
         })
+    }
+
+    /// Ten lives of a leaf: 30 days, where a leaf lives for 72 h.
+    fn intermediate_life(&self) -> Duration {
+        self.leaf_ttl.saturating_mul(LEAVES_PER_INTERMEDIATE).min(INTERMEDIATE_LIFE)
     }
 
     fn check_trust_domain(&self, signer: &Signer, dir: &Path) -> Result<(), CertsError> {

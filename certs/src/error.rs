@@ -189,8 +189,8 @@ pub enum CertsError {
     },
     /// The root is kept off line, and has to sign the intermediate of this machine.
     #[error(
-        "{} waits to be signed: take it to the machine with the root, run `postern certs sign-intermediate` there, and \
-         bring the answer back with `postern certs install`", csr.display()
+        "{} waits to be signed: take it to the machine with the root, run `postern certs root sign` there, and \
+         bring the answer back with `postern certs root install`", csr.display()
     )]
     AwaitingIntermediate {
         /// The request.
@@ -206,8 +206,8 @@ pub enum CertsError {
     },
     /// The intermediate has expired and its root is off line.
     #[error(
-        "the intermediate expired at {not_after}: have intermediate.csr.pem signed (`postern certs sign-intermediate`), \
-         then `postern certs install`"
+        "the intermediate expired at {not_after}: have intermediate.csr.pem signed (`postern certs root sign`), \
+         then `postern certs root install`"
     )]
     IntermediateExpired {
         /// When it ended.

@@ -27,7 +27,7 @@ pub const MAX_LEAF_TTL: StdDuration = StdDuration::from_secs(7 * 24 * 3600);
 /// Names that every gateway has, for clients on its own machine.
 const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// Five minutes of backdating would make a leaf of ten seconds overdue when it is made.
-const BACKDATE_PER_LIFE: i32 = 12;
+pub(crate) const BACKDATE_PER_LIFE: i32 = 12;
 
 /// What is asked of the authority.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,11 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkc
 use time::{Duration, OffsetDateTime};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{CertsError, PathPrefix, Serial, SpiffeId, issue::BACKDATE, pem, verify};
+use crate::{
+    CertsError, PathPrefix, Serial, SpiffeId,
+    issue::{BACKDATE, BACKDATE_PER_LIFE},
+    pem, verify,
+};
 
 /// How long a root lives.
 pub(crate) const ROOT_LIFE: Duration = Duration::days(3650);
@@ -43,9 +47,14 @@ impl Signer {
     }
 
     /// Signs a new intermediate for the workloads below `prefix`.
-    pub(crate) fn create_intermediate(&self, prefix: &PathPrefix, now: OffsetDateTime) -> Result<Self, CertsError> {
+    pub(crate) fn create_intermediate(
+        &self,
+        prefix: &PathPrefix,
+        life: Duration,
+        now: OffsetDateTime,
+    ) -> Result<Self, CertsError> {
         let key = new_key()?;
-        let params = self.intermediate_params(prefix, now)?;
+        let params = self.intermediate_params(prefix, life, now)?;
         let certificate = self.sign(&params, &key)?;
         Self::new(certificate, key)
     }
@@ -54,9 +63,10 @@ impl Signer {
     pub(crate) fn intermediate_params(
         &self,
         prefix: &PathPrefix,
+        life: Duration,
         now: OffsetDateTime,
     ) -> Result<CertificateParams, CertsError> {
-        let not_after = now.saturating_add(INTERMEDIATE_LIFE).min(self.not_after);
+        let not_after = now.saturating_add(life).min(self.not_after);
         let mut params = params("intermediate", &self.trust_domain, INTERMEDIATE_PATH_LENGTH, now, not_after)?;
         params.custom_extensions.extend(prefix.extension());
         Ok(params)
@@ -187,7 +197,7 @@ impl Signer {
         change: impl FnOnce(&mut CertificateParams),
     ) -> Self {
         let key = new_key().unwrap();
-        let mut params = self.intermediate_params(&PathPrefix::whole_domain(), now).unwrap();
+        let mut params = self.intermediate_params(&PathPrefix::whole_domain(), INTERMEDIATE_LIFE, now).unwrap();
         change(&mut params);
         let certificate = self.sign(&params, &key).unwrap();
         let key_id = params.key_identifier(&key);
@@ -251,7 +261,7 @@ fn params(
     // Each generation has a name of its own: several roots in one bundle, and path building by name, stay unambiguous.
     params.distinguished_name = subject(&format!("Postern {what} {:08x}", rand::random::<u32>()));
     params.serial_number = Some(serial_number());
-    params.not_before = now.saturating_sub(BACKDATE);
+    params.not_before = now.saturating_sub(BACKDATE.min((not_after - now) / BACKDATE_PER_LIFE));
     params.not_after = not_after;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

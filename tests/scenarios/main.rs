@@ -26,6 +26,7 @@ mod plugins;
 mod processes;
 mod readme;
 mod redaction;
+mod rotation;
 mod upstreams;
 
 use std::time::Duration;

@@ -7,6 +7,7 @@ mod reply;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -19,6 +20,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
+use crate::FakeTime;
 use crate::tls::{self, Http, Identity};
 pub(crate) use connect::Connection;
 pub use events::{Event, Events, text};
@@ -38,6 +40,7 @@ pub struct Client {
     identity: Option<Identity>,
     http: Http,
     headers: Vec<(String, String)>,
+    time: Option<FakeTime>,
 }
 
 /// `{"model": "chat", "messages": [{"role": "user", "content": PROMPT}]}`.
@@ -50,13 +53,19 @@ impl Client {
     /// Trusts the authority in the PEM file `ca` only.
     #[must_use]
     pub fn new(address: SocketAddr, ca: &Path, identity: Option<Identity>) -> Self {
-        Self { address, ca: ca.to_owned(), identity, http: Http::One, headers: Vec::new() }
+        Self { address, ca: ca.to_owned(), identity, http: Http::One, headers: Vec::new(), time: None }
     }
 
     /// The same over HTTP/2.
     #[must_use]
     pub fn http2(&self) -> Self {
         Self { http: Http::Two, ..self.clone() }
+    }
+
+    /// The same in another time.
+    #[must_use]
+    pub fn at(&self, time: &FakeTime) -> Self {
+        Self { time: Some(time.clone()), ..self.clone() }
     }
 
     /// The same with a header in every request.
@@ -138,7 +147,7 @@ impl Client {
     /// # Errors
     /// The certificates are of no use.
     pub fn pooled(&self) -> Result<PooledClient> {
-        let mut tls = (*tls::client(&self.ca, self.identity.as_ref(), self.http)?).clone();
+        let mut tls = (*self.tls(self.http)?).clone();
         // The builder chooses what is offered by itself.
         tls.alpn_protocols.clear();
         let mut http = HttpConnector::new();
@@ -159,7 +168,7 @@ impl Client {
     /// # Errors
     /// The handshake fails.
     pub async fn raw(&self) -> Result<RawConnection> {
-        let stream = connect::tls(self.address, &self.ca, self.identity.as_ref(), Http::One).await?;
+        let stream = connect::tls(self.address, self.tls(Http::One)?).await?;
         Ok(RawConnection::new(stream))
     }
 
@@ -183,7 +192,43 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<connect::Connection> {
-        connect::Connection::open(self.address, &self.ca, self.identity.as_ref(), self.http).await
+        connect::Connection::open(self.address, self.tls(self.http)?).await
+    }
+
+    fn tls(&self, http: Http) -> Result<Arc<rustls::ClientConfig>> {
+        match &self.time {
+            Some(time) => tls::client_at(Arc::new(time.clone()), &self.ca, self.identity.as_ref(), http),
+            None => tls::client(&self.ca, self.identity.as_ref(), http),
+        }
+    }
+
+    /// A connection for several requests, one after the other, without a pool behind it.
+    ///
+    /// # Errors
+    /// The handshake fails.
+    pub async fn connection(&self) -> Result<OpenConnection> {
+        Ok(OpenConnection { client: self.clone(), connection: self.connect().await? })
+    }
+}
+
+/// One connection of a [`Client`].
+#[derive(Debug)]
+pub struct OpenConnection {
+    client: Client,
+    connection: Connection,
+}
+
+impl OpenConnection {
+    /// `POST /v1/chat/completions` with one user message, for the model `chat`.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn chat(&mut self, prompt: &str) -> Result<Reply> {
+        let started = Instant::now();
+        let body = chat_body(prompt).to_string();
+        let request = self.client.request(Method::POST, "/v1/chat/completions", body.into())?;
+        let exchange = async { reply::collect(self.connection.send(request).await?, started).await };
+        tokio::time::timeout(WITHIN, exchange).await.context("no answer in time")?
     }
 }
 

@@ -28,6 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub struct Postern {
     process: Process,
     dir: TempDir,
+    environment: Vec<(String, String)>,
     /// The TLS port.
     pub gateway: SocketAddr,
     /// The admin address.
@@ -83,7 +84,8 @@ impl Postern {
         let mut process = Process::start("postern", command)?;
         let ready = process.line(READY_WITHIN, Ready::parse).await?;
         let Ready { gateway, admin, probe, enrol } = ready;
-        Ok(Self { process, dir, gateway, admin, probe, enrol })
+        let environment = config.environment().to_vec();
+        Ok(Self { process, dir, environment, gateway, admin, probe, enrol })
     }
 
     /// Waits until the engine has dialled the gateway.
@@ -144,7 +146,8 @@ impl Postern {
     /// It failed; the message has what it said.
     pub fn certs(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(binary()?);
-        let output = command.arg("certs").args(arguments).arg("--config").arg(self.config_file()).output()?;
+        command.envs(self.environment.iter().cloned()).arg("certs").args(arguments);
+        let output = command.arg("--config").arg(self.config_file()).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "postern certs {arguments:?}: {}: {said}", output.status);
         Ok(String::from_utf8(output.stdout)?)
@@ -201,6 +204,11 @@ impl Postern {
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
         config_file(self.dir.path())
+    }
+
+    /// What it was started with, beside our own environment.
+    pub fn environment(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        self.environment.iter().cloned()
     }
 
     /// What it and its children wrote.

@@ -10,6 +10,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// HTTP versions that are offered, the preferred one first.
@@ -72,7 +73,20 @@ impl Clone for Identity {
 /// # Errors
 /// A certificate or key is of no use.
 pub fn client(ca: &Path, identity: Option<&Identity>, http: Http) -> Result<Arc<ClientConfig>> {
-    client_of(provider(), ca, identity, http)
+    client_of(provider(), Arc::new(DefaultTimeProvider), ca, identity, http)
+}
+
+/// The same at another time.
+///
+/// # Errors
+/// A certificate or key is of no use.
+pub fn client_at(
+    time: Arc<dyn TimeProvider>,
+    ca: &Path,
+    identity: Option<&Identity>,
+    http: Http,
+) -> Result<Arc<ClientConfig>> {
+    client_of(provider(), time, ca, identity, http)
 }
 
 /// The same with X25519 as the only key exchange: what a peer without ML-KEM does.
@@ -82,16 +96,17 @@ pub fn client(ca: &Path, identity: Option<&Identity>, http: Http) -> Result<Arc<
 pub fn classical_client(ca: &Path, identity: Option<&Identity>, http: Http) -> Result<Arc<ClientConfig>> {
     let groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
     let provider = CryptoProvider { kx_groups: groups, ..rustls::crypto::aws_lc_rs::default_provider() };
-    client_of(Arc::new(provider), ca, identity, http)
+    client_of(Arc::new(provider), Arc::new(DefaultTimeProvider), ca, identity, http)
 }
 
 fn client_of(
     provider: Arc<CryptoProvider>,
+    time: Arc<dyn TimeProvider>,
     ca: &Path,
     identity: Option<&Identity>,
     http: Http,
 ) -> Result<Arc<ClientConfig>> {
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_details(provider, time)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(ca)?);
     let mut config = match identity {

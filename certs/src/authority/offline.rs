@@ -73,8 +73,7 @@ pub fn sign_intermediate(
     let der = CertificateSigningRequestDer::from_pem_slice(csr_pem);
     let request = Request::from_der(&der.map_err(|_| CertsError::Csr("it is not PEM"))?)?;
     request.check_name(&root.trust_domain)?;
-    let mut params = root.intermediate_params(prefix, now)?;
-    params.not_after = now.saturating_add(OFFLINE_INTERMEDIATE_LIFE).min(root.not_after);
+    let params = root.intermediate_params(prefix, OFFLINE_INTERMEDIATE_LIFE, now)?;
     Ok(pem::certificates(&[root.sign(&params, &request.key)?]))
 }
 

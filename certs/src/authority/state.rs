@@ -450,7 +450,7 @@ fn create_intermediate(
     now: OffsetDateTime,
 ) -> Result<Signer, CertsError> {
     check_root(root, now)?;
-    let fresh = root.create_intermediate(&settings.prefix, now)?;
+    let fresh = root.create_intermediate(&settings.prefix, settings.intermediate_life(), now)?;
     locked.write(INTERMEDIATE_FILE, fresh.to_pem().as_bytes())?;
     tracing::info!(not_after = %fresh.not_after, "a new intermediate issues from now on");
     Ok(fresh)

@@ -17,7 +17,7 @@ fn id(text: &str) -> SpiffeId {
 fn intermediate() -> Signer {
     Signer::create_root(&id("spiffe://td"), NOW)
         .unwrap()
-        .create_intermediate(&crate::PathPrefix::whole_domain(), NOW)
+        .create_intermediate(&crate::PathPrefix::whole_domain(), crate::signer::INTERMEDIATE_LIFE, NOW)
         .unwrap()
 }
 
@@ -159,7 +159,8 @@ fn writes_files_that_other_programs_read() {
 #[test]
 fn what_was_written_is_read_back_or_refused() {
     let root = Signer::create_root(&id("spiffe://td"), NOW).unwrap();
-    let intermediate = root.create_intermediate(&PathPrefix::whole_domain(), NOW).unwrap();
+    let intermediate =
+        root.create_intermediate(&PathPrefix::whole_domain(), crate::signer::INTERMEDIATE_LIFE, NOW).unwrap();
     let leaf = issue(workload(), &intermediate, NOW, THREE_DAYS).unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let roots = [root.certificate.clone()];

@@ -297,7 +297,8 @@ fn only_the_exact_gateway_is_the_gateway() {
 fn odd_leaf(change: impl FnOnce(&mut CertificateParams)) -> (IssuedLeaf, Vec<CertificateDer<'static>>) {
     let now = OffsetDateTime::now_utc();
     let root = Signer::create_root(&id("spiffe://td"), now).unwrap();
-    let intermediate = root.create_intermediate(&crate::PathPrefix::whole_domain(), now).unwrap();
+    let intermediate =
+        root.create_intermediate(&crate::PathPrefix::whole_domain(), crate::signer::INTERMEDIATE_LIFE, now).unwrap();
     let key = new_key().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::ExplicitNoCa;
@@ -354,9 +355,12 @@ fn an_intermediate_signs_leaves_only() {
     let branch = branch();
     let now = OffsetDateTime::now_utc();
     let root = Signer::create_root(&id("spiffe://td"), now).unwrap();
-    let intermediate = root.create_intermediate(&crate::PathPrefix::whole_domain(), now).unwrap();
+    let intermediate =
+        root.create_intermediate(&crate::PathPrefix::whole_domain(), crate::signer::INTERMEDIATE_LIFE, now).unwrap();
     // An authority one step lower than the path length of the intermediate allows.
-    let lower = intermediate.create_intermediate(&crate::PathPrefix::whole_domain(), now).unwrap();
+    let lower = intermediate
+        .create_intermediate(&crate::PathPrefix::whole_domain(), crate::signer::INTERMEDIATE_LIFE, now)
+        .unwrap();
     let mut leaf = issue::issue(workload("spiffe://td/clerk/eve"), &lower, now, Duration::hours(72)).unwrap();
     leaf.chain.push(intermediate.certificate.clone());
     let bundle = [branch.bundle.clone(), vec![root.certificate.clone()]].concat();

@@ -18,7 +18,7 @@ fn root() -> Signer {
 }
 
 fn below(root: &Signer, prefix: &str) -> Signer {
-    root.create_intermediate(&prefix.parse().unwrap(), NOW).unwrap()
+    root.create_intermediate(&prefix.parse().unwrap(), crate::signer::INTERMEDIATE_LIFE, NOW).unwrap()
 }
 
 fn chain_for(issuer: &Signer, who: &str) -> Vec<CertificateDer<'static>> {

@@ -1,7 +1,7 @@
 //! One connection, closed when it is dropped.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -10,13 +10,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-
-use crate::tls::{self, Http, Identity};
 
 /// An HTTP connection over TLS.
 #[derive(Debug)]
@@ -32,8 +31,8 @@ enum Sender {
 }
 
 impl Connection {
-    pub(crate) async fn open(address: SocketAddr, ca: &Path, identity: Option<&Identity>, http: Http) -> Result<Self> {
-        Self::over(tls(address, ca, identity, http).await?).await
+    pub(crate) async fn open(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Self> {
+        Self::over(tls(address, config).await?).await
     }
 
     pub(crate) async fn over(stream: TlsStream<TcpStream>) -> Result<Self> {
@@ -78,13 +77,7 @@ impl Drop for Connection {
     }
 }
 
-pub(crate) async fn tls(
-    address: SocketAddr,
-    ca: &Path,
-    identity: Option<&Identity>,
-    http: Http,
-) -> Result<TlsStream<TcpStream>> {
-    let config = tls::client(ca, identity, http)?;
+pub(crate) async fn tls(address: SocketAddr, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
     stream.set_nodelay(true)?;
     let name = ServerName::IpAddress(address.ip().into());

@@ -40,7 +40,9 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.not_before = now + Duration::seconds(asked.from_s);
         params.not_after = now + Duration::seconds(asked.until_s);
-        params.subject_alt_names = vec![SanType::URI(asked.id.try_into()?), SanType::DnsName("localhost".try_into()?)];
+        let loopback = SanType::IpAddress([127, 0, 0, 1].into());
+        let names = [SanType::URI(asked.id.try_into()?), SanType::DnsName("localhost".try_into()?), loopback];
+        params.subject_alt_names = names.to_vec();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;

@@ -55,7 +55,7 @@ fn the_first_start_asks_and_the_answer_is_installed() {
     let two = Two::new();
     let error = two.open().unwrap_err();
     let words = error.to_string();
-    for word in ["intermediate.csr.pem", "postern certs sign-intermediate", "postern certs install"] {
+    for word in ["intermediate.csr.pem", "postern certs root sign", "postern certs root install"] {
         assert!(words.contains(word), "{words}");
     }
     let asked = two.gateway.file("intermediate.csr.pem");
@@ -86,7 +86,7 @@ fn what_does_not_fit_is_not_installed() {
         rcgen::KeyPair::from_pem(std::str::from_utf8(&text).unwrap()).unwrap()
     };
     let odd = |change: &dyn Fn(&mut rcgen::CertificateParams)| {
-        let mut params = root.intermediate_params(&PREFIX.parse().unwrap(), START).unwrap();
+        let mut params = root.intermediate_params(&PREFIX.parse().unwrap(), Duration::days(30), START).unwrap();
         change(&mut params);
         crate::pem::certificates(&[root.sign(&params, &key).unwrap()])
     };

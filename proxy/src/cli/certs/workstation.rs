@@ -127,7 +127,7 @@ fn gateway_id(dir: &Path, own: &SpiffeId) -> anyhow::Result<SpiffeId> {
 
 fn exchange(gateway: &str, tls: Arc<ClientConfig>, path: &str, body: &Value) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = runtime.block_on(tokio::time::timeout(WITHIN, post(gateway, tls, path, body)));
+    let asked = runtime.block_on(async { tokio::time::timeout(WITHIN, post(gateway, tls, path, body)).await });
     asked.map_err(|_| anyhow::anyhow!("{gateway} did not answer within {} s", WITHIN.as_secs()))?
 }
 
