@@ -4,6 +4,7 @@
 #   make test    every test
 #   make lint    formatting, clippy; licences and bans where cargo-deny is installed
 #   make bench   beside nginx, in one run
+#   make fuzz    every parser of foreign bytes, for a minute each
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,7 +21,7 @@ export RUSTFLAGS := -C target-cpu=x86-64
 endif
 endif
 
-.PHONY: build plugins model demo run test lint bench deploy-check clean
+.PHONY: build plugins model demo run test faketime lint bench fuzz deploy-check clean
 
 build: plugins
 	@echo "== building (the first time takes several minutes)"
@@ -41,7 +42,7 @@ run: build
 	@$(RELEASE)/postern demo --keep
 
 # Always the whole workspace: with another selection of packages cargo would build many dependencies a second time.
-test: build model target/venv/ready
+test: build model target/venv/ready faketime
 	@echo "== unit tests, and scenarios through the real binary"
 	$(CARGO) test --locked --release --workspace
 
@@ -51,6 +52,12 @@ target/venv/ready: tests/requirements.txt
 	python3 -m venv target/venv
 	target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
+
+# Scenarios move the wall time of the real binary by days.
+faketime:
+	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || { \
+	echo "== installing faketime"; sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends faketime >/dev/null; }
 
 lint:
 	@echo "== formatting"
@@ -62,6 +69,7 @@ lint:
 
 bench: build model
 	tests/load/bench.sh
+	tests/load/handshakes.sh
 
 deploy-check: build
 	deploy/check.sh $(RELEASE)/postern

@@ -110,9 +110,9 @@ pub struct Certificate {
 /// Where certificates come from.
 #[derive(Debug)]
 enum Issuer {
-    Embedded(Authority),
+    Embedded(Box<Authority>),
     /// Renews by itself; what is new is handed over.
-    Outside(tokio::sync::Mutex<Outside>),
+    Outside(Box<tokio::sync::Mutex<Outside>>),
 }
 
 impl Certificate {
@@ -129,11 +129,11 @@ impl Certificate {
                 let authority = authority(config)?;
                 let (leaf, schedule) = issue(&authority, &config.names)?;
                 let trust = authority.trust();
-                (Issuer::Embedded(authority), Current::new(leaf, schedule, &trust, enrols)?, trust)
+                (Issuer::Embedded(Box::new(authority)), Current::new(leaf, schedule, &trust, enrols)?, trust)
             }
             Some(mut outside) => {
                 let (current, trust) = outside.first(&gateway_id).await?;
-                (Issuer::Outside(tokio::sync::Mutex::new(outside)), current, trust)
+                (Issuer::Outside(Box::new(tokio::sync::Mutex::new(outside))), current, trust)
             }
         };
         Ok(Self {
