@@ -15,6 +15,11 @@ pub const FIRST_RETRY: Duration = Duration::MINUTE;
 /// The longest wait after a failure, for a life of three days or more.
 pub const LAST_RETRY: Duration = Duration::HOUR;
 
+/// A wait after a failure is shorter by up to this part of it: those who failed together must not come back together.
+pub const RETRY_SPREAD: f64 = 0.25;
+
+/// The fraction of the golden ratio.
+const GOLDEN: f64 = 0.618_033_988_749_894_9;
 /// The shortest wait after a failure, however short the life.
 const LEAST_RETRY: Duration = Duration::SECOND;
 /// `FIRST_RETRY` and `LAST_RETRY` as fractions of 72 h: shorter lives have shorter waits.
@@ -29,6 +34,7 @@ pub struct Schedule {
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
     due: OffsetDateTime,
+    jitter: f64,
 }
 
 /// What to do now.
@@ -78,14 +84,14 @@ impl Failures {
 
 impl Schedule {
     /// The schedule of a certificate. `jitter` is a random number from 0 up to 1, drawn once for this certificate: it
-    /// moves the renewal between 45 % and 55 % of the life. A number outside of that range counts as the nearest one
+    /// moves the renewal between 45 % and 55 % of the life, and shortens the waits after failures. A number outside of that range counts as the nearest one
     /// inside.
     #[must_use]
     pub fn new(not_before: OffsetDateTime, not_after: OffsetDateTime, jitter: f64) -> Self {
         let jitter = if jitter.is_nan() { 0.5 } else { jitter.clamp(0.0, 1.0) };
         let fraction = 0.5 * (1.0 + SPREAD * (2.0 * jitter - 1.0));
         let due = not_before.saturating_add(scale(life(not_before, not_after), fraction));
-        Self { not_before, not_after, due }
+        Self { not_before, not_after, due, jitter }
     }
 
     /// When the first renewal is due.
@@ -135,7 +141,10 @@ impl Schedule {
         let first = (life / FIRST_RETRY_PER_LIFE).clamp(LEAST_RETRY, FIRST_RETRY);
         let last = (life / LAST_RETRY_PER_LIFE).clamp(LEAST_RETRY, LAST_RETRY);
         let doublings = failures.saturating_sub(1).min(MAX_DOUBLINGS);
-        (first * (1_i32 << doublings)).min(last)
+        let pause = (first * (1_i32 << doublings)).min(last);
+        // Steps of the golden ratio: spread evenly whatever the first number was, and another one after each failure.
+        let turn = (self.jitter + f64::from(failures.min(1000)) * GOLDEN).fract();
+        scale(pause, 1.0 - RETRY_SPREAD * turn).max(LEAST_RETRY)
     }
 }
 
@@ -222,13 +231,18 @@ mod tests {
         for (count, minutes) in [1, 2, 4, 8, 16, 32, 60, 60, 60].into_iter().enumerate() {
             failures = failures.and_at(now);
             assert_eq!(failures.count() as usize, count + 1);
-            let again = now + Duration::minutes(minutes);
-            assert_eq!(schedule.next(now, failures), Action::WaitUntil(again));
+            let Action::WaitUntil(again) = schedule.next(now, failures) else { panic!("no pause") };
+            let longest = Duration::minutes(minutes);
+            assert!((longest * 0.75..=longest).contains(&(again - now)), "{count}: {}", again - now);
             assert_eq!(schedule.next(again - Duration::SECOND, failures), Action::WaitUntil(again));
             assert_eq!(schedule.next(again, failures), Action::RenewNow);
         }
         let endless = Failures { count: u32::MAX, last: Some(now) };
-        assert_eq!(schedule.next(now, endless.and_at(now)), Action::WaitUntil(now + Duration::HOUR));
+        let Action::WaitUntil(again) = schedule.next(now, endless.and_at(now)) else { panic!("no pause") };
+        assert!((now + Duration::minutes(45)..=now + Duration::HOUR).contains(&again));
+        let pauses: Vec<_> = (0..50).map(|i| three_days(f64::from(i) / 50.0).pause_after(3)).collect();
+        let distinct: std::collections::BTreeSet<_> = pauses.iter().collect();
+        assert!(distinct.len() > 40, "those who failed together come back together");
     }
 
     #[test]

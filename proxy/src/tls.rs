@@ -24,6 +24,8 @@ use crate::telemetry::metrics::Metrics;
 /// How often it is looked whether something is due: also the time that a revocation on the command line needs to be
 /// noticed, and the time that a sleeping machine needs after it woke.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Looks between two alarms about the authority.
+const LOOKS_PER_ALARM: u64 = 3600;
 /// How often an alarm is repeated in the log.
 const ALARM_EVERY: time::Duration = time::Duration::HOUR;
 
@@ -207,7 +209,7 @@ impl Certificate {
 
     /// Keeps leaf and trust fresh, for as long as the gateway runs.
     pub async fn keep(self: Arc<Self>, metrics: Arc<Metrics>) {
-        let mut told = Told::default();
+        let (mut told, mut ticks) = (Told::default(), 0_u64);
         let follow = async {
             match &self.issuer {
                 Issuer::Embedded(_) => std::future::pending().await,
@@ -220,12 +222,29 @@ impl Certificate {
                 if self.authority().is_some() {
                     self.follow_trust(&metrics).await;
                     self.renew_when_due(&metrics).await;
+                    if ticks % LOOKS_PER_ALARM == 0 {
+                        self.tell_authority().await;
+                    }
+                    ticks += 1;
                 }
                 told.tell(self.health(), self.current.load().not_after, SystemClock.now());
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
         tokio::join!(follow, look);
+    }
+
+    /// With the root off line, somebody has to bring a new intermediate.
+    async fn tell_authority(self: &Arc<Self>) {
+        let this = self.clone();
+        let alarm = tokio::task::spawn_blocking(move || this.authority().is_some_and(|own| own.status().alarm));
+        if alarm.await.unwrap_or(false) {
+            let until = self.authority().map(|own| own.intermediate_validity().1);
+            tracing::error!(
+                until = until.map(tracing::field::display),
+                "ALARM: the intermediate ends soon: have intermediate.csr.pem signed (`postern certs root sign`) and install the answer"
+            );
+        }
     }
 
     fn measure(&self, metrics: &Metrics) {

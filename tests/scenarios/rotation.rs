@@ -170,6 +170,52 @@ async fn seven_days_without_the_wan_and_certificates_go_on() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn an_authority_comes_back_from_its_backup_and_workstations_do_not_notice() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let mut postern = Postern::start(&config(&cloud)).await?;
+    let amy = postern.issue("clerk/amy")?;
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("pass"), "correct horse battery staple\n")?;
+    std::fs::write(at("wrong"), "incorrect horse\n")?;
+    postern.certs(&["backup", "--out", &at("backup"), "--passphrase-file", &at("pass")])?;
+    let sealed = std::fs::read(at("backup"))?;
+    assert!(!String::from_utf8_lossy(&sealed).contains("PRIVATE KEY"));
+    let again = postern.certs(&["backup", "--out", &at("backup"), "--passphrase-file", &at("pass")]);
+    assert!(again.is_err(), "a backup is never overwritten");
+    let bundle = postern.certs(&["bundle"])?;
+    let spiffe: Value = serde_json::from_str(&postern.certs(&["bundle", "--format", "spiffe"])?)?;
+    assert_eq!(spiffe["keys"][0]["use"], "x509-svid");
+    assert!(bundle.contains(&spiffe["keys"][0]["x5c"][0].as_str().unwrap()[..48]));
+    postern.stop().await?;
+
+    // The disk is lost. What stands there is not overwritten, and a wrong passphrase says so.
+    let restore = |pass: &str| postern.certs(&["restore", "--from", &at("backup"), "--passphrase-file", &at(pass)]);
+    assert!(restore("pass").is_err(), "an authority was overwritten");
+    std::fs::remove_dir_all(postern.state_dir())?;
+    let refused = format!("{:#}", restore("wrong").unwrap_err());
+    assert!(refused.contains("passphrase"), "{refused}");
+    restore("pass")?;
+    assert_eq!(postern.certs(&["bundle"])?, bundle);
+    let file = postern.config_file();
+    let text = std::fs::read_to_string(&file)?;
+    let restarted = Postern::start(&postern_tests::Config::yaml(&text)).await?;
+    assert_eq!(restarted.client_of(&amy)?.chat("Is it still you?").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_before_the_release_stops_the_start_in_words() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let time = FakeTime::start()?;
+    time.advance(-24.0 * 3650.0)?;
+    let refused = Postern::start(&time.applied_to(config(&cloud))).await.unwrap_err();
+    let said = format!("{refused:#}");
+    assert!(said.contains("clock"), "{said}");
+    Ok(())
+}
+
 /// Writes what cert-manager would: certificate, key, authority.
 fn write_files(dir: &Path, authority: &pki::Authority, time: &FakeTime) -> Result<()> {
     let from_s = (time.now() - time::OffsetDateTime::now_utc()).whole_seconds();
