@@ -19,17 +19,20 @@ use postern_certs::rotate::Health;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::guard::{Access, Refusal};
 use crate::config::Config;
 use crate::gateway::Gateway;
+use crate::listener::places::Places;
 use crate::listener::shake_hands;
 use crate::tls::Certificate;
 
-/// Connections at a time on one address, and how long each may live.
+/// Connections at a time on one of the addresses.
 const MAX_CONNECTIONS: usize = 256;
+/// Of them from one address: nobody else is locked out by one that only opens connections.
+const MAX_PER_ADDRESS: usize = 64;
+/// How long each may live.
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// For the headers of a request.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
@@ -90,13 +93,13 @@ pub fn probe(admin: Admin) -> Router {
 /// more than friends.
 pub async fn serve(listener: TcpListener, routes: Router) {
     let routes = routes.layer(Extension(Access::Loopback));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS, MAX_PER_ADDRESS);
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, address)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let Some(place) = places.take(address.ip()) else { continue };
         let routes = routes.clone();
         tokio::spawn(async move {
             connection(stream, routes, MAX_AGE).await;
@@ -107,18 +110,18 @@ pub async fn serve(listener: TcpListener, routes: Router) {
 
 /// Answers over mTLS, to those who have a role, until `drain`.
 pub async fn serve_tls(listener: TcpListener, admin: Admin, routes: Router, drain: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS, MAX_PER_ADDRESS);
     loop {
         let accepted = tokio::select! {
             biased;
             () = drain.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, address)) = accepted else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let Some(place) = places.take(address.ip()) else { continue };
         let (admin, routes, drain) = (admin.clone(), routes.clone(), drain.clone());
         tokio::spawn(async move {
             let mut trust = admin.certificate.trust();

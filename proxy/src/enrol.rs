@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection::session::Session;
 use crate::error::Error;
 use crate::listener::anonymous_handshake;
-use crate::listener::handshakes::Handshakes;
+use crate::listener::places::Places;
 use crate::response::{self, Body};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
@@ -155,7 +155,7 @@ impl Registrar {
 
 /// Serves the enrol address until `drain`.
 pub(crate) async fn serve(registrar: Arc<Registrar>, listener: TcpListener, drain: CancellationToken) {
-    let places = Handshakes::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
+    let places = Places::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -166,7 +166,7 @@ pub(crate) async fn serve(registrar: Arc<Registrar>, listener: TcpListener, drai
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let Some(place) = places.begin(address.ip()) else { continue };
+        let Some(place) = places.take(address.ip()) else { continue };
         let registrar = registrar.clone();
         tokio::spawn(async move {
             let serving = async {

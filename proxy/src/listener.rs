@@ -1,6 +1,6 @@
 //! Accepts connections, proves who is there, and hands them on. Bounded in number and in the time of a handshake.
 
-pub(crate) mod handshakes;
+pub(crate) mod places;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::connection::session::Session;
 use crate::connection::{self, Front};
-use crate::listener::handshakes::{Handshake, Handshakes};
+use crate::listener::places::{Place, Places};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Certificate, Current};
 
@@ -39,7 +39,7 @@ pub(crate) async fn serve(
     connections: TaskTracker,
 ) {
     let places = Arc::new(Semaphore::new(front.gateway.config.limits.connections));
-    let handshakes = Handshakes::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
+    let handshakes = Places::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
             }
         };
         // Full: the connection is closed at once, which costs the client less than waiting would.
-        let Some(handshake) = handshakes.begin(address.ip()) else {
+        let Some(handshake) = handshakes.take(address.ip()) else {
             front.gateway.metrics.handshake_failed("too_many");
             continue;
         };
@@ -67,7 +67,7 @@ pub(crate) async fn serve(
 /// Who has connected and not yet said who it is.
 struct Guest {
     stream: TcpStream,
-    handshake: Handshake,
+    handshake: Place,
     places: Arc<Semaphore>,
 }
 

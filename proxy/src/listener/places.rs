@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Counts handshakes under way, by address. Holds nothing about an address that has none.
+/// Counts connections, by address. Holds nothing about an address that has none.
 #[derive(Debug)]
-pub(crate) struct Handshakes {
+pub(crate) struct Places {
     counts: Arc<Mutex<Counts>>,
     most: usize,
     most_per_address: usize,
@@ -20,18 +20,18 @@ struct Counts {
 
 /// One place, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Handshake {
+pub(crate) struct Place {
     counts: Arc<Mutex<Counts>>,
     address: IpAddr,
 }
 
-impl Handshakes {
+impl Places {
     pub(crate) fn new(most: usize, most_per_address: usize) -> Self {
         Self { counts: Arc::default(), most, most_per_address }
     }
 
     /// A place, if there is one for this address.
-    pub(crate) fn begin(&self, address: IpAddr) -> Option<Handshake> {
+    pub(crate) fn take(&self, address: IpAddr) -> Option<Place> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let here = counts.by_address.get(&address).copied().unwrap_or(0);
         if counts.all >= self.most || here >= self.most_per_address {
@@ -39,11 +39,11 @@ impl Handshakes {
         }
         counts.all += 1;
         counts.by_address.insert(address, here + 1);
-        Some(Handshake { counts: self.counts.clone(), address })
+        Some(Place { counts: self.counts.clone(), address })
     }
 }
 
-impl Drop for Handshake {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.all = counts.all.saturating_sub(1);
@@ -62,15 +62,15 @@ mod tests {
 
     #[test]
     fn one_address_cannot_take_all_places() {
-        let handshakes = Handshakes::new(5, 3);
+        let places = Places::new(5, 3);
         let (one, other): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let mut held: Vec<_> = (0..3).map(|_| handshakes.begin(one).unwrap()).collect();
-        assert!(handshakes.begin(one).is_none());
-        held.extend((0..2).map(|_| handshakes.begin(other).unwrap()));
-        assert!(handshakes.begin(other).is_none(), "all places are taken");
+        let mut held: Vec<_> = (0..3).map(|_| places.take(one).unwrap()).collect();
+        assert!(places.take(one).is_none());
+        held.extend((0..2).map(|_| places.take(other).unwrap()));
+        assert!(places.take(other).is_none(), "all places are taken");
         drop(held.pop());
-        assert!(handshakes.begin(one).is_none() && handshakes.begin(other).is_some());
+        assert!(places.take(one).is_none() && places.take(other).is_some());
         drop(held);
-        assert!(handshakes.counts.lock().unwrap().by_address.is_empty(), "nothing is kept of who is gone");
+        assert!(places.counts.lock().unwrap().by_address.is_empty(), "nothing is kept of who is gone");
     }
 }
