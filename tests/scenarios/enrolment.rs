@@ -210,6 +210,33 @@ async fn a_revoked_workstation_is_cut_off_in_mid_stream_and_nobody_else_notices(
 }
 
 #[tokio::test]
+async fn a_workstation_cannot_pose_as_the_gateway() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&with_enrol(&cloud)).await?;
+    let (amy, eve) = (enrol(&postern, "clerk/amy")?, enrol(&postern, "clerk/eve")?);
+    // Everything is as the gateway would have it but the certificate: of the same authority, and good, for a workstation.
+    let identity = postern_tests::tls::Identity::read(&eve.join("cert.pem"), &eve.join("key.pem"))?;
+    let acceptor = tokio_rustls::TlsAcceptor::from(postern_tests::tls::server(&identity, None)?);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    let posing = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await?;
+        acceptor.accept(stream).await.map(drop)
+    });
+    let dir = amy.display().to_string();
+    let key = std::fs::read(amy.join("key.pem"))?;
+    let renewing = tokio::task::spawn_blocking(move || {
+        postern_tests::postern::run(&["certs", "renew", "--now", "--gateway", &address, "--dir", &dir])
+    });
+    let output = renewing.await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("did not prove to be the gateway"), "{said}");
+    assert!(posing.await?.is_err(), "the handshake went through");
+    assert_eq!(std::fs::read(amy.join("key.pem"))?, key, "nothing was replaced");
+    Ok(())
+}
+
+#[tokio::test]
 async fn openssl_sees_who_is_refused_and_why() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&with_enrol(&cloud).set("/trust/leaf_ttl", json!("10s"))).await?;
@@ -241,7 +268,8 @@ async fn openssl_sees_who_is_refused_and_why() -> Result<()> {
     Ok(())
 }
 
-fn s_client(postern: &Postern, dir: &Path, more: &[&str]) -> Result<String> {
+/// What OpenSSL says about a request with the certificate in `dir`.
+pub(crate) fn s_client(postern: &Postern, dir: &Path, more: &[&str]) -> Result<String> {
     let mut command = std::process::Command::new("openssl");
     command.args(["s_client", "-no_ign_eof", "-connect", &postern.gateway.to_string()]);
     command.args(["-servername", "localhost", "-CAfile"]).arg(dir.join("ca.pem"));

@@ -398,6 +398,8 @@ async fn two_branches_under_one_root_refuse_each_others_names() -> Result<()> {
         )?;
         for postern in [one, two] {
             assert!(client(postern, name)?.chat("May I?").await.is_err(), "{id}");
+            let seen = crate::enrolment::s_client(postern, Path::new(&at(name)), &[])?;
+            assert!(seen.contains("alert") && !seen.contains("HTTP/1.1"), "{id}: {seen}");
             let metrics = postern.metrics().await?;
             assert!(metrics.sum("postern_handshakes_failed_total", &[("reason", reason)]) >= 1.0, "{id}: {reason}");
         }
