@@ -44,9 +44,11 @@ pub use self::{
     status::{CertificateStatus, Stage, Status},
 };
 use crate::{
-    CertsError, Clock, IssuedLeaf, LeafRequest, PathPrefix, Role, Serial, SpiffeId, SystemClock, Trust, clock,
+    CertsError, Clock, IssuedLeaf, LeafRequest, PathPrefix, Role, Serial, SpiffeId, SystemClock, Trust,
+    ban::{self, Ban},
+    clock,
     issue::{self, MAX_LEAF_TTL, MIN_LEAF_TTL},
-    ledger::Issued,
+    ledger::{Issued, Ledger},
     signer::{INTERMEDIATE_LIFE, Signer},
     store::{Locked, Store},
     tls,
@@ -82,6 +84,34 @@ pub enum RootPlace {
     Here,
     /// On another machine, switched off: every intermediate is brought over by a person ([`Authority::install`]).
     Offline,
+}
+
+/// What is taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// Every leaf of an identity.
+    Id(SpiffeId),
+    /// One leaf.
+    Serial(Serial),
+}
+
+impl Revocation {
+    fn carry_out(&self, ledger: &mut Ledger, now: OffsetDateTime) -> Vec<Serial> {
+        match self {
+            Self::Id(id) => {
+                ledger.withdraw_invites(id);
+                ban::add(&mut ledger.bans, Ban::of_id(id, now));
+                ledger.revoke(|leaf| leaf.id == *id, now)
+            }
+            Self::Serial(serial) => {
+                let known = ledger.revoke(|leaf| leaf.serial == *serial, now);
+                if known.is_empty() {
+                    ban::add(&mut ledger.bans, Ban::of_serial(serial, now));
+                }
+                known
+            }
+        }
+    }
 }
 
 impl AuthorityOptions {
@@ -191,45 +221,51 @@ impl Authority {
         Ok(leaf)
     }
 
-    /// Revokes every leaf in force of this identity, and withdraws invitations for it. Peers notice with the next
-    /// [`Authority::trust`].
+    /// Revokes every leaf of this identity that was issued before, known here or not, and withdraws invitations for it.
+    /// Peers notice with the next [`Authority::trust`]. Returns the numbers of those that are known.
     ///
     /// # Errors
-    /// [`CertsError::NothingToRevoke`]; [`CertsError::ClockSetBack`]; [`CertsError::Io`], [`CertsError::Locked`],
-    /// [`CertsError::Replaced`]: nothing was revoked.
+    /// [`CertsError::Io`], [`CertsError::Locked`], [`CertsError::Replaced`]: nothing was revoked.
     pub fn revoke_id(&self, id: &SpiffeId) -> Result<Vec<Serial>, CertsError> {
-        self.revoke(|leaf| leaf.id == *id, Some(id), &id.to_string())
+        self.revoke(&Revocation::Id(id.clone()))
     }
 
-    /// Revokes the leaf with this number.
+    /// Revokes the leaf with this number, known here or not.
     ///
     /// # Errors
     /// Those of [`Authority::revoke_id`].
     pub fn revoke_serial(&self, serial: &Serial) -> Result<Vec<Serial>, CertsError> {
-        self.revoke(|leaf| leaf.serial == *serial, None, &format!("number {serial}"))
+        self.revoke(&Revocation::Serial(serial.clone()))
     }
 
-    fn revoke(
-        &self,
-        meant: impl Fn(&Issued) -> bool,
-        id: Option<&SpiffeId>,
-        words: &str,
-    ) -> Result<Vec<Serial>, CertsError> {
+    /// The same in a folder, without opening the authority: whatever is wrong with its time, or its intermediate, what was
+    /// stolen is revoked. A running gateway takes it over by itself.
+    ///
+    /// # Errors
+    /// Those of [`Authority::revoke_id`], and what is wrong with the files.
+    pub fn revoke_in(dir: &Path, options: &AuthorityOptions, what: &Revocation) -> Result<Vec<Serial>, CertsError> {
+        let settings = Settings::new(options)?;
+        let store = Store::open(dir)?;
+        let locked = store.lock()?;
+        let disk = Disk::read(&settings, &store, &locked)?;
+        let now = whole_seconds(options.clock.now());
+        let mut ledger = disk.ledger.ok_or_else(|| CertsError::Replaced { path: dir.to_owned() })?;
+        let serials = what.carry_out(&mut ledger, now);
+        locked.write(LEDGER_FILE, &ledger.to_json()?)?;
+        Ok(serials)
+    }
+
+    fn revoke(&self, what: &Revocation) -> Result<Vec<Serial>, CertsError> {
         let mut state = self.state();
         // With the clock set back nothing is issued, but what was stolen must be revoked all the same.
         let now = state.not_before_highest(self.now());
         let locked = self.store.lock()?;
         self.take_over(&mut state, &locked)?;
-        let serials = state.change(&locked, now, |ledger| {
-            let serials = ledger.revoke(&meant, now);
-            let withdrawn = id.map_or(0, |id| ledger.withdraw_invites(id));
-            if serials.is_empty() && withdrawn == 0 {
-                return Err(CertsError::NothingToRevoke(words.to_owned()));
-            }
-            Ok(serials)
-        })?;
+        // By the clock as it is: a leaf that is issued from now on must not be hit.
+        let moment = self.now();
+        let serials = state.change(&locked, now, |ledger| Ok(what.carry_out(ledger, moment)))?;
         state.rebuild(now)?;
-        tracing::info!(%words, count = serials.len(), "revoked");
+        tracing::info!(?what, known = serials.len(), "revoked");
         Ok(serials)
     }
 

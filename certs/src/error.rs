@@ -164,9 +164,6 @@ pub enum CertsError {
         /// The limit.
         max: usize,
     },
-    /// Nothing in force has this identity or this number.
-    #[error("nothing to revoke: no certificate in force is {0}")]
-    NothingToRevoke(String),
     /// An invitation cannot be given.
     #[error("no invitation: {0}")]
     NotInvitable(&'static str),

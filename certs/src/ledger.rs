@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use time::{Duration, OffsetDateTime};
 
-use crate::{CertsError, Serial, SpiffeId, refusal, signer::Signer, verify};
+use crate::{CertsError, Serial, SpiffeId, ban::Ban, refusal, signer::Signer, verify};
 
 /// The most leaves in force: a leaf of 72 h is renewed at 36 h, so this is for five thousand workstations.
 pub(crate) const MAX_LEAVES: usize = 10_000;
@@ -26,6 +26,8 @@ pub(crate) const MAX_INVITES: usize = 256;
 /// The longest file, bytes: every identity at its longest would be more, and is refused.
 pub(crate) const MAX_LEDGER_BYTES: u64 = 16 * 1024 * 1024;
 
+/// The most leaves that are kept as revoked. They are not forgotten by the clock: one that ran ahead would bring them back.
+const MAX_REVOKED: usize = 10_000;
 /// What is over is forgotten this much later, in case the clock goes back a little.
 const KEPT_AFTER_END: Duration = Duration::DAY;
 const VERSION: u32 = 1;
@@ -42,6 +44,9 @@ pub(crate) struct Ledger {
     /// The oldest first.
     pub(crate) issued: Vec<Issued>,
     pub(crate) revoked: Vec<Revoked>,
+    /// What is refused without being known here.
+    #[serde(default)]
+    pub(crate) bans: Vec<Ban>,
     invites: Vec<Invite>,
     /// Intermediates that issue no more, by the name of their key, and since when.
     pub(crate) retired: BTreeMap<String, Seconds>,
@@ -64,7 +69,7 @@ pub(crate) struct Issued {
     pub(crate) key: String,
 }
 
-/// A leaf that is refused until it ends, and a little longer.
+/// A leaf that is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Revoked {
@@ -118,6 +123,7 @@ impl Default for Ledger {
             highest: None,
             issued: Vec::new(),
             revoked: Vec::new(),
+            bans: Vec::new(),
             invites: Vec::new(),
             retired: BTreeMap::new(),
             switch: None,
@@ -143,7 +149,10 @@ impl Ledger {
     pub(crate) fn forget(&mut self, now: OffsetDateTime) {
         let over = now.saturating_sub(KEPT_AFTER_END).unix_timestamp();
         self.issued.retain(|leaf| leaf.not_after >= over);
-        self.revoked.retain(|leaf| leaf.not_after >= over);
+        if self.revoked.len() > MAX_REVOKED {
+            self.revoked.sort_by_key(|leaf| leaf.not_after);
+            self.revoked.drain(..self.revoked.len() - MAX_REVOKED);
+        }
         self.invites.retain(|invite| invite.expires >= now.unix_timestamp());
     }
 
@@ -194,10 +203,10 @@ impl Ledger {
         self.revoked.iter().any(|leaf| leaf.serial == *serial && leaf.issuer == issuer)
     }
 
-    /// Revokes every leaf in force that is meant. Returns their numbers, those that were revoked before among them.
+    /// Revokes every registered leaf that is meant, also those that seem to be over. Returns their numbers, those that were
+    /// revoked before among them.
     pub(crate) fn revoke(&mut self, meant: impl Fn(&Issued) -> bool, now: OffsetDateTime) -> Vec<Serial> {
-        self.forget(now);
-        let leaves: Vec<_> = self.in_force(now).filter(|leaf| meant(leaf)).cloned().collect();
+        let leaves: Vec<_> = self.issued.iter().filter(|leaf| meant(leaf)).cloned().collect();
         for leaf in &leaves {
             if !self.is_revoked(&leaf.serial, &leaf.issuer) {
                 let Issued { serial, id, not_after, issuer, .. } = leaf.clone();

@@ -46,6 +46,7 @@
 
 pub mod authority;
 pub mod backup;
+mod ban;
 pub mod clock;
 #[cfg(test)]
 mod crash;
@@ -68,7 +69,7 @@ pub mod tls;
 pub mod trust;
 pub mod verify;
 
-pub use authority::{Authority, AuthorityOptions, RootPlace, SignedLeaf, Status};
+pub use authority::{Authority, AuthorityOptions, Revocation, RootPlace, SignedLeaf, Status};
 pub use clock::{Clock, SystemClock};
 pub use csr::Csr;
 pub use error::CertsError;

@@ -21,6 +21,7 @@ use webpki::{
 use self::crl::Crl;
 use crate::{
     CertsError, PathPrefix, Reason,
+    ban::Ban,
     refusal::from_webpki,
     verify::{self, Peer, Purpose},
 };
@@ -40,6 +41,7 @@ pub const MAX_CRLS: usize = 32;
 pub struct Trust {
     roots: Vec<Root>,
     crls: Option<Vec<Crl>>,
+    bans: Vec<Ban>,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,7 @@ impl Trust {
             return Err(CertsError::certificate(format!("more than {MAX_ROOTS} roots in one bundle")));
         }
         let roots = roots.iter().map(Root::new).collect::<Result<_, _>>()?;
-        Ok(Self { roots, crls: None })
+        Ok(Self { roots, crls: None, bans: Vec::new() })
     }
 
     /// The same roots, and from now on the issuer of every leaf needs one of these lists, not outdated. They must come
@@ -78,6 +80,15 @@ impl Trust {
         }
         let crls = crls.iter().map(Crl::new).collect::<Result<_, _>>()?;
         Ok(Self { crls: Some(crls), ..self })
+    }
+
+    /// The same, and leaves that these hit are refused as well.
+    pub(crate) fn with_bans(self, bans: Vec<Ban>) -> Self {
+        Self { bans, ..self }
+    }
+
+    pub(crate) fn bans(&self) -> &[Ban] {
+        &self.bans
     }
 
     /// The roots, for peers that are to trust the same.
@@ -102,7 +113,7 @@ impl Trust {
     /// is missing or outdated says nothing here, so that a delay does not end what goes on.
     #[must_use]
     pub fn is_revoked(&self, peer: &Peer) -> bool {
-        self.crls.iter().flatten().any(|crl| crl.lists(peer))
+        self.crls.iter().flatten().any(|crl| crl.lists(peer)) || self.bans.iter().any(|ban| ban.hits(peer))
     }
 
     /// Whether any root is valid at `at`.
@@ -170,6 +181,9 @@ impl Trust {
             // Bundle).
             let why = format!("{} is not of the trust domain {trust_domain}", peer.id);
             return Err(CertsError::refused(Reason::TrustDomain, why));
+        }
+        if self.bans.iter().any(|ban| ban.hits(peer)) {
+            return Err(from_webpki(webpki::Error::CertRevoked));
         }
         if let Some(crls) = &self.crls {
             // A second walk, since webpki would look for revocation before it shows us the path.

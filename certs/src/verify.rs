@@ -27,6 +27,8 @@ pub struct Peer {
     pub issuer_key_id: Vec<u8>,
     /// The last moment at which the leaf is valid.
     pub not_after: OffsetDateTime,
+    /// The first one.
+    pub(crate) not_before: OffsetDateTime,
     /// The issuer's name, DER.
     pub(crate) issuer: Vec<u8>,
 }
@@ -79,6 +81,7 @@ fn read_peer(certificate: &X509Certificate<'_>) -> Result<Peer, CertsError> {
         serial: Serial::from_der(certificate.raw_serial()),
         issuer_key_id: key_ids(certificate).1.unwrap_or_default(),
         not_after: certificate.validity().not_after.to_datetime(),
+        not_before: certificate.validity().not_before.to_datetime(),
         issuer: certificate.issuer().as_raw().to_vec(),
     })
 }

@@ -31,12 +31,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::session::Session;
 use crate::error::Error;
 use crate::listener::anonymous_handshake;
-use crate::listener::places::Places;
+use crate::listener::places::{Places, network};
 use crate::response::{self, Body};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
@@ -51,12 +52,12 @@ const MAX_BODY: usize = 16 << 10;
 /// From accept to the last byte.
 const WITHIN: Duration = Duration::from_secs(15);
 /// Connections at a time, in all and from one address.
-const CONNECTIONS: usize = 256;
+const CONNECTIONS: usize = 1024;
 const CONNECTIONS_PER_ADDRESS: usize = 8;
-/// Tries a minute on the enrol address: from one address, and in all. A token of 256 bits is not guessed at any rate; this
-/// bounds the work.
+/// Tries a minute from one address. A token of 256 bits is not guessed at any rate; this bounds the work.
 const TRIES_PER_ADDRESS: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
-const TRIES: NonZeroU32 = NonZeroU32::new(600).expect("not zero");
+/// Certificates that are being signed, which writes to the disk. More wait.
+const SIGNING: usize = 4;
 /// Renewals a minute of one identity. One in 36 hours is usual.
 const RENEWALS: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 /// Those whose rates are kept.
@@ -70,7 +71,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Registrar {
     certificate: Arc<Certificate>,
     metrics: Arc<Metrics>,
-    tries: DefaultDirectRateLimiter,
+    signing: Arc<Semaphore>,
     tries_per_address: Cache<IpAddr, Arc<DefaultDirectRateLimiter>>,
     renewals: Cache<String, Arc<DefaultDirectRateLimiter>>,
 }
@@ -95,7 +96,7 @@ impl Registrar {
         Self {
             certificate,
             metrics,
-            tries: RateLimiter::direct(Quota::per_minute(TRIES)),
+            signing: Arc::new(Semaphore::new(SIGNING)),
             tries_per_address: Cache::builder().max_capacity(KEPT).time_to_idle(IDLE).build(),
             renewals: Cache::builder().max_capacity(KEPT).time_to_idle(IDLE).build(),
         }
@@ -111,7 +112,7 @@ impl Registrar {
             let Renewal { csr } = read(request).await?;
             let (authority, peer) = (self.certificate.clone(), session.peer.clone());
             let csr = der(&csr)?;
-            blocking(authority, move |authority| authority.renew(&peer, &csr)).await
+            self.sign(authority, move |authority| authority.renew(&peer, &csr)).await
         };
         self.reply("renew", signed.await)
     }
@@ -124,17 +125,38 @@ impl Registrar {
             return response::error(&Error::Method("POST"));
         }
         let limiter = || Arc::new(RateLimiter::direct(Quota::per_minute(TRIES_PER_ADDRESS)));
-        let limiter = self.tries_per_address.get_with(address, limiter);
+        let limiter = self.tries_per_address.get_with(network(address), limiter);
         let signed = async {
             check(&limiter, "enrolments a minute")?;
-            check(&self.tries, "enrolments a minute")?;
             let Enrolment { token, csr } = read(request).await?;
             let token = JoinToken::parse(token.trim()).map_err(|error| Error::from(&error))?;
             let csr = der(&csr)?;
             let authority = self.certificate.clone();
-            blocking(authority, move |authority| authority.enrol(token.secret(), &csr)).await
+            self.sign(authority, move |authority| authority.enrol(token.secret(), &csr)).await
         };
         self.reply("enrol", signed.await)
+    }
+
+    /// Signing writes files.
+    async fn sign(
+        &self,
+        certificate: Arc<Certificate>,
+        sign: impl FnOnce(&Authority) -> Result<SignedLeaf, CertsError> + Send + 'static,
+    ) -> Result<SignedLeaf, Error> {
+        let waited = tokio::time::timeout(WITHIN, self.signing.clone().acquire_owned()).await;
+        let place = waited.ok().and_then(Result::ok).ok_or(Error::AuthorityUnavailable)?;
+        let signing = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            certificate.authority().map(sign).ok_or(Error::NoAuthority)
+        });
+        let signed = signing.await.map_err(|_| Error::AuthorityUnavailable)??;
+        signed.map_err(|error| {
+            let shown = Error::from(&error);
+            if matches!(shown, Error::AuthorityUnavailable) {
+                tracing::error!(%error, "the authority cannot sign");
+            }
+            shown
+        })
     }
 
     fn reply(&self, what: &'static str, signed: Result<SignedLeaf, Error>) -> Response<Body> {
@@ -204,22 +226,6 @@ async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Erro
 fn der(csr: &str) -> Result<Vec<u8>, Error> {
     let csr = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(csr.as_bytes());
     csr.map(|csr| csr.as_ref().to_vec()).map_err(|_| Error::EnrolBody)
-}
-
-/// Signing writes files.
-async fn blocking(
-    certificate: Arc<Certificate>,
-    sign: impl FnOnce(&Authority) -> Result<SignedLeaf, CertsError> + Send + 'static,
-) -> Result<SignedLeaf, Error> {
-    let signing = tokio::task::spawn_blocking(move || certificate.authority().map(sign).ok_or(Error::NoAuthority));
-    let signed = signing.await.map_err(|_| Error::AuthorityUnavailable)??;
-    signed.map_err(|error| {
-        let shown = Error::from(&error);
-        if matches!(shown, Error::AuthorityUnavailable) {
-            tracing::error!(%error, "the authority cannot sign");
-        }
-        shown
-    })
 }
 
 fn described(leaf: &SignedLeaf, certificate: &Certificate) -> Value {

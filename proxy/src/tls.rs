@@ -218,7 +218,7 @@ impl Certificate {
         };
         let look = async {
             loop {
-                self.measure(&metrics);
+                self.measure(&metrics).await;
                 if self.authority().is_some() {
                     self.follow_trust(&metrics).await;
                     self.renew_when_due(&metrics).await;
@@ -239,21 +239,24 @@ impl Certificate {
         let this = self.clone();
         let alarm = tokio::task::spawn_blocking(move || this.authority().is_some_and(|own| own.status().alarm));
         if alarm.await.unwrap_or(false) {
-            let until = self.authority().map(|own| own.intermediate_validity().1);
             tracing::error!(
-                until = until.map(tracing::field::display),
                 "ALARM: the intermediate ends soon: have intermediate.csr.pem signed (`postern certs root sign`) and install the answer"
             );
         }
     }
 
-    fn measure(&self, metrics: &Metrics) {
+    async fn measure(self: &Arc<Self>, metrics: &Metrics) {
         let now = SystemClock.now();
         let left = |end: OffsetDateTime| (end - now).whole_seconds();
         metrics.certificate_expires("leaf", left(self.current.load().not_after));
-        if let Some(authority) = self.authority() {
-            metrics.certificate_expires("intermediate", left(authority.intermediate_validity().1));
-            metrics.certificate_expires("root", left(authority.root_validity().1));
+        // May wait for the command line, which shares the authority's lock.
+        let this = self.clone();
+        let ends = tokio::task::spawn_blocking(move || {
+            this.authority().map(|own| (own.intermediate_validity().1, own.root_validity().1))
+        });
+        if let Ok(Some((intermediate, root))) = ends.await {
+            metrics.certificate_expires("intermediate", left(intermediate));
+            metrics.certificate_expires("root", left(root));
         }
     }
 

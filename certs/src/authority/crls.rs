@@ -27,7 +27,7 @@ pub(super) struct SignedCrl {
 impl State {
     /// Signs what revocation lists have to be signed, and makes another [`Trust`] if anything in it changed.
     pub(super) fn rebuild(&mut self, now: OffsetDateTime) -> Result<(), CertsError> {
-        let mut changed = self.trust.roots() != self.roots.trusted();
+        let mut changed = self.trust.roots() != self.roots.trusted() || self.trust.bans() != self.ledger.bans;
         let mut former = std::mem::take(&mut self.crls);
         let mut retired = self.retired.clone();
         // Should there ever be more than a bundle may have, leaves of the oldest are refused as unknown.
@@ -51,7 +51,9 @@ impl State {
         changed |= !former.is_empty();
         if changed {
             let lists: Vec<_> = self.crls.iter().map(|crl| crl.der.clone()).collect();
-            let trust = Trust::from_roots(&self.roots.trusted()).and_then(|trust| trust.with_crls(&lists));
+            let trust = Trust::from_roots(&self.roots.trusted())
+                .and_then(|trust| trust.with_crls(&lists))
+                .map(|trust| trust.with_bans(self.ledger.bans.clone()));
             if trust.is_err() {
                 // So that the next call does not take what it finds for what is trusted.
                 self.crls.clear();

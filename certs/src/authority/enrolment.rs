@@ -84,7 +84,7 @@ impl Authority {
             let Some(issuer) = state.issuer_of(peer) else {
                 return refuse("another authority issued its certificate");
             };
-            if ledger.is_revoked(&peer.serial, &issuer) {
+            if ledger.is_revoked(&peer.serial, &issuer) || ledger.bans.iter().any(|ban| ban.hits(peer)) {
                 return refuse("its certificate is revoked");
             }
             if now > peer.not_after {

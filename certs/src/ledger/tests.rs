@@ -31,7 +31,7 @@ fn a_full_register_refuses_and_forgets_what_is_over() {
 }
 
 #[test]
-fn a_revocation_lasts_until_the_leaf_is_over() {
+fn a_revocation_is_not_forgotten_by_the_clock() {
     let mut ledger = Ledger::default();
     let (first, second) = (leaf(1, NOW + Duration::HOUR), leaf(2, NOW + Duration::DAY));
     ledger.register(first.clone(), NOW).unwrap();
@@ -42,10 +42,8 @@ fn a_revocation_lasts_until_the_leaf_is_over() {
     assert_eq!(ledger.revoke(|_| true, NOW).len(), 2, "again does no harm");
     assert_eq!(ledger.revoked.len(), 2);
     assert_eq!(Ledger::from_json(&ledger.to_json().unwrap()).unwrap(), ledger);
-    ledger.forget(NOW + Duration::HOUR + KEPT_AFTER_END);
-    assert!(ledger.is_revoked(&first.serial, "aa"));
-    ledger.forget(NOW + Duration::HOUR + KEPT_AFTER_END + Duration::SECOND);
-    assert!(!ledger.is_revoked(&first.serial, "aa") && ledger.is_revoked(&second.serial, "aa"));
+    ledger.forget(NOW + Duration::days(4000));
+    assert!(ledger.is_revoked(&first.serial, "aa") && ledger.is_revoked(&second.serial, "aa"));
 }
 
 #[test]

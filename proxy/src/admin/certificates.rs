@@ -30,8 +30,10 @@ pub(super) fn routes() -> Router<Admin> {
 
 async fn show(State(admin): State<Admin>) -> Json<Value> {
     let current = admin.certificate.current();
-    // Reads files, but small ones that are in memory already.
-    let authority = admin.certificate.authority().map(postern_certs::Authority::status);
+    // May wait for the command line, which shares the authority's lock: not on a worker thread.
+    let certificate = admin.certificate.clone();
+    let status = tokio::task::spawn_blocking(move || certificate.authority().map(postern_certs::Authority::status));
+    let authority = status.await.ok().flatten();
     Json(json!({
         "gateway": admin.certificate.gateway_id().to_string(),
         "serial": current.serial().map(|serial| serial.to_string()),
@@ -75,7 +77,7 @@ async fn revoke(
             let serials: Vec<_> = serials.iter().map(ToString::to_string).collect();
             Json(json!({"revoked": serials})).into_response()
         }
-        Ok(Some(Err(error @ (CertsError::NothingToRevoke(_) | CertsError::SpiffeId(_))))) => {
+        Ok(Some(Err(error @ CertsError::SpiffeId(_)))) => {
             (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response()
         }
         Ok(None) => (StatusCode::NOT_FOUND, "This gateway does not issue certificates itself.\n").into_response(),

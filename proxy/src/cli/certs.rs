@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use postern_certs::{Authority, LeafRequest, Role, Serial, SpiffeId};
+use postern_certs::{Authority, LeafRequest, Revocation, Role, Serial, SpiffeId};
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
@@ -157,7 +157,7 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
             let (_, authority) = config.authority()?;
             say(&serde_json::to_string_pretty(&authority.status())?);
         }
-        CertsCommand::Revoke { config, id, serial } => revoke(&config, id.as_ref(), serial.as_ref())?,
+        CertsCommand::Revoke { config, id, serial } => revoke(&config, id, serial)?,
         CertsCommand::Bundle { config, format } => {
             let (_, authority) = config.authority()?;
             match format {
@@ -199,18 +199,19 @@ fn issue(config: &ConfigArgument, id: &SpiffeId, out: &Path) -> anyhow::Result<(
     Ok(())
 }
 
-fn revoke(config: &ConfigArgument, id: Option<&SpiffeId>, serial: Option<&Serial>) -> anyhow::Result<()> {
-    let (_, authority) = config.authority()?;
-    let revoked = match (id, serial) {
-        (Some(id), _) => authority.revoke_id(id)?,
-        (None, Some(serial)) => authority.revoke_serial(serial)?,
-        (None, None) => Vec::new(),
+fn revoke(config: &ConfigArgument, id: Option<SpiffeId>, serial: Option<Serial>) -> anyhow::Result<()> {
+    let config = config.load()?;
+    let what = match (id, serial) {
+        (Some(id), _) => Revocation::Id(id),
+        (None, Some(serial)) => Revocation::Serial(serial),
+        (None, None) => bail!("say --id or --serial"),
     };
-    if revoked.is_empty() {
-        bail!("no certificate of that name is in force; `postern certs status` counts those that are");
-    }
-    for serial in revoked {
+    let known = Authority::revoke_in(&config.authority_dir(), &tls::authority_options(&config), &what)?;
+    for serial in &known {
         say(&format!("revoked {serial}"));
+    }
+    if known.is_empty() {
+        say("no certificate of that name is known here; should there be one, it is refused from now on");
     }
     Ok(())
 }

@@ -32,6 +32,7 @@ impl Places {
 
     /// A place, if there is one for this address.
     pub(crate) fn take(&self, address: IpAddr) -> Option<Place> {
+        let address = network(address);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let here = counts.by_address.get(&address).copied().unwrap_or(0);
         if counts.all >= self.most || here >= self.most_per_address {
@@ -56,6 +57,14 @@ impl Drop for Place {
     }
 }
 
+/// What counts as one machine: an IPv4 address, or a network of 64 bits, all of which an IPv6 machine may use.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
+        four @ IpAddr::V4(_) => four,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +79,10 @@ mod tests {
         assert!(places.take(other).is_none(), "all places are taken");
         drop(held.pop());
         assert!(places.take(one).is_none() && places.take(other).is_some());
+        let six = |text: &str| network(text.parse().unwrap());
+        assert_eq!(six("fd00::1"), six("fd00::ffff:1"), "one machine");
+        assert_ne!(six("fd00:0:0:1::1"), six("fd00::1"));
+        assert_eq!(six("::ffff:10.0.0.1"), one);
         drop(held);
         assert!(places.counts.lock().unwrap().by_address.is_empty(), "nothing is kept of who is gone");
     }

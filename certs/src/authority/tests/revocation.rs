@@ -36,9 +36,58 @@ fn revoking_a_number() {
     assert_eq!(authority.revoke_serial(&serial).unwrap(), [serial]);
     assert_eq!(who(&authority, &first.chain, START), Some(Reason::Revoked));
     assert_eq!(who(&authority, &second.chain, START), None);
-    assert!(matches!(authority.revoke_serial(&"abcd".parse().unwrap()), Err(CertsError::NothingToRevoke(_))));
-    scratch.clock.advance(Duration::days(4));
-    assert!(matches!(authority.revoke_id(&ada().id), Err(CertsError::NothingToRevoke(_))), "all are over");
+}
+
+/// After a restore, or after a clock that ran ahead, there are leaves that the register does not know.
+#[test]
+fn what_the_register_does_not_know_is_revoked_as_well() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    let empty = std::fs::read(scratch.dir.join(LEDGER_FILE)).unwrap();
+    let (one, two) = (authority.issue(ada()).unwrap(), authority.issue(bob()).unwrap());
+    drop(authority);
+    scratch.put(LEDGER_FILE, &empty);
+    scratch.clock.advance(Duration::MINUTE);
+    let authority = scratch.open().unwrap();
+    let now = START + Duration::MINUTE;
+    let peer = verify::peer(&one.chain[0]).unwrap();
+    assert_eq!(authority.revoke_id(&ada().id).unwrap(), [], "none that is known");
+    assert_eq!(who(&authority, &one.chain, now), Some(Reason::Revoked));
+    assert!(authority.trust().is_revoked(&peer));
+    assert!(matches!(
+        authority.renew(&peer, &crate::Csr::generate(&ada().id).unwrap().der),
+        Err(CertsError::NotRenewable { .. })
+    ));
+    assert_eq!(who(&authority, &two.chain, now), None);
+    let serial = verify::peer(&two.chain[0]).unwrap().serial;
+    authority.revoke_serial(&serial).unwrap();
+    assert_eq!(who(&authority, &two.chain, now), Some(Reason::Revoked));
+    // A new leaf for the same identity is not hit, not even one of the same second.
+    let again = authority.issue(ada()).unwrap();
+    assert_eq!(who(&authority, &again.chain, now), None);
+    assert_eq!(who(&scratch.open().unwrap(), &one.chain, now), Some(Reason::Revoked), "it is durable");
+}
+
+/// A clock that ran ahead for ten days must not bring back what was revoked.
+#[test]
+fn a_clock_that_ran_ahead_forgets_no_revocation() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    let (stolen, live) = (authority.issue(ada()).unwrap(), authority.issue(bob()).unwrap());
+    authority.revoke_id(&ada().id).unwrap();
+    scratch.clock.advance(Duration::days(10));
+    authority.refresh().unwrap();
+    authority.issue(LeafRequest { id: authority.gateway_id().clone(), role: Role::Gateway { names: vec![] } }).unwrap();
+    drop(authority);
+    scratch.clock.advance(-Duration::days(10) + Duration::MINUTE);
+    // While the clock is behind the highest time seen nothing is issued, but what was stolen is revoked.
+    assert!(matches!(scratch.open(), Err(CertsError::ClockSetBack { .. })));
+    Authority::revoke_in(&scratch.dir, &scratch.options(), &Revocation::Id(bob().id)).unwrap();
+    Authority::reset_clock(&scratch.dir, scratch.options()).unwrap();
+    let authority = scratch.open().unwrap();
+    let now = START + Duration::MINUTE;
+    assert_eq!(who(&authority, &stolen.chain, now), Some(Reason::Revoked));
+    assert_eq!(who(&authority, &live.chain, now), Some(Reason::Revoked));
 }
 
 #[test]
