@@ -23,6 +23,13 @@ impl RecordId {
     pub fn new() -> Self {
         Self(uuid::Uuid::now_v7())
     }
+
+    /// A number that follows from it.
+    #[must_use]
+    pub fn seed(self) -> u64 {
+        let (time, random) = self.0.as_u64_pair();
+        time ^ random
+    }
 }
 
 impl Default for RecordId {

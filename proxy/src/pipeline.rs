@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use http::Request;
 use http::Response;
 use hyper::body::Incoming;
-use postern_plugins::{FleetFacts, MessageFacts, RequestFacts, TargetFacts, TargetPlacement};
+use postern_plugins::{CallContext, FleetFacts, MessageFacts, RequestFacts, TargetFacts, TargetPlacement};
 
 use crate::audit::{Intent, RecordId};
 use crate::cache;
@@ -107,7 +107,9 @@ async fn answer(
         }
     })?;
     *label = classified.label();
-    let mut masked = redact::mask(keys, &gateway.policies, classified).await?;
+    let (tenant, seed) = (classified.request().peer.tenant.clone(), exchange.record.seed());
+    let context = CallContext { tenant: &tenant, label: config.labels.name(*label), seed };
+    let mut masked = redact::mask(keys, &gateway.policies, &context, classified).await?;
     for (kind, count) in masked.counts() {
         gateway.metrics.redacted(kind, *count);
     }
@@ -116,7 +118,7 @@ async fn answer(
     let engine = engine_facts(gateway, masked.classified());
     let request_facts = request_facts(gateway, masked.classified());
     let fleet = fleet_facts(gateway, &predictions, engine);
-    let votes = gateway.policies.route(config, &request_facts, &fleet).await?;
+    let votes = gateway.policies.route(config, &context, &request_facts, &fleet).await?;
     if let Some(policy) = &votes.denied {
         return Err(Error::PolicyDenied { policy: policy.clone() });
     }
@@ -142,7 +144,8 @@ async fn answer(
     })?;
     exchange.placement = planned.plan().placement.as_str();
 
-    let (hit, fill, said) = look_up(gateway, &request_facts, &planned, said).await;
+    let context = CallContext { label: config.labels.name(*label), ..context };
+    let (hit, fill, said) = look_up(gateway, &context, &request_facts, &planned, said).await;
     let leaves = hit.is_none() && planned.plan().form == Form::Masked;
     record_intent(gateway, exchange, &planned, &said, request_hash, leaves).await?;
     if let Some(entry) = hit {
@@ -181,12 +184,13 @@ fn raise(gateway: &Gateway, masked: &mut redact::MaskedRequest, votes: &Votes) -
 /// What the cache has, else where an answer is to be kept.
 async fn look_up(
     gateway: &Gateway,
+    context: &CallContext<'_>,
     facts: &RequestFacts,
     planned: &PlannedRequest,
     mut said: Vec<Said>,
 ) -> (Option<cache::Entry>, Option<Fill>, Vec<Said>) {
     let Some(store) = &gateway.cache else { return (None, None, said) };
-    let choice = gateway.policies.cache(facts).await;
+    let choice = gateway.policies.cache(context, facts).await;
     said.extend(choice.said);
     // A plain form has no placeholders that could be mapped onto another request.
     if !choice.exact || (planned.plan().form == Form::Plain && !planned.masked().vault().is_empty()) {
@@ -266,13 +270,17 @@ fn request_facts(gateway: &Gateway, classified: &ClassifiedRequest) -> RequestFa
         model: chat.model.clone(),
         stream: chat.stream,
         prompt_tokens: chat.estimated_prompt_tokens(),
-        messages: messages.map(|m| MessageFacts { role: m.role.to_owned(), bytes: m.bytes as u64 }).collect(),
+        messages: messages
+            .map(|m| MessageFacts { role: m.role.to_owned(), bytes: m.bytes as u64, text: None })
+            .collect(),
         tools: chat.tools,
         images: chat.opaque_parts,
         temperature: chat.temperature,
         placement_asked: marks.placement.map(to_plugin),
         conversation: classified.conversation().to_hex(),
         time: now.as_secs(),
+        labels: gateway.config.labels.names().iter().map(ToString::to_string).collect(),
+        ..RequestFacts::default()
     }
 }
 
@@ -304,6 +312,7 @@ fn fleet_facts(
             predicted_ttft_ms: ttft.map(ms),
             queue_depth: 0,
             price: None,
+            requests_left: None,
         })
         .collect();
     if engine.serves {
@@ -319,6 +328,7 @@ fn fleet_facts(
                 .state()
                 .map_or(0, |s| u32::try_from(s.queue_depth).unwrap_or(u32::MAX)),
             price: None,
+            requests_left: None,
         });
     }
     FleetFacts { targets }

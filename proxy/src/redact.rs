@@ -7,7 +7,7 @@ pub mod vault;
 
 use std::collections::BTreeMap;
 
-use postern_plugins::{Span, TextSegment};
+use postern_plugins::{CallContext, Span, TextSegment};
 use serde_json::{Map, Value};
 
 use crate::classify::ClassifiedRequest;
@@ -143,7 +143,12 @@ pub fn segments(body: &Map<String, Value>) -> Vec<Segment<'_>> {
 ///
 /// # Errors
 /// A policy failed whose configuration says `on_failure: reject`.
-pub async fn mask(keys: &Keys, policies: &Policies, classified: ClassifiedRequest) -> Result<MaskedRequest, Error> {
+pub async fn mask(
+    keys: &Keys,
+    policies: &Policies,
+    context: &CallContext<'_>,
+    classified: ClassifiedRequest,
+) -> Result<MaskedRequest, Error> {
     let tenant = classified.request().peer.tenant.clone();
     let mut vault = Vault::new(keys, &tenant, classified.conversation());
     if !policies.redact() {
@@ -163,7 +168,7 @@ pub async fn mask(keys: &Keys, policies: &Policies, classified: ClassifiedReques
         .into_iter()
         .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.to_owned() })
         .collect();
-    let found = policies.find(&segments).await?;
+    let found = policies.find(context, &segments).await?;
     let spans = merged(found.spans);
     let mut counts = BTreeMap::new();
     let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use postern_plugins::{
-    CacheMode, FleetFacts, Policy, PolicyFailure, PolicyHost, PolicySpec, RequestFacts, Span, TextSegment, Verdict,
+    CacheMode, CallContext, Counters, FleetFacts, Grants, Policy, PolicyFailure, PolicyHost, PolicyMetrics, PolicySpec,
+    RequestFacts, Span, TextSegment, Verdict,
 };
 use serde::Serialize;
 
@@ -119,6 +120,9 @@ impl Policies {
                 config: policy.config.clone(),
                 deadline: policy.deadline,
                 memory_bytes: policy.memory,
+                grants: Grants::default(),
+                counters: Arc::new(Counters::new()),
+                metrics: Arc::new(PolicyMetrics::new([])),
             };
             let loaded = host.load(spec).with_context(name)?;
             Ok(Loaded {
@@ -137,6 +141,7 @@ impl Policies {
     pub async fn probe(&self) -> Vec<(&str, PolicyFailure)> {
         let (request, fleet) =
             (RequestFacts { model: "probe".to_owned(), ..RequestFacts::default() }, FleetFacts::default());
+        let context = CallContext { tenant: "", label: "", seed: 0 };
         let mut failed = Vec::new();
         for loaded in &self.all {
             let steps = loaded.policy.steps();
@@ -149,10 +154,10 @@ impl Policies {
                 note("redaction", loaded.policy.try_find().await.err());
             }
             if steps.routing {
-                note("routing", loaded.policy.route(&request, &fleet).await.err());
+                note("routing", loaded.policy.route(&context, &request, &fleet).await.answer.err());
             }
             if steps.caching {
-                note("caching", loaded.policy.plan(&request).await.err());
+                note("caching", loaded.policy.plan(&context, &request).await.answer.err());
             }
             failed.extend(failures.into_iter().map(|failure| (loaded.policy.name(), failure)));
         }
@@ -182,11 +187,11 @@ impl Policies {
     ///
     /// # Errors
     /// One failed whose configuration says `reject`.
-    pub async fn find(&self, segments: &[TextSegment]) -> Result<Found, Error> {
+    pub async fn find(&self, context: &CallContext<'_>, segments: &[TextSegment]) -> Result<Found, Error> {
         let mut found = Found { spans: Vec::new(), complete: true, said: Vec::new() };
         for loaded in self.all.iter().filter(|loaded| loaded.policy.steps().redaction) {
             let started = Instant::now();
-            let result = loaded.policy.find(segments).await;
+            let result = loaded.policy.find(context, segments).await.answer;
             self.metrics.policy_call(loaded.policy.name(), "redaction", started.elapsed());
             loaded.note("redaction", result.is_ok());
             match result {
@@ -208,11 +213,17 @@ impl Policies {
     ///
     /// # Errors
     /// One failed whose configuration says `reject`.
-    pub async fn route(&self, config: &Config, request: &RequestFacts, fleet: &FleetFacts) -> Result<Votes, Error> {
+    pub async fn route(
+        &self,
+        config: &Config,
+        context: &CallContext<'_>,
+        request: &RequestFacts,
+        fleet: &FleetFacts,
+    ) -> Result<Votes, Error> {
         let mut votes = Votes::default();
         for loaded in self.all.iter().filter(|loaded| loaded.policy.steps().routing) {
             let started = Instant::now();
-            let result = loaded.policy.route(request, fleet).await;
+            let result = loaded.policy.route(context, request, fleet).await.answer;
             self.metrics.policy_call(loaded.policy.name(), "routing", started.elapsed());
             let result = result.and_then(|verdict| Vote::read(verdict, config, fleet));
             loaded.note("routing", result.is_ok());
@@ -229,16 +240,16 @@ impl Policies {
     }
 
     /// Asks every caching policy whether an answer may be kept. A failure means: do not use the cache.
-    pub async fn cache(&self, request: &RequestFacts) -> CacheChoice {
+    pub async fn cache(&self, context: &CallContext<'_>, request: &RequestFacts) -> CacheChoice {
         let mut choice = CacheChoice { exact: true, ..CacheChoice::default() };
         for loaded in self.all.iter().filter(|loaded| loaded.policy.steps().caching) {
             let started = Instant::now();
-            let result = loaded.policy.plan(request).await;
+            let result = loaded.policy.plan(context, request).await.answer;
             self.metrics.policy_call(loaded.policy.name(), "caching", started.elapsed());
             loaded.note("caching", result.is_ok());
             match result {
                 Ok(plan) => {
-                    let exact = matches!(plan.mode, CacheMode::Exact);
+                    let exact = matches!(plan.mode, CacheMode::Exact | CacheMode::Semantic);
                     choice.said.push(loaded.said("caching", if exact { "exact" } else { "bypass" }.to_owned()));
                     choice.exact &= exact;
                     let ttl = plan.ttl_seconds.map(|seconds| Duration::from_secs(u64::from(seconds)));

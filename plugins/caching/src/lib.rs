@@ -86,17 +86,11 @@ mod tests {
             identity: "spiffe://td/clerk/li".into(),
             tenant: "clerks".into(),
             label: "internal".into(),
-            label_sources: Vec::new(),
             model: "chat".into(),
             stream: true,
             prompt_tokens: 100,
-            messages: Vec::new(),
-            tools: false,
-            images: false,
-            temperature: None,
-            placement_asked: None,
             conversation: "c1".into(),
-            time: 0,
+            ..RequestFacts::default()
         }
     }
 

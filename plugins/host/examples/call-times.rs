@@ -1,14 +1,16 @@
 //! Prints how long a call of each first-party policy takes: `cargo run --release -p postern-plugins --example call-times`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postern_plugins::{
-    FleetFacts, HostOptions, MessageFacts, Policy, PolicyHost, PolicySpec, RequestFacts, TargetFacts, TargetPlacement,
-    TextSegment,
+    CallContext, Counters, FleetFacts, Grants, HostOptions, MessageFacts, Policy, PolicyHost, PolicyMetrics,
+    PolicySpec, RequestFacts, TargetFacts, TargetPlacement, TextSegment,
 };
 
 const CALLS: usize = 20_000;
+const CONTEXT: CallContext<'static> = CallContext { tenant: "clerks", label: "internal", seed: 7 };
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 
@@ -21,11 +23,11 @@ async fn main() -> Done {
     let [route, plan, find] = &mut times;
     for _ in 0..CALLS {
         let started = Instant::now();
-        routing.route(&request, &fleet).await?;
+        routing.route(&CONTEXT, &request, &fleet).await.answer?;
         let routed = Instant::now();
-        caching.plan(&request).await?;
+        caching.plan(&CONTEXT, &request).await.answer?;
         let planned = Instant::now();
-        redaction.find(&segments).await?;
+        redaction.find(&CONTEXT, &segments).await.answer?;
         let found = Instant::now();
         route.push(routed - started);
         plan.push(planned - routed);
@@ -45,7 +47,16 @@ fn load(host: &PolicyHost, policy: &str) -> Result<Policy, Box<dyn std::error::E
         std::fs::read(&file).map_err(|error| format!("{}: {error}; run plugins/build.sh", file.display()))?;
     let (config, deadline) = (serde_json::Value::Null, Duration::from_millis(20));
     let started = Instant::now();
-    let policy = host.load(PolicySpec { name: policy.into(), component, config, deadline, memory_bytes: 32 << 20 })?;
+    let policy = host.load(PolicySpec {
+        name: policy.into(),
+        component,
+        config,
+        deadline,
+        memory_bytes: 32 << 20,
+        grants: Grants::default(),
+        counters: Arc::new(Counters::new()),
+        metrics: Arc::new(PolicyMetrics::new([])),
+    })?;
     eprintln!("{:18} compiled in {:?}", policy.name(), started.elapsed());
     Ok(policy)
 }
@@ -59,13 +70,14 @@ fn request() -> RequestFacts {
         model: "chat".into(),
         stream: true,
         prompt_tokens: 500,
-        messages: ["system", "user"].map(|role| MessageFacts { role: role.into(), bytes: 1000 }).into(),
+        messages: ["system", "user"].map(|role| MessageFacts { role: role.into(), bytes: 1000, text: None }).into(),
         tools: false,
         images: false,
         temperature: None,
         placement_asked: None,
         conversation: "7f3a".into(),
         time: 1_795_000_000,
+        ..RequestFacts::default()
     }
 }
 
@@ -78,6 +90,7 @@ fn fleet() -> FleetFacts {
         predicted_ttft_ms: Some(300),
         queue_depth: 1,
         price: None,
+        requests_left: None,
     };
     let targets = [("a", TargetPlacement::Cloud), ("b", TargetPlacement::Edge), ("engine", TargetPlacement::Local)];
     FleetFacts { targets: targets.map(|(name, placement)| target(name, placement)).into() }

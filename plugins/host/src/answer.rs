@@ -25,7 +25,8 @@ pub(crate) fn verdict(verdict: Verdict) -> Checked<Verdict> {
     at_most("targets", verdict.targets.len(), MAX_TARGETS)?;
     at_most("annotations", verdict.annotations.len(), MAX_PARTS)?;
     let annotated = verdict.annotations.iter().map(|a| &a.key);
-    let names = verdict.targets.iter().chain(&verdict.model).chain(&verdict.label).chain(annotated);
+    let names =
+        verdict.targets.iter().chain(&verdict.model).chain(&verdict.label).chain(&verdict.weight).chain(annotated);
     short("a name", names, MAX_NAME_BYTES)?;
     let texts = verdict.deny.iter().chain(verdict.annotations.iter().map(|a| &a.value));
     short("a text", texts, MAX_TEXT_BYTES)?;

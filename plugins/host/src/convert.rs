@@ -1,23 +1,35 @@
 //! Between our plain data and the types of the bindings. Nothing is judged here; [`crate::answer`] does that.
 
+use crate::answer::{MAX_PARTS, MAX_TEXT_BYTES};
 use crate::bindings::postern::policy::types as wit;
 use crate::facts::{
-    Annotation, CacheMode, CachePlan, FleetFacts, MessageFacts, Placement, Price, RequestFacts, Span, TargetFacts,
-    TargetPlacement, TextSegment, Verdict,
+    Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span,
+    TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
+use crate::policy::Grants;
 
 /// Lists of borrowed records need an owner for the time of a call.
 pub(crate) struct RequestLists<'a> {
+    labels: Vec<&'a str>,
     label_sources: Vec<&'a str>,
     messages: Vec<wit::MessageFacts<'a>>,
+    headers: Vec<wit::Header<'a>>,
 }
 
 impl<'a> RequestLists<'a> {
-    pub(crate) fn of(request: &'a RequestFacts) -> Self {
-        let message = |m: &'a MessageFacts| wit::MessageFacts { role: &m.role, bytes: m.bytes };
+    /// Of text and headers, only what was granted.
+    pub(crate) fn of(request: &'a RequestFacts, grants: &Grants) -> Self {
+        let message = |m: &'a MessageFacts| {
+            let text = m.text.as_deref().filter(|_| grants.text);
+            wit::MessageFacts { role: &m.role, bytes: m.bytes, text }
+        };
+        let headers = request.headers.iter().filter(|header| grants.headers.contains(&header.name));
+        let headers = headers.filter(|header| header.value.len() <= MAX_TEXT_BYTES).take(MAX_PARTS);
         Self {
+            labels: request.labels.iter().map(String::as_str).collect(),
             label_sources: request.label_sources.iter().map(String::as_str).collect(),
             messages: request.messages.iter().map(message).collect(),
+            headers: headers.map(|Header { name, value }| wit::Header { name, value }).collect(),
         }
     }
 
@@ -26,6 +38,7 @@ impl<'a> RequestLists<'a> {
             identity: &request.identity,
             tenant: &request.tenant,
             label: &request.label,
+            labels: &self.labels,
             label_sources: &self.label_sources,
             model: &request.model,
             stream: request.stream,
@@ -37,6 +50,9 @@ impl<'a> RequestLists<'a> {
             placement_asked: request.placement_asked.map(placement_out),
             conversation: &request.conversation,
             time: request.time,
+            utc_offset_minutes: request.utc_offset_minutes,
+            tokens_left: request.tokens_left,
+            headers: &self.headers,
         }
     }
 }
@@ -60,6 +76,7 @@ fn target(target: &TargetFacts) -> wit::TargetFacts<'_> {
         predicted_ttft_ms: target.predicted_ttft_ms,
         queue_depth: target.queue_depth,
         price: target.price.map(price),
+        requests_left: target.requests_left,
     }
 }
 
@@ -68,7 +85,7 @@ pub(crate) fn segments(segments: &[TextSegment]) -> Vec<wit::TextSegment<'_>> {
 }
 
 pub(crate) fn verdict(verdict: wit::Verdict) -> Verdict {
-    let wit::Verdict { placement, targets, model, label, deny, annotations } = verdict;
+    let wit::Verdict { placement, targets, model, label, deny, weight, annotations } = verdict;
     let annotation = |a: wit::Annotation| Annotation { key: a.key, value: a.value };
     Verdict {
         placement: placement.map(placement_in),
@@ -76,6 +93,7 @@ pub(crate) fn verdict(verdict: wit::Verdict) -> Verdict {
         model,
         label,
         deny,
+        weight,
         annotations: annotations.into_iter().map(annotation).collect(),
     }
 }
@@ -83,6 +101,7 @@ pub(crate) fn verdict(verdict: wit::Verdict) -> Verdict {
 pub(crate) fn plan(plan: wit::CachePlan) -> CachePlan {
     let mode = match plan.mode {
         wit::CacheMode::Exact => CacheMode::Exact,
+        wit::CacheMode::Semantic => CacheMode::Semantic,
         wit::CacheMode::Bypass => CacheMode::Bypass,
     };
     CachePlan { mode, ttl_seconds: plan.ttl_seconds, key_parts: plan.key_parts }

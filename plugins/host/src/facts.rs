@@ -28,7 +28,7 @@ pub enum TargetPlacement {
     Local,
 }
 
-/// What a policy may know about a request. It has sizes, never text.
+/// What a policy may know about a request. It has sizes; text and headers only as far as they were granted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestFacts {
     /// SPIFFE ID of the caller.
@@ -37,6 +37,8 @@ pub struct RequestFacts {
     pub tenant: String,
     /// The label so far; a policy may raise it.
     pub label: String,
+    /// All labels, the lowest first.
+    pub labels: Vec<String>,
     /// What raised the label, as short names such as `identity` or `detector:email`.
     pub label_sources: Vec<String>,
     /// The model that was asked for.
@@ -59,6 +61,21 @@ pub struct RequestFacts {
     pub conversation: String,
     /// Wall time in seconds since 1970-01-01 UTC.
     pub time: u64,
+    /// Local time minus UTC, in minutes.
+    pub utc_offset_minutes: i32,
+    /// Tokens that the identity may still use in this minute, if it has a limit.
+    pub tokens_left: Option<u64>,
+    /// All headers that any policy may have been granted; each policy sees those of its own grants.
+    pub headers: Vec<Header>,
+}
+
+/// A header of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// In lower case.
+    pub name: String,
+    /// Its value.
+    pub value: String,
 }
 
 /// The shape of one message.
@@ -68,6 +85,9 @@ pub struct MessageFacts {
     pub role: String,
     /// Length of its text in bytes of UTF-8.
     pub bytes: u64,
+    /// Its text with placeholders, for policies that were granted it. Never serialised: records have no content.
+    #[serde(skip)]
+    pub text: Option<String>,
 }
 
 /// The targets that exist, with their state now.
@@ -94,6 +114,8 @@ pub struct TargetFacts {
     pub queue_depth: u32,
     /// What it costs, if configured.
     pub price: Option<Price>,
+    /// Requests that it may still be sent in this minute, if it has a limit.
+    pub requests_left: Option<u32>,
 }
 
 /// A price in the operator's currency for each million tokens.
@@ -110,15 +132,17 @@ pub struct Price {
 pub struct Verdict {
     /// Where the request should be answered.
     pub placement: Option<Placement>,
-    /// The targets to consider; empty: all.
+    /// The targets to consider, in the order of preference; empty: all, as configured.
     pub targets: Vec<String>,
     /// Another model than the one asked for.
     pub model: Option<String>,
     /// Raise the label to this one. A lower one has no effect.
     pub label: Option<String>,
-    /// Refuse the request. Clients see a fixed code, records who refused; nobody keeps the reason yet.
+    /// Refuse the request, for this reason. Clients see a fixed code.
     pub deny: Option<String>,
-    /// Notes on the request. Nobody keeps them yet.
+    /// Spread requests over the targets by the weights of this name.
+    pub weight: Option<String>,
+    /// Notes on the request, for its record.
     pub annotations: Vec<Annotation>,
 }
 
@@ -137,6 +161,8 @@ pub struct Annotation {
 pub enum CacheMode {
     /// For requests that are equal in every parameter.
     Exact,
+    /// Also for requests that mean the same, where that is configured.
+    Semantic,
     /// Neither read nor written.
     Bypass,
 }

@@ -1,4 +1,5 @@
-//! What a policy may ask of the host: log, configuration, recognisers, time. No file, no network, nothing that lasts.
+//! What a policy may ask of the host: log, configuration, recognisers, counters, numbers, time. No file, no network, and
+//! nothing that lasts before [`Effects`] are committed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,10 +9,16 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use wasmtime::{ResourceLimiter, Trap, UpdateDeadline};
 
-use crate::bindings::postern::policy::{clock, config, detectors as wit_detectors, log, types};
+use crate::answer::MAX_NAME_BYTES;
+use crate::bindings::postern::policy::{
+    clock, config, counters as wit_counters, detectors as wit_detectors, log, metrics as wit_metrics, random, types,
+};
+use crate::counters::{Counters, MAX_TTL, Scope};
 use crate::detectors::work::Work;
 use crate::detectors::{self, Kind, Match};
+use crate::effects::{Add, Effects, MAX_COUNTERS, MAX_LOG_LINES, MAX_NUMBERS, Number};
 use crate::error::printable;
+use crate::metrics::PolicyMetrics;
 use crate::ticker::TICK;
 
 /// Bytes that a guest may hand to the host at once, in an answer or an argument. Guests can name the same bytes many times
@@ -21,7 +28,6 @@ pub(crate) const MAX_HANDED_BYTES: usize = 32 << 20;
 /// Ticks (of a millisecond) that a guest may see before its deadline counts.
 const FAIR_TICKS: u32 = 5;
 
-const MAX_LOG_LINES: u32 = 32;
 const MAX_LOG_BYTES: usize = 1024;
 
 /// Longer texts are searched on a thread of their own, so that other requests go on meanwhile.
@@ -33,20 +39,45 @@ const BYTES_PER_TICK: usize = 64 << 10;
 /// Bytes of text that a guest may have searched in one call.
 const MAX_SEARCHED_BYTES: usize = 64 << 20;
 
+/// What a policy is, for each of its calls.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) name: Arc<str>,
+    /// As JSON text.
+    pub(crate) config: Arc<str>,
+    pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) metrics: Arc<PolicyMetrics>,
+}
+
+/// What a call belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct CallContext<'a> {
+    /// The tenant of the request; no counter is seen by another.
+    pub tenant: &'a str,
+    /// The label of the request so far; no counter is seen under another.
+    pub label: &'a str,
+    /// `random` follows from it and the policy's name: give it again to repeat a call exactly.
+    pub seed: u64,
+}
+
 /// Everything that belongs to one call; it is dropped with the instance.
 #[derive(Debug)]
 pub(crate) struct Call {
-    policy: Arc<str>,
-    config: Arc<str>,
-    /// A plugin that has seen text must not write to the log.
-    may_log: bool,
-    lines: u32,
+    owner: Arc<Owner>,
+    /// It has seen text, so what it writes must not be read by people.
+    sees_text: bool,
     time_ms: u64,
+    random: u64,
     deadline: Instant,
     ticks: u32,
     searched_bytes: usize,
     searches: Arc<Semaphore>,
     memory: Memory,
+    scope: Scope,
+    lines: Vec<(tracing::Level, String)>,
+    adds: Vec<Add>,
+    numbers: Vec<Number>,
 }
 
 /// Counts what a guest takes.
@@ -57,25 +88,35 @@ struct Memory {
 }
 
 impl Call {
-    pub(crate) fn new(
-        policy: Arc<str>,
-        config: Arc<str>,
-        limits: Limits,
-        searches: Arc<Semaphore>,
-        may_log: bool,
-    ) -> Self {
+    pub(crate) fn new(owner: Arc<Owner>, context: &CallContext<'_>, searches: Arc<Semaphore>, sees_text: bool) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
-            policy,
-            config,
-            may_log,
-            lines: 0,
+            sees_text,
             time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-            deadline: Instant::now() + limits.deadline,
+            random: seed(context.seed, &owner.name),
+            deadline: Instant::now() + owner.limits.deadline,
             ticks: 0,
             searched_bytes: 0,
             searches,
-            memory: Memory { limit_bytes: limits.memory_bytes, exceeded: false },
+            memory: Memory { limit_bytes: owner.limits.memory_bytes, exceeded: false },
+            scope: Scope { tenant: context.tenant.to_owned(), label: context.label.to_owned() },
+            lines: Vec::new(),
+            adds: Vec::new(),
+            numbers: Vec::new(),
+            owner,
+        }
+    }
+
+    /// What it wrote, to be committed or dropped.
+    pub(crate) fn into_effects(self) -> Effects {
+        Effects {
+            policy: Arc::clone(&self.owner.name),
+            lines: self.lines,
+            adds: self.adds,
+            numbers: self.numbers,
+            counters: Arc::clone(&self.owner.counters),
+            metrics: Arc::clone(&self.owner.metrics),
+            scope: self.scope,
         }
     }
 
@@ -166,16 +207,14 @@ impl types::Host for Call {}
 
 impl log::Host for Call {
     fn write(&mut self, level: log::Level, message: String) -> wasmtime::Result<()> {
-        self.lines = self.lines.saturating_add(1);
-        if !self.may_log || self.lines > MAX_LOG_LINES {
-            return Ok(());
-        }
-        let (policy, message) = (&*self.policy, printable(&message, MAX_LOG_BYTES));
-        match level {
-            log::Level::Debug => tracing::debug!(target: "postern::policy", policy, "{message}"),
-            log::Level::Info => tracing::info!(target: "postern::policy", policy, "{message}"),
-            log::Level::Warn => tracing::warn!(target: "postern::policy", policy, "{message}"),
-            log::Level::Error => tracing::error!(target: "postern::policy", policy, "{message}"),
+        if !self.sees_text && self.lines.len() < MAX_LOG_LINES {
+            let level = match level {
+                log::Level::Debug => tracing::Level::DEBUG,
+                log::Level::Info => tracing::Level::INFO,
+                log::Level::Warn => tracing::Level::WARN,
+                log::Level::Error => tracing::Level::ERROR,
+            };
+            self.lines.push((level, printable(&message, MAX_LOG_BYTES)));
         }
         Ok(())
     }
@@ -183,8 +222,81 @@ impl log::Host for Call {
 
 impl config::Host for Call {
     fn get(&mut self) -> wasmtime::Result<String> {
-        Ok(self.config.as_ref().to_owned())
+        Ok(self.owner.config.as_ref().to_owned())
     }
+}
+
+impl wit_counters::Host for Call {
+    fn add(&mut self, key: String, by: i64, ttl_seconds: u32) -> wasmtime::Result<Result<i64, String>> {
+        let ttl = Duration::from_secs(u64::from(ttl_seconds));
+        if key.len() > MAX_NAME_BYTES {
+            return Ok(Err(format!("a key of {} bytes, and {MAX_NAME_BYTES} is the most", key.len())));
+        }
+        if ttl.is_zero() || ttl > MAX_TTL {
+            return Ok(Err(format!("a life of {ttl_seconds} s; it must be 1 to {}", MAX_TTL.as_secs())));
+        }
+        let known = self.adds.iter().any(|add| add.key == key);
+        if !known && self.adds.len() >= MAX_COUNTERS {
+            return Ok(Err(format!("more than {MAX_COUNTERS} counters in one call")));
+        }
+        if !known && !self.owner.counters.has_room(&self.scope, &key) {
+            return Ok(Err("no room for another counter".to_owned()));
+        }
+        match self.adds.iter_mut().find(|add| add.key == key) {
+            Some(add) => add.by = add.by.saturating_add(by),
+            None => self.adds.push(Add { key: key.clone(), by, ttl }),
+        }
+        Ok(Ok(self.counter(&key)))
+    }
+
+    fn get(&mut self, key: String) -> wasmtime::Result<i64> {
+        Ok(self.counter(&key))
+    }
+}
+
+impl Call {
+    /// What others have written, and what this call did.
+    fn counter(&self, key: &str) -> i64 {
+        let own = self.adds.iter().find(|add| add.key == key).map_or(0, |add| add.by);
+        self.owner.counters.get(&self.scope, key).saturating_add(own)
+    }
+
+    fn number(&mut self, number: Number) {
+        if !self.sees_text && self.numbers.len() < MAX_NUMBERS {
+            self.numbers.push(number);
+        }
+    }
+}
+
+impl wit_metrics::Host for Call {
+    fn count(&mut self, name: String, by: u32) -> wasmtime::Result<()> {
+        self.number(Number::Count(name, by));
+        Ok(())
+    }
+
+    fn set(&mut self, name: String, value: f64) -> wasmtime::Result<()> {
+        self.number(Number::Value(name, value));
+        Ok(())
+    }
+}
+
+impl random::Host for Call {
+    /// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+    fn next(&mut self) -> wasmtime::Result<u64> {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        Ok(mixed(self.random))
+    }
+}
+
+/// Policies that are asked about one request get different numbers.
+fn seed(request: u64, policy: &str) -> u64 {
+    policy.bytes().fold(request, |state, byte| mixed(state ^ u64::from(byte)))
+}
+
+fn mixed(state: u64) -> u64 {
+    let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 impl clock::Host for Call {

@@ -11,23 +11,30 @@ mod answer;
 mod bindings;
 mod componentize;
 mod convert;
+mod counters;
 pub mod detectors;
+mod effects;
 mod engine;
 mod error;
 mod facts;
 mod imports;
 mod kinds;
+mod metrics;
 mod policy;
 mod read;
 mod ticker;
 
 pub use answer::{MAX_KIND_BYTES, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS, MAX_TEXT_BYTES};
 pub use componentize::componentize;
+pub use counters::{Counters, MAX_COUNTERS_IN_SCOPE};
+pub use effects::Effects;
 pub use engine::{HostOptions, MAX_MEMORY_BYTES};
 pub use error::{FailureKind, MAX_DETAIL_BYTES, PluginError, PolicyFailure};
 pub use facts::{
-    Annotation, CacheMode, CachePlan, FleetFacts, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
+    Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
     TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
+pub use imports::CallContext;
 pub use kinds::MAX_KINDS;
-pub use policy::{MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec};
+pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
+pub use policy::{Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec, Reply};

@@ -11,10 +11,13 @@ use wasmtime::{Store, Trap};
 use crate::answer::MAX_SPANS;
 use crate::bindings::exports::postern::policy::{caching, redaction, routing};
 use crate::bindings::{FullPolicy, postern::policy::types as wit};
+use crate::counters::Counters;
+use crate::effects::Effects;
 use crate::engine::{HostOptions, MAX_MEMORY_BYTES, Sandbox};
 use crate::error::{FailureKind, PluginError, PolicyFailure};
 use crate::facts::{CachePlan, FleetFacts, RequestFacts, Span, Steps, TextSegment, Verdict};
-use crate::imports::{Call, Limits, MAX_HANDED_BYTES};
+use crate::imports::{Call, CallContext, Limits, MAX_HANDED_BYTES, Owner};
+use crate::metrics::PolicyMetrics;
 use crate::read::Read;
 use crate::{answer, convert, kinds};
 
@@ -27,7 +30,7 @@ pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
 
 const PACKAGE: &str = "postern:policy/";
 const VERSION: &str = "@1.0.0";
-const OFFERED: [&str; 5] = ["types", "log", "config", "detectors", "clock"];
+const OFFERED: [&str; 8] = ["types", "log", "config", "detectors", "counters", "metrics", "clock", "random"];
 
 /// Compiles policies and gives them a place to run.
 pub struct PolicyHost {
@@ -48,6 +51,40 @@ pub struct PolicySpec {
     pub deadline: Duration,
     /// How much memory a call may have, in bytes; at most [`MAX_MEMORY_BYTES`].
     pub memory_bytes: usize,
+    /// What it may see of the content of requests.
+    pub grants: Grants,
+    /// Where it counts. Hand the same to its next version.
+    pub counters: Arc<Counters>,
+    /// Where its numbers for operators go. Hand the same to its next version, if that has the same names.
+    pub metrics: Arc<PolicyMetrics>,
+}
+
+/// What a policy may see of the content of requests: what its manifest asks for and the operator granted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Headers of requests, in lower case.
+    pub headers: BTreeSet<String>,
+    /// The text of messages, masked. Then nothing that it writes is shown to anybody.
+    pub text: bool,
+}
+
+/// What a policy answered, and what it wrote meanwhile.
+#[derive(Debug)]
+pub struct Reply<T> {
+    /// The answer, checked; or why there is none.
+    pub answer: Result<T, PolicyFailure>,
+    /// To be committed when the label of the request is final, or dropped. None if no instance ever ran.
+    pub effects: Option<Effects>,
+}
+
+impl<T> Reply<T> {
+    fn failed(failure: PolicyFailure) -> Self {
+        Self { answer: Err(failure), effects: None }
+    }
+
+    fn and_then<U>(self, check: impl FnOnce(T) -> Result<U, PolicyFailure>) -> Reply<U> {
+        Reply { answer: self.answer.and_then(check), effects: self.effects }
+    }
 }
 
 /// A policy that can be asked. Cloning is cheap.
@@ -57,10 +94,9 @@ pub struct Policy {
 }
 
 struct Inner {
-    name: Arc<str>,
-    config: Arc<str>,
+    owner: Arc<Owner>,
     kinds: BTreeSet<String>,
-    limits: Limits,
+    grants: Grants,
     component: InstancePre<Call>,
     routing: Option<routing::GuestIndices>,
     caching: Option<caching::GuestIndices>,
@@ -102,10 +138,15 @@ impl PolicyHost {
         }
         let component = self.linker.instantiate_pre(&component).map_err(mismatch)?;
         let inner = Inner {
-            name: spec.name.into(),
-            config: config.into(),
+            owner: Arc::new(Owner {
+                name: spec.name.into(),
+                config: config.into(),
+                limits: Limits { deadline: spec.deadline, memory_bytes: spec.memory_bytes },
+                counters: spec.counters,
+                metrics: spec.metrics,
+            }),
             kinds: kinds::allowed(&spec.config)?,
-            limits: Limits { deadline: spec.deadline, memory_bytes: spec.memory_bytes },
+            grants: spec.grants,
             routing: steps.routing.then(|| routing::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
             caching: steps.caching.then(|| caching::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
             redaction: steps
@@ -125,7 +166,7 @@ impl Policy {
     /// Its name in the configuration.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.inner.name
+        &self.inner.owner.name
     }
 
     /// The steps at which it is asked.
@@ -139,60 +180,73 @@ impl Policy {
         }
     }
 
-    /// Asks where a request may be answered. Needs a tokio runtime with time, as all three do.
-    ///
-    /// # Errors
-    /// It does not export `routing`, or the call failed.
-    pub async fn route(&self, request: &RequestFacts, fleet: &FleetFacts) -> Result<Verdict, PolicyFailure> {
-        let indices = self.inner.routing.as_ref().ok_or_else(|| no_such_step("routing"))?;
-        let lists = convert::RequestLists::of(request);
+    /// What it may see of the content of requests.
+    #[must_use]
+    pub fn grants(&self) -> &Grants {
+        &self.inner.grants
+    }
+
+    /// Its numbers for operators.
+    #[must_use]
+    pub fn metrics(&self) -> &PolicyMetrics {
+        &self.inner.owner.metrics
+    }
+
+    /// Asks where a request may be answered. Needs a tokio runtime with time, as all three do. It fails if `routing` is not
+    /// exported.
+    pub async fn route(&self, context: &CallContext<'_>, request: &RequestFacts, fleet: &FleetFacts) -> Reply<Verdict> {
+        let Some(indices) = &self.inner.routing else { return Reply::failed(no_such_step("routing")) };
+        let lists = convert::RequestLists::of(request, &self.inner.grants);
         let facts = lists.facts(request);
         let targets = convert::targets(fleet);
         let fleet = wit::FleetFacts { targets: &targets };
-        let vote = self.inner.call(true, async |store, instance| {
+        let sees_text = self.inner.grants.text;
+        let vote = self.inner.call(context, sees_text, async |store, instance| {
             indices.load(&mut *store, instance)?.call_route(store, facts, fleet).await
         });
-        let vote = vote.await?.map_err(|error| PolicyFailure::new(FailureKind::Refused, error))?;
-        answer::verdict(convert::verdict(vote))
+        vote.await.and_then(|vote| {
+            let vote = vote.map_err(|error| own_error(&error, sees_text))?;
+            let mut vote = answer::verdict(convert::verdict(vote))?;
+            if sees_text {
+                // Its words could quote a prompt.
+                vote.deny = vote.deny.map(|_| String::new());
+                vote.annotations.clear();
+            }
+            Ok(vote)
+        })
     }
 
-    /// Asks whether the answer to a request may be cached.
-    ///
-    /// # Errors
-    /// It does not export `caching`, or the call failed.
-    pub async fn plan(&self, request: &RequestFacts) -> Result<CachePlan, PolicyFailure> {
-        let indices = self.inner.caching.as_ref().ok_or_else(|| no_such_step("caching"))?;
-        let lists = convert::RequestLists::of(request);
+    /// Asks whether the answer to a request may be cached. It fails if `caching` is not exported.
+    pub async fn plan(&self, context: &CallContext<'_>, request: &RequestFacts) -> Reply<CachePlan> {
+        let Some(indices) = &self.inner.caching else { return Reply::failed(no_such_step("caching")) };
+        let lists = convert::RequestLists::of(request, &self.inner.grants);
         let facts = lists.facts(request);
-        let plan = self
-            .inner
-            .call(true, async |store, instance| indices.load(&mut *store, instance)?.call_plan(store, facts).await);
-        let plan = plan.await?.map_err(|error| PolicyFailure::new(FailureKind::Refused, error))?;
-        answer::plan(convert::plan(plan))
+        let sees_text = self.inner.grants.text;
+        let plan = self.inner.call(context, sees_text, async |store, instance| {
+            indices.load(&mut *store, instance)?.call_plan(store, facts).await
+        });
+        plan.await.and_then(|plan| answer::plan(convert::plan(plan.map_err(|error| own_error(&error, sees_text))?)))
     }
 
     /// Asks what must not leave, in all texts of a request at once, and as they read without escapes. The spans are in order,
     /// on character boundaries, and do not overlap. A kind that is neither one of [`crate::detectors`] nor named in the
-    /// configuration of the policy is `data`.
-    ///
-    /// # Errors
-    /// It does not export `redaction`, or the call failed.
-    pub async fn find(&self, segments: &[TextSegment]) -> Result<Vec<Span>, PolicyFailure> {
-        let indices = self.inner.redaction.as_ref().ok_or_else(|| no_such_step("redaction"))?;
-        let read = Read::of(segments).await?;
+    /// configuration of the policy is `data`. It fails if `redaction` is not exported.
+    pub async fn find(&self, context: &CallContext<'_>, segments: &[TextSegment]) -> Reply<Vec<Span>> {
+        let Some(indices) = &self.inner.redaction else { return Reply::failed(no_such_step("redaction")) };
+        let read = match Read::of(segments).await {
+            Ok(read) => read,
+            Err(failure) => return Reply::failed(failure),
+        };
         let texts = convert::segments(read.segments());
         // It sees prompts, so neither its log lines nor the text of its error may go anywhere.
-        let found = self
-            .inner
-            .call(false, async |store, instance| indices.load(&mut *store, instance)?.call_find(store, &texts).await);
-        let found = found.await?.map_err(|_| {
-            PolicyFailure::new(
-                FailureKind::Refused,
-                "an error of its own, whose text is not kept since it could quote a prompt",
-            )
-        })?;
-        let found = answer::spans(read.segments(), convert::spans(found), read.max_spans())?;
-        answer::named(read.written(found)?, &self.inner.kinds)
+        let found = self.inner.call(context, true, async |store, instance| {
+            indices.load(&mut *store, instance)?.call_find(store, &texts).await
+        });
+        found.await.and_then(|found| {
+            let found = convert::spans(found.map_err(|error| own_error(&error, true))?);
+            let found = answer::spans(read.segments(), found, read.max_spans())?;
+            answer::named(read.written(found)?, &self.inner.kinds)
+        })
     }
 
     /// Asks what must not leave in a text that nobody wrote. Unlike [`find`](Self::find) it may tell the policy's own error,
@@ -204,34 +258,48 @@ impl Policy {
         let indices = self.inner.redaction.as_ref().ok_or_else(|| no_such_step("redaction"))?;
         let segments = [TextSegment { id: 0, role: "user".to_owned(), text: "probe".to_owned() }];
         let texts = convert::segments(&segments);
-        let found = self
-            .inner
-            .call(true, async |store, instance| indices.load(&mut *store, instance)?.call_find(store, &texts).await);
-        let found = found.await?.map_err(|error| PolicyFailure::new(FailureKind::Refused, error))?;
+        let found = self.inner.call(&TRIAL, false, async |store, instance| {
+            indices.load(&mut *store, instance)?.call_find(store, &texts).await
+        });
+        let found = found.await.answer?.map_err(|error| own_error(&error, false))?;
         answer::spans(&segments, convert::spans(found), MAX_SPANS).map(drop)
     }
+}
+
+/// For calls about no request.
+const TRIAL: CallContext<'static> = CallContext { tenant: "", label: "", seed: 0 };
+
+/// What the plugin says went wrong.
+fn own_error(error: &str, sees_text: bool) -> PolicyFailure {
+    let detail =
+        if sees_text { "an error of its own, whose text is not kept since it could quote a prompt" } else { error };
+    PolicyFailure::new(FailureKind::Refused, detail)
 }
 
 impl Inner {
     /// One call in a fresh instance.
     async fn call<T>(
         &self,
-        may_log: bool,
+        context: &CallContext<'_>,
+        sees_text: bool,
         ask: impl AsyncFnOnce(&mut Store<Call>, &Instance) -> wasmtime::Result<T>,
-    ) -> Result<T, PolicyFailure> {
-        let _place = self.sandbox.place(self.limits.deadline).await?;
+    ) -> Reply<T> {
+        let _place = match self.sandbox.place(self.owner.limits.deadline).await {
+            Ok(place) => place,
+            Err(failure) => return Reply::failed(failure),
+        };
         let _running = self.sandbox.ticker.run();
-        let mut store = self.store(may_log);
+        let mut store = self.store(context, sees_text);
         let answer = match self.component.instantiate_async(&mut store).await {
             Ok(instance) => ask(&mut store, &instance).await,
             Err(error) => Err(error),
         };
-        answer.map_err(|error| failure(store.data(), &error))
+        let answer = answer.map_err(|error| failure(store.data(), &error));
+        Reply { answer, effects: Some(store.into_data().into_effects()) }
     }
 
-    fn store(&self, may_log: bool) -> Store<Call> {
-        let (name, config) = (Arc::clone(&self.name), Arc::clone(&self.config));
-        let call = Call::new(name, config, self.limits, Arc::clone(&self.sandbox.searches), may_log);
+    fn store(&self, context: &CallContext<'_>, sees_text: bool) -> Store<Call> {
+        let call = Call::new(Arc::clone(&self.owner), context, Arc::clone(&self.sandbox.searches), sees_text);
         let mut store = Store::new(&self.sandbox.engine, call);
         store.limiter(|call| call.limiter());
         store.set_hostcall_fuel(MAX_HANDED_BYTES);
@@ -243,7 +311,7 @@ impl Inner {
     /// Are the exports of the right types, and does it start within its limits?
     async fn try_out(&self) -> Result<(), PluginError> {
         let _running = self.sandbox.ticker.run();
-        let mut store = self.store(true);
+        let mut store = self.store(&TRIAL, false);
         let instance = self.component.instantiate_async(&mut store).await.map_err(|error| {
             let failure = failure(store.data(), &error);
             PluginError::Mismatch(format!("it does not start ({}): {error:#}", failure.kind.name()))

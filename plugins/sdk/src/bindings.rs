@@ -1,4 +1,4 @@
-//! What wit-bindgen makes from `plugins/wit`. The types are made once, in [`offered`]; the three worlds share them.
+//! What wit-bindgen makes from `plugins/wit`. The types are made once, in [`offered`]; the worlds share them.
 
 #![allow(
     unsafe_code,
@@ -32,13 +32,17 @@ macro_rules! world {
                     "postern:policy/log@1.0.0": crate::bindings::offered::postern::policy::log,
                     "postern:policy/config@1.0.0": crate::bindings::offered::postern::policy::config,
                     "postern:policy/detectors@1.0.0": crate::bindings::offered::postern::policy::detectors,
+                    "postern:policy/counters@1.0.0": crate::bindings::offered::postern::policy::counters,
+                    "postern:policy/metrics@1.0.0": crate::bindings::offered::postern::policy::metrics,
                     "postern:policy/clock@1.0.0": crate::bindings::offered::postern::policy::clock,
+                    "postern:policy/random@1.0.0": crate::bindings::offered::postern::policy::random,
                 },
             });
         }
     };
 }
 
+world!(startup, "postern:policy/prepared");
 world!(routing, "postern:policy/routing-policy");
 world!(caching, "postern:policy/caching-policy");
 world!(redaction, "postern:policy/redaction-policy");

@@ -19,9 +19,12 @@
 //! ```
 //!
 //! The crate is a `cdylib`. Compile it for `wasm32-unknown-unknown` and make it a component with `postern-componentize`:
-//! the result imports nothing but what it uses of [`config`], [`log`], [`detectors`] and [`clock`].
+//! the result imports nothing but what it uses of [`config`], [`log`], [`detectors`], [`counters`], [`metrics`], [`clock`] and
+//! [`random`].
 //!
-//! Compiled natively, the policy can be unit-tested; only the four imports panic there, so keep the decision in a function
+//! A policy that reads its configuration once, when it is loaded, is quicker: see [`export_startup`].
+//!
+//! Compiled natively, the policy can be unit-tested; only the imports panic there, so keep the decision in a function
 //! that takes what they give. Every field and bound is documented in `plugins/wit`.
 
 #[doc(hidden)]
@@ -35,7 +38,8 @@ use serde::de::DeserializeOwned;
 pub mod routing {
     pub use crate::bindings::routing::exports::postern::policy::routing::Guest as Policy;
     pub use crate::types::{
-        Annotation, FleetFacts, MessageFacts, Placement, Price, RequestFacts, TargetFacts, TargetPlacement, Verdict,
+        Annotation, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, TargetFacts, TargetPlacement,
+        Verdict,
     };
 }
 
@@ -54,6 +58,26 @@ pub mod redaction {
 /// Postern's own recognisers.
 pub mod detectors {
     pub use crate::offered::detectors::{Hit, find};
+}
+
+/// Made ready once, when the policy is loaded: see [`export_startup`].
+pub mod startup {
+    pub use crate::bindings::startup::exports::postern::policy::startup::Guest as Startup;
+}
+
+/// Numbers that outlive a call, for one tenant and label.
+pub mod counters {
+    pub use crate::offered::counters::{add, get};
+}
+
+/// Numbers for operators, under names that the manifest lists.
+pub mod metrics {
+    pub use crate::offered::metrics::{count, set};
+}
+
+/// Numbers that look random and are the same for the same request.
+pub mod random {
+    pub use crate::offered::random::next;
 }
 
 /// The time.
@@ -106,7 +130,41 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 impl Default for types::Verdict {
     /// No opinion.
     fn default() -> Self {
-        Self { placement: None, targets: Vec::new(), model: None, label: None, deny: None, annotations: Vec::new() }
+        Self {
+            placement: None,
+            targets: Vec::new(),
+            model: None,
+            label: None,
+            deny: None,
+            weight: None,
+            annotations: Vec::new(),
+        }
+    }
+}
+
+impl Default for types::RequestFacts {
+    /// Nothing known: for unit tests of policies.
+    fn default() -> Self {
+        Self {
+            identity: String::new(),
+            tenant: String::new(),
+            label: String::new(),
+            labels: Vec::new(),
+            label_sources: Vec::new(),
+            model: String::new(),
+            stream: false,
+            prompt_tokens: 0,
+            messages: Vec::new(),
+            tools: false,
+            images: false,
+            temperature: None,
+            placement_asked: None,
+            conversation: String::new(),
+            time: 0,
+            utc_offset_minutes: 0,
+            tokens_left: None,
+            headers: Vec::new(),
+        }
     }
 }
 
@@ -122,6 +180,21 @@ impl types::CachePlan {
     pub fn bypass() -> Self {
         Self { mode: types::CacheMode::Bypass, ..Self::exact() }
     }
+}
+
+/// Exports a [`startup::Startup`]; once in a crate, beside what the policy does. What `start` leaves in statics (a `OnceLock`, say)
+/// is there in every call.
+#[macro_export]
+macro_rules! export_startup {
+    ($policy:ident) => {
+        #[cfg(target_arch = "wasm32")]
+        $crate::bindings::startup::export!($policy with_types_in $crate::bindings::startup);
+        // A native build exports nothing, but checks the same and counts the policy as used.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: () = {
+            let _ = <$policy as $crate::startup::Startup>::start;
+        };
+    };
 }
 
 /// Exports a [`routing::Policy`]; once in a crate.

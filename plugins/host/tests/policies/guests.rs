@@ -3,7 +3,7 @@
 use postern_plugins::{CacheMode, FailureKind, Placement, Policy, RequestFacts, Steps};
 use serde_json::{Value, json};
 
-use super::{built, fleet, found_text, host, load, request, segment, spec};
+use super::{CONTEXT, built, fleet, found_text, host, load, request, segment, spec};
 
 fn configured(policy: &str, config: Value) -> Policy {
     let spec = postern_plugins::PolicySpec { config, ..spec(built(policy)) };
@@ -20,7 +20,7 @@ fn each_takes_part_at_its_own_step() {
 
 #[tokio::test]
 async fn a_step_that_is_not_exported_cannot_be_asked() {
-    let failure = load(built("routing")).unwrap().plan(&request()).await.unwrap_err();
+    let failure = load(built("routing")).unwrap().plan(&CONTEXT, &request()).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
     assert!(failure.detail.contains("caching"), "{failure}");
 }
@@ -30,7 +30,7 @@ async fn routing_follows_the_rules() {
     let rules = json!({"rules": [{"label": "internal", "max_prompt_tokens": 500, "placement": "edge-first"},
                                  {"label": "confidential", "deny": "not from here"}], "default": "cloud"});
     let policy = configured("routing", rules);
-    let placed = async |request: RequestFacts| policy.route(&request, &fleet()).await.unwrap();
+    let placed = async |request: RequestFacts| policy.route(&CONTEXT, &request, &fleet()).await.answer.unwrap();
     assert_eq!(placed(request()).await.placement, Some(Placement::EdgeFirst));
     assert_eq!(placed(RequestFacts { prompt_tokens: 501, ..request() }).await.placement, Some(Placement::Cloud));
     let asked = RequestFacts { prompt_tokens: 501, placement_asked: Some(Placement::Local), ..request() };
@@ -42,7 +42,7 @@ async fn routing_follows_the_rules() {
 #[tokio::test]
 async fn a_wrong_configuration_is_the_policy_s_own_error() {
     let policy = configured("routing", json!({"rules": [{"modle": "x"}]}));
-    let failure = policy.route(&request(), &fleet()).await.unwrap_err();
+    let failure = policy.route(&CONTEXT, &request(), &fleet()).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
     assert!(failure.detail.contains("modle"), "{failure}");
 }
@@ -50,10 +50,10 @@ async fn a_wrong_configuration_is_the_policy_s_own_error() {
 #[tokio::test]
 async fn caching_leaves_tools_alone() {
     let policy = configured("caching", json!({"ttl_seconds": 60, "key_by": ["conversation"]}));
-    let plan = policy.plan(&request()).await.unwrap();
+    let plan = policy.plan(&CONTEXT, &request()).await.answer.unwrap();
     assert_eq!((plan.mode, plan.ttl_seconds), (CacheMode::Exact, Some(60)));
     assert_eq!(plan.key_parts, ["conversation:c0ffee"]);
-    let tools = policy.plan(&RequestFacts { tools: true, ..request() }).await.unwrap();
+    let tools = policy.plan(&CONTEXT, &RequestFacts { tools: true, ..request() }).await.answer.unwrap();
     assert_eq!(tools.mode, CacheMode::Bypass);
 }
 
@@ -62,7 +62,7 @@ async fn redaction_finds_people_and_words() {
     let policy = configured("redaction", json!({"words": {"project": ["Blue Heron", "li@ex"]}}));
     let texts = ["请联系 li@example.com 或 13800138000", "nothing here", "About BLUE HERON: card 4111 1111 1111 1111."];
     let segments: Vec<_> = texts.iter().zip([7, 9, 8]).map(|(text, id)| segment(id, text)).collect();
-    let found = policy.find(&segments).await.unwrap();
+    let found = policy.find(&CONTEXT, &segments).await.answer.unwrap();
     let text = |id| segments.iter().find(|segment| segment.id == id).unwrap().text.as_str();
     let found: Vec<_> = found.iter().map(|span| (span.kind.as_str(), found_text(text(span.segment), span))).collect();
     let expected = [
@@ -77,10 +77,10 @@ async fn redaction_finds_people_and_words() {
 #[tokio::test]
 async fn only_the_kinds_of_the_configuration_are_found() {
     let policy = configured("redaction", json!({"kinds": ["phone"]}));
-    let found = policy.find(&[segment(0, "li@example.com 13800138000")]).await.unwrap();
+    let found = policy.find(&CONTEXT, &[segment(0, "li@example.com 13800138000")]).await.answer.unwrap();
     assert_eq!(found.iter().map(|span| span.kind.as_str()).collect::<Vec<_>>(), ["phone"]);
     let unknown = configured("redaction", json!({"kinds": ["fax"]}));
-    assert_eq!(unknown.find(&[segment(0, "x")]).await.unwrap_err().kind, FailureKind::Refused);
+    assert_eq!(unknown.find(&CONTEXT, &[segment(0, "x")]).await.answer.unwrap_err().kind, FailureKind::Refused);
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn disguises_are_seen_through() {
         ("138·0013·8000", "phone", "138·0013·8000"),
         ("4111.1111.1111.1111", "bank-card", "4111.1111.1111.1111"),
     ] {
-        let found = policy.find(&[segment(9, "nothing"), segment(4, text)]).await.unwrap();
+        let found = policy.find(&CONTEXT, &[segment(9, "nothing"), segment(4, text)]).await.answer.unwrap();
         let found: Vec<_> =
             found.iter().map(|span| (span.segment, span.kind.as_str(), found_text(text, span))).collect();
         assert_eq!(found, [(4, kind, written)], "{text}");
@@ -113,14 +113,14 @@ async fn disguises_are_seen_through() {
 async fn many_finds_in_a_text_with_escapes_are_no_more_than_they_are() {
     let policy = configured("redaction", json!({}));
     let text = "print('\\n') ".to_owned() + &"li@example.com ".repeat(9_000);
-    assert_eq!(policy.find(&[segment(0, &text)]).await.unwrap().len(), 9_000);
+    assert_eq!(policy.find(&CONTEXT, &[segment(0, &text)]).await.answer.unwrap().len(), 9_000);
 }
 
 #[tokio::test]
 async fn a_long_text_is_searched_to_its_end() {
     let policy = configured("redaction", json!({}));
     let text = "周报 ".repeat(100_000) + "li@example.com";
-    let found = policy.find(&[segment(0, &text)]).await.unwrap();
+    let found = policy.find(&CONTEXT, &[segment(0, &text)]).await.answer.unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!(found_text(&text, &found[0]), "li@example.com");
 }
@@ -128,6 +128,6 @@ async fn a_long_text_is_searched_to_its_end() {
 #[tokio::test]
 async fn nothing_at_all_is_no_trouble() {
     let policy = configured("redaction", Value::Null);
-    assert_eq!(policy.find(&[]).await, Ok(vec![]));
-    assert_eq!(policy.find(&[segment(0, "")]).await, Ok(vec![]));
+    assert_eq!(policy.find(&CONTEXT, &[]).await.answer, Ok(vec![]));
+    assert_eq!(policy.find(&CONTEXT, &[segment(0, "")]).await.answer, Ok(vec![]));
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use postern_plugins::{FailureKind, HostOptions, PluginError, Policy, PolicyHost, PolicySpec};
 
-use super::{built, fixture, fleet, found_text, host, hostile, load, request, segment, spec};
+use super::{CONTEXT, built, fixture, fleet, found_text, host, hostile, load, request, segment, spec};
 
 fn finder(name: &str) -> Policy {
     load(fixture(name, "redaction-policy")).unwrap()
@@ -22,9 +22,9 @@ fn impatient(host: &PolicyHost, name: &str, deadline: Duration) -> Policy {
 async fn a_crash_is_an_answer_at_every_step_and_at_every_time() {
     let policy = hostile("trap");
     for _ in 0..3 {
-        assert_eq!(policy.route(&request(), &fleet()).await.unwrap_err().kind, FailureKind::Trap);
-        assert_eq!(policy.plan(&request()).await.unwrap_err().kind, FailureKind::Trap);
-        assert_eq!(policy.find(&[segment(0, "text")]).await.unwrap_err().kind, FailureKind::Trap);
+        assert_eq!(policy.route(&CONTEXT, &request(), &fleet()).await.answer.unwrap_err().kind, FailureKind::Trap);
+        assert_eq!(policy.plan(&CONTEXT, &request()).await.answer.unwrap_err().kind, FailureKind::Trap);
+        assert_eq!(policy.find(&CONTEXT, &[segment(0, "text")]).await.answer.unwrap_err().kind, FailureKind::Trap);
     }
 }
 
@@ -32,7 +32,7 @@ async fn a_crash_is_an_answer_at_every_step_and_at_every_time() {
 async fn a_loop_ends_at_the_deadline() {
     let policy = impatient(&host(), "loop", Duration::from_millis(50));
     let started = Instant::now();
-    let failure = policy.route(&request(), &fleet()).await.unwrap_err();
+    let failure = policy.route(&CONTEXT, &request(), &fleet()).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Deadline);
     let took = started.elapsed();
     assert!(took >= Duration::from_millis(50), "{took:?}");
@@ -54,13 +54,13 @@ async fn searches_end_at_the_deadline() {
         (load("searches", Duration::from_millis(30)), segment(0, &"4 ".repeat(16 << 10))),
     ] {
         let started = Instant::now();
-        let failure = policy.find(std::slice::from_ref(&text)).await.unwrap_err();
+        let failure = policy.find(&CONTEXT, std::slice::from_ref(&text)).await.answer.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Deadline, "{failure}");
         let took = started.elapsed();
         assert!(took < Duration::from_millis(300), "{took:?} for {} bytes", text.text.len());
     }
     // With time enough, the same search has an answer.
-    assert_eq!(load("searches-once", Duration::from_secs(10)).find(&[slow]).await, Ok(vec![]));
+    assert_eq!(load("searches-once", Duration::from_secs(10)).find(&CONTEXT, &[slow]).await.answer, Ok(vec![]));
 }
 
 /// However long the deadline is.
@@ -69,7 +69,7 @@ async fn what_is_searched_in_a_call_is_bounded() {
     let deadline = Duration::from_secs(10);
     let policy = host().load(PolicySpec { deadline, ..spec(fixture("searches", "redaction-policy")) }).unwrap();
     let started = Instant::now();
-    let failure = policy.find(&[segment(0, &"x".repeat(8 << 20))]).await.unwrap_err();
+    let failure = policy.find(&CONTEXT, &[segment(0, &"x".repeat(8 << 20))]).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Deadline);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
@@ -86,7 +86,7 @@ async fn others_go_on_while_a_policy_loops() {
             counted.fetch_add(1, Ordering::Relaxed);
         }
     });
-    assert_eq!(policy.plan(&request()).await.unwrap_err().kind, FailureKind::Deadline);
+    assert_eq!(policy.plan(&CONTEXT, &request()).await.answer.unwrap_err().kind, FailureKind::Deadline);
     other.abort();
     let turns = turns.load(Ordering::Relaxed);
     assert!(turns >= 10, "{turns} turns in 300 ms");
@@ -94,7 +94,7 @@ async fn others_go_on_while_a_policy_loops() {
 
 #[tokio::test]
 async fn a_memory_bomb_meets_its_limit() {
-    let failure = hostile("memory").route(&request(), &fleet()).await.unwrap_err();
+    let failure = hostile("memory").route(&CONTEXT, &request(), &fleet()).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Memory);
 }
 
@@ -114,14 +114,14 @@ fn a_component_that_loops_at_its_start_is_refused() {
 
 #[tokio::test]
 async fn wrong_spans_are_no_spans() {
-    let behind = finder("span-behind-end").find(&[segment(0, "short")]).await.unwrap_err();
+    let behind = finder("span-behind-end").find(&CONTEXT, &[segment(0, "short")]).await.answer.unwrap_err();
     assert_eq!(behind.kind, FailureKind::Output);
     assert!(behind.detail.contains("behind"), "{behind}");
 
     let first_byte = finder("span-first-byte");
-    let right = first_byte.find(&[segment(5, "a")]).await.unwrap();
+    let right = first_byte.find(&CONTEXT, &[segment(5, "a")]).await.answer.unwrap();
     assert_eq!((right[0].segment, right[0].start, right[0].end), (5, 0, 1));
-    let cut = first_byte.find(&[segment(0, "é")]).await.unwrap_err();
+    let cut = first_byte.find(&CONTEXT, &[segment(0, "é")]).await.answer.unwrap_err();
     assert_eq!(cut.kind, FailureKind::Output);
     assert!(cut.detail.contains("character"), "{cut}");
 }
@@ -136,20 +136,20 @@ async fn a_kind_is_a_name_only_if_the_operator_gave_it() {
         (config(serde_json::json!({"words": {"word": ["x"]}})), "word"),
         (config(serde_json::json!({"words": {"other": ["word"]}})), "data"),
     ] {
-        let found = host().load(config).unwrap().find(&[segment(5, "a")]).await.unwrap();
+        let found = host().load(config).unwrap().find(&CONTEXT, &[segment(5, "a")]).await.answer.unwrap();
         assert_eq!(found[0].kind, kind);
     }
 }
 
 #[tokio::test]
 async fn an_answer_is_bounded_before_it_is_copied() {
-    let flood = finder("span-flood").find(&[segment(0, "text")]).await.unwrap_err();
+    let flood = finder("span-flood").find(&CONTEXT, &[segment(0, "text")]).await.answer.unwrap_err();
     assert_eq!(flood.kind, FailureKind::Output);
     assert!(flood.detail.contains("40000"), "{flood}");
 
     let policy = load(fixture("big-strings", "caching-policy")).unwrap();
     let started = Instant::now();
-    assert_eq!(policy.plan(&request()).await.unwrap_err().kind, FailureKind::Output);
+    assert_eq!(policy.plan(&CONTEXT, &request()).await.answer.unwrap_err().kind, FailureKind::Output);
     assert!(started.elapsed() < Duration::from_secs(2), "100,000 strings of a megabyte were copied");
 }
 
@@ -158,8 +158,9 @@ async fn nothing_is_remembered() {
     let policy = finder("span-count");
     for _ in 0..50 {
         let found = policy
-            .find(&[segment(0, "some text that is long enough for fifty calls, in case one remembers")])
+            .find(&CONTEXT, &[segment(0, "some text that is long enough for fifty calls, in case one remembers")])
             .await
+            .answer
             .unwrap();
         assert_eq!(found[0].end, 1);
     }
@@ -167,7 +168,7 @@ async fn nothing_is_remembered() {
 
 #[tokio::test]
 async fn an_error_text_of_a_policy_that_saw_prompts_goes_nowhere() {
-    let failure = finder("refuses").find(&[segment(0, "my secret")]).await.unwrap_err();
+    let failure = finder("refuses").find(&CONTEXT, &[segment(0, "my secret")]).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
     assert!(!failure.detail.contains("my secret"), "{failure}");
 }
@@ -195,9 +196,9 @@ async fn a_policy_that_sees_prompts_cannot_log() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let logged = || std::mem::take(&mut *lines.0.lock().unwrap());
 
-    let _trap = policy.find(&[segment(0, "text")]).await;
+    let _trap = policy.find(&CONTEXT, &[segment(0, "text")]).await.answer;
     assert_eq!(String::from_utf8(logged()).unwrap(), "");
-    let _trap = policy.route(&request(), &fleet()).await;
+    let _trap = policy.route(&CONTEXT, &request(), &fleet()).await.answer;
     let line = String::from_utf8(logged()).unwrap();
     assert!(line.contains("SEEN") && line.contains("policy=\"tested\""), "{line}");
 }
@@ -247,10 +248,10 @@ async fn a_hundred_calls_at_once_all_have_their_own_answer() {
             let (redaction, trap) = (redaction.clone(), trap.clone());
             tokio::spawn(async move {
                 if i % 10 == 0 {
-                    assert_eq!(trap.plan(&request()).await.unwrap_err().kind, FailureKind::Trap);
+                    assert_eq!(trap.plan(&CONTEXT, &request()).await.answer.unwrap_err().kind, FailureKind::Trap);
                 }
                 let text = format!("{} li{i}@example.com", "x".repeat(i));
-                let found = redaction.find(&[segment(0, &text)]).await.unwrap();
+                let found = redaction.find(&CONTEXT, &[segment(0, &text)]).await.answer.unwrap();
                 assert_eq!(found_text(&text, &found[0]), format!("li{i}@example.com"));
             })
         })
@@ -267,17 +268,17 @@ async fn a_call_waits_for_a_place_no_longer_than_its_deadline() {
     let waiting = impatient(&host, "trap", Duration::from_millis(30));
     let holder = tokio::spawn({
         let looping = looping.clone();
-        async move { looping.plan(&request()).await }
+        async move { looping.plan(&CONTEXT, &request()).await.answer }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let failure = waiting.plan(&request()).await.unwrap_err();
+    let failure = waiting.plan(&CONTEXT, &request()).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Deadline);
     assert!(failure.detail.contains("place"), "{failure}");
 
     // A request that is given up gives its place back, although its policy never ends.
     holder.abort();
     assert!(holder.await.unwrap_err().is_cancelled());
-    assert_eq!(waiting.plan(&request()).await.unwrap_err().kind, FailureKind::Trap);
+    assert_eq!(waiting.plan(&CONTEXT, &request()).await.answer.unwrap_err().kind, FailureKind::Trap);
 }
 
 #[tokio::test]
@@ -287,7 +288,7 @@ async fn compiled_code_is_kept_where_nobody_else_can_write() {
     let options = || HostOptions { cache_dir: Some(cache_dir.clone()), ..HostOptions::default() };
     for _ in 0..2 {
         let policy = PolicyHost::new(options()).unwrap().load(spec(built("caching"))).unwrap();
-        assert!(policy.plan(&request()).await.is_ok());
+        assert!(policy.plan(&CONTEXT, &request()).await.answer.is_ok());
         assert_eq!(std::fs::metadata(&cache_dir).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(std::fs::read_dir(&cache_dir).unwrap().next().is_some());
     }

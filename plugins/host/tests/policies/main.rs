@@ -11,24 +11,34 @@ mod guests;
 mod hostile;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use postern_plugins::{
-    FleetFacts, HostOptions, MessageFacts, PluginError, Policy, PolicyHost, PolicySpec, RequestFacts, Span,
-    TextSegment, componentize,
+    CallContext, Counters, FleetFacts, Grants, HostOptions, MessageFacts, PluginError, Policy, PolicyHost,
+    PolicyMetrics, PolicySpec, RequestFacts, Span, TextSegment, componentize,
 };
 
 /// Generous, since tests share the machine; the ones about time say their own.
 const DEADLINE: Duration = Duration::from_secs(5);
 const MEMORY_BYTES: usize = 32 << 20;
+const CONTEXT: CallContext<'static> = CallContext { tenant: "clerks", label: "internal", seed: 7 };
 
 fn host() -> PolicyHost {
     PolicyHost::new(HostOptions { max_calls: 32, ..HostOptions::default() }).unwrap()
 }
 
 fn spec(component: Vec<u8>) -> PolicySpec {
-    let config = serde_json::Value::Null;
-    PolicySpec { name: "tested".into(), component, config, deadline: DEADLINE, memory_bytes: MEMORY_BYTES }
+    PolicySpec {
+        name: "tested".into(),
+        component,
+        config: serde_json::Value::Null,
+        deadline: DEADLINE,
+        memory_bytes: MEMORY_BYTES,
+        grants: Grants::default(),
+        counters: Arc::new(Counters::new()),
+        metrics: Arc::new(PolicyMetrics::new([])),
+    }
 }
 
 /// A first-party policy, as `plugins/build.sh` left it.
@@ -61,7 +71,7 @@ fn request() -> RequestFacts {
         stream: true,
         prompt_tokens: 500,
         messages: [("system", 200), ("user", 1800)]
-            .map(|(role, bytes)| MessageFacts { role: role.into(), bytes })
+            .map(|(role, bytes)| MessageFacts { role: role.into(), bytes, text: None })
             .into(),
         tools: false,
         images: false,
@@ -69,6 +79,8 @@ fn request() -> RequestFacts {
         placement_asked: None,
         conversation: "c0ffee".into(),
         time: 1_795_000_000,
+        labels: ["public", "internal", "confidential", "classified"].map(str::to_owned).into(),
+        ..RequestFacts::default()
     }
 }
 
