@@ -22,6 +22,7 @@ mod kinds;
 mod metrics;
 mod policy;
 mod read;
+mod recorded;
 mod ticker;
 
 pub use answer::{MAX_KIND_BYTES, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS, MAX_TEXT_BYTES};
@@ -38,3 +39,4 @@ pub use imports::CallContext;
 pub use kinds::MAX_KINDS;
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
 pub use policy::{Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec, Reply};
+pub use recorded::{Answer, Answered, MAX_RECORDED_BYTES, RECORDED_VERSION, Recorded};
