@@ -8,7 +8,7 @@ use crate::effects::Number;
 /// Names that a policy may use.
 pub const MAX_METRICS: usize = 16;
 /// Bytes of such a name.
-pub const MAX_METRIC_NAME_BYTES: usize = 32;
+const MAX_METRIC_NAME_BYTES: usize = 32;
 
 /// The numbers of one policy.
 #[derive(Debug, Default)]

@@ -196,9 +196,11 @@ async fn a_policy_that_sees_prompts_cannot_log() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let logged = || std::mem::take(&mut *lines.0.lock().unwrap());
 
-    let _trap = policy.find(&CONTEXT, &[segment(0, "text")]).await.answer;
+    policy.find(&CONTEXT, &[segment(0, "text")]).await.effects.unwrap().log_only();
     assert_eq!(String::from_utf8(logged()).unwrap(), "");
-    let _trap = policy.route(&CONTEXT, &request(), &fleet()).await.answer;
+    let trapped = policy.route(&CONTEXT, &request(), &fleet()).await;
+    assert_eq!(String::from_utf8(logged()).unwrap(), "", "before it is known whether it may be written");
+    trapped.effects.unwrap().log_only();
     let line = String::from_utf8(logged()).unwrap();
     assert!(line.contains("SEEN") && line.contains("policy=\"tested\""), "{line}");
 }
