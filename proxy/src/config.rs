@@ -218,6 +218,8 @@ pub struct Engine {
     pub max_batch_size: usize,
     /// Wait for more when idle.
     pub max_wait: Duration,
+    /// Silent, or at one step, for so long: it hangs.
+    pub hung_after: Duration,
 }
 
 impl Engine {

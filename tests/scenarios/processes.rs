@@ -51,6 +51,27 @@ async fn the_engine_answers_with_a_real_model_and_comes_back_when_it_is_killed()
 }
 
 #[tokio::test]
+async fn an_engine_that_hangs_is_killed_and_started_again() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).engine().set("/engine/hung_after", json!("12s"))).await?;
+    postern.engine_ready().await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-placement", "local");
+    assert_eq!(client.post_json("/v1/chat/completions", &short("Are you well?")).await?.status, 200);
+    let hung = postern.child("engine").unwrap();
+    // A stopped process neither answers nor ends: its sockets stay open.
+    postern.signal_child("engine", Signal::STOP)?;
+    let deadline = Instant::now() + 3 * SOON;
+    while postern.child("engine").is_none_or(|engine| engine == hung) {
+        assert!(Instant::now() < deadline, "it still hangs: {}", postern.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(postern.log().contains("a process hangs and is killed"), "{}", postern.log());
+    postern.engine_ready().await?;
+    assert_eq!(client.post_json("/v1/chat/completions", &short("Are you back?")).await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_frees_the_engine() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud).engine()).await?;

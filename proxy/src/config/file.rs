@@ -492,6 +492,10 @@ pub struct Engine {
     /// How long an idle engine waits for more requests.
     #[serde(default = "default_wait")]
     pub max_wait: Span,
+    /// An engine that says nothing for so long, or works so long on one step, hangs: it is ended and started again.
+    #[serde(default = "default_hung_after")]
+    #[schemars(with = "Span")]
+    pub hung_after: Spanned<Span>,
 }
 
 /// Where the engine computes.
@@ -594,6 +598,10 @@ fn default_batch() -> std::num::NonZeroU16 {
 
 fn default_wait() -> Span {
     Span(Duration::from_millis(50))
+}
+
+fn default_hung_after() -> Spanned<Span> {
+    unplaced(Span(Duration::from_secs(120)))
 }
 
 fn default_compiled() -> PathBuf {
