@@ -97,6 +97,7 @@ async fn answer(
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
     let parsed = ParsedRequest::parse(config, peer, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
+    admitted.charge_values(opened.body.len() as u64, parsed.chat.values())?;
     admitted.reserve(&parsed.chat)?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
     drop(opened);

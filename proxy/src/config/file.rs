@@ -535,7 +535,7 @@ pub struct Limits {
     /// Bytes of a body.
     pub body: Size,
     /// Bytes of all bodies at a time; one identity may hold a quarter. While it is worked on, a body costs about five times
-    /// its size.
+    /// its size; each of its values counts for 60 bytes more.
     pub bodies: Size,
     /// Messages of one request.
     pub messages: usize,
