@@ -168,7 +168,7 @@ fn raise(gateway: &Gateway, masked: &mut redact::MaskedRequest, votes: &Votes) -
     let source = Source { source: format!("policy:{policy}"), label: labels.name(*label).to_owned() };
     masked.raise(*label, source);
     let classified = masked.classified();
-    gateway.classifier.taint_conversation(classified.conversation(), *label);
+    gateway.classifier.taint_conversation(classified, *label);
     let (label, ceiling) = (classified.label(), classified.request().peer.ceiling);
     if label > ceiling {
         return Err(Error::LabelRefused {
