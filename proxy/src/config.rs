@@ -38,6 +38,14 @@ pub enum ConfigError {
         /// Place and cause.
         message: String,
     },
+    /// The folder of keys and records cannot be used.
+    #[error("state_dir {}: {what}", path.display())]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why not, and what to do.
+        what: String,
+    },
     /// Well-formed, but it does not fit together.
     #[error("{file}:{line}:{column}: {message}")]
     Invalid {
