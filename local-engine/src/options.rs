@@ -41,10 +41,13 @@ pub struct EngineOptions {
     pub max_queue: usize,
     /// Context length in tokens; `None`: the model file's. Never more than that.
     pub context: Option<usize>,
+    /// A step of the model that takes longer than this will never end: the engine counts as stopped. A step is at most one
+    /// chunk of a prompt and one token of each other sequence.
+    pub hung_after: Duration,
 }
 
 impl EngineOptions {
-    /// The defaults for a model file: served as `name`, 32 sequences, 50 ms, 256 waiting.
+    /// The defaults for a model file: served as `name`, 32 sequences, 50 ms, 256 waiting, hung after 120 s.
     #[must_use]
     pub fn new(model: PathBuf, name: impl Into<String>) -> Self {
         Self {
@@ -56,6 +59,7 @@ impl EngineOptions {
             max_wait: Duration::from_millis(50),
             max_queue: 256,
             context: None,
+            hung_after: Duration::from_secs(120),
         }
     }
 
@@ -72,6 +76,9 @@ impl EngineOptions {
         }
         if self.context.is_some_and(|context| context < 2) {
             return wrong("the context must have 2 tokens or more".to_owned());
+        }
+        if self.hung_after.is_zero() {
+            return wrong("no step ends at once, so hung_after must be above 0".to_owned());
         }
         if self.threads == Some(0) {
             return wrong("the engine needs one thread or more".to_owned());
@@ -114,6 +121,7 @@ mod tests {
             EngineOptions { max_batch_size: 257, ..good.clone() },
             EngineOptions { max_queue: 65_537, ..good.clone() },
             EngineOptions { context: Some(1), ..good.clone() },
+            EngineOptions { hung_after: Duration::ZERO, ..good.clone() },
             EngineOptions { threads: Some(0), ..good },
         ];
         for options in bad {

@@ -37,7 +37,7 @@ const PING_WAIT_MAX: Duration = Duration::from_secs(20);
 /// lost. At shutdown, running answers have 20 seconds to end.
 ///
 /// # Errors
-/// [`EngineError::Stopped`] if the engine's worker has died: the process should end, and be started anew.
+/// [`EngineError::Stopped`] if the engine's worker has died or hangs: the process should end, and be started anew.
 #[expect(clippy::disallowed_methods, reason = "the engine's one connection, to its gateway")]
 pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationToken) -> Result<(), EngineError> {
     let router = api::router(Arc::clone(&engine));
@@ -103,7 +103,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::testing::{POISON, scripted_engine};
+    use crate::testing::{POISON, TRAP, scripted_engine};
 
     type Client = SendRequest<Full<Bytes>>;
 
@@ -185,5 +185,27 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap();
         assert!(matches!(ended, Err(EngineError::Stopped)));
         assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_hangs_counts_as_dead_and_one_that_is_idle_or_slow_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let hung_after = Duration::from_millis(700);
+        // Twenty steps that take twice as long together, and a pause that does by itself.
+        let engine =
+            scripted_engine(&[b"slow ".as_slice(); 20], hung_after / 10, |options| options.hung_after = hung_after);
+        let serving = tokio::spawn(async move { serve(engine, &path, CancellationToken::new()).await });
+        let mut client = client(accept(&listener).await).await;
+        tokio::time::sleep(hung_after * 3 / 2).await;
+        assert_eq!(ask(&mut client, "?").await.unwrap().0, 200);
+        assert!(!serving.is_finished());
+        let begun = Instant::now();
+        let (asked, ended) =
+            tokio::join!(ask(&mut client, TRAP), tokio::time::timeout(Duration::from_secs(10), serving));
+        assert!(!matches!(asked, Ok((200, _))), "{asked:?}");
+        assert!(matches!(ended.unwrap().unwrap(), Err(EngineError::Stopped)));
+        assert!(begun.elapsed() >= hung_after, "{:?}", begun.elapsed());
     }
 }

@@ -20,6 +20,9 @@ use crate::weights::WeightFile;
 pub(crate) const CONTEXT_TOKENS: usize = 512;
 /// A message with this breaks the scripted model: its byte is the first one after the control tokens.
 pub(crate) const POISON: &str = "\0";
+/// A message with this keeps the scripted model busy for longer than any test waits.
+pub(crate) const TRAP: &str = "\u{1}";
+const TRAPPED_FOR: Duration = Duration::from_secs(600);
 /// Control tokens, 256 bytes, and `ab`; pieces follow.
 const FIRST_PIECE: u32 = 3 + 256 + 1;
 const END: u32 = 2;
@@ -27,7 +30,7 @@ const WIDTH: usize = 32;
 const TEMPLATE: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}\
                         {% endfor %}{{ '<|im_start|>assistant\n' }}";
 
-/// Says its pieces one after the other, whatever it is asked, then ends. Panics at [`POISON`].
+/// Says its pieces one after the other, whatever it is asked, then ends. Panics at [`POISON`], hangs at [`TRAP`].
 struct Scripted {
     pieces: u32,
     step_takes: Duration,
@@ -47,6 +50,9 @@ impl Model for Scripted {
         let mut logits = Vec::new();
         for segment in batch {
             assert!(!segment.tokens.contains(&3), "poisoned");
+            if segment.tokens.contains(&4) {
+                std::thread::sleep(TRAPPED_FOR);
+            }
             segment.cache.reserve(segment.tokens.len())?;
             segment.cache.advance(segment.tokens.len());
             if segment.wants_logits {

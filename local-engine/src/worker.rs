@@ -129,7 +129,9 @@ impl Worker {
             self.drop_abandoned();
             let step = self.scheduler.next_step();
             self.publish(publish);
+            shared.at_step(Some(Instant::now()));
             self.perform(step);
+            shared.at_step(None);
             self.publish(publish);
         }
     }

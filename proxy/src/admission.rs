@@ -25,6 +25,9 @@ const IDENTITIES: u64 = 100_000;
 const IDLE: Duration = Duration::from_secs(600);
 /// Bodies are charged in pieces of so many bytes.
 const CHARGE: u64 = 1024;
+/// Charged for each value of a parsed body. A fifth of what one costs, however short it is, since a body costs five times what
+/// is charged.
+const VALUE_BYTES: u64 = 60;
 /// The part of all bodies that one identity may hold: several clients must be needed to keep everybody else out.
 const SHARE: u64 = 4;
 /// Tokens assumed for an answer that names no bound.
@@ -53,6 +56,8 @@ pub struct Admitted {
     _all: OwnedSemaphorePermit,
     _one: Option<OwnedSemaphorePermit>,
     bodies: Arc<Semaphore>,
+    /// Bytes that one identity may hold.
+    share: u64,
     charged: Option<Charged>,
     budget: Arc<Budget>,
     reserved: u64,
@@ -100,7 +105,8 @@ impl Admission {
             return Err(Error::RateLimited { what: "requests a minute", retry_after });
         }
         let bodies = self.bodies.clone();
-        Ok(Admitted { _all: all, _one: one, bodies, charged: None, budget, reserved: 0 })
+        let share = self.share as u64 * CHARGE;
+        Ok(Admitted { _all: all, _one: one, bodies, share, charged: None, budget, reserved: 0 })
     }
 }
 
@@ -143,6 +149,15 @@ impl Admitted {
             none => *none = Some(Charged { all, own, bytes }),
         }
         Ok(())
+    }
+
+    /// Charges a body of `bytes` that turned out to hold `values`: many short ones need far more memory than they have bytes.
+    /// What would not fit into an identity's share is charged as all of it, so that a single request is always served.
+    ///
+    /// # Errors
+    /// As [`charge`](Self::charge).
+    pub fn charge_values(&mut self, bytes: u64, values: u64) -> Result<(), Error> {
+        self.charge(bytes.saturating_add(values.saturating_mul(VALUE_BYTES)).min(self.share))
     }
 
     /// Reserves tokens, when it is known what is asked.
@@ -243,6 +258,43 @@ mod tests {
         foreign.charge(16 << 10).unwrap();
         drop(first);
         second.charge(1).unwrap();
+    }
+
+    #[test]
+    fn a_short_body_of_many_values_is_charged_for_them() {
+        let admission = Admission::new(100, 64 << 10, 16 << 10);
+        let one = peer("spiffe://b.example/one");
+        let mut first = admission.enter(&one).unwrap();
+        first.charge(1000).unwrap();
+        first.charge_values(1000, 200).unwrap();
+        let mut second = admission.enter(&one).unwrap();
+        assert!(matches!(second.charge(4 << 10), Err(Error::Busy)), "13,000 of 16,384 are in use");
+        second.charge(2 << 10).unwrap();
+        drop((first, second));
+        // More than the share: served alone.
+        let mut large = admission.enter(&one).unwrap();
+        large.charge_values(1000, 1_000_000).unwrap();
+        assert!(matches!(admission.enter(&one).unwrap().charge(1), Err(Error::Busy)));
+        drop(large);
+        admission.enter(&one).unwrap().charge(16 << 10).unwrap();
+    }
+
+    #[test]
+    fn what_a_target_says_it_used_is_not_believed_without_bound() {
+        let mut limited = peer("spiffe://b.example/one");
+        limited.limits.tokens_per_minute = NonZeroU32::new(1000);
+        let chat = serde_json::json!({"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "x"}]});
+        let chat = ChatRequest::from_json(chat, 1).unwrap();
+        let admission = Admission::new(100, 64 << 10, 16 << 10);
+        for used in [u64::MAX, 0] {
+            let mut admitted = admission.enter(&limited).unwrap();
+            admitted.reserve(&chat).unwrap();
+            admitted.settle(used);
+            let budget = admitted.budget.tokens.as_ref().unwrap().lock().unwrap();
+            assert!((-1000.0..=1000.0).contains(&budget.available), "{used}: {}", budget.available);
+            drop(budget);
+            admission.identities.invalidate_all();
+        }
     }
 
     proptest! {

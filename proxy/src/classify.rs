@@ -16,7 +16,7 @@ use crate::keys::Keys;
 use crate::request::ParsedRequest;
 use detect::Scanner;
 use label::{Label, Labels};
-use taint::Taint;
+use taint::{Taint, Traces};
 
 /// Why a label is what it is; goes into the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,6 +46,7 @@ pub struct ClassifiedRequest {
     label: Label,
     sources: Vec<Source>,
     conversation: Conversation,
+    traces: Traces,
 }
 
 impl ClassifiedRequest {
@@ -106,16 +107,15 @@ impl Classifier {
     /// # Errors
     /// [`Error::LabelRefused`] if the label is above the identity's ceiling.
     pub async fn classify(&self, keys: &Keys, request: ParsedRequest) -> Result<ClassifiedRequest, Error> {
-        let tenant = request.peer.tenant.clone();
         let conversation = conversation(keys, &request);
-        let user_texts = taint::long_user_texts(keys, &tenant, &request);
+        let traces = taint::traces(keys, &request, conversation);
         let source =
             |source: &str, label| Source { source: source.to_owned(), label: self.labels.name(label).to_owned() };
 
         let mut label = request.peer.floor;
         let mut sources = vec![source("floor", label)];
         // What is found in the request also taints what comes after it in the conversation; the floor does not.
-        let mut found = self.labels.lowest();
+        let (mut found, mut conversation_taint) = (self.labels.lowest(), self.labels.lowest());
         if let Some(marked) = request.marks.label {
             found = found.join(marked);
             sources.push(source("header", marked));
@@ -128,13 +128,14 @@ impl Classifier {
             found = found.join(self.opaque);
             sources.push(source("opaque", self.opaque));
         }
-        if let Some(tainted) = self.taint.of_texts(&user_texts) {
+        if let Some(tainted) = self.taint.of_texts(&traces) {
             found = found.join(tainted);
             sources.push(source("taint:text", tainted));
         }
-        if let Some(tainted) = self.taint.of_conversation(conversation) {
+        if let Some(tainted) = self.taint.of_conversation(&traces) {
             label = label.join(tainted);
             sources.push(source("taint:conversation", tainted));
+            conversation_taint = tainted;
         }
         label = label.join(found);
         if label > request.peer.ceiling {
@@ -142,15 +143,19 @@ impl Classifier {
             return Err(Error::LabelRefused { label: name(label), ceiling: name(request.peer.ceiling) });
         }
         // Only what was accepted: who may not handle a label must not be able to put it on what others write.
-        if found > self.labels.lowest() {
-            self.taint.remember(&user_texts, conversation, found);
+        if conversation_taint > self.labels.lowest() {
+            // What was said since belongs to it as well, but is not a marked text by itself.
+            self.taint.remember_conversation(&traces, conversation_taint);
         }
-        Ok(ClassifiedRequest { request, label, sources, conversation })
+        if found > self.labels.lowest() {
+            self.taint.remember(&traces, found);
+        }
+        Ok(ClassifiedRequest { request, label, sources, conversation, traces })
     }
 
     /// Remembers a label that a policy gave, for what comes after in the conversation.
-    pub fn taint_conversation(&self, conversation: Conversation, label: Label) {
-        self.taint.remember(&[], conversation, label);
+    pub fn taint_conversation(&self, request: &ClassifiedRequest, label: Label) {
+        self.taint.remember_conversation(&request.traces, label);
     }
 }
 

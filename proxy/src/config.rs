@@ -38,6 +38,14 @@ pub enum ConfigError {
         /// Place and cause.
         message: String,
     },
+    /// The folder of keys and records cannot be used.
+    #[error("state_dir {}: {what}", path.display())]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why not, and what to do.
+        what: String,
+    },
     /// Well-formed, but it does not fit together.
     #[error("{file}:{line}:{column}: {message}")]
     Invalid {
@@ -218,6 +226,8 @@ pub struct Engine {
     pub max_batch_size: usize,
     /// Wait for more when idle.
     pub max_wait: Duration,
+    /// Silent, or at one step, for so long: it hangs.
+    pub hung_after: Duration,
 }
 
 impl Engine {

@@ -97,6 +97,7 @@ async fn answer(
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
     let parsed = ParsedRequest::parse(config, peer, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
+    admitted.charge_values(opened.body.len() as u64, parsed.chat.values())?;
     admitted.reserve(&parsed.chat)?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
     drop(opened);
@@ -170,7 +171,7 @@ fn raise(gateway: &Gateway, masked: &mut redact::MaskedRequest, votes: &Votes) -
     let source = Source { source: format!("policy:{policy}"), label: labels.name(*label).to_owned() };
     masked.raise(*label, source);
     let classified = masked.classified();
-    gateway.classifier.taint_conversation(classified.conversation(), *label);
+    gateway.classifier.taint_conversation(classified, *label);
     let (label, ceiling) = (classified.label(), classified.request().peer.ceiling);
     if label > ceiling {
         return Err(Error::LabelRefused {

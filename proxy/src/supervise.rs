@@ -2,6 +2,7 @@
 //! connection and reads no key, so that the gateway never needs to execute anything.
 
 mod folder;
+pub mod pulse;
 mod sockets;
 
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use postern_engine::catalog;
 
 use crate::config::{Config, file::Device};
+use pulse::Pulse;
 pub use sockets::MAX_SOCKET_PATH;
 use sockets::Sockets;
 
@@ -48,7 +50,7 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
 
     let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
     let mut engine = config.engine.as_ref().map(|engine| {
-        let service = Service::new("engine", || engine_command(config));
+        let service = Service::new("engine", || engine_command(config)).hung_after(engine.hung_after);
         service.needs(|| catalog::locate(&engine.model).map(drop).map_err(|error| error.to_string()))
     });
     let mut hangup = signal(SignalKind::hangup())?;
@@ -114,10 +116,12 @@ fn engine_command(config: &Config) -> anyhow::Result<Command> {
         .arg(std::path::absolute(config.engine_socket())?);
     command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
     command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
+    command.arg("--hung-after-ms").arg(engine.hung_after.as_millis().to_string());
     command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
     command.envs(postern_engine::thread_environment(None));
     command.arg("--device").arg(if engine.device == Device::Cpu { "cpu" } else { "auto" });
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    // On its standard output it says that it does not hang.
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     Ok(command.into())
 }
 
@@ -136,7 +140,9 @@ struct Service<'a, F> {
     needs: Needs<'a>,
     /// What was missing when it was last looked for, so that it is said once.
     missing: Option<String>,
+    hung_after: Option<Duration>,
     child: Option<Child>,
+    pulse: Option<Pulse>,
     started: Instant,
     pause: Duration,
 }
@@ -144,7 +150,22 @@ struct Service<'a, F> {
 impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
     fn new(name: &'static str, command: F) -> Self {
         let needs = Box::new(|| Ok(()));
-        Self { name, command, needs, missing: None, child: None, started: Instant::now(), pause: Duration::ZERO }
+        Self {
+            name,
+            command,
+            needs,
+            missing: None,
+            hung_after: None,
+            child: None,
+            pulse: None,
+            started: Instant::now(),
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// Is killed when its [`pulse`] is gone for so long.
+    fn hung_after(self, silence: Duration) -> Self {
+        Self { hung_after: Some(silence), ..self }
     }
 
     /// Is started only while `needs` has nothing to say.
@@ -166,11 +187,23 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
                 return Ok(None);
             }
             self.missing = None;
-            self.child = Some((self.command)()?.spawn().with_context(|| format!("starting the {}", self.name))?);
+            let mut child = (self.command)()?.spawn().with_context(|| format!("starting the {}", self.name))?;
+            self.pulse = self.hung_after.map(|silence| Pulse::of(&mut child, silence));
+            self.child = Some(child);
             self.started = Instant::now();
             return Ok(None);
         };
-        let status = child.wait().await?;
+        let status = loop {
+            tokio::select! {
+                biased;
+                status = child.wait() => break status?,
+                silence = pulse::lost(&mut self.pulse) => {
+                    let silent_ms = silence.as_millis() as u64;
+                    tracing::error!(process = self.name, silent_ms, "a process hangs and is killed");
+                    child.start_kill()?;
+                }
+            }
+        };
         self.child = None;
         let first = self.pause == Duration::ZERO;
         if self.name == "gateway" && first && status.code() == Some(i32::from(EXIT_CONFIG)) {

@@ -117,6 +117,33 @@ async fn bodies_at_a_time_have_a_bound_and_nobody_holds_all_of_it() -> Result<()
 }
 
 #[tokio::test]
+async fn a_short_body_of_many_values_counts_for_the_memory_that_it_takes() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let limits = json!({"body": "1MiB", "bodies": "8MiB"});
+    let postern = Postern::start(&config(&cloud).set("/limits", limits)).await?;
+    let client = postern.client("clerk/amy")?;
+    let mut body = chat_body("Hold this");
+    body["metadata"] = json!({"values": vec!["v"; 20_000]});
+    // Eighty thousand bytes of it are two thirds of what one identity may hold.
+    cloud.switch(json!({"hang_before_headers": true})).await?;
+    let held = tokio::spawn({
+        let (client, body) = (client.clone(), body.clone());
+        async move { client.post_json("/v1/chat/completions", &body).await }
+    });
+    cloud.stats_when(SOON, |stats| stats.open == 1).await?;
+    let second = tokio::time::timeout(SOON, client.post_json("/v1/chat/completions", &body)).await??;
+    assert_eq!((second.status, second.error_code().as_str()), (503, "gateway_busy"));
+    held.abort();
+    cloud.switch(json!({})).await?;
+    let deadline = Instant::now() + SOON;
+    while client.post_json("/v1/chat/completions", &body).await?.status != 200 {
+        assert!(Instant::now() < deadline, "what it held was not given back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_50_mb_body_is_refused_before_it_is_read() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;
@@ -127,6 +154,8 @@ async fn a_50_mb_body_is_refused_before_it_is_read() -> Result<()> {
     raw.send(format!("{head}content-length: 50000000\r\n\r\n{{").as_bytes()).await?;
     let answer = raw.read_until("request_too_large", SOON).await?;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let refused = client.http2().post_bytes("/v1/chat/completions", vec![b'x'; 50_000_000].into()).await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (413, "request_too_large"));
     // Not announced: refused when the bound is reached.
     let mut raw = client.raw().await?;
     raw.send(format!("{head}transfer-encoding: chunked\r\n\r\n").as_bytes()).await?;

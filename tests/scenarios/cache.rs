@@ -58,6 +58,22 @@ async fn every_parameter_counts() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_policy_adds_to_the_key_and_the_placement_is_in_it() -> Result<()> {
+    let (cloud, node) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let by_identity = json!({"key_by": ["identity"]});
+    let config = config(&cloud).edge("node", &node, "internal").set("/policies/2/config", by_identity);
+    let postern = Postern::start(&config).await?;
+    let (amy, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
+    let body = chat_body("What is our address?");
+    assert_eq!((ask(&amy, &body).await?, ask(&amy, &body).await?), ("miss".to_owned(), "exact".to_owned()));
+    assert_eq!(ask(&bo, &body).await?, "miss", "the same tenant, but the policy keeps people apart");
+    let edge = amy.with_header("postern-placement", "edge-first");
+    assert_eq!((ask(&edge, &body).await?, ask(&edge, &body).await?), ("miss".to_owned(), "exact".to_owned()));
+    assert_eq!((cloud.stats().await?.requests, node.stats().await?.requests), (2, 1));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_hit_is_mapped_onto_the_values_of_the_request_that_is_answered() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;

@@ -71,6 +71,32 @@ async fn a_check_says_what_will_hardly_work() -> Result<()> {
 }
 
 #[test]
+fn what_does_not_get_better_by_itself_ends_with_78_and_anything_else_with_1() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("postern.yaml");
+    let start = |state_dir: &std::path::Path| -> Result<(Option<i32>, String)> {
+        std::fs::write(&file, Config::new().render(state_dir))?;
+        let output = run(&["run", "--config", file.to_str().unwrap()])?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    let (code, said) = start(&file.join("below-a-file"))?;
+    assert!(code == Some(78) && said.contains("state_dir") && said.contains("below-a-file"), "{code:?} {said}");
+    let open = dir.path().join("open");
+    std::fs::create_dir(&open)?;
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    let (code, said) = start(&open)?;
+    assert!(code == Some(78) && said.contains("chmod 700"), "{code:?} {said}");
+    let good = dir.path().join("good");
+    std::fs::create_dir(&good)?;
+    std::fs::set_permissions(&good, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let lock = std::fs::File::create(good.join("running.lock"))?;
+    lock.lock()?;
+    let (code, said) = start(&good)?;
+    assert!(code == Some(1) && said.contains("another postern runs"), "{code:?} {said}");
+    Ok(())
+}
+
+#[test]
 fn the_schema_names_every_key_of_the_example() -> Result<()> {
     let schema: serde_json::Value = serde_json::from_slice(&run(&["config", "schema"])?.stdout)?;
     for key in ["listen", "identities", "targets", "policies", "engine", "offline", "classification"] {

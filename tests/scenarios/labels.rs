@@ -1,8 +1,8 @@
 //! What is labelled stays: header, identity floor, markings, detectors, taint, offline; whatever plugins say.
 
 use anyhow::Result;
-use postern_tests::{BusyCloud, Postern, chat_body};
-use serde_json::json;
+use postern_tests::{BusyCloud, Client, Postern, chat_body};
+use serde_json::{Value, json};
 
 use crate::{SOON, config};
 
@@ -84,7 +84,50 @@ async fn markings_and_detectors_raise_and_long_texts_stay_tainted() -> Result<()
     assert_eq!(talk("a").with_header("postern-label", "classified").chat("Yes").await?.status, 403);
     assert_eq!(talk("a").chat("And then?").await?.status, 403);
     assert_eq!(talk("b").chat("Yes").await?.status, 200);
+    // A known text taints the conversation that it comes in.
+    assert_eq!(talk("c").chat(LONG).await?.status, 403);
+    assert_eq!(talk("c").chat("And then?").await?.status, 403);
     assert_eq!(cloud.stats().await?.requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_conversation_stays_tainted_when_its_beginning_changes() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    let says = |role: &str, content: &str| json!({"role": role, "content": content});
+    let asks = async |client: &Client, messages: &[Value]| -> Result<u16> {
+        let body = json!({"model": "chat", "messages": messages});
+        Ok(client.post_json("/v1/chat/completions", &body).await?.status)
+    };
+    let talk = [says("user", "Where does Heron go?"), says("assistant", "To the harbour."), says("user", "When?")];
+    assert_eq!(asks(&client.with_header("postern-label", "classified"), &talk).await?, 403);
+    let goes_on = [says("assistant", "In spring."), says("user", "And then?")];
+    // The oldest messages are left out, as clients do; another time of day stands in the system prompt; a new ID.
+    let trimmed = [&talk[1..], &goes_on].concat();
+    let other_prompt = [&[says("system", "It is 12:04.")][..], &talk, &goes_on].concat();
+    assert_eq!(asks(&client, &trimmed).await?, 403);
+    assert_eq!(asks(&client, &other_prompt).await?, 403);
+    assert_eq!(asks(&client.with_header("postern-conversation", "new"), &trimmed).await?, 403);
+    // What was said after it belongs to it, without any of the marked turns.
+    let later = [goes_on[0].clone(), goes_on[1].clone(), says("assistant", "Nothing."), says("user", "Really?")];
+    assert_eq!(asks(&client, &later).await?, 403);
+    assert_eq!(cloud.stats().await?.requests, 0);
+    // Others, and other conversations with the same words in another order, are free.
+    assert_eq!(asks(&postern.client("clerk/bo")?, &talk).await?, 200);
+    assert_eq!(asks(&client, &[goes_on[1].clone(), talk[1].clone(), talk[0].clone()]).await?, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_may_not_handle_a_label_cannot_put_it_on_what_others_write() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let tenant = json!({"match": "spiffe://branch.test/guest/*", "tenant": "clerks", "ceiling": "internal"});
+    let postern = Postern::start(&config(&cloud).set("/identities/2", tenant)).await?;
+    let guest = postern.client("guest/x")?.with_header("postern-label", "classified");
+    assert_eq!(guest.chat(LONG).await?.error_code(), "label_refused");
+    assert_eq!(postern.client("clerk/amy")?.chat(LONG).await?.status, 200);
     Ok(())
 }
 

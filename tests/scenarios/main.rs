@@ -15,6 +15,7 @@ mod bad_input;
 mod busy_cloud;
 mod cache;
 mod compile_fail;
+mod connections;
 mod demo;
 mod enrolment;
 mod examples;

@@ -51,6 +51,27 @@ async fn the_engine_answers_with_a_real_model_and_comes_back_when_it_is_killed()
 }
 
 #[tokio::test]
+async fn an_engine_that_hangs_is_killed_and_started_again() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).engine().set("/engine/hung_after", json!("12s"))).await?;
+    postern.engine_ready().await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-placement", "local");
+    assert_eq!(client.post_json("/v1/chat/completions", &short("Are you well?")).await?.status, 200);
+    let hung = postern.child("engine").unwrap();
+    // A stopped process neither answers nor ends: its sockets stay open.
+    postern.signal_child("engine", Signal::STOP)?;
+    let deadline = Instant::now() + 3 * SOON;
+    while postern.child("engine").is_none_or(|engine| engine == hung) {
+        assert!(Instant::now() < deadline, "it still hangs: {}", postern.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(postern.log().contains("a process hangs and is killed"), "{}", postern.log());
+    postern.engine_ready().await?;
+    assert_eq!(client.post_json("/v1/chat/completions", &short("Are you back?")).await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_frees_the_engine() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud).engine()).await?;
@@ -138,6 +159,69 @@ async fn a_model_that_is_missing_or_damaged_is_named_once() -> Result<()> {
         .env("POSTERN_CACHE", &folder)
         .output()?;
     assert!(String::from_utf8_lossy(&list.stdout).contains("damaged; `postern model pull"), "{list:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn sighup_is_noted_and_changes_nothing() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let gateway = postern.child("gateway");
+    postern_tests::process::send(postern.pid(), Signal::HUP)?;
+    let deadline = Instant::now() + SOON;
+    while !postern.log().contains("SIGHUP") {
+        assert!(Instant::now() < deadline, "{}", postern.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(postern.client("clerk/amy")?.chat("Still there?").await?.status, 200);
+    assert_eq!(postern.child("gateway"), gateway);
+    Ok(())
+}
+
+/// Killed when it is dropped, and its children with it.
+struct Ending(std::process::Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn nobody_need_read_standard_output() -> Result<()> {
+    use std::io::BufRead as _;
+    let (cloud, dir) = (BusyCloud::start().await?, tempfile::Builder::new().prefix("pt").tempdir()?);
+    let (config, file) = (config(&cloud), dir.path().join("postern.yaml"));
+    std::fs::write(&file, config.render(&dir.path().join("state")))?;
+    let mut command = std::process::Command::new(postern_tests::postern::binary()?);
+    command.args(["run", "--config", file.to_str().unwrap()]).envs(config.environment().iter().cloned());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+    let mut postern = Ending(command.spawn()?);
+    let mut ready = String::new();
+    // Whoever waited for the ready line reads no further, and the gateway says it again when it is started again.
+    std::io::BufReader::new(postern.0.stdout.take().unwrap()).read_line(&mut ready)?;
+    let admin = ready.split_once("admin=").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap().to_owned();
+    let gateway = |not: Option<u32>| {
+        let mut children = postern_tests::process::children(postern.0.id()).into_iter();
+        children.find(|pid| Some(*pid) != not)
+    };
+    let first = gateway(None).unwrap();
+    postern_tests::process::send(first, Signal::KILL)?;
+    // It is well for longer than one that ends for want of a reader would be.
+    let mut same_since = (None, Instant::now());
+    let deadline = Instant::now() + SOON;
+    while same_since.0.is_none() || same_since.1.elapsed() < Duration::from_secs(2) {
+        assert!(Instant::now() < deadline, "it does not stay");
+        let alive = postern_tests::client::plain(http::Method::GET, &format!("http://{admin}/livez"), "").await;
+        let now = gateway(Some(first)).filter(|_| alive.is_ok_and(|reply| reply.status == 200));
+        if now.is_none() || now != same_since.0 {
+            same_since = (now, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    postern_tests::process::send(postern.0.id(), Signal::TERM)?;
+    assert_eq!(postern.0.wait()?.code(), Some(0));
     Ok(())
 }
 

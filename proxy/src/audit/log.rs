@@ -375,10 +375,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let today = dir.path().join(file_name(OffsetDateTime::now_utc().date()));
         std::fs::write(&today, format!("{{\"a\":1}}\n{{\"torn\":\"{}", "x".repeat(100_000))).unwrap();
-        let old = dir.path().join("records-2001-01-01.jsonl");
-        std::fs::write(&old, "{}\n").unwrap();
+        let [old, older] = ["2001-01-02", "2001-01-01"].map(|day| dir.path().join(format!("records-{day}.jsonl")));
+        let recent = dir.path().join(file_name((OffsetDateTime::now_utc() - time::Duration::days(179)).date()));
+        for file in [&old, &older, &recent] {
+            std::fs::write(file, "{}\n").unwrap();
+        }
         let (log, flushed) = AuditLog::open(dir.path(), Duration::from_secs(86_400 * 180), Arc::default()).unwrap();
-        assert!(!old.exists());
+        // Of those past their time the oldest only: a clock that is wrong by years must not take them all.
+        assert!(!older.exists() && old.exists() && recent.exists());
         let (record, mut place) = (RecordId::new(), log.place().await.unwrap());
         place.outcome(record, &outcome());
         place.outcome(record, &outcome());

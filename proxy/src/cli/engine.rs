@@ -13,7 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::say;
-use crate::{config, supervise};
+use crate::config;
+use crate::supervise::{self, pulse};
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArguments {
@@ -32,7 +33,10 @@ pub(super) struct EngineArguments {
     /// How long an idle engine waits for more requests.
     #[arg(long, default_value_t = 50, value_name = "MS")]
     max_wait_ms: u64,
-    /// End when the process that started this one ends.
+    /// How long a step of the model may take; an engine that needs longer hangs, and ends.
+    #[arg(long, default_value_t = 120_000, value_name = "MS")]
+    hung_after_ms: u64,
+    /// End when the process that started this one ends, and tell it on standard output that this one does not hang.
     #[arg(long, hide = true)]
     supervised: bool,
 }
@@ -60,11 +64,14 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     if arguments.supervised {
         supervise::die_with_parent(rustix::process::Signal::KILL)?;
     }
+    // Loading may take minutes, and no other thread of this process runs meanwhile.
+    let loading = arguments.supervised.then(pulse::beat_from_a_thread).transpose()?;
     let file = catalog::locate(&arguments.model)?;
     let mut options = EngineOptions::new(file, config::Engine::own_name(&arguments.model));
     options.device = if arguments.device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Auto };
     options.max_batch_size = arguments.max_batch_size;
     options.max_wait = Duration::from_millis(arguments.max_wait_ms);
+    options.hung_after = Duration::from_millis(arguments.hung_after_ms);
     let mut told = 0;
     let engine = Engine::load(&options, &mut |progress| match progress {
         Progress::Weights(share) => {
@@ -78,6 +85,10 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
+        if arguments.supervised {
+            tokio::spawn(pulse::beat());
+        }
+        drop(loading);
         let shutdown = CancellationToken::new();
         let ending = shutdown.clone();
         let mut term = signal(SignalKind::terminate())?;

@@ -492,6 +492,10 @@ pub struct Engine {
     /// How long an idle engine waits for more requests.
     #[serde(default = "default_wait")]
     pub max_wait: Span,
+    /// An engine that says nothing for so long, or works so long on one step, hangs: it is ended and started again.
+    #[serde(default = "default_hung_after")]
+    #[schemars(with = "Span")]
+    pub hung_after: Spanned<Span>,
 }
 
 /// Where the engine computes.
@@ -531,7 +535,7 @@ pub struct Limits {
     /// Bytes of a body.
     pub body: Size,
     /// Bytes of all bodies at a time; one identity may hold a quarter. While it is worked on, a body costs about five times
-    /// its size.
+    /// its size; each of its values counts for 60 bytes more.
     pub bodies: Size,
     /// Messages of one request.
     pub messages: usize,
@@ -594,6 +598,10 @@ fn default_batch() -> std::num::NonZeroU16 {
 
 fn default_wait() -> Span {
     Span(Duration::from_millis(50))
+}
+
+fn default_hung_after() -> Spanned<Span> {
+    unplaced(Span(Duration::from_secs(120)))
 }
 
 fn default_compiled() -> PathBuf {

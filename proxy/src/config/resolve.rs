@@ -46,6 +46,9 @@ fn in_our_words(message: &str) -> String {
         .replace(", set DuplicateKeyPolicy in Options if acceptable", "; write each key once,")
 }
 
+/// Several times the pause between two signs of life.
+const MIN_HUNG_AFTER: Duration = Duration::from_secs(2);
+
 struct Resolver<'a> {
     name: String,
     base: &'a Path,
@@ -105,6 +108,7 @@ impl Resolver<'_> {
                 device: engine.device,
                 max_batch_size: usize::from(engine.max_batch_size.get()),
                 max_wait: engine.max_wait.0,
+                hung_after: engine.hung_after.value.0,
             }),
             audit_dir: state_dir.join(&file.audit.dir),
             audit_retention: file.audit.retention.0,
@@ -144,6 +148,10 @@ impl Resolver<'_> {
         if let Some(engine) = file.engine.as_ref().filter(|engine| !known(&engine.model)) {
             let what = format!("`engine.model: {}` is neither a name of `postern model list` nor a file", engine.model);
             return Err(self.error(&Location::UNKNOWN, &what));
+        }
+        if let Some(engine) = file.engine.as_ref().filter(|engine| engine.hung_after.value.0 < MIN_HUNG_AFTER) {
+            let what = "`hung_after` must be at least 2s: a machine that is busy answers late";
+            return Err(self.error(&engine.hung_after.referenced, what));
         }
         let counts = [file.limits.connections, file.limits.requests, file.limits.messages];
         if counts.iter().any(|count| !(1..=1_000_000).contains(count)) {

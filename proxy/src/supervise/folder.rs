@@ -8,15 +8,17 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
+use crate::config::ConfigError;
+
 /// Makes the folder if it is not there, and locks it for as long as what is given back lives: two gateways on one folder would
 /// overwrite each other's keys and records.
 ///
 /// # Errors
-/// It cannot be made, others can write to it, or another supervisor has it.
+/// [`ConfigError::StateDir`]: it cannot be made, or others can write to it. Any other: another supervisor has it.
 pub(super) fn take(state_dir: &Path) -> anyhow::Result<File> {
-    let what = || format!("state_dir {}", state_dir.display());
-    DirBuilder::new().recursive(true).mode(0o700).create(state_dir).with_context(what)?;
-    check(state_dir).with_context(what)?;
+    let wrong = |what: String| ConfigError::StateDir { path: state_dir.to_owned(), what };
+    DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(|error| wrong(error.to_string()))?;
+    check(state_dir).map_err(|error| wrong(format!("{error:#}")))?;
     lock(state_dir)
 }
 

@@ -112,6 +112,19 @@ impl ChatRequest {
         &self.body
     }
 
+    /// Values in the tree, keys included: what it costs in memory, beside its text.
+    #[must_use]
+    pub fn values(&self) -> u64 {
+        fn of(value: &Value) -> u64 {
+            match value {
+                Value::Array(items) => 1 + items.iter().map(of).sum::<u64>(),
+                Value::Object(members) => 1 + members.values().map(|value| 1 + of(value)).sum::<u64>(),
+                _ => 1,
+            }
+        }
+        self.body.values().map(|value| 1 + of(value)).sum()
+    }
+
     /// Gives the tree back, for one who changes it and checks it anew.
     #[must_use]
     pub fn into_body(self) -> Map<String, Value> {
@@ -303,6 +316,8 @@ mod tests {
         let request = read(tree.clone()).unwrap();
         assert!(request.stream && request.include_usage && request.opaque_parts && !request.tools);
         assert_eq!(request.message_shapes(), [MessageShape { role: "user", bytes: 8 }]);
+        // 6 keys with 3 plain values, 2 objects of 1 member, and messages: 2 arrays, 3 objects, 5 members, 4 texts.
+        assert_eq!(request.values(), 6 + 3 + 2 * 3 + (2 + 3 + 5 + 4));
         assert_eq!(Value::Object(request.into_body()), tree);
     }
 
