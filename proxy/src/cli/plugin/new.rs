@@ -1,0 +1,105 @@
+//! `postern plugin new`: the examples of this repository, as projects of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use postern_plugins::is_policy_name;
+
+use super::{Wrong, file};
+use crate::cli::say;
+
+#[derive(Debug, Args)]
+pub(crate) struct New {
+    /// What to write it in.
+    #[arg(long, value_enum)]
+    lang: Language,
+    /// The name of the policy: a–z, 0–9 and `-`, the first a letter. Its last part names the policy, if it is a path.
+    #[arg(value_name = "NAME")]
+    name: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Language {
+    Rust,
+    Js,
+    Python,
+    C,
+    Zig,
+}
+
+/// What the examples are called.
+const EXAMPLE_NAME: &str = "office-hours";
+/// From an example to what it shares with others; in a project of its own that is inside.
+const SHARED: &str = "../../";
+const EXECUTABLE: &str = "build.sh";
+
+/// A file of a project: where it is, and its text.
+type Template = (&'static str, &'static str);
+
+macro_rules! example {
+    ($language:literal: $($file:literal),+ $(,)?) => {
+        &[$(($file, include_str!(concat!("../../../../plugins/examples/", $language, "/", $file)))),+]
+    };
+}
+
+macro_rules! shared {
+    ($($file:literal),+ $(,)?) => {
+        &[$(($file, include_str!(concat!("../../../../plugins/", $file)))),+]
+    };
+}
+
+const WIT: &[Template] = shared!("wit/types.wit", "wit/imports.wit", "wit/exports.wit", "wit/worlds.wit");
+const SDK: &[Template] = shared!("sdk/Cargo.toml", "sdk/src/lib.rs", "sdk/src/bindings.rs");
+const BINDINGS: &[Template] = shared!("bindings/policy.h", "bindings/policy.c");
+
+impl Language {
+    /// The example, and what it needs beside the interface.
+    fn templates(self) -> [&'static [Template]; 2] {
+        match self {
+            Self::Rust => [
+                example!("rust": ".gitignore", "Cargo.toml", "Cargo.lock", "build.sh", "manifest.yaml", "src/lib.rs"),
+                SDK,
+            ],
+            Self::Js => [example!("js": ".gitignore", "build.sh", "manifest.yaml", "package.json", "policy.js"), &[]],
+            Self::Python => {
+                [example!("python": ".gitignore", "app.py", "build.sh", "manifest.yaml", "requirements.txt"), &[]]
+            }
+            Self::C => [example!("c": ".gitignore", "build.sh", "manifest.yaml", "policy.c"), BINDINGS],
+            Self::Zig => [example!("zig": ".gitignore", "build.sh", "manifest.yaml", "policy.zig"), BINDINGS],
+        }
+    }
+}
+
+pub(super) fn run(command: &New) -> anyhow::Result<ExitCode> {
+    let folder = &command.name;
+    let name = folder.file_name().and_then(|name| name.to_str()).filter(|name| is_policy_name(name));
+    let Some(name) = name else {
+        let what = "is no name for a policy: 1 to 64 of a-z, 0-9 and `-`, the first a letter";
+        return Err(Wrong::new(format!("{} {what}", folder.display())));
+    };
+    if folder.exists() {
+        return Err(Wrong::new(format!("{} is there already; name another", folder.display())));
+    }
+    let [example, more] = command.lang.templates();
+    for (path, text) in example {
+        write(&folder.join(path), &text.replace(EXAMPLE_NAME, name).replace(SHARED, ""))?;
+    }
+    for (path, text) in WIT.iter().chain(more) {
+        write(&folder.join(path), text)?;
+    }
+    say(&format!(
+        "{}: a routing policy. `{}/{EXECUTABLE}` makes policy.wasm of it; `postern plugin check` says what that is",
+        folder.display(),
+        folder.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    let mode = if path.ends_with(EXECUTABLE) { 0o755 } else { 0o644 };
+    file::write_new(path, text.as_bytes(), mode)
+}
