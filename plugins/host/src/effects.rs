@@ -22,7 +22,7 @@ pub struct Effects {
     pub(crate) policy: Arc<str>,
     pub(crate) lines: Vec<(tracing::Level, String)>,
     pub(crate) adds: Vec<Add>,
-    pub(crate) numbers: Vec<Number>,
+    pub(crate) numbers: Vec<(String, Number)>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) metrics: Arc<PolicyMetrics>,
     pub(crate) scope: Scope,
@@ -39,8 +39,8 @@ pub(crate) struct Add {
 /// One number for operators.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Number {
-    Count(String, u32),
-    Value(String, f64),
+    Count(u32),
+    Value(f64),
 }
 
 impl Effects {

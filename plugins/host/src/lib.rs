@@ -9,6 +9,8 @@
 
 mod answer;
 mod bindings;
+mod call;
+mod compile;
 mod componentize;
 mod convert;
 mod counters;
@@ -17,15 +19,21 @@ mod effects;
 mod engine;
 mod error;
 mod facts;
+mod host;
 mod imports;
+mod inspect;
+mod interface;
 mod kinds;
 mod metrics;
 mod policy;
 mod read;
 mod recorded;
+mod start;
 mod ticker;
+mod wasi;
 
 pub use answer::{MAX_KIND_BYTES, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS, MAX_TEXT_BYTES};
+pub use call::CallContext;
 pub use componentize::componentize;
 pub use counters::{Counters, MAX_COUNTERS_IN_SCOPE};
 pub use effects::Effects;
@@ -35,8 +43,11 @@ pub use facts::{
     Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
     TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
-pub use imports::CallContext;
+pub use inspect::{Inspection, Needs, inspect};
+pub use host::PolicyHost;
 pub use kinds::MAX_KINDS;
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
-pub use policy::{Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec, Reply};
+pub use policy::{
+    Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicySpec, Readiness, Reply, Usage,
+};
 pub use recorded::{Answer, Answered, MAX_RECORDED_BYTES, RECORDED_VERSION, Recorded};
