@@ -62,10 +62,12 @@ pub struct CallContext<'a> {
     pub label: &'a str,
     /// `random` follows from it and the policy's name: give it again to repeat a call exactly.
     pub seed: u64,
+    /// What `clock` says, in milliseconds since 1970-01-01 UTC; none: the time at the start of the call.
+    pub time_ms: Option<u64>,
 }
 
 /// For calls about no request.
-pub(crate) const TRIAL: CallContext<'static> = CallContext { tenant: "", label: "", seed: 0 };
+pub(crate) const TRIAL: CallContext<'static> = CallContext { tenant: "", label: "", seed: 0, time_ms: None };
 
 /// What a guest is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,13 +122,12 @@ struct Taken {
 
 impl Call {
     pub(crate) fn new(owner: Arc<Owner>, context: &CallContext<'_>, searches: Arc<Semaphore>, sees_text: bool) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let limits = owner.limits;
         Self {
             phase: Phase::Step,
             handles: 0,
             sees_text,
-            time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            time_ms: context.time_ms.unwrap_or_else(now_ms),
             random: seed(context.seed, &owner.name),
             deadline: Instant::now() + limits.deadline,
             ticks: 0,
@@ -142,15 +143,18 @@ impl Call {
         }
     }
 
-    /// From here on until [`answer`](Self::answer), it is made ready. `random` begins as at every other start.
+    /// From here on until [`answer`](Self::answer), it is made ready: with the same time and the same chance at every start,
+    /// so that it leaves the same memory, which is then found in the cache.
     pub(crate) fn start(&mut self) {
         self.phase = Phase::Start;
+        self.time_ms = 0;
         self.random = seed(TRIAL.seed, &self.owner.name);
     }
 
     /// It is ready. What it logged meanwhile was about its configuration, and would be written with every call.
     pub(crate) fn answer(&mut self, context: &CallContext<'_>) {
         self.phase = Phase::Step;
+        self.time_ms = context.time_ms.unwrap_or_else(now_ms);
         self.random = seed(context.seed, &self.owner.name);
         self.lines.clear();
         self.printed = [Vec::new(), Vec::new()];
@@ -279,6 +283,11 @@ impl Call {
         };
         Ok(tokio::time::timeout_at(end.into(), search).await.map_err(|_| Trap::Interrupt)??)
     }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Policies that are asked about one request get different numbers.

@@ -9,7 +9,7 @@ use crate::error::PluginError;
 
 /// How much the threads that compile give way to others (`nice`): a new version of a policy is compiled while requests are
 /// served, on whatever they leave.
-const NICE: i32 = 15;
+const NICE: i32 = 5;
 
 /// What is kept on disk, after compression. wasmtime removes what was used least, once an hour at most.
 const MAX_CACHE_BYTES: u64 = 512 << 20;
@@ -25,7 +25,8 @@ impl Compiler {
             // On Linux a thread has a priority of its own. Where that is not allowed, it competes as others do.
             let _changed = rustix::process::setpriority_process(None, NICE);
         };
-        let threads = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("policy-compile-{i}")).start_handler(polite);
+        let threads =
+            rayon::ThreadPoolBuilder::new().thread_name(|i| format!("policy-compile-{i}")).start_handler(polite);
         threads.build().map(Self).map_err(|error| PluginError::Sandbox(error.to_string()))
     }
 

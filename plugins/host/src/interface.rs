@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn what_was_made_for_another_version_is_refused_in_words() {
-        for name in ["clock@1.1.0", "clock@2.0.0", "clock@0.9.0", "clock@1.0.0-rc.1"].map(|n| format!("{PACKAGE}/{n}")) {
+        for name in ["clock@1.1.0", "clock@2.0.0", "clock@0.9.0", "clock@1.0.0-rc.1"].map(|n| format!("{PACKAGE}/{n}"))
+        {
             let error = import(&name, &OFFERED).unwrap_err();
             assert!(matches!(&error, PluginError::OtherVersion(shown) if *shown == name), "{error}");
             assert!(error.to_string().contains("offers postern:policy@1.0.0"), "{error}");

@@ -36,15 +36,15 @@ pub use answer::{MAX_KIND_BYTES, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGE
 pub use call::CallContext;
 pub use componentize::componentize;
 pub use counters::{Counters, MAX_COUNTERS_IN_SCOPE};
-pub use effects::Effects;
+pub use effects::{Effects, Written};
 pub use engine::{HostOptions, MAX_MEMORY_BYTES};
 pub use error::{FailureKind, MAX_DETAIL_BYTES, PluginError, PolicyFailure};
 pub use facts::{
     Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
     TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
-pub use inspect::{Inspection, Needs, inspect};
 pub use host::PolicyHost;
+pub use inspect::{Inspection, Needs, inspect};
 pub use kinds::MAX_KINDS;
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
 pub use policy::{

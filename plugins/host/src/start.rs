@@ -62,7 +62,8 @@ pub(crate) fn run(room: &Room, owner: &Arc<Owner>, component: &[u8]) -> Result<S
         let started = thread.spawn_scoped(scope, || keep(room, owner, component));
         let started = started.map_err(|error| PluginError::Sandbox(error.to_string()))?;
         started.join().unwrap_or_else(|_| {
-            let what = "its start ran, but its memory could not be read; it is put together in a way that is not supported";
+            let what =
+                "its start ran, but its memory could not be read; it is put together in a way that is not supported";
             Err(PluginError::Start(what.to_owned()))
         })
     })

@@ -53,13 +53,11 @@ pub(crate) fn define(linker: &mut Linker<Call>, component: &Component) -> Result
                     let stub = Stub::of(import, name);
                     into.func_new(name, move |store, ty, given, answer| stub.call(store, &ty, given, answer))
                 }
-                ComponentItem::Resource(_) => {
-                    into.resource(name, ResourceType::host::<Nothing>(), |mut store, _| {
-                        let call = store.data_mut();
-                        call.handles = call.handles.saturating_sub(1);
-                        Ok(())
-                    })
-                }
+                ComponentItem::Resource(_) => into.resource(name, ResourceType::host::<Nothing>(), |mut store, _| {
+                    let call = store.data_mut();
+                    call.handles = call.handles.saturating_sub(1);
+                    Ok(())
+                }),
                 ComponentItem::Type(_) => Ok(()),
                 _ => return Err(PluginError::UnknownImport(import.to_owned())),
             }
