@@ -109,7 +109,7 @@ async fn answer(
     })?;
     *label = classified.label();
     let (tenant, seed) = (classified.request().peer.tenant.clone(), exchange.record.seed());
-    let context = CallContext { tenant: &tenant, label: config.labels.name(*label), seed };
+    let context = CallContext { tenant: &tenant, label: config.labels.name(*label), seed, time_ms: None };
     let mut masked = redact::mask(keys, &gateway.policies, &context, classified).await?;
     for (kind, count) in masked.counts() {
         gateway.metrics.redacted(kind, *count);

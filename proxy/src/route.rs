@@ -141,7 +141,7 @@ impl Policies {
     pub async fn probe(&self) -> Vec<(&str, PolicyFailure)> {
         let (request, fleet) =
             (RequestFacts { model: "probe".to_owned(), ..RequestFacts::default() }, FleetFacts::default());
-        let context = CallContext { tenant: "", label: "", seed: 0 };
+        let context = CallContext { tenant: "", label: "", seed: 0, time_ms: None };
         let mut failed = Vec::new();
         for loaded in &self.all {
             let steps = loaded.policy.steps();

@@ -10,7 +10,7 @@ use postern_plugins::{
 };
 
 const CALLS: usize = 20_000;
-const CONTEXT: CallContext<'static> = CallContext { tenant: "clerks", label: "internal", seed: 7 };
+const CONTEXT: CallContext<'static> = CallContext { tenant: "clerks", label: "internal", seed: 7, time_ms: None };
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 

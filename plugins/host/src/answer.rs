@@ -92,6 +92,8 @@ fn short<'a>(what: &str, mut texts: impl Iterator<Item = &'a String>, max: usize
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::facts::{Annotation, CacheMode};
 
@@ -165,5 +167,93 @@ mod tests {
         assert!(plan(of(vec!["k".repeat(MAX_NAME_BYTES); MAX_PARTS])).is_ok());
         assert!(plan(of(vec![String::new(); MAX_PARTS + 1])).is_err());
         assert!(plan(of(vec!["k".repeat(MAX_NAME_BYTES + 1)])).is_err());
+    }
+
+    /// What the WIT package says of spans, word by word.
+    fn is_allowed(segments: &[TextSegment], spans: &[Span], max: usize) -> bool {
+        let text = |id| segments.iter().find(|segment| segment.id == id).map(|segment| &segment.text);
+        let stands = |span: &Span| {
+            let (start, end) = (span.start as usize, span.end as usize);
+            text(span.segment).is_some_and(|text| {
+                start < end && end <= text.len() && text.is_char_boundary(start) && text.is_char_boundary(end)
+            })
+        };
+        let overlap = |a: &Span, b: &Span| a.segment == b.segment && a.start < b.end && b.start < a.end;
+        let apart = |i: usize, a: &Span| spans.iter().skip(i + 1).all(|b| !overlap(a, b));
+        spans.len() <= max
+            && spans.iter().all(|span| stands(span) && is_kind(&span.kind))
+            && spans.iter().enumerate().all(|(i, span)| apart(i, span))
+    }
+
+    /// Mostly within a text, so that some are right.
+    fn any_span() -> impl Strategy<Value = Span> {
+        let place = prop_oneof![8 => (0_u32..20, 0_u32..6), 1 => any::<(u32, u32)>()];
+        let kind = prop_oneof![8 => Just("email".to_owned()), 1 => any::<String>()];
+        let segment = prop_oneof![8 => 0_u32..4, 1 => any::<u32>()];
+        (segment, place, kind).prop_map(|(segment, (start, length), kind)| Span {
+            segment,
+            start,
+            end: start.wrapping_add(length),
+            kind,
+        })
+    }
+
+    /// Of a length around a bound, or of any.
+    fn text(max: usize) -> impl Strategy<Value = String> {
+        prop_oneof![4 => any::<String>(), 1 => (max - 1..max + 2).prop_map(|length| "x".repeat(length))]
+    }
+
+    fn texts(count: usize, max: usize) -> impl Strategy<Value = Vec<String>> {
+        prop_oneof![
+            4 => proptest::collection::vec(text(max), 0..3),
+            1 => (count - 1..count + 2).prop_map(|count| vec![String::new(); count]),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn spans_are_judged_by_what_is_promised(
+            written in proptest::collection::vec("[a-zé中 ]{0,12}", 0..4),
+            found in proptest::collection::vec(any_span(), 0..4),
+            max in 0_usize..5,
+        ) {
+            let segments: Vec<_> =
+                written.into_iter().zip(0..).map(|(text, id)| TextSegment { id, role: String::new(), text }).collect();
+            let judged = spans(&segments, found.clone(), max);
+            prop_assert_eq!(judged.is_ok(), is_allowed(&segments, &found, max), "{:?}", judged);
+            if let Ok(judged) = judged {
+                prop_assert_eq!(judged.len(), found.len());
+                prop_assert!(judged.is_sorted_by_key(|span| (span.segment, span.start)));
+            }
+        }
+
+        #[test]
+        fn verdicts_are_judged_by_what_is_promised(
+            targets in texts(MAX_TARGETS, MAX_NAME_BYTES),
+            names in proptest::array::uniform3(proptest::option::of(text(MAX_NAME_BYTES))),
+            deny in proptest::option::of(text(MAX_TEXT_BYTES)),
+            notes in proptest::collection::vec((text(MAX_NAME_BYTES), text(MAX_TEXT_BYTES)), 0..3),
+            repeat in prop_oneof![Just(1_usize), Just(MAX_PARTS), Just(MAX_PARTS + 1)],
+        ) {
+            let annotations: Vec<_> =
+                notes.iter().cycle().take(notes.len() * repeat).map(|(key, value)| Annotation { key: key.clone(), value: value.clone() }).collect();
+            let [model, label, weight] = names;
+            let given = Verdict { placement: None, targets, model, label, deny, weight, annotations };
+            let names = given.targets.iter().chain(&given.model).chain(&given.label).chain(&given.weight);
+            let are_short = names.chain(given.annotations.iter().map(|a| &a.key)).all(|name| name.len() <= 256)
+                && given.deny.iter().chain(given.annotations.iter().map(|a| &a.value)).all(|text| text.len() <= 1024);
+            let is_allowed = are_short && given.targets.len() <= 256 && given.annotations.len() <= 16;
+            match verdict(given.clone()) {
+                Ok(judged) => prop_assert!(is_allowed && judged == given),
+                Err(_) => prop_assert!(!is_allowed),
+            }
+        }
+
+        #[test]
+        fn plans_are_judged_by_what_is_promised(key_parts in texts(MAX_PARTS, MAX_NAME_BYTES), ttl_seconds: Option<u32>) {
+            let given = CachePlan { mode: CacheMode::Semantic, ttl_seconds, key_parts };
+            let is_allowed = given.key_parts.len() <= 16 && given.key_parts.iter().all(|part| part.len() <= 256);
+            prop_assert_eq!(plan(given).is_ok(), is_allowed);
+        }
     }
 }

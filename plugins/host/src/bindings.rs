@@ -11,7 +11,16 @@
 
 wasmtime::component::bindgen!({
     path: "../wit",
-    world: "postern:policy/full-policy",
+    inline: "
+        package postern:host;
+
+        // All that a policy may export.
+        world policies {
+            include postern:policy/full-policy@1.0.0;
+            include postern:policy/prepared@1.0.0;
+        }
+    ",
+    world: "postern:host/policies",
     ownership: Borrowing { duplicate_if_necessary: true },
     imports: { "postern:policy/detectors.find": async | trappable, default: trappable },
     exports: { default: async },

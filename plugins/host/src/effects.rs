@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::counters::{Counters, Scope};
 use crate::metrics::PolicyMetrics;
 
@@ -22,7 +24,7 @@ pub struct Effects {
     pub(crate) policy: Arc<str>,
     pub(crate) lines: Vec<(tracing::Level, String)>,
     pub(crate) adds: Vec<Add>,
-    pub(crate) numbers: Vec<Number>,
+    pub(crate) numbers: Vec<(String, Number)>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) metrics: Arc<PolicyMetrics>,
     pub(crate) scope: Scope,
@@ -39,11 +41,41 @@ pub(crate) struct Add {
 /// One number for operators.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Number {
-    Count(String, u32),
-    Value(String, f64),
+    Count(u32),
+    Value(f64),
+}
+
+/// What a call wrote, to be read by its author.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Written {
+    /// Log lines: level and text.
+    pub log: Vec<(String, String)>,
+    /// Additions to counters: key, number, life in seconds.
+    pub counters: Vec<(String, i64, u64)>,
+    /// Events that were counted: name and number.
+    pub counts: Vec<(String, u32)>,
+    /// Values that were set: name and value.
+    pub values: Vec<(String, f64)>,
 }
 
 impl Effects {
+    /// What they are, whether they are committed or not. Not for an operator's eyes: the call may have been about anything.
+    #[must_use]
+    pub fn written(&self) -> Written {
+        let mut written = Written {
+            log: self.lines.iter().map(|(level, line)| (level.as_str().to_lowercase(), line.clone())).collect(),
+            counters: self.adds.iter().map(|add| (add.key.clone(), add.by, add.ttl.as_secs())).collect(),
+            ..Written::default()
+        };
+        for (name, number) in &self.numbers {
+            match *number {
+                Number::Count(by) => written.counts.push((name.clone(), by)),
+                Number::Value(value) => written.values.push((name.clone(), value)),
+            }
+        }
+        written
+    }
+
     /// Lets the writes of the call take effect: its counters are counted under the final label of the request, which may be
     /// higher than the one the call was told. Only for a request whose final label some remote target may see.
     pub fn commit(mut self, label: &str) {

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::inspect::Needs;
 use crate::signature::KeyId;
 
 /// `detail` of a failure is cut to this many bytes.
@@ -17,11 +18,27 @@ pub enum PluginError {
     /// The file is not a component, or uses a WebAssembly proposal that is off here.
     #[error("not a WebAssembly component that can run here: {0}")]
     NotAComponent(String),
-    /// It asks for something that Postern does not give; most often WASI, from a build for `wasm32-wasip2`.
+    /// It asks for something that Postern does not give.
     #[error(
-        "imports `{0}`, which Postern does not offer (it offers log, config, detectors and clock of postern:policy@1.0.0)"
+        "imports `{0}`, which Postern does not offer (it offers log, config, detectors, counters, metrics, clock and random of \
+         postern:policy@1.0.0, and the functions of WASI 0.2 with nothing behind them)"
     )]
     UnknownImport(String),
+    /// It was made for an interface that this Postern does not have yet, or no longer has.
+    #[error(
+        "was made for `{0}`, and this Postern offers postern:policy@1.0.0: use a Postern that offers it, or build the plugin \
+         against this interface"
+    )]
+    OtherVersion(String),
+    /// It needs a larger sandbox than the largest.
+    #[error(
+        "is too large: it has {} modules, {} memories, {} tables and {} elements in them; 43, 10, 20 and 60,000 are the most",
+        .0.instances, .0.memories, .0.tables, .0.table_elements
+    )]
+    TooLarge(Needs),
+    /// Its `startup.start` failed: what it said, or how it ended. Most often, its configuration is wrong.
+    #[error("does not start: {0}")]
+    Start(String),
     /// It imports one of Postern's interfaces with other types, or exports one with other types.
     #[error("does not fit postern:policy@1.0.0: {0}")]
     Mismatch(String),

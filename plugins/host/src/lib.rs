@@ -9,6 +9,8 @@
 
 mod answer;
 mod bindings;
+mod call;
+mod compile;
 mod componentize;
 mod convert;
 mod counters;
@@ -17,7 +19,10 @@ mod effects;
 mod engine;
 mod error;
 mod facts;
+mod host;
 mod imports;
+mod inspect;
+mod interface;
 mod kinds;
 mod manifest;
 mod metrics;
@@ -30,25 +35,31 @@ mod schema;
 mod section;
 mod shape;
 mod signature;
+mod start;
 mod ticker;
+mod wasi;
 
 pub use answer::{MAX_KIND_BYTES, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS, MAX_TEXT_BYTES};
+pub use call::CallContext;
 pub use componentize::componentize;
 pub use counters::{Counters, MAX_COUNTERS_IN_SCOPE};
-pub use effects::Effects;
+pub use effects::{Effects, Written};
 pub use engine::{HostOptions, MAX_MEMORY_BYTES};
 pub use error::{FailureKind, MAX_DETAIL_BYTES, PluginError, PolicyFailure};
 pub use facts::{
     Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
     TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
-pub use imports::CallContext;
+pub use host::PolicyHost;
+pub use inspect::{Inspection, Needs, inspect};
 pub use kinds::MAX_KINDS;
 pub use manifest::{Asked, MANIFEST_SECTION, MAX_MANIFEST_BYTES, Manifest, is_policy_name, may_be_granted};
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
 pub use pack::pack;
 pub use package::Package;
-pub use policy::{Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicyHost, PolicySpec, Reply};
+pub use policy::{
+    Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicySpec, Readiness, Reply, Usage,
+};
 pub use recorded::{Answer, Answered, MAX_RECORDED_BYTES, RECORDED_VERSION, Recorded};
 pub use schema::{ConfigSchema, MAX_SCHEMA_BYTES};
 pub use shape::Shape;

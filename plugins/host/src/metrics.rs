@@ -37,23 +37,21 @@ impl PolicyMetrics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn write(&self, numbers: &[Number]) {
+    /// Is this one of its names?
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
+    pub(crate) fn write(&self, numbers: &[(String, Number)]) {
         if numbers.is_empty() {
             return;
         }
         let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for number in numbers {
+        for (name, number) in numbers {
+            let Some(value) = values.get_mut(name) else { continue };
             match number {
-                Number::Count(name, by) => {
-                    if let Some(value) = values.get_mut(name) {
-                        value.count = value.count.saturating_add(u64::from(*by));
-                    }
-                }
-                Number::Value(name, new) => {
-                    if let Some(value) = values.get_mut(name) {
-                        value.value = Some(*new);
-                    }
-                }
+                Number::Count(by) => value.count = value.count.saturating_add(u64::from(*by)),
+                Number::Value(new) => value.value = Some(*new),
             }
         }
     }
@@ -75,10 +73,10 @@ mod tests {
     fn names_are_those_that_were_listed() {
         let metrics = PolicyMetrics::new(["hits", "Bad Name", "level"]);
         metrics.write(&[
-            Number::Count("hits".into(), 2),
-            Number::Count("hits".into(), 1),
-            Number::Count("made_up".into(), 1),
-            Number::Value("level".into(), 0.5),
+            ("hits".into(), Number::Count(2)),
+            ("hits".into(), Number::Count(1)),
+            ("made_up".into(), Number::Count(1)),
+            ("level".into(), Number::Value(0.5)),
         ]);
         let all = metrics.read();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["hits", "level"]);

@@ -1,25 +1,27 @@
-//! Loads components and asks them.
+//! Asks policies: one call each in a fresh instance, and a judgement of what comes back.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::component::{Component, HasSelf, Instance, InstancePre, Linker};
+use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{Store, Trap};
 
 use crate::answer::MAX_SPANS;
-use crate::bindings::exports::postern::policy::{caching, redaction, routing};
-use crate::bindings::{FullPolicy, postern::policy::types as wit};
+use crate::bindings::exports::postern::policy::{caching, redaction, routing, startup};
+use crate::bindings::postern::policy::types as wit;
+use crate::call::{Call, CallContext, MAX_HANDED_BYTES, Owner, TRIAL};
 use crate::counters::Counters;
 use crate::effects::Effects;
-use crate::engine::{HostOptions, MAX_MEMORY_BYTES, Sandbox};
+use crate::engine::Sandbox;
 use crate::error::{FailureKind, PluginError, PolicyFailure};
 use crate::facts::{CachePlan, FleetFacts, RequestFacts, Span, Steps, TextSegment, Verdict};
-use crate::imports::{Call, CallContext, Limits, MAX_HANDED_BYTES, Owner};
+use crate::host::{Room, mismatch};
 use crate::metrics::PolicyMetrics;
 use crate::read::Read;
-use crate::{answer, convert, kinds};
+use crate::wasi::{MAX_HANDLES, NotHere};
+use crate::{answer, convert, start};
 
 /// The longest deadline.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(10);
@@ -27,16 +29,6 @@ pub const MAX_DEADLINE: Duration = Duration::from_secs(10);
 pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// The largest component.
 pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
-
-const PACKAGE: &str = "postern:policy/";
-const VERSION: &str = "@1.0.0";
-const OFFERED: [&str; 8] = ["types", "log", "config", "detectors", "counters", "metrics", "clock", "random"];
-
-/// Compiles policies and gives them a place to run.
-pub struct PolicyHost {
-    sandbox: Arc<Sandbox>,
-    linker: Linker<Call>,
-}
 
 /// A policy as configured.
 #[derive(Debug, Clone)]
@@ -75,15 +67,39 @@ pub struct Reply<T> {
     pub answer: Result<T, PolicyFailure>,
     /// To be committed when the label of the request is final, or dropped. None if no instance ever ran.
     pub effects: Option<Effects>,
+    /// What the call took.
+    pub usage: Usage,
+}
+
+/// What a call took of the sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of all its memories at the end; they only grow.
+    pub memory_bytes: usize,
+    /// WebAssembly instructions, as wasmtime's fuel counts them; only where [`HostOptions::count_instructions`] says so.
+    ///
+    /// [`HostOptions::count_instructions`]: crate::HostOptions::count_instructions
+    pub instructions: Option<u64>,
+}
+
+/// When a policy makes itself ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// Never: it does not export `startup`.
+    NoStart,
+    /// When it was loaded; each instance begins with what it left in memory.
+    Kept,
+    /// Before each answer, since that cannot be done, for this reason.
+    EachCall(String),
 }
 
 impl<T> Reply<T> {
     fn failed(failure: PolicyFailure) -> Self {
-        Self { answer: Err(failure), effects: None }
+        Self { answer: Err(failure), effects: None, usage: Usage::default() }
     }
 
     fn and_then<U>(self, check: impl FnOnce(T) -> Result<U, PolicyFailure>) -> Reply<U> {
-        Reply { answer: self.answer.and_then(check), effects: self.effects }
+        Reply { answer: self.answer.and_then(check), effects: self.effects, usage: self.usage }
     }
 }
 
@@ -98,71 +114,50 @@ struct Inner {
     kinds: BTreeSet<String>,
     grants: Grants,
     component: InstancePre<Call>,
+    asked: Asked,
+    /// To be called in each instance.
+    startup: Option<startup::GuestIndices>,
+    readiness: Readiness,
+    room: Arc<Room>,
+}
+
+/// The steps that a component exports.
+pub(crate) struct Asked {
     routing: Option<routing::GuestIndices>,
     caching: Option<caching::GuestIndices>,
     redaction: Option<redaction::GuestIndices>,
-    sandbox: Arc<Sandbox>,
 }
 
-impl PolicyHost {
-    /// Sets up the sandbox; reserves addresses, starts a thread.
-    ///
-    /// # Errors
-    /// [`PluginError::Sandbox`], [`PluginError::Limits`].
-    pub fn new(options: HostOptions) -> Result<Self, PluginError> {
-        let sandbox = Sandbox::new(&options)?;
-        let mut linker = Linker::new(&sandbox.engine);
-        FullPolicy::add_to_linker::<Call, HasSelf<Call>>(&mut linker, |call| call)
-            .map_err(|error| PluginError::Sandbox(format!("{error:#}")))?;
-        Ok(Self { sandbox, linker })
-    }
-
-    /// Compiles a component (seconds, on all cores; milliseconds if it is in the cache), links it, and instantiates it once
-    /// to see that it fits. Blocks: not for a worker thread of an async runtime.
-    ///
-    /// # Errors
-    /// All of [`PluginError`].
-    pub fn load(&self, spec: PolicySpec) -> Result<Policy, PluginError> {
-        let config = check(&spec)?;
-        let engine = &self.sandbox.engine;
-        let component = Component::new(engine, &spec.component)
-            .map_err(|error| PluginError::NotAComponent(format!("{error:#}")))?;
-        let ty = component.component_type();
-        if let Some((import, _)) = ty.imports(engine).find(|(import, _)| !is_offered(import)) {
-            return Err(PluginError::UnknownImport(import.to_owned()));
-        }
-        let exports = |step: &str| component.get_export_index(None, format!("{PACKAGE}{step}{VERSION}")).is_some();
-        let steps = Steps { routing: exports("routing"), caching: exports("caching"), redaction: exports("redaction") };
-        if steps == Steps::default() {
-            return Err(PluginError::NoSteps);
-        }
-        let component = self.linker.instantiate_pre(&component).map_err(mismatch)?;
-        let inner = Inner {
-            owner: Arc::new(Owner {
-                name: spec.name.into(),
-                config: config.into(),
-                limits: Limits { deadline: spec.deadline, memory_bytes: spec.memory_bytes },
-                counters: spec.counters,
-                metrics: spec.metrics,
-            }),
-            kinds: kinds::allowed(&spec.config)?,
-            grants: spec.grants,
-            routing: steps.routing.then(|| routing::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
-            caching: steps.caching.then(|| caching::GuestIndices::new(&component)).transpose().map_err(mismatch)?,
-            redaction: steps
-                .redaction
-                .then(|| redaction::GuestIndices::new(&component))
-                .transpose()
-                .map_err(mismatch)?,
-            component,
-            sandbox: Arc::clone(&self.sandbox),
-        };
-        self.sandbox.one_by_one(|| block_on(inner.try_out()))?;
-        Ok(Policy { inner: Arc::new(inner) })
+impl Asked {
+    /// Finds `steps` in a component.
+    pub(crate) fn of(component: &InstancePre<Call>, steps: Steps) -> Result<Self, PluginError> {
+        let routing = steps.routing.then(|| routing::GuestIndices::new(component)).transpose();
+        let caching = steps.caching.then(|| caching::GuestIndices::new(component)).transpose();
+        let redaction = steps.redaction.then(|| redaction::GuestIndices::new(component)).transpose();
+        Ok(Self {
+            routing: routing.map_err(mismatch)?,
+            caching: caching.map_err(mismatch)?,
+            redaction: redaction.map_err(mismatch)?,
+        })
     }
 }
 
 impl Policy {
+    #[allow(clippy::too_many_arguments, reason = "its parts, each made by another step of loading, and one caller")]
+    pub(crate) fn new(
+        owner: Arc<Owner>,
+        kinds: BTreeSet<String>,
+        grants: Grants,
+        component: InstancePre<Call>,
+        asked: Asked,
+        startup: Option<startup::GuestIndices>,
+        readiness: Readiness,
+        room: Arc<Room>,
+    ) -> Self {
+        let inner = Inner { owner, kinds, grants, component, asked, startup, readiness, room };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// Its name in the configuration.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -174,9 +169,9 @@ impl Policy {
     pub fn steps(&self) -> Steps {
         let inner = &self.inner;
         Steps {
-            routing: inner.routing.is_some(),
-            caching: inner.caching.is_some(),
-            redaction: inner.redaction.is_some(),
+            routing: inner.asked.routing.is_some(),
+            caching: inner.asked.caching.is_some(),
+            redaction: inner.asked.redaction.is_some(),
         }
     }
 
@@ -184,6 +179,12 @@ impl Policy {
     #[must_use]
     pub fn grants(&self) -> &Grants {
         &self.inner.grants
+    }
+
+    /// When it makes itself ready.
+    #[must_use]
+    pub fn readiness(&self) -> &Readiness {
+        &self.inner.readiness
     }
 
     /// Its numbers for operators.
@@ -195,7 +196,7 @@ impl Policy {
     /// Asks where a request may be answered. Needs a tokio runtime with time, as all three do. It fails if `routing` is not
     /// exported.
     pub async fn route(&self, context: &CallContext<'_>, request: &RequestFacts, fleet: &FleetFacts) -> Reply<Verdict> {
-        let Some(indices) = &self.inner.routing else { return Reply::failed(no_such_step("routing")) };
+        let Some(indices) = &self.inner.asked.routing else { return Reply::failed(no_such_step("routing")) };
         let lists = convert::RequestLists::of(request, &self.inner.grants);
         let facts = lists.facts(request);
         let targets = convert::targets(fleet);
@@ -218,7 +219,7 @@ impl Policy {
 
     /// Asks whether the answer to a request may be cached. It fails if `caching` is not exported.
     pub async fn plan(&self, context: &CallContext<'_>, request: &RequestFacts) -> Reply<CachePlan> {
-        let Some(indices) = &self.inner.caching else { return Reply::failed(no_such_step("caching")) };
+        let Some(indices) = &self.inner.asked.caching else { return Reply::failed(no_such_step("caching")) };
         let lists = convert::RequestLists::of(request, &self.inner.grants);
         let facts = lists.facts(request);
         let sees_text = self.inner.grants.text;
@@ -232,7 +233,7 @@ impl Policy {
     /// on character boundaries, and do not overlap. A kind that is neither one of [`crate::detectors`] nor named in the
     /// configuration of the policy is `data`. It fails if `redaction` is not exported.
     pub async fn find(&self, context: &CallContext<'_>, segments: &[TextSegment]) -> Reply<Vec<Span>> {
-        let Some(indices) = &self.inner.redaction else { return Reply::failed(no_such_step("redaction")) };
+        let Some(indices) = &self.inner.asked.redaction else { return Reply::failed(no_such_step("redaction")) };
         let read = match Read::of(segments).await {
             Ok(read) => read,
             Err(failure) => return Reply::failed(failure),
@@ -249,13 +250,35 @@ impl Policy {
         })
     }
 
+    /// Are the exports of the right types, and does it start within its limits?
+    pub(crate) async fn try_out(&self) -> Result<(), PluginError> {
+        let inner = &*self.inner;
+        let _running = inner.room.sandbox.ticker.run();
+        let mut store = new_store(&inner.room.sandbox, &inner.owner, &TRIAL, false);
+        let instance = inner.instance(&mut store, &TRIAL).await.map_err(|failure| match failure.kind {
+            FailureKind::Refused => PluginError::Start(failure.detail),
+            kind => PluginError::Mismatch(format!("it does not start ({}): {}", kind.name(), failure.detail)),
+        })?;
+        let Asked { routing, caching, redaction } = &inner.asked;
+        if let Some(indices) = routing {
+            indices.load(&mut store, &instance).map_err(mismatch)?;
+        }
+        if let Some(indices) = caching {
+            indices.load(&mut store, &instance).map_err(mismatch)?;
+        }
+        if let Some(indices) = redaction {
+            indices.load(&mut store, &instance).map_err(mismatch)?;
+        }
+        Ok(())
+    }
+
     /// Asks what must not leave in a text that nobody wrote. Unlike [`find`](Self::find) it may tell the policy's own error,
     /// which is most often about its configuration.
     ///
     /// # Errors
     /// It does not export `redaction`, or the call failed.
     pub async fn try_find(&self) -> Result<(), PolicyFailure> {
-        let indices = self.inner.redaction.as_ref().ok_or_else(|| no_such_step("redaction"))?;
+        let indices = self.inner.asked.redaction.as_ref().ok_or_else(|| no_such_step("redaction"))?;
         let segments = [TextSegment { id: 0, role: "user".to_owned(), text: "probe".to_owned() }];
         let texts = convert::segments(&segments);
         let found = self.inner.call(&TRIAL, false, async |store, instance| {
@@ -265,9 +288,6 @@ impl Policy {
         answer::spans(&segments, convert::spans(found), MAX_SPANS).map(drop)
     }
 }
-
-/// For calls about no request.
-const TRIAL: CallContext<'static> = CallContext { tenant: "", label: "", seed: 0 };
 
 /// What the plugin says went wrong.
 fn own_error(error: &str, sees_text: bool) -> PolicyFailure {
@@ -284,55 +304,59 @@ impl Inner {
         sees_text: bool,
         ask: impl AsyncFnOnce(&mut Store<Call>, &Instance) -> wasmtime::Result<T>,
     ) -> Reply<T> {
-        let _place = match self.sandbox.place(self.owner.limits.deadline).await {
+        let sandbox = &self.room.sandbox;
+        let _place = match sandbox.place(self.owner.limits.deadline).await {
             Ok(place) => place,
             Err(failure) => return Reply::failed(failure),
         };
-        let _running = self.sandbox.ticker.run();
-        let mut store = self.store(context, sees_text);
-        let answer = match self.component.instantiate_async(&mut store).await {
-            Ok(instance) => ask(&mut store, &instance).await,
-            Err(error) => Err(error),
+        let _running = sandbox.ticker.run();
+        let mut store = new_store(sandbox, &self.owner, context, sees_text);
+        let answer = match self.instance(&mut store, context).await {
+            Ok(instance) => ask(&mut store, &instance).await.map_err(|error| failure(store.data(), &error)),
+            Err(failure) => Err(failure),
         };
-        let answer = answer.map_err(|error| failure(store.data(), &error));
-        Reply { answer, effects: Some(store.into_data().into_effects()) }
+        let instructions = sandbox.counts_instructions.then(|| store.get_fuel().map_or(0, |left| u64::MAX - left));
+        let call = store.into_data();
+        let usage = Usage { memory_bytes: call.memory_bytes(), instructions };
+        Reply { answer, effects: Some(call.into_effects()), usage }
     }
 
-    fn store(&self, context: &CallContext<'_>, sees_text: bool) -> Store<Call> {
-        let call = Call::new(Arc::clone(&self.owner), context, Arc::clone(&self.sandbox.searches), sees_text);
-        let mut store = Store::new(&self.sandbox.engine, call);
-        store.limiter(|call| call.limiter());
-        store.set_hostcall_fuel(MAX_HANDED_BYTES);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().at_tick()));
-        store
-    }
-
-    /// Are the exports of the right types, and does it start within its limits?
-    async fn try_out(&self) -> Result<(), PluginError> {
-        let _running = self.sandbox.ticker.run();
-        let mut store = self.store(&TRIAL, false);
-        let instance = self.component.instantiate_async(&mut store).await.map_err(|error| {
-            let failure = failure(store.data(), &error);
-            PluginError::Mismatch(format!("it does not start ({}): {error:#}", failure.kind.name()))
-        })?;
-        if let Some(indices) = &self.routing {
-            indices.load(&mut store, &instance).map_err(mismatch)?;
+    /// An instance that is ready to answer.
+    async fn instance(&self, store: &mut Store<Call>, context: &CallContext<'_>) -> Result<Instance, PolicyFailure> {
+        if self.startup.is_some() {
+            store.data_mut().start();
         }
-        if let Some(indices) = &self.caching {
-            indices.load(&mut store, &instance).map_err(mismatch)?;
+        let instance = self.component.instantiate_async(&mut *store).await;
+        let instance = instance.map_err(|error| failure(store.data(), &error))?;
+        if let Some(startup) = &self.startup {
+            start::call(startup, store, &instance).await.map_err(|error| match error {
+                start::Failed::Itself(text) => PolicyFailure::new(FailureKind::Refused, text),
+                start::Failed::Otherwise(failure) => failure,
+            })?;
+            store.data_mut().answer(context);
         }
-        if let Some(indices) = &self.redaction {
-            indices.load(&mut store, &instance).map_err(mismatch)?;
-        }
-        Ok(())
+        Ok(instance)
     }
 }
 
-impl fmt::Debug for PolicyHost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PolicyHost").finish_non_exhaustive()
+pub(crate) fn new_store(
+    sandbox: &Sandbox,
+    owner: &Arc<Owner>,
+    context: &CallContext<'_>,
+    sees_text: bool,
+) -> Store<Call> {
+    let call = Call::new(Arc::clone(owner), context, Arc::clone(&sandbox.searches), sees_text);
+    let mut store = Store::new(&sandbox.engine, call);
+    store.limiter(|call| call.limiter());
+    store.set_hostcall_fuel(MAX_HANDED_BYTES);
+    store.set_max_component_handles(MAX_HANDLES);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|mut store| Ok(store.data_mut().at_tick()));
+    if sandbox.counts_instructions {
+        // It cannot fail: instructions are counted.
+        let _filled = store.set_fuel(u64::MAX);
     }
+    store
 }
 
 impl fmt::Debug for Policy {
@@ -341,42 +365,15 @@ impl fmt::Debug for Policy {
     }
 }
 
-/// The configuration as text, if all bounds are kept.
-fn check(spec: &PolicySpec) -> Result<String, PluginError> {
-    let limits = |what: String| Err(PluginError::Limits(what));
-    if spec.deadline.is_zero() || spec.deadline > MAX_DEADLINE {
-        return limits(format!("a deadline is more than nothing and at most {} s", MAX_DEADLINE.as_secs()));
-    }
-    if spec.memory_bytes == 0 || spec.memory_bytes > MAX_MEMORY_BYTES {
-        return limits(format!("the memory of a policy is at most {} MiB", MAX_MEMORY_BYTES >> 20));
-    }
-    if spec.component.len() > MAX_COMPONENT_BYTES {
-        return limits(format!("a component is at most {} MiB", MAX_COMPONENT_BYTES >> 20));
-    }
-    let config = spec.config.to_string();
-    if config.len() > MAX_CONFIG_BYTES {
-        return limits(format!("the configuration of a policy is at most {} KiB", MAX_CONFIG_BYTES >> 10));
-    }
-    Ok(config)
-}
-
-fn is_offered(import: &str) -> bool {
-    import
-        .strip_prefix(PACKAGE)
-        .and_then(|import| import.strip_suffix(VERSION))
-        .is_some_and(|interface| OFFERED.contains(&interface))
-}
-
-fn mismatch(error: wasmtime::Error) -> PluginError {
-    PluginError::Mismatch(format!("{error:#}"))
-}
-
 fn no_such_step(step: &str) -> PolicyFailure {
     PolicyFailure::new(FailureKind::Refused, format!("it does not export {step}"))
 }
 
 /// What wasmtime reports, in our terms. Its texts name places in the component, never data.
-fn failure(call: &Call, error: &wasmtime::Error) -> PolicyFailure {
+pub(crate) fn failure(call: &Call, error: &wasmtime::Error) -> PolicyFailure {
+    if let Some(not_here) = error.downcast_ref::<NotHere>() {
+        return PolicyFailure::new(FailureKind::Trap, not_here.to_string());
+    }
     match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => PolicyFailure::new(FailureKind::Deadline, "it took longer than its deadline"),
         _ if call.wanted_too_much_memory() => {
@@ -384,17 +381,5 @@ fn failure(call: &Call, error: &wasmtime::Error) -> PolicyFailure {
         }
         Some(trap) => PolicyFailure::new(FailureKind::Trap, trap.to_string()),
         None => PolicyFailure::output(error.root_cause().to_string()),
-    }
-}
-
-/// Guests at their start wait for nothing but their next turn, so no runtime is needed.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        match future.as_mut().poll(&mut context) {
-            std::task::Poll::Ready(done) => return done,
-            std::task::Poll::Pending => std::thread::yield_now(),
-        }
     }
 }

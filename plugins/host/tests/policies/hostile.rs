@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use postern_plugins::{FailureKind, HostOptions, PluginError, Policy, PolicyHost, PolicySpec};
 
+use super::text::says;
 use super::{CONTEXT, built, fixture, fleet, found_text, host, hostile, load, request, segment, spec};
 
 fn finder(name: &str) -> Policy {
@@ -96,6 +97,70 @@ async fn others_go_on_while_a_policy_loops() {
 async fn a_memory_bomb_meets_its_limit() {
     let failure = hostile("memory").route(&CONTEXT, &request(), &fleet()).await.answer.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Memory);
+}
+
+#[tokio::test]
+async fn a_table_bomb_meets_its_limit() {
+    let parts = r#"(table $t 1 funcref)
+      (func $grow (loop $again
+        (br_if $again (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1)))))"#;
+    let bomb = |then: &str| says("caching-policy", "", parts, &format!("(block (result i32) (call $grow) {then})"));
+    let failure = load(bomb("unreachable")).unwrap().plan(&CONTEXT, &request()).await.answer.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Memory);
+    // A guest that is content with what it got may go on.
+    let plan = load(bomb("(table.size $t)")).unwrap().plan(&CONTEXT, &request()).await.answer.unwrap();
+    assert!(plan.ttl_seconds.is_some_and(|elements| (19_000..=20_000).contains(&elements)), "{plan:?}");
+}
+
+/// On whatever thread it runs.
+#[tokio::test]
+async fn a_stack_overflow_is_a_crash_of_the_guest() {
+    let parts = "(func $deep (param i64 i64 i64) (result i32)
+      (i32.add (call $deep (local.get 1) (local.get 2) (i64.add (local.get 0) (i64.const 1))) (i32.const 1)))";
+    let number = "(call $deep (i64.const 1) (i64.const 2) (i64.const 3))";
+    let policy = load(says("caching-policy", "", parts, number)).unwrap();
+    for _ in 0..3 {
+        let failure = policy.plan(&CONTEXT, &request()).await.answer.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Trap);
+        assert!(failure.detail.contains("stack"), "{failure}");
+    }
+}
+
+/// It remembers through the one thing that outlives a call.
+#[tokio::test]
+async fn a_crash_at_the_third_call_is_one_failure() {
+    let imports = r#"(import "postern:policy/counters@1.0.0" "add" (func $add (param i32 i32 i64 i32 i32)))"#;
+    let number = "(block (result i32)
+      (call $add (i32.const 0) (i32.const 3) (i64.const 1) (i32.const 60) (i32.const 128))
+      (if (i64.eq (i64.load (i32.const 136)) (i64.const 3)) (then unreachable))
+      (i32.wrap_i64 (i64.load (i32.const 136))))";
+    let policy = load(says("caching-policy", imports, "", number)).unwrap();
+    for call in 1..=5 {
+        let reply = policy.plan(&CONTEXT, &request()).await;
+        match reply.answer {
+            Ok(plan) => assert_eq!((plan.ttl_seconds, call == 3), (Some(call), false)),
+            Err(failure) => assert_eq!((failure.kind, call), (FailureKind::Trap, 3)),
+        }
+        reply.effects.unwrap().commit(CONTEXT.label);
+    }
+}
+
+/// A global, the memory behind its start, and a table.
+#[tokio::test]
+async fn nothing_of_an_instance_is_left_to_the_next() {
+    let parts = "(global $calls (mut i32) (i32.const 0))
+      (table $t 1 funcref) (elem declare func $f) (func $f)
+      (func $count (result i32)
+        (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+        (i32.store (i32.const 900000) (i32.add (i32.load (i32.const 900000)) (i32.const 10)))
+        (drop (memory.grow (i32.const 1)))
+        (drop (table.grow $t (ref.func $f) (i32.const 1)))
+        (i32.add (i32.add (global.get $calls) (i32.load (i32.const 900000)))
+          (i32.add (i32.mul (memory.size) (i32.const 100)) (i32.mul (table.size $t) (i32.const 10000)))))";
+    let policy = load(says("caching-policy", "", parts, "(call $count)")).unwrap();
+    for _ in 0..100 {
+        assert_eq!(policy.plan(&CONTEXT, &request()).await.answer.unwrap().ttl_seconds, Some(21_711));
+    }
 }
 
 #[test]
@@ -207,9 +272,18 @@ async fn a_policy_that_sees_prompts_cannot_log() {
 
 #[test]
 fn what_it_may_not_import_is_named() {
-    let component = wat::parse_str(include_str!("../fixtures/wants-wasi.wat")).unwrap();
-    let error = load(component).unwrap_err();
-    assert!(matches!(&error, PluginError::UnknownImport(import) if import == "wasi:cli/environment@0.2.0"), "{error}");
+    for (import, ty) in [
+        ("open", "(func)"),
+        ("code", "(core module)"),
+        ("more", "(component)"),
+        ("postern:policy/files@1.0.0", "(instance)"),
+        ("postern:policy/routing@1.0.0", "(instance)"),
+        ("postern:other/log@1.0.0", "(instance)"),
+        ("wasi:http/proxy@0.3.0", "(instance)"),
+    ] {
+        let error = load(wat::parse_str(format!("(component (import \"{import}\" {ty}))")).unwrap()).unwrap_err();
+        assert!(matches!(&error, PluginError::UnknownImport(name) if name == import), "{error}");
+    }
 }
 
 #[test]

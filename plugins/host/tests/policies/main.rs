@@ -7,8 +7,17 @@
     reason = "clippy knows test functions, but not what they call"
 )]
 
+mod answers;
+mod facts;
 mod guests;
 mod hostile;
+mod large;
+mod start;
+mod text;
+mod usage;
+mod versions;
+mod wasi;
+mod writes;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +31,7 @@ use postern_plugins::{
 /// Generous, since tests share the machine; the ones about time say their own.
 const DEADLINE: Duration = Duration::from_secs(5);
 const MEMORY_BYTES: usize = 32 << 20;
-const CONTEXT: CallContext<'static> = CallContext { tenant: "clerks", label: "internal", seed: 7 };
+const CONTEXT: CallContext<'static> = CallContext { tenant: "clerks", label: "internal", seed: 7, time_ms: None };
 
 fn host() -> PolicyHost {
     PolicyHost::new(HostOptions { max_calls: 32, ..HostOptions::default() }).unwrap()
