@@ -18,6 +18,7 @@ mod engine;
 mod error;
 mod facts;
 mod imports;
+mod joined;
 mod kinds;
 mod manifest;
 mod metrics;
@@ -39,10 +40,11 @@ pub use effects::Effects;
 pub use engine::{HostOptions, MAX_MEMORY_BYTES};
 pub use error::{FailureKind, MAX_DETAIL_BYTES, PluginError, PolicyFailure};
 pub use facts::{
-    Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
+    Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span, SpanAction, Steps,
     TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
 pub use imports::CallContext;
+pub use joined::Joined;
 pub use kinds::MAX_KINDS;
 pub use manifest::{Asked, MANIFEST_SECTION, MAX_MANIFEST_BYTES, Manifest, is_policy_name, may_be_granted};
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
