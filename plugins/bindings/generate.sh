@@ -12,4 +12,4 @@ tools=../../target/tools
 # Types and world come from `postern plugin pack`, so there is no object file, and nothing to make sure that it is linked.
 "$tools/bin/wit-bindgen" c --no-object-file --rename-world policy --world prepared-routing-policy --out-dir . ../wit
 sed -i '/^\/\/ Ensure that the .* object is linked in$/,$d' policy.c
-{ sed 's/$//' ../wit/{types,imports,exports,worlds}.wit; } | sha256sum | cut -d' ' -f1 >wit.sha256
+cat ../wit/{types,imports,exports,worlds}.wit | sha256sum | cut -d' ' -f1 >wit.sha256

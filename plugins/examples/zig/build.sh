@@ -4,8 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-[ -d build/venv ] || { python3 -m venv build/venv && build/venv/bin/pip install --quiet ziglang==0.17.1; }
-zig() { build/venv/bin/python -m ziglang "$@"; }
+venv=${VENV:-build/venv}
+"$venv/bin/python" -c 'import ziglang' 2>/dev/null || { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet ziglang==0.17.1; }
+mkdir -p build
+zig() { "$venv/bin/python" -m ziglang "$@"; }
 target=(-target wasm32-wasi -lc)
 zig translate-c "${target[@]}" ../../bindings/policy.h >build/bindings.zig
 # A reactor: functions to be called, no main. Nothing here calls WASI, so nothing of it is imported.

@@ -11,27 +11,27 @@ const MAX_SPACES: usize = 8;
 
 /// Words by their first character, the longest first.
 #[derive(Debug)]
-pub(crate) struct Words<'a> {
-    by_first: BTreeMap<char, Vec<Word<'a>>>,
+pub(crate) struct Words {
+    by_first: BTreeMap<char, Vec<Word>>,
 }
 
 #[derive(Debug)]
-struct Word<'a> {
+struct Word {
     /// Plain, in lower case, with one space for each piece of them.
     characters: Vec<char>,
-    kind: &'a str,
+    kind: String,
 }
 
-impl<'a> Words<'a> {
+impl Words {
     /// From kind → words.
-    pub(crate) fn new(words: &'a BTreeMap<String, Vec<String>>) -> Self {
-        let mut by_first: BTreeMap<char, Vec<Word<'a>>> = BTreeMap::new();
+    pub(crate) fn new(words: &BTreeMap<String, Vec<String>>) -> Self {
+        let mut by_first: BTreeMap<char, Vec<Word>> = BTreeMap::new();
         for (kind, list) in words {
             for word in list {
                 let mut characters: Vec<char> = word.trim().chars().filter_map(folded).collect();
                 characters.dedup_by(|next, last| *next == ' ' && *last == ' ');
                 if let Some(first) = characters.first() {
-                    by_first.entry(*first).or_default().push(Word { characters, kind });
+                    by_first.entry(*first).or_default().push(Word { characters, kind: kind.clone() });
                 }
             }
         }
@@ -54,11 +54,11 @@ impl<'a> Words<'a> {
             let outside = before.replace(first);
             let Some(candidates) = self.by_first.get(&first).filter(|_| start >= from) else { continue };
             let rest = text.get(start..).unwrap_or_default();
-            let stands = |word: &Word<'a>| word.length(outside, rest).map(|len| (start + len, word.kind));
+            let stands = |word: &Word| word.length(outside, rest).map(|len| (start + len, word.kind.clone()));
             if let Some((end, kind)) = candidates.iter().find_map(stands) {
                 from = end;
                 if let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end)) {
-                    found.push(Found { start, end, kind: kind.to_owned() });
+                    found.push(Found { start, end, kind });
                 }
             }
         }
@@ -66,7 +66,7 @@ impl<'a> Words<'a> {
     }
 }
 
-impl Word<'_> {
+impl Word {
     /// How many bytes of `text` it takes up, if it stands at its beginning, behind the character `outside`.
     fn length(&self, outside: Option<char>, text: &str) -> Option<usize> {
         let mut written = text.char_indices().filter_map(|(at, c)| Some((at + c.len_utf8(), folded(c)?))).peekable();
@@ -94,7 +94,7 @@ impl Word<'_> {
 }
 
 /// As it is compared: plain, in lower case, every space the same; `None`: invisible.
-fn folded(c: char) -> Option<char> {
+pub(crate) fn folded(c: char) -> Option<char> {
     let c = plain(c)?;
     if c.is_ascii() {
         return Some(if c.is_ascii_whitespace() { ' ' } else { c.to_ascii_lowercase() });

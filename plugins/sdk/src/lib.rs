@@ -144,7 +144,7 @@ pub mod caching {
 /// What must not leave.
 pub mod redaction {
     pub use crate::bindings::redaction::exports::postern::policy::redaction::Guest as Policy;
-    pub use crate::types::{Span, TextSegment};
+    pub use crate::types::{Span, SpanAction, TextSegment};
 }
 
 /// Postern's own recognisers.
@@ -286,6 +286,22 @@ impl Default for types::RequestFacts {
             tokens_left: None,
             headers: Vec::new(),
         }
+    }
+}
+
+impl types::Span {
+    /// A find to be masked: bytes `place` of the text of `segment`. Places behind 4 GiB do not exist.
+    #[must_use]
+    pub fn mask(segment: u32, place: std::ops::Range<usize>, kind: &str) -> Self {
+        let byte = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        let (start, end) = (byte(place.start), byte(place.end));
+        Self { segment, start, end, kind: kind.to_owned(), action: types::SpanAction::Mask }
+    }
+
+    /// A find to be counted.
+    #[must_use]
+    pub fn flag(segment: u32, place: std::ops::Range<usize>, kind: &str) -> Self {
+        Self { action: types::SpanAction::Flag, ..Self::mask(segment, place, kind) }
     }
 }
 

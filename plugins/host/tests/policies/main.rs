@@ -7,6 +7,7 @@
     reason = "clippy knows test functions, but not what they call"
 )]
 
+mod examples;
 mod guests;
 mod hostile;
 
