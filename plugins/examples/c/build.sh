@@ -9,5 +9,5 @@ venv=${VENV:-build/venv}
 mkdir -p build
 # A reactor: functions to be called, no main. Nothing here calls WASI, so nothing of it is imported.
 "$venv/bin/python" -m ziglang cc -target wasm32-wasi -mexec-model=reactor -Os -Wall -Wextra -Wl,-z,stack-size=65536 -I ../../bindings \
-  policy.c ../../bindings/policy.c -o build/core.wasm
+  policy.c ../../bindings/policy.c ../../bindings/memory.c -o build/core.wasm
 "${POSTERN:-postern}" plugin pack build/core.wasm --world prepared-routing-policy --manifest manifest.yaml -o policy.wasm

@@ -12,5 +12,5 @@ target=(-target wasm32-wasi -lc)
 zig translate-c "${target[@]}" ../../bindings/policy.h >build/bindings.zig
 # A reactor: functions to be called, no main. Nothing here calls WASI, so nothing of it is imported.
 zig build-exe "${target[@]}" -mexec-model=reactor -O ReleaseSmall --stack 65536 -I ../../bindings --dep bindings -Mroot=policy.zig \
-  ../../bindings/policy.c -Mbindings=build/bindings.zig -femit-bin=build/core.wasm
+  ../../bindings/policy.c ../../bindings/memory.c -Mbindings=build/bindings.zig -femit-bin=build/core.wasm
 "${POSTERN:-postern}" plugin pack build/core.wasm --world prepared-routing-policy --manifest manifest.yaml -o policy.wasm

@@ -94,7 +94,7 @@ async fn redaction_flags_and_allows_as_configured() {
     let config = json!({"words": {"customer": ["Globex"]}, "flag": ["customer", "phone"],
         "allow": ["help@office.example", "*@example.org"]});
     let policy = configured("redaction", config);
-    let text = "help@office.example, li@example.org or li@example.com at Globex: 13800138000, \\u0068elp@office.example";
+    let text = "help@office.example, li@example.org or li@example.com at Globex: 13800138000";
     let found = policy.find(&CONTEXT, &[segment(0, text)]).await.answer.unwrap();
     let found: Vec<_> = found.iter().map(|span| (found_text(text, span), span.action)).collect();
     let expected = [
