@@ -13,6 +13,8 @@ const MAX_SPACES: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Words {
     by_first: BTreeMap<char, Vec<Word>>,
+    /// Do some begin with this character of ASCII, as it is written? Most characters of most texts are passed over by that.
+    ascii_first: [bool; 128],
 }
 
 #[derive(Debug)]
@@ -38,7 +40,12 @@ impl Words {
         for list in by_first.values_mut() {
             list.sort_by_key(|word| std::cmp::Reverse(word.characters.len()));
         }
-        Self { by_first }
+        let begins = |at: usize| {
+            let written = u32::try_from(at).ok().and_then(char::from_u32);
+            written.and_then(folded).is_some_and(|first| by_first.contains_key(&first))
+        };
+        let ascii_first = std::array::from_fn(begins);
+        Self { by_first, ascii_first }
     }
 
     /// Where they stand as whole words. Scripts without spaces have no whole words: there, anywhere.
@@ -50,6 +57,10 @@ impl Words {
         let mut from = 0;
         let mut before = None;
         for (start, c) in text.char_indices() {
+            if !c.is_ascii_control() && self.ascii_first.get(c as usize) == Some(&false) {
+                before = Some(c);
+                continue;
+            }
             let Some(first) = folded(c) else { continue };
             let outside = before.replace(first);
             let Some(candidates) = self.by_first.get(&first).filter(|_| start >= from) else { continue };

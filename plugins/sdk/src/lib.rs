@@ -121,6 +121,9 @@
 
 #[doc(hidden)]
 pub mod bindings;
+// Elsewhere the C library has an allocator of its own in the same memory.
+#[cfg(all(feature = "memory", target_arch = "wasm32", target_os = "unknown"))]
+mod memory;
 
 use bindings::offered::postern::policy as offered;
 use offered::types;

@@ -61,12 +61,19 @@ async fn routing_narrows_the_targets_and_names_its_rule() {
     assert_eq!((rest.targets.len(), rest.placement), (0, Some(Placement::Cloud)));
 }
 
-#[tokio::test]
-async fn a_wrong_configuration_is_the_policy_s_own_error() {
-    let policy = configured("routing", json!({"rules": [{"modle": "x"}]}));
-    let failure = policy.route(&CONTEXT, &request(), &fleet()).await.answer.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Refused);
-    assert!(failure.detail.contains("modle"), "{failure}");
+#[test]
+fn a_wrong_configuration_does_not_load() {
+    for (policy, config, why) in [
+        ("routing", json!({"rules": [{"modle": "x"}]}), "modle"),
+        ("routing", json!({"preset": "general", "default": "cloud"}), "exclude"),
+        ("caching", json!({"never": [{"modle": "x"}]}), "modle"),
+        ("redaction", json!({"flag": ["fax"]}), "fax"),
+        ("redaction", json!({"allow": ["*"]}), "everything"),
+    ] {
+        let spec = postern_plugins::PolicySpec { config, ..spec(built(policy)) };
+        let error = host().load(spec).unwrap_err().to_string();
+        assert!(error.contains(why), "{policy}: {error}");
+    }
 }
 
 #[tokio::test]
