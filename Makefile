@@ -1,9 +1,10 @@
 # Everything a fresh Debian or Ubuntu machine with Rust, Python 3 and a C compiler needs is installed by these targets.
 #   make demo    builds, fetches a small model, plays the demo, ends by itself
 #   make run     the same set-up, left serving until Ctrl-C
-#   make test    every test
+#   make test    every test; of the example policies, the one in Rust
+#   make test-all  with the example policies in JavaScript, Python, C and Zig; fetches their compilers
 #   make lint    formatting, clippy, licences and bans of dependencies
-#   make bench   beside nginx, in one run
+#   make bench   beside nginx, in one run; and calls of policies
 #   make fuzz    broken input for the parsers of foreign bytes, a minute each
 
 SHELL := bash
@@ -21,7 +22,7 @@ export RUSTFLAGS := -C target-cpu=x86-64
 endif
 endif
 
-.PHONY: build plugins model demo run test faketime lint bench fuzz deploy-check clean
+.PHONY: build plugins examples model demo run test test-all faketime lint bench fuzz deploy-check clean
 
 build: plugins
 	@echo "== building (the first time takes several minutes)"
@@ -43,8 +44,16 @@ run: build
 
 # Always the whole workspace: with another selection of packages cargo would build many dependencies a second time.
 test: build model target/venv/ready faketime
+	plugins/examples/build.sh rust
 	@echo "== unit tests, and scenarios through the real binary"
 	$(CARGO) test --locked --release --workspace
+
+test-all: examples
+	POSTERN_ALL_EXAMPLES=1 $(MAKE) test
+
+# The example policies, in the five languages.
+examples: build
+	plugins/examples/build.sh
 
 # Unmodified clients, in an environment of their own.
 target/venv/ready: tests/requirements.txt
@@ -74,7 +83,8 @@ lint: target/lint/ready
 	@echo "== licences, bans, sources"
 	PATH="$(CURDIR)/target/lint/bin:$$PATH" $(CARGO) deny --locked check --hide-inclusion-graph bans licenses sources
 
-bench: build model
+bench: build examples model
+	tests/load/policies.sh
 	tests/load/bench.sh
 	tests/load/handshakes.sh
 

@@ -33,7 +33,7 @@ fi
 mkdir -p "$out"
 for policy in "${policies[@]}"; do
   module=$target_dir/$target/guest/postern_policy_$policy.wasm
-  "$componentize" "$module" "$out/$policy.wasm.new"
+  "$componentize" "$module" "$out/$policy.wasm.new" --manifest "plugins/$policy/manifest.yaml"
   # An unchanged file keeps its time, so that nothing that depends on it is done again.
   if cmp -s "$out/$policy.wasm.new" "$out/$policy.wasm"; then
     rm "$out/$policy.wasm.new"

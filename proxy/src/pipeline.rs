@@ -234,6 +234,7 @@ async fn record_intent(
         form: if plan.form == Form::Masked && masked.is_masked() { "masked" } else { "plain" },
         policies: said,
         redactions: masked.counts(),
+        flagged: masked.flagged(),
         prompt_tokens_estimated: request.chat.estimated_prompt_tokens(),
         request_hash,
     };

@@ -7,7 +7,7 @@ pub mod vault;
 
 use std::collections::BTreeMap;
 
-use postern_plugins::{CallContext, Span, TextSegment};
+use postern_plugins::{CallContext, Joined, Span, TextSegment};
 use serde_json::{Map, Value};
 
 use crate::classify::ClassifiedRequest;
@@ -15,7 +15,7 @@ use crate::classify::Source;
 use crate::classify::label::Label;
 use crate::error::Error;
 use crate::keys::Keys;
-use crate::route::{Policies, Said};
+use crate::route::{Found, Policies, Said};
 use vault::{Suffix, Vault};
 
 /// Words of the API itself. They say nothing about anybody, and most strings of a request are among them.
@@ -54,6 +54,7 @@ pub struct MaskedRequest {
     spans: Vec<Span>,
     vault: Vault,
     counts: BTreeMap<String, u64>,
+    flagged: BTreeMap<String, u64>,
     said: Vec<Said>,
     complete: bool,
 }
@@ -94,6 +95,12 @@ impl MaskedRequest {
     #[must_use]
     pub fn counts(&self) -> &BTreeMap<String, u64> {
         &self.counts
+    }
+
+    /// How many values of each kind were flagged: counted, and left as they are.
+    #[must_use]
+    pub fn flagged(&self) -> &BTreeMap<String, u64> {
+        &self.flagged
     }
 
     /// What each redaction policy said.
@@ -152,13 +159,13 @@ pub async fn mask(
     let tenant = classified.request().peer.tenant.clone();
     let mut vault = Vault::new(keys, &tenant, classified.conversation());
     if !policies.redact() {
-        let counts = BTreeMap::new();
         return Ok(MaskedRequest {
             classified,
             masked: None,
             spans: Vec::new(),
             vault,
-            counts,
+            counts: BTreeMap::new(),
+            flagged: BTreeMap::new(),
             said: Vec::new(),
             complete: true,
         });
@@ -168,8 +175,8 @@ pub async fn mask(
         .into_iter()
         .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.to_owned() })
         .collect();
-    let found = policies.find(context, &segments).await?;
-    let spans = merged(found.spans);
+    let Found { spans, complete, said } = policies.find(context, &segments).await?;
+    let Joined { masked: spans, flagged } = Joined::of(spans);
     let mut counts = BTreeMap::new();
     let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
     for span in &spans {
@@ -179,26 +186,16 @@ pub async fn mask(
             *counts.entry(span.kind.clone()).or_insert(0) += 1;
         }
     }
+    let flagged = flagged.into_iter().fold(BTreeMap::new(), |mut flagged, span| {
+        *flagged.entry(span.kind).or_insert(0) += 1;
+        flagged
+    });
     let masked = (!spans.is_empty()).then(|| replaced(body, &spans, &vault, Suffix::Wire));
     // The name of the model is sent as it is, so what a policy would mask must not be in it.
     if masked.as_ref().is_some_and(|masked| masked.get("model") != body.get("model")) {
         return Err(Error::ModelUnknown);
     }
-    Ok(MaskedRequest { classified, masked, spans, vault, counts, said: found.said, complete: found.complete })
-}
-
-/// Several policies may find the same or overlapping spans: what any of them found is masked, as one.
-fn merged(mut spans: Vec<Span>) -> Vec<Span> {
-    spans.sort_by_key(|span| (span.segment, span.start, std::cmp::Reverse(span.end)));
-    let mut out: Vec<Span> = Vec::with_capacity(spans.len());
-    for span in spans {
-        match out.last_mut() {
-            Some(last) if last.segment == span.segment && span.start < last.end => last.end = last.end.max(span.end),
-            _ if span.start < span.end => out.push(span),
-            _ => {}
-        }
-    }
-    out
+    Ok(MaskedRequest { classified, masked, spans, vault, counts, flagged, said, complete })
 }
 
 /// Calls `visit` with the role in force and each string, keys before their values. [`rewrite`] goes the same way.
@@ -267,13 +264,14 @@ fn rewrite_value(value: &Value, each: &mut impl FnMut(&str) -> String) -> Value 
 
 #[cfg(test)]
 mod tests {
+    use postern_plugins::SpanAction;
     use serde_json::json;
 
     use super::*;
     use crate::classify::Conversation;
 
     fn span(segment: u32, start: u32, end: u32) -> Span {
-        Span { segment, start, end, kind: "email".into() }
+        Span { segment, start, end, kind: "email".into(), action: SpanAction::Mask }
     }
 
     #[test]
@@ -304,7 +302,7 @@ mod tests {
         let segments = segments(body);
         let (content, key) = (segments[0].id, segments[1].id);
         let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
-        let spans = merged(vec![
+        let Joined { masked: spans, .. } = Joined::of(vec![
             span(key, 0, 5),
             span(content, 20, 25),
             span(content, 3, 8),
@@ -319,12 +317,5 @@ mod tests {
         assert_eq!(masked["messages"][0]["content"], format!("to {first} and {second}, {first}"));
         assert_eq!(masked[&first], 1);
         assert!(!Value::Object(masked).to_string().contains('@'));
-    }
-
-    #[test]
-    fn overlapping_finds_become_one() {
-        let spans = merged(vec![span(1, 5, 9), span(1, 0, 6), span(1, 9, 12), span(2, 0, 3), span(2, 1, 1)]);
-        let ends: Vec<_> = spans.iter().map(|s| (s.segment, s.start, s.end)).collect();
-        assert_eq!(ends, [(1, 0, 9), (1, 9, 12), (2, 0, 3)]);
     }
 }

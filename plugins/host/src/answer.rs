@@ -95,14 +95,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::facts::{Annotation, CacheMode};
+    use crate::facts::{Annotation, CacheMode, SpanAction};
 
     fn segments() -> Vec<TextSegment> {
         [(3, "héllo"), (1, "ab")].map(|(id, text)| TextSegment { id, role: "user".into(), text: text.into() }).into()
     }
 
     fn span(segment: u32, start: u32, end: u32) -> Span {
-        Span { segment, start, end, kind: "email".into() }
+        Span { segment, start, end, kind: "email".into(), action: SpanAction::Mask }
     }
 
     #[test]

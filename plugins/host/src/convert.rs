@@ -4,7 +4,7 @@ use crate::answer::{MAX_PARTS, MAX_TEXT_BYTES};
 use crate::bindings::postern::policy::types as wit;
 use crate::facts::{
     Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span,
-    TargetFacts, TargetPlacement, TextSegment, Verdict,
+    SpanAction, TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
 use crate::policy::Grants;
 
@@ -108,7 +108,13 @@ pub(crate) fn plan(plan: wit::CachePlan) -> CachePlan {
 }
 
 pub(crate) fn spans(spans: Vec<wit::Span>) -> Vec<Span> {
-    let span = |s: wit::Span| Span { segment: s.segment, start: s.start, end: s.end, kind: s.kind };
+    let span = |wit::Span { segment, start, end, kind, action }: wit::Span| {
+        let action = match action {
+            wit::SpanAction::Mask => SpanAction::Mask,
+            wit::SpanAction::Flag => SpanAction::Flag,
+        };
+        Span { segment, start, end, kind, action }
+    };
     spans.into_iter().map(span).collect()
 }
 

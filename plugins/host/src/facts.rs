@@ -189,6 +189,17 @@ pub struct TextSegment {
     pub text: String,
 }
 
+/// What is done about a find.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpanAction {
+    /// A placeholder stands there in what leaves.
+    #[default]
+    Mask,
+    /// The record counts it.
+    Flag,
+}
+
 /// A find: bytes `start..end` of the text of a segment, on character boundaries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
@@ -200,6 +211,9 @@ pub struct Span {
     pub end: u32,
     /// What it is, in lower case letters, digits and `-`: `email`, `project-name`. The placeholder shows it.
     pub kind: String,
+    /// What is done about it.
+    #[serde(default)]
+    pub action: SpanAction,
 }
 
 /// The steps of the request path at which a policy takes part.

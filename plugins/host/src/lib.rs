@@ -23,6 +23,7 @@ mod host;
 mod imports;
 mod inspect;
 mod interface;
+mod joined;
 mod kinds;
 mod manifest;
 mod metrics;
@@ -47,11 +48,12 @@ pub use effects::{Effects, Written};
 pub use engine::{HostOptions, MAX_MEMORY_BYTES};
 pub use error::{FailureKind, MAX_DETAIL_BYTES, PluginError, PolicyFailure};
 pub use facts::{
-    Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span, Steps,
-    TargetFacts, TargetPlacement, TextSegment, Verdict,
+    Annotation, CacheMode, CachePlan, FleetFacts, Header, MessageFacts, Placement, Price, RequestFacts, Span,
+    SpanAction, Steps, TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
 pub use host::PolicyHost;
 pub use inspect::{Inspection, Needs, inspect};
+pub use joined::Joined;
 pub use kinds::MAX_KINDS;
 pub use manifest::{Asked, MANIFEST_SECTION, MAX_MANIFEST_BYTES, Manifest, is_policy_name, may_be_granted};
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};

@@ -7,6 +7,7 @@ use postern_text::Readings;
 use crate::answer::MAX_SPANS;
 use crate::error::{FailureKind, PolicyFailure};
 use crate::facts::{Span, TextSegment};
+use crate::joined::Joined;
 
 /// Texts with more bytes in all are read on a thread of their own.
 const INLINE_BYTES: usize = 64 << 10;
@@ -60,15 +61,7 @@ impl<'a> Read<'a> {
             let byte = |at: usize| u32::try_from(at).map_err(|_| nowhere());
             found.push(Span { segment: *segment, start: byte(place.start)?, end: byte(place.end)?, ..span });
         }
-        found.sort_by_key(|span| (span.segment, span.start, std::cmp::Reverse(span.end)));
-        found.dedup_by(|next, last| {
-            let overlap = next.segment == last.segment && next.start < last.end;
-            if overlap {
-                last.end = last.end.max(next.end);
-            }
-            overlap
-        });
-        Ok(found)
+        Ok(Joined::of(found).into_spans())
     }
 }
 

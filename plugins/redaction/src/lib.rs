@@ -3,39 +3,54 @@
 //! ```yaml
 //! config:
 //!   kinds: [email, phone, id-card, bank-card, secret]   # absent: all of them
-//!   words:                                              # kind → words; ASCII letters match in either case
+//!   words:                                              # kind → words; letters match in either case
 //!     project: [Blue Heron, 北风计划]
 //!     customer: [Globex]
+//!   flag: [customer]                                    # kinds that the record counts, and that are not masked
+//!   allow: [support@branch-17.example.org, "*@example.org"]   # finds that are left alone; `*` at either end: anything
 //! ```
+//! Where several finds overlap they are one; where one of them is to be masked, it is masked.
 
+mod allowed;
 mod words;
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
-use postern_policy_sdk::redaction::{Policy, Span, TextSegment};
-use postern_policy_sdk::{config, detectors, export_redaction};
+use allowed::Allowed;
+use postern_policy_sdk::redaction::{Policy, Span, SpanAction, TextSegment};
+use postern_policy_sdk::startup::{Prepared, Startup};
+use postern_policy_sdk::{config, detectors, export_redaction, export_startup};
 use serde::Deserialize;
 use words::Words;
 
+static FINDER: Prepared<Finder> = Prepared::new(|| Finder::new(config()?));
+
 struct Redaction;
+
+impl Startup for Redaction {
+    fn start() -> Result<(), String> {
+        FINDER.get().map(drop)
+    }
+}
 
 impl Policy for Redaction {
     fn find(segments: Vec<TextSegment>) -> Result<Vec<Span>, String> {
-        let config: Config = config()?;
-        let words = Words::new(&config.words);
+        let finder = FINDER.get()?;
         let mut spans = Vec::new();
         for segment in segments {
-            let mut found = words.find(&segment.text);
-            if !config.kinds.is_empty() {
-                let hits = detectors::find(&config.kinds, &segment.text)?;
+            let mut found = finder.words.find(&segment.text);
+            if !finder.kinds.is_empty() {
+                let hits = detectors::find(&finder.kinds, &segment.text)?;
                 found.extend(hits.into_iter().map(|hit| Found { start: hit.start, end: hit.end, kind: hit.kind }));
             }
-            spans.extend(disjoint(found).into_iter().map(|found| found.in_segment(segment.id)));
+            spans.extend(finder.spans(segment.id, &segment.text, found));
         }
         Ok(spans)
     }
 }
 
+export_startup!(Redaction);
 export_redaction!(Redaction);
 
 #[derive(Debug, Deserialize)]
@@ -43,13 +58,25 @@ export_redaction!(Redaction);
 struct Config {
     kinds: Vec<String>,
     words: BTreeMap<String, Vec<String>>,
+    flag: BTreeSet<String>,
+    allow: Vec<String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let kinds = ["email", "phone", "id-card", "bank-card", "secret"];
-        Self { kinds: kinds.map(str::to_owned).into(), words: BTreeMap::new() }
+        let (words, flag, allow) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        Self { kinds: kinds.map(str::to_owned).into(), words, flag, allow }
     }
+}
+
+/// The configuration, ready to be used.
+#[derive(Debug)]
+struct Finder {
+    kinds: Vec<String>,
+    words: Words,
+    flag: BTreeSet<String>,
+    allowed: Allowed,
 }
 
 /// Bytes `start..end` of a text.
@@ -60,43 +87,87 @@ struct Found {
     kind: String,
 }
 
-impl Found {
-    fn in_segment(self, segment: u32) -> Span {
-        Span { segment, start: self.start, end: self.end, kind: self.kind }
+impl Finder {
+    fn new(config: Config) -> Result<Self, String> {
+        let known = |kind: &&String| config.kinds.contains(kind) || config.words.contains_key(kind.as_str());
+        if let Some(kind) = config.flag.iter().find(|kind| !known(kind)) {
+            return Err(format!("config: `flag` has {kind}, which is neither in `kinds` nor in `words`"));
+        }
+        let (words, allowed) = (Words::new(&config.words), Allowed::new(&config.allow)?);
+        Ok(Self { kinds: config.kinds, words, flag: config.flag, allowed })
+    }
+
+    fn spans(&self, segment: u32, text: &str, mut found: Vec<Found>) -> Vec<Span> {
+        found.retain(|found| {
+            let written = text.get(found.start as usize..found.end as usize);
+            !written.is_some_and(|written| self.allowed.has(written))
+        });
+        let (flagged, masked) = found.into_iter().partition(|found| self.flag.contains(&found.kind));
+        let masked = disjoint(masked);
+        let apart = |flagged: &Found| {
+            let next = masked.get(masked.partition_point(|mask| mask.end <= flagged.start));
+            next.is_none_or(|mask| mask.start >= flagged.end)
+        };
+        let flagged: Vec<Found> = disjoint(flagged).into_iter().filter(apart).collect();
+        let span = |action| move |Found { start, end, kind }| Span { segment, start, end, kind, action };
+        let masked = masked.into_iter().map(span(SpanAction::Mask));
+        masked.chain(flagged.into_iter().map(span(SpanAction::Flag))).collect()
     }
 }
 
 /// Overlapping finds become one, which covers both and has the kind of the one that begins first.
 fn disjoint(mut found: Vec<Found>) -> Vec<Found> {
-    found.sort_by_key(|found| (found.start, std::cmp::Reverse(found.end)));
-    let mut kept: Vec<Found> = Vec::with_capacity(found.len());
-    for next in found {
-        match kept.last_mut() {
-            Some(last) if next.start < last.end => last.end = last.end.max(next.end),
-            _ => kept.push(next),
+    found.sort_by_key(|found| (found.start, Reverse(found.end)));
+    found.dedup_by(|next, last| {
+        let overlap = next.start < last.end;
+        if overlap {
+            last.end = last.end.max(next.end);
         }
-    }
-    kept
+        overlap
+    });
+    found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn finder(config: &str) -> Result<Finder, String> {
+        Finder::new(postern_policy_sdk::parse(config)?)
+    }
+
+    fn found(start: u32, end: u32, kind: &str) -> Found {
+        Found { start, end, kind: kind.into() }
+    }
+
     #[test]
     fn everything_is_recognised_unless_the_office_says_otherwise() {
-        let config: Config = postern_policy_sdk::parse("{}").unwrap();
-        assert_eq!(config.kinds.len(), 5);
-        let config: Config = postern_policy_sdk::parse(r#"{"kinds": ["phone"]}"#).unwrap();
-        assert_eq!(config.kinds, ["phone"]);
-        assert!(postern_policy_sdk::parse::<Config>(r#"{"kind": ["phone"]}"#).is_err());
+        assert_eq!(finder("{}").unwrap().kinds.len(), 5);
+        assert_eq!(finder(r#"{"kinds": ["phone"]}"#).unwrap().kinds, ["phone"]);
+        assert!(finder(r#"{"kind": ["phone"]}"#).is_err());
     }
 
     #[test]
     fn overlapping_finds_become_one() {
-        let found = |start, end, kind: &str| Found { start, end, kind: kind.into() };
-        let joined =
-            disjoint(vec![found(4, 9, "email"), found(0, 5, "project"), found(9, 12, "phone"), found(4, 6, "x")]);
-        assert_eq!(joined, [found(0, 9, "project"), found(9, 12, "phone")]);
+        let all = vec![found(4, 9, "email"), found(0, 5, "project"), found(9, 12, "phone"), found(4, 6, "x")];
+        assert_eq!(disjoint(all), [found(0, 9, "project"), found(9, 12, "phone")]);
+    }
+
+    #[test]
+    fn some_kinds_are_only_flagged() {
+        let finder = finder(r#"{"words": {"customer": ["x"]}, "flag": ["customer", "phone"]}"#).unwrap();
+        let all = vec![found(0, 3, "customer"), found(2, 5, "phone"), found(6, 9, "email"), found(8, 12, "phone")];
+        let spans = finder.spans(7, "0123456789abcdef", all);
+        let spans: Vec<_> = spans.iter().map(|span| (span.segment, span.start, span.end, span.action)).collect();
+        assert_eq!(spans, [(7, 6, 9, SpanAction::Mask), (7, 0, 5, SpanAction::Flag)]);
+        assert!(self::finder(r#"{"flag": ["fax"]}"#).unwrap_err().contains("fax"));
+    }
+
+    #[test]
+    fn what_is_allowed_is_left_alone() {
+        let finder = finder(r#"{"allow": ["help@office.example"]}"#).unwrap();
+        let text = "help@office.example, li@office.example";
+        let spans = finder.spans(0, text, vec![found(0, 19, "email"), found(21, 38, "email")]);
+        assert_eq!(spans.iter().map(|span| (span.start, span.end)).collect::<Vec<_>>(), [(21, 38)]);
     }
 }

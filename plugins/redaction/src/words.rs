@@ -11,34 +11,41 @@ const MAX_SPACES: usize = 8;
 
 /// Words by their first character, the longest first.
 #[derive(Debug)]
-pub(crate) struct Words<'a> {
-    by_first: BTreeMap<char, Vec<Word<'a>>>,
+pub(crate) struct Words {
+    by_first: BTreeMap<char, Vec<Word>>,
+    /// Do some begin with this character of ASCII, as it is written? Most characters of most texts are passed over by that.
+    ascii_first: [bool; 128],
 }
 
 #[derive(Debug)]
-struct Word<'a> {
+struct Word {
     /// Plain, in lower case, with one space for each piece of them.
     characters: Vec<char>,
-    kind: &'a str,
+    kind: String,
 }
 
-impl<'a> Words<'a> {
+impl Words {
     /// From kind → words.
-    pub(crate) fn new(words: &'a BTreeMap<String, Vec<String>>) -> Self {
-        let mut by_first: BTreeMap<char, Vec<Word<'a>>> = BTreeMap::new();
+    pub(crate) fn new(words: &BTreeMap<String, Vec<String>>) -> Self {
+        let mut by_first: BTreeMap<char, Vec<Word>> = BTreeMap::new();
         for (kind, list) in words {
             for word in list {
                 let mut characters: Vec<char> = word.trim().chars().filter_map(folded).collect();
                 characters.dedup_by(|next, last| *next == ' ' && *last == ' ');
                 if let Some(first) = characters.first() {
-                    by_first.entry(*first).or_default().push(Word { characters, kind });
+                    by_first.entry(*first).or_default().push(Word { characters, kind: kind.clone() });
                 }
             }
         }
         for list in by_first.values_mut() {
             list.sort_by_key(|word| std::cmp::Reverse(word.characters.len()));
         }
-        Self { by_first }
+        let begins = |at: usize| {
+            let written = u32::try_from(at).ok().and_then(char::from_u32);
+            written.and_then(folded).is_some_and(|first| by_first.contains_key(&first))
+        };
+        let ascii_first = std::array::from_fn(begins);
+        Self { by_first, ascii_first }
     }
 
     /// Where they stand as whole words. Scripts without spaces have no whole words: there, anywhere.
@@ -50,15 +57,19 @@ impl<'a> Words<'a> {
         let mut from = 0;
         let mut before = None;
         for (start, c) in text.char_indices() {
+            if !c.is_ascii_control() && self.ascii_first.get(c as usize) == Some(&false) {
+                before = Some(c);
+                continue;
+            }
             let Some(first) = folded(c) else { continue };
             let outside = before.replace(first);
             let Some(candidates) = self.by_first.get(&first).filter(|_| start >= from) else { continue };
             let rest = text.get(start..).unwrap_or_default();
-            let stands = |word: &Word<'a>| word.length(outside, rest).map(|len| (start + len, word.kind));
+            let stands = |word: &Word| word.length(outside, rest).map(|len| (start + len, word.kind.clone()));
             if let Some((end, kind)) = candidates.iter().find_map(stands) {
                 from = end;
                 if let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end)) {
-                    found.push(Found { start, end, kind: kind.to_owned() });
+                    found.push(Found { start, end, kind });
                 }
             }
         }
@@ -66,7 +77,7 @@ impl<'a> Words<'a> {
     }
 }
 
-impl Word<'_> {
+impl Word {
     /// How many bytes of `text` it takes up, if it stands at its beginning, behind the character `outside`.
     fn length(&self, outside: Option<char>, text: &str) -> Option<usize> {
         let mut written = text.char_indices().filter_map(|(at, c)| Some((at + c.len_utf8(), folded(c)?))).peekable();
@@ -94,7 +105,7 @@ impl Word<'_> {
 }
 
 /// As it is compared: plain, in lower case, every space the same; `None`: invisible.
-fn folded(c: char) -> Option<char> {
+pub(crate) fn folded(c: char) -> Option<char> {
     let c = plain(c)?;
     if c.is_ascii() {
         return Some(if c.is_ascii_whitespace() { ' ' } else { c.to_ascii_lowercase() });

@@ -1,8 +1,11 @@
 //! Write a Postern policy in Rust.
 //!
-//! A policy is a type with one function, and a line that exports it:
+//! A policy is a type with one function, and a line that exports it. It is asked at one or more of three steps.
+//!
+//! # Where may a request be answered? [`routing`]
 //!
 //! ```
+//! use postern_policy_sdk::export_routing;
 //! use postern_policy_sdk::routing::{FleetFacts, Placement, Policy, RequestFacts, Verdict};
 //!
 //! struct LongPromptsStay;
@@ -14,21 +17,113 @@
 //!     }
 //! }
 //!
-//! postern_policy_sdk::export_routing!(LongPromptsStay);
+//! export_routing!(LongPromptsStay);
 //! # fn main() {}
 //! ```
 //!
-//! The crate is a `cdylib`. Compile it for `wasm32-unknown-unknown` and make it a component with `postern-componentize`:
-//! the result imports nothing but what it uses of [`config`], [`log`], [`detectors`], [`counters`], [`metrics`], [`clock`] and
-//! [`random`].
+//! # May its answer be cached? [`caching`]
 //!
-//! A policy that reads its configuration once, when it is loaded, is quicker: see [`export_startup`].
+//! ```
+//! use postern_policy_sdk::caching::{CachePlan, Policy, RequestFacts};
+//! use postern_policy_sdk::export_caching;
 //!
-//! Compiled natively, the policy can be unit-tested; only the imports panic there, so keep the decision in a function
-//! that takes what they give. Every field and bound is documented in `plugins/wit`.
+//! struct NotForNightShifts;
+//!
+//! impl Policy for NotForNightShifts {
+//!     fn plan(request: RequestFacts) -> Result<CachePlan, String> {
+//!         Ok(if request.tenant == "night" { CachePlan::bypass() } else { CachePlan::exact() })
+//!     }
+//! }
+//!
+//! export_caching!(NotForNightShifts);
+//! # fn main() {}
+//! ```
+//!
+//! # What must not leave? [`redaction`]
+//!
+//! Placeholders stand where a policy finds something; the answer has the text again.
+//!
+//! ```
+//! use postern_policy_sdk::export_redaction;
+//! use postern_policy_sdk::redaction::{Policy, Span, TextSegment};
+//!
+//! struct Tickets;
+//!
+//! impl Policy for Tickets {
+//!     fn find(segments: Vec<TextSegment>) -> Result<Vec<Span>, String> {
+//!         let tickets = |segment: &TextSegment| -> Vec<Span> {
+//!             let found = segment.text.match_indices("TICKET-");
+//!             found.map(|(at, word)| Span::mask(segment.id, at..at + word.len(), "ticket")).collect()
+//!         };
+//!         Ok(segments.iter().flat_map(tickets).collect())
+//!     }
+//! }
+//!
+//! export_redaction!(Tickets);
+//! # fn main() {}
+//! ```
+//!
+//! # What it may ask for
+//!
+//! [`config`], [`log`], [`detectors`], [`counters`], [`metrics`], [`clock`] and [`random`], and nothing else: no file, no
+//! network, no environment. A policy imports only what it uses.
+//!
+//! # Ready before the first call
+//!
+//! Every call gets a fresh instance. What [`startup`] left in statics when the policy was loaded is there in each of them;
+//! nothing else is remembered from call to call but [`counters`].
+//!
+//! ```
+//! use postern_policy_sdk::routing::{FleetFacts, Placement, Policy, RequestFacts, Verdict};
+//! use postern_policy_sdk::startup::{Prepared, Startup};
+//! use postern_policy_sdk::{config, counters, export_routing, export_startup, log};
+//! use serde::Deserialize;
+//!
+//! #[derive(Deserialize)]
+//! struct Config {
+//!     requests_an_hour: i64,
+//! }
+//!
+//! static CONFIG: Prepared<Config> = Prepared::new(config);
+//!
+//! struct Fair;
+//!
+//! impl Startup for Fair {
+//!     fn start() -> Result<(), String> {
+//!         CONFIG.get().map(drop)
+//!     }
+//! }
+//!
+//! impl Policy for Fair {
+//!     fn route(request: RequestFacts, _fleet: FleetFacts) -> Result<Verdict, String> {
+//!         let requests = counters::add("requests", 1, 3600)?;
+//!         let many = requests > CONFIG.get()?.requests_an_hour;
+//!         if many {
+//!             log::info(&format!("request {requests} of {} stays here", request.tenant));
+//!         }
+//!         Ok(Verdict { placement: many.then_some(Placement::Local), ..Verdict::default() })
+//!     }
+//! }
+//!
+//! export_startup!(Fair);
+//! export_routing!(Fair);
+//! # fn main() {}
+//! ```
+//!
+//! # Building
+//!
+//! `postern plugin new --lang rust NAME` writes a project that compiles. By hand: the crate is a `cdylib`, compiled for
+//! `wasm32-unknown-unknown`; `postern plugin pack` makes it a component and adds its manifest. For `wasm32-wasip2` the compiler
+//! itself makes a component.
+//!
+//! Compiled natively, a policy can be unit-tested. Only the imports panic there, so keep the decision in a function that is
+//! given what they say. Every field, unit and bound is documented in `wit/`.
 
 #[doc(hidden)]
 pub mod bindings;
+// Elsewhere the C library has an allocator of its own in the same memory.
+#[cfg(all(feature = "memory", target_arch = "wasm32", target_os = "unknown"))]
+mod memory;
 
 use bindings::offered::postern::policy as offered;
 use offered::types;
@@ -52,7 +147,7 @@ pub mod caching {
 /// What must not leave.
 pub mod redaction {
     pub use crate::bindings::redaction::exports::postern::policy::redaction::Guest as Policy;
-    pub use crate::types::{Span, TextSegment};
+    pub use crate::types::{Span, SpanAction, TextSegment};
 }
 
 /// Postern's own recognisers.
@@ -60,9 +155,38 @@ pub mod detectors {
     pub use crate::offered::detectors::{Hit, find};
 }
 
-/// Made ready once, when the policy is loaded: see [`export_startup`].
+/// Made ready once, when the policy is loaded.
 pub mod startup {
+    use std::sync::OnceLock;
+
     pub use crate::bindings::startup::exports::postern::policy::startup::Guest as Startup;
+
+    /// A static that is made once: by [`Startup::start`], if that asks for it, so that each call begins with it; otherwise when
+    /// a call first asks for it.
+    #[derive(Debug)]
+    pub struct Prepared<T> {
+        made: OnceLock<T>,
+        make: fn() -> Result<T, String>,
+    }
+
+    impl<T> Prepared<T> {
+        /// To be made by `make`.
+        #[must_use]
+        pub const fn new(make: fn() -> Result<T, String>) -> Self {
+            Self { made: OnceLock::new(), make }
+        }
+
+        /// What was made.
+        ///
+        /// # Errors
+        /// Those of `make`.
+        pub fn get(&self) -> Result<&T, String> {
+            match self.made.get() {
+                Some(made) => Ok(made),
+                None => (self.make)().map(|made| self.made.get_or_init(|| made)),
+            }
+        }
+    }
 }
 
 /// Numbers that outlive a call, for one tenant and label.
@@ -168,6 +292,22 @@ impl Default for types::RequestFacts {
     }
 }
 
+impl types::Span {
+    /// A find to be masked: bytes `place` of the text of `segment`. Places behind 4 GiB do not exist.
+    #[must_use]
+    pub fn mask(segment: u32, place: std::ops::Range<usize>, kind: &str) -> Self {
+        let byte = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        let (start, end) = (byte(place.start), byte(place.end));
+        Self { segment, start, end, kind: kind.to_owned(), action: types::SpanAction::Mask }
+    }
+
+    /// A find to be counted.
+    #[must_use]
+    pub fn flag(segment: u32, place: std::ops::Range<usize>, kind: &str) -> Self {
+        Self { action: types::SpanAction::Flag, ..Self::mask(segment, place, kind) }
+    }
+}
+
 impl types::CachePlan {
     /// Cache as configured.
     #[must_use]
@@ -182,8 +322,7 @@ impl types::CachePlan {
     }
 }
 
-/// Exports a [`startup::Startup`]; once in a crate, beside what the policy does. What `start` leaves in statics (a `OnceLock`, say)
-/// is there in every call.
+/// Exports a [`startup::Startup`]; once in a crate, beside what the policy does.
 #[macro_export]
 macro_rules! export_startup {
     ($policy:ident) => {

@@ -32,6 +32,9 @@ pub struct Intent<'a> {
     pub policies: &'a [Said],
     /// Values masked, by kind.
     pub redactions: &'a BTreeMap<String, u64>,
+    /// Values that a policy only flagged, by kind.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub flagged: &'a BTreeMap<String, u64>,
     /// Estimated tokens of the prompt.
     pub prompt_tokens_estimated: u64,
     /// Keyed hash of the request as it was written.

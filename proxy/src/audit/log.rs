@@ -294,6 +294,7 @@ mod tests {
             form: "",
             policies: &[],
             redactions,
+            flagged: redactions,
             prompt_tokens_estimated: 0,
             request_hash: String::new(),
         }

@@ -1,6 +1,8 @@
 //! The three first-party policies.
 
-use postern_plugins::{CacheMode, FailureKind, Placement, Policy, RequestFacts, Steps};
+use postern_plugins::{
+    CacheMode, FailureKind, FleetFacts, Placement, Policy, RequestFacts, SpanAction, Steps, Verdict,
+};
 use serde_json::{Value, json};
 
 use super::{CONTEXT, built, fleet, found_text, host, load, request, segment, spec};
@@ -40,11 +42,38 @@ async fn routing_follows_the_rules() {
 }
 
 #[tokio::test]
-async fn a_wrong_configuration_is_the_policy_s_own_error() {
-    let policy = configured("routing", json!({"rules": [{"modle": "x"}]}));
-    let failure = policy.route(&CONTEXT, &request(), &fleet()).await.answer.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Refused);
-    assert!(failure.detail.contains("modle"), "{failure}");
+async fn routing_narrows_the_targets_and_names_its_rule() {
+    let rules = json!({"preset": "general", "rules": [
+        {"name": "cheap", "min_prompt_tokens": 400, "max_cost": 0.0001, "use_model": "small"},
+        {"name": "quick", "max_ttft_ms": 400, "placement": "edge-first"}]});
+    let policy = configured("routing", rules);
+    let asked = async |request: RequestFacts| policy.route(&CONTEXT, &request, &fleet()).await.answer.unwrap();
+    let named = |verdict: &Verdict| verdict.annotations.iter().map(|note| note.value.clone()).collect::<Vec<_>>();
+    // 500 tokens cost 0.000135 at the provider, and nothing on this machine.
+    let cheap = asked(request()).await;
+    assert_eq!((cheap.targets.as_slice(), cheap.model.as_deref()), (["engine".to_owned()].as_slice(), Some("small")));
+    assert_eq!(named(&cheap), ["cheap"]);
+    let quick = asked(RequestFacts { prompt_tokens: 300, ..request() }).await;
+    assert_eq!((quick.targets, quick.placement), (vec!["siliconflow".to_owned()], Some(Placement::EdgeFirst)));
+    let slow = FleetFacts { targets: fleet().targets.into_iter().skip(1).collect() };
+    let request = RequestFacts { prompt_tokens: 300, ..request() };
+    let rest = policy.route(&CONTEXT, &request, &slow).await.answer.unwrap();
+    assert_eq!((rest.targets.len(), rest.placement), (0, Some(Placement::Cloud)));
+}
+
+#[test]
+fn a_wrong_configuration_does_not_load() {
+    for (policy, config, why) in [
+        ("routing", json!({"rules": [{"modle": "x"}]}), "modle"),
+        ("routing", json!({"preset": "general", "default": "cloud"}), "exclude"),
+        ("caching", json!({"never": [{"modle": "x"}]}), "modle"),
+        ("redaction", json!({"flag": ["fax"]}), "fax"),
+        ("redaction", json!({"allow": ["*"]}), "everything"),
+    ] {
+        let spec = postern_plugins::PolicySpec { config, ..spec(built(policy)) };
+        let error = host().load(spec).unwrap_err().to_string();
+        assert!(error.contains(why), "{policy}: {error}");
+    }
 }
 
 #[tokio::test]
@@ -55,6 +84,30 @@ async fn caching_leaves_tools_alone() {
     assert_eq!(plan.key_parts, ["conversation:c0ffee"]);
     let tools = policy.plan(&CONTEXT, &RequestFacts { tools: true, ..request() }).await.answer.unwrap();
     assert_eq!(tools.mode, CacheMode::Bypass);
+}
+
+#[tokio::test]
+async fn caching_knows_what_means_the_same_and_what_never_to_keep() {
+    let config =
+        json!({"never": [{"label": "confidential"}], "semantic": [{"model": "ch*", "max_prompt_tokens": 500}]});
+    let policy = configured("caching", config);
+    let mode = async |request: RequestFacts| policy.plan(&CONTEXT, &request).await.answer.unwrap().mode;
+    assert_eq!(mode(request()).await, CacheMode::Semantic);
+    assert_eq!(mode(RequestFacts { prompt_tokens: 501, ..request() }).await, CacheMode::Exact);
+    assert_eq!(mode(RequestFacts { label: "confidential".into(), ..request() }).await, CacheMode::Bypass);
+}
+
+#[tokio::test]
+async fn redaction_flags_and_allows_as_configured() {
+    let config = json!({"words": {"customer": ["Globex"]}, "flag": ["customer", "phone"],
+        "allow": ["help@office.example", "*@example.org"]});
+    let policy = configured("redaction", config);
+    let text = "help@office.example, li@example.org or li@example.com at Globex: 13800138000";
+    let found = policy.find(&CONTEXT, &[segment(0, text)]).await.answer.unwrap();
+    let found: Vec<_> = found.iter().map(|span| (found_text(text, span), span.action)).collect();
+    let expected =
+        [("li@example.com", SpanAction::Mask), ("Globex", SpanAction::Flag), ("13800138000", SpanAction::Flag)];
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]

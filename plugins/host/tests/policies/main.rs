@@ -8,6 +8,7 @@
 )]
 
 mod answers;
+mod examples;
 mod facts;
 mod guests;
 mod hostile;

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Builds policy.wasm; needs Python 3 with venv and pip, for the C compiler in the package ziglang. POSTERN names the program if it
+# is not in the path.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+venv=${VENV:-build/venv}
+"$venv/bin/python" -c 'import ziglang' 2>/dev/null || { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet ziglang==0.17.1; }
+mkdir -p build
+# A reactor: functions to be called, no main. Nothing here calls WASI, so nothing of it is imported.
+"$venv/bin/python" -m ziglang cc -target wasm32-wasi -mexec-model=reactor -Os -Wall -Wextra -Wl,-z,stack-size=65536 -I ../../bindings \
+  policy.c ../../bindings/policy.c ../../bindings/memory.c -o build/core.wasm
+"${POSTERN:-postern}" plugin pack build/core.wasm --world prepared-routing-policy --manifest manifest.yaml -o policy.wasm
