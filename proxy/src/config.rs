@@ -4,7 +4,9 @@
 //! made without binding a port or reading a key, so that `postern check` and the tests need neither.
 
 pub mod file;
+pub mod policies;
 mod resolve;
+pub mod sections;
 pub mod trust;
 pub mod units;
 
@@ -17,7 +19,9 @@ use postern_certs::{PathPrefix, RootPlace, spiffe};
 
 use crate::classify::label::{Label, Labels};
 pub use file::{OnFailure, Placement, Secret};
+pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
+use sections::Sections;
 
 /// Why a configuration is not accepted; says file, line, column and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +93,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Soft targets and cost.
     pub placements: file::Placements,
-    /// Placement when nobody says otherwise.
-    pub default_placement: Placement,
-    /// Policy plugins in their order.
-    pub policies: Vec<Policy>,
+    /// What a reload applies.
+    pub policy_part: PolicyPart,
     /// Where compiled components are kept.
     pub compiled_dir: PathBuf,
     /// What the host recognises by itself.
@@ -109,6 +111,8 @@ pub struct Config {
     pub limits: file::Limits,
     /// Refuse every target but the engine.
     pub offline: bool,
+    /// As it was written, to tell later what has changed.
+    pub sections: Sections,
 }
 
 /// One entry of `identities`.
@@ -144,7 +148,86 @@ pub struct Target {
     /// Our name → theirs; empty: names pass through.
     pub models: std::collections::BTreeMap<String, String>,
     /// Requests a minute that we may send.
-    pub requests_per_minute: Option<u32>,
+    pub requests_per_minute: Option<std::num::NonZeroU32>,
+    /// What it costs.
+    pub price: Option<file::Price>,
+}
+
+impl Target {
+    /// Their name for `model`, if they serve it.
+    #[must_use]
+    pub fn model<'a>(&'a self, model: &'a str) -> Option<&'a str> {
+        if self.models.is_empty() { Some(model) } else { self.models.get(model).map(String::as_str) }
+    }
+}
+
+/// Hard bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// TCP and TLS.
+    pub connect: Duration,
+    /// From sending the request to the first token.
+    pub first_token: Duration,
+    /// Between two events of a stream.
+    pub idle: Duration,
+    /// The whole request.
+    pub total: Duration,
+}
+
+/// What the host recognises by itself.
+    pub classification: Classification,
+    /// The response cache; `None`: off.
+    pub cache: Option<Cache>,
+    /// The engine on this machine; `None`: there is none.
+    pub engine: Option<Engine>,
+    /// Folder of the records.
+    pub audit_dir: PathBuf,
+    /// How long records are kept; of the files that are older, the oldest is deleted at start and once a day.
+    pub audit_retention: Duration,
+    /// Bounds on what a client sends.
+    pub limits: file::Limits,
+    /// Refuse every target but the engine.
+    pub offline: bool,
+    /// As it was written, to tell later what has changed.
+    pub sections: Sections,
+}
+
+/// One entry of `identities`.
+#[derive(Debug, Clone)]
+pub struct IdentityRule {
+    /// Which SPIFFE IDs.
+    pub pattern: spiffe::Pattern,
+    /// Their tenant; `None`: each its own.
+    pub tenant: Option<String>,
+    /// Nothing from them is below this.
+    pub floor: Label,
+    /// Nothing above this is accepted from them.
+    pub ceiling: Label,
+    /// Rates.
+    pub limits: file::IdentityLimits,
+}
+
+/// One remote target.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name in records, metrics and headers.
+    pub name: String,
+    /// `cloud` or `edge`.
+    pub kind: file::TargetKind,
+    /// The highest label it may see.
+    pub clearance: Label,
+    /// Where its API is.
+    pub base_url: http::Uri,
+    /// Where its key comes from.
+    pub api_key: Option<Secret>,
+    /// A private authority to trust instead of the machine's.
+    pub ca: Option<PathBuf>,
+    /// Our name → theirs; empty: names pass through.
+    pub models: std::collections::BTreeMap<String, String>,
+    /// Requests a minute that we may send.
+    pub requests_per_minute: Option<std::num::NonZeroU32>,
+    /// What it costs.
+    pub price: Option<file::Price>,
 }
 
 impl Target {
@@ -255,6 +338,12 @@ impl Config {
     #[must_use]
     pub fn engine_socket(&self) -> PathBuf {
         self.state_dir.join("engine.sock")
+    }
+
+    /// May any remote target see `label`? As configured, whether it answers at present or not.
+    #[must_use]
+    pub fn is_cleared(&self, label: Label) -> bool {
+        self.targets.iter().any(|target| label <= target.clearance)
     }
 
     /// Is `model` a name that some target or the engine answers to?

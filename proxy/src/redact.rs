@@ -14,8 +14,12 @@ use crate::classify::ClassifiedRequest;
 use crate::classify::Source;
 use crate::classify::label::Label;
 use crate::error::Error;
-use crate::keys::Keys;
-use crate::route::{Policies, Said};
+use crate::gateway::Gateway;
+use crate::route::Policies;
+use crate::route::answers::merged_spans;
+use crate::route::health::Step;
+use crate::route::heard::Heard;
+use crate::route::shadow::Watching;
 use vault::{Suffix, Vault};
 
 /// Words of the API itself. They say nothing about anybody, and most strings of a request are among them.
@@ -54,7 +58,6 @@ pub struct MaskedRequest {
     spans: Vec<Span>,
     vault: Vault,
     counts: BTreeMap<String, u64>,
-    said: Vec<Said>,
     complete: bool,
 }
 
@@ -96,12 +99,6 @@ impl MaskedRequest {
         &self.counts
     }
 
-    /// What each redaction policy said.
-    #[must_use]
-    pub fn said(&self) -> &[Said] {
-        &self.said
-    }
-
     /// False if a policy failed that should have looked: then the text stays on this machine.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -139,38 +136,32 @@ pub fn segments(body: &Map<String, Value>) -> Vec<Segment<'_>> {
     found
 }
 
-/// Lets every redaction policy look at the request, and masks what they find.
+/// Lets every redaction policy look at the request, and masks what they find. What they say and write goes to `heard`.
 ///
 /// # Errors
 /// A policy failed whose configuration says `on_failure: reject`.
 pub async fn mask(
-    keys: &Keys,
+    gateway: &Gateway,
     policies: &Policies,
     context: &CallContext<'_>,
     classified: ClassifiedRequest,
+    heard: &mut Heard,
+    watching: Option<&mut Watching>,
 ) -> Result<MaskedRequest, Error> {
     let tenant = classified.request().peer.tenant.clone();
-    let mut vault = Vault::new(keys, &tenant, classified.conversation());
-    if !policies.redact() {
-        let counts = BTreeMap::new();
-        return Ok(MaskedRequest {
-            classified,
-            masked: None,
-            spans: Vec::new(),
-            vault,
-            counts,
-            said: Vec::new(),
-            complete: true,
-        });
+    let mut vault = Vault::new(&gateway.keys, &tenant, classified.conversation());
+    let mut counts = BTreeMap::new();
+    let wanted = watching.as_ref().is_some_and(|watching| watching.wants_text());
+    if !policies.count_at(Step::Redaction) && !wanted {
+        return Ok(MaskedRequest { classified, masked: None, spans: Vec::new(), vault, counts, complete: true });
     }
     let body = classified.request().chat.body();
     let segments: Vec<TextSegment> = segments(body)
         .into_iter()
         .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.to_owned() })
         .collect();
-    let found = policies.find(context, &segments).await?;
-    let spans = merged(found.spans);
-    let mut counts = BTreeMap::new();
+    let found = policies.find(&gateway.config, classified.label(), context, &segments, heard).await?;
+    let spans = merged_spans(&found.finds);
     let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
     for span in &spans {
         if let Some(value) = texts.get(&span.segment).and_then(|text| text.get(span.start as usize..span.end as usize))
@@ -184,21 +175,10 @@ pub async fn mask(
     if masked.as_ref().is_some_and(|masked| masked.get("model") != body.get("model")) {
         return Err(Error::ModelUnknown);
     }
-    Ok(MaskedRequest { classified, masked, spans, vault, counts, said: found.said, complete: found.complete })
-}
-
-/// Several policies may find the same or overlapping spans: what any of them found is masked, as one.
-fn merged(mut spans: Vec<Span>) -> Vec<Span> {
-    spans.sort_by_key(|span| (span.segment, span.start, std::cmp::Reverse(span.end)));
-    let mut out: Vec<Span> = Vec::with_capacity(spans.len());
-    for span in spans {
-        match out.last_mut() {
-            Some(last) if last.segment == span.segment && span.start < last.end => last.end = last.end.max(span.end),
-            _ if span.start < span.end => out.push(span),
-            _ => {}
-        }
+    if let Some(watching) = watching {
+        watching.note_texts(segments, found.finds);
     }
-    out
+    Ok(MaskedRequest { classified, masked, spans, vault, counts, complete: found.complete })
 }
 
 /// Calls `visit` with the role in force and each string, keys before their values. [`rewrite`] goes the same way.
@@ -271,6 +251,8 @@ mod tests {
 
     use super::*;
     use crate::classify::Conversation;
+    use crate::keys::Keys;
+    use crate::route::answers::Finds;
 
     fn span(segment: u32, start: u32, end: u32) -> Span {
         Span { segment, start, end, kind: "email".into() }
@@ -304,13 +286,14 @@ mod tests {
         let segments = segments(body);
         let (content, key) = (segments[0].id, segments[1].id);
         let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
-        let spans = merged(vec![
+        let found = vec![
             span(key, 0, 5),
             span(content, 20, 25),
             span(content, 3, 8),
             span(content, 13, 18),
             span(content, 4, 6),
-        ]);
+        ];
+        let spans = merged_spans(&[Finds { policy: "p".into(), spans: Some(found) }]);
         for value in ["a@b.c", "d@e.f"] {
             vault.keep("email", value);
         }
@@ -319,12 +302,5 @@ mod tests {
         assert_eq!(masked["messages"][0]["content"], format!("to {first} and {second}, {first}"));
         assert_eq!(masked[&first], 1);
         assert!(!Value::Object(masked).to_string().contains('@'));
-    }
-
-    #[test]
-    fn overlapping_finds_become_one() {
-        let spans = merged(vec![span(1, 5, 9), span(1, 0, 6), span(1, 9, 12), span(2, 0, 3), span(2, 1, 1)]);
-        let ends: Vec<_> = spans.iter().map(|s| (s.segment, s.start, s.end)).collect();
-        assert_eq!(ends, [(1, 0, 9), (1, 9, 12), (2, 0, 3)]);
     }
 }

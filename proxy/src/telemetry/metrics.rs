@@ -10,6 +10,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use time::OffsetDateTime;
+
+use crate::route::Policies;
 
 type Words<const N: usize> = [(&'static str, String); N];
 type Histograms = Family<Words<1>, Histogram, fn() -> Histogram>;
@@ -29,6 +32,12 @@ pub struct Metrics {
     duration: Histograms,
     policy_duration: Histograms2,
     policy_failures: Family<Words<2>, Counter>,
+    policy_shadow: Family<Words<2>, Counter>,
+    policy_quarantined: Family<Words<1>, Gauge>,
+    policy_events: Family<Words<2>, Counter>,
+    policy_value: Family<Words<2>, Gauge<f64, AtomicU64>>,
+    reload_successful: Gauge,
+    reloaded_at: Gauge,
     redactions: Family<Words<1>, Counter>,
     cache: Family<Words<1>, Counter>,
     egress_refused: Family<Words<2>, Counter>,
@@ -61,6 +70,12 @@ impl Default for Metrics {
             duration: Family::new_with_constructor(seconds),
             policy_duration: Family::new_with_constructor(short),
             policy_failures: Family::default(),
+            policy_shadow: Family::default(),
+            policy_quarantined: Family::default(),
+            policy_events: Family::default(),
+            policy_value: Family::default(),
+            reload_successful: Gauge::default(),
+            reloaded_at: Gauge::default(),
             redactions: Family::default(),
             cache: Family::default(),
             egress_refused: Family::default(),
@@ -94,6 +109,28 @@ impl Metrics {
         r.register("postern_request_duration_seconds", "Time to the last byte, by target", self.duration.clone());
         r.register("postern_policy_duration_seconds", "Time of one call of a policy", self.policy_duration.clone());
         r.register("postern_policy_failures", "Failed calls of policies", self.policy_failures.clone());
+        r.register(
+            "postern_policy_shadow",
+            "Requests that shadows were asked about, by result",
+            self.policy_shadow.clone(),
+        );
+        r.register(
+            "postern_policy_quarantined",
+            "1 while a policy is not called because it failed too often",
+            self.policy_quarantined.clone(),
+        );
+        r.register("postern_policy_events", "What policies count, by their own names", self.policy_events.clone());
+        r.register("postern_policy_value", "What policies measure, by their own names", self.policy_value.clone());
+        r.register(
+            "postern_config_last_reload_successful",
+            "1 if the last reload of the policies was",
+            self.reload_successful.clone(),
+        );
+        r.register(
+            "postern_config_last_reload_success_timestamp_seconds",
+            "When the policies were last reloaded",
+            self.reloaded_at.clone(),
+        );
         r.register("postern_redactions", "Values that were masked, by kind", self.redactions.clone());
         r.register("postern_cache_requests", "Uses of the cache, by result", self.cache.clone());
         r.register(
@@ -175,6 +212,41 @@ impl Metrics {
     /// A policy failed.
     pub fn policy_failed(&self, policy: &str, kind: &'static str) {
         self.policy_failures.get_or_create(&[("policy", policy.to_owned()), ("kind", kind.to_owned())]).inc();
+    }
+
+    /// A shadow was asked, or passed over: `same`, `different`, `failed`, `skipped` or `quarantined`.
+    pub fn shadowed(&self, policy: &str, result: &'static str) {
+        self.policy_shadow.get_or_create(&[("policy", policy.to_owned()), ("result", result.to_owned())]).inc();
+    }
+
+    /// The policies were reloaded, or could not be.
+    pub fn reloaded(&self, successful: bool) {
+        self.reload_successful.set(i64::from(successful));
+        if successful {
+            self.reloaded_at.set(OffsetDateTime::now_utc().unix_timestamp());
+        }
+    }
+
+    /// How the policies are that are in force: asked for when somebody reads the metrics, so that those that are gone are gone here
+    /// as well. Names of numbers come from manifests, a few for each policy.
+    pub fn policies_are(&self, policies: &Policies) {
+        self.policy_quarantined.clear();
+        self.policy_events.clear();
+        self.policy_value.clear();
+        for loaded in policies.all() {
+            let policy = || ("policy", loaded.name().to_owned());
+            let quarantined = i64::from(loaded.health.is_quarantined());
+            self.policy_quarantined.get_or_create(&[policy()]).set(quarantined);
+            for (name, number) in loaded.numbers.read() {
+                let words = [policy(), ("name", name)];
+                if let Some(value) = number.value {
+                    self.policy_value.get_or_create(&words).set(value);
+                }
+                if number.count > 0 {
+                    self.policy_events.get_or_create(&words).inc_by(number.count);
+                }
+            }
+        }
     }
 
     /// Values were masked. Kinds beyond the built-in ones are counted as `other`, so that a plugin cannot make labels.
