@@ -21,7 +21,7 @@ export RUSTFLAGS := -C target-cpu=x86-64
 endif
 endif
 
-.PHONY: build plugins model demo run test faketime lint bench fuzz deploy-check clean
+.PHONY: build plugins model demo run test test-all faketime lint bench fuzz deploy-check clean
 
 build: plugins
 	@echo "== building (the first time takes several minutes)"
@@ -45,6 +45,12 @@ run: build
 test: build model target/venv/ready faketime
 	@echo "== unit tests, and scenarios through the real binary"
 	$(CARGO) test --locked --release --workspace
+
+# What takes too long for every change: policies replaced 100 times under 10,000 requests.
+test-all: test
+	@echo "== policies are replaced under load"
+	POSTERN_LOAD_REQUESTS=10000 POSTERN_LOAD_REPLACEMENTS=100 \
+	$(CARGO) test --locked --release --workspace -- policies_are_replaced_under_load
 
 # Unmodified clients, in an environment of their own.
 target/venv/ready: tests/requirements.txt

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::listener::places::Places;
 use crate::listener::shake_hands;
+use crate::telemetry::metrics::PolicyNumbers;
 use crate::tls::Certificate;
 
 /// Connections at a time on one of the addresses.
@@ -227,8 +228,13 @@ fn checks(admin: &Admin) -> [(&'static str, bool, bool); 3] {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    admin.gateway.metrics.policies_are(&admin.gateway.live.policies());
-    ([(header::CONTENT_TYPE, kind)], admin.gateway.metrics.text()).into_response()
+    let policies = admin.gateway.live.policies();
+    let numbers = policies.all().iter().map(|loaded| PolicyNumbers {
+        name: loaded.name(),
+        quarantined: loaded.health.is_quarantined(),
+        numbers: loaded.numbers.read(),
+    });
+    ([(header::CONTENT_TYPE, kind)], admin.gateway.metrics.text(numbers)).into_response()
 }
 
 async fn status(State(admin): State<Admin>) -> Json<Value> {

@@ -60,7 +60,7 @@ pub struct Found {
 }
 
 /// What routing or caching policies answered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Answers<T> {
     /// By policy.
     pub answers: Vec<T>,
@@ -185,7 +185,7 @@ impl Policies {
     ) -> Result<Answers<Ballot>, Error> {
         let (step, (request, fleet)) = (Step::Routing, told);
         let choices = self.choices(config, request, fleet);
-        let mut all = Answers::default();
+        let mut all = Answers { answers: Vec::new(), recorded: Vec::new() };
         for loaded in self.all.iter().filter(|loaded| loaded.counts_at(step)) {
             let policy = loaded.name().to_owned();
             if loaded.health.is_quarantined() {
@@ -218,7 +218,7 @@ impl Policies {
     /// so even `reject` does not refuse the request here.
     pub async fn plan(&self, context: &CallContext<'_>, request: &RequestFacts, heard: &mut Heard) -> Answers<Planned> {
         let step = Step::Caching;
-        let mut all = Answers::default();
+        let mut all = Answers { answers: Vec::new(), recorded: Vec::new() };
         for loaded in self.all.iter().filter(|loaded| loaded.counts_at(step)) {
             let policy = loaded.name().to_owned();
             if loaded.health.is_quarantined() {

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::signature::KeyId;
+
 /// `detail` of a failure is cut to this many bytes.
 pub const MAX_DETAIL_BYTES: usize = 500;
 
@@ -29,6 +31,29 @@ pub enum PluginError {
     /// A limit of the configuration makes no sense.
     #[error("{0}")]
     Limits(String),
+    /// The file is no component, is cut, damaged or too large.
+    #[error("not a policy: {0}")]
+    File(String),
+    /// The manifest in the file is wrong, or does not fit the component.
+    #[error("its manifest is wrong: {0}")]
+    Manifest(String),
+    /// There is no signature.
+    #[error(
+        "it is not signed; `postern plugin sign` does that, and `plugins: {{unsigned: allow}}` loads it all the same (development only)"
+    )]
+    Unsigned,
+    /// There is a signature, by a key that is not trusted here.
+    #[error("it is signed by the key {0}, which is none of those that are trusted (`plugins: {{keys: [...]}}`)")]
+    UnknownSigner(KeyId),
+    /// The signature is damaged, or the file was changed after it was signed.
+    #[error("its signature is not good: {0}")]
+    Signature(String),
+    /// A file that should hold a key holds something else. Never says what.
+    #[error("not a key that can be used: {0}")]
+    Key(String),
+    /// The policy's section of the configuration does not fit the schema in its manifest.
+    #[error("its configuration does not fit: {0}")]
+    Config(String),
     /// A core module could not be made a component.
     #[error("cannot be made a component: {0}")]
     Componentize(String),

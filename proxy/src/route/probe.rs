@@ -77,12 +77,11 @@ async fn on(config: &Config, new: Of<'_>, old: Option<Of<'_>>, request: &Recorde
         if !new.0.takes_part_at(step) {
             continue;
         }
-        let Err(mut failure) = ask(config, new, step, request).await else { continue };
-        // A machine under load may be too slow once.
-        match ask(config, new, step, request).await {
-            Ok(()) => continue,
-            Err(again) => failure = again,
+        if ask(config, new, step, request).await.is_ok() {
+            continue;
         }
+        // A machine under load may be too slow once.
+        let Err(failure) = ask(config, new, step, request).await else { continue };
         if let Some(old) = old.filter(|(old, _)| old.takes_part_at(step))
             && ask(config, old, step, request).await.is_err()
         {

@@ -1,7 +1,9 @@
 //! Prometheus metrics. Every label has a bounded set of values: names from the configuration and fixed words.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text::encode;
@@ -12,8 +14,6 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use time::OffsetDateTime;
 
-use crate::route::Policies;
-
 type Words<const N: usize> = [(&'static str, String); N];
 type Histograms = Family<Words<1>, Histogram, fn() -> Histogram>;
 type Histograms2 = Family<Words<2>, Histogram, fn() -> Histogram>;
@@ -21,10 +21,23 @@ type Histograms2 = Family<Words<2>, Histogram, fn() -> Histogram>;
 /// Weight of the newest request in the moving average that `inference_latency` shows.
 const EWMA_WEIGHT: f64 = 0.2;
 
+/// What is shown of one policy. The names of its own numbers are in its manifest, a few for each.
+#[derive(Debug)]
+pub struct PolicyNumbers<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// It is not called because it failed too often.
+    pub quarantined: bool,
+    /// Its own numbers.
+    pub numbers: BTreeMap<String, postern_plugins::Value>,
+}
+
 /// All metrics of one gateway.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// One reader at a time, since some numbers are set when they are read.
+    reading: Mutex<()>,
     inference_latency_ms: Gauge<f64, AtomicU64>,
     queue_depth: Gauge<i64, AtomicI64>,
     requests: Family<Words<3>, Counter>,
@@ -63,6 +76,7 @@ impl Default for Metrics {
         };
         let mut metrics = Self {
             registry: Registry::default(),
+            reading: Mutex::new(()),
             inference_latency_ms: Gauge::default(),
             queue_depth: Gauge::default(),
             requests: Family::default(),
@@ -166,9 +180,12 @@ impl Metrics {
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
     }
 
-    /// The text that Prometheus reads (OpenMetrics 1.0).
+    /// The text that Prometheus reads (OpenMetrics 1.0). `policies` are those in force: what is shown of them is how they are now, and
+    /// those that are gone are gone here as well.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn text<'a>(&self, policies: impl IntoIterator<Item = PolicyNumbers<'a>>) -> String {
+        let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.policies_are(policies);
         let mut out = String::new();
         if encode(&mut out, &self.registry).is_err() {
             out.clear();
@@ -227,17 +244,14 @@ impl Metrics {
         }
     }
 
-    /// How the policies are that are in force: asked for when somebody reads the metrics, so that those that are gone are gone here
-    /// as well. Names of numbers come from manifests, a few for each policy.
-    pub fn policies_are(&self, policies: &Policies) {
+    fn policies_are<'a>(&self, policies: impl IntoIterator<Item = PolicyNumbers<'a>>) {
         self.policy_quarantined.clear();
         self.policy_events.clear();
         self.policy_value.clear();
-        for loaded in policies.all() {
-            let policy = || ("policy", loaded.name().to_owned());
-            let quarantined = i64::from(loaded.health.is_quarantined());
-            self.policy_quarantined.get_or_create(&[policy()]).set(quarantined);
-            for (name, number) in loaded.numbers.read() {
+        for PolicyNumbers { name, quarantined, numbers } in policies {
+            let policy = || ("policy", name.to_owned());
+            self.policy_quarantined.get_or_create(&[policy()]).set(i64::from(quarantined));
+            for (name, number) in numbers {
                 let words = [policy(), ("name", name)];
                 if let Some(value) = number.value {
                     self.policy_value.get_or_create(&words).set(value);
@@ -340,16 +354,26 @@ mod tests {
         let in_flight = metrics.request_begins();
         metrics.request_ends("cloud", "sun", "answered", Instant::now());
         metrics.redacted("invented-by-a-plugin", 2);
-        let text = metrics.text();
+        let number = |count, value| postern_plugins::Value { count, value };
+        let numbers = [("hits".to_owned(), number(3, None)), ("level".to_owned(), number(0, Some(0.5)))].into();
+        let policy = |name| PolicyNumbers { name, quarantined: true, numbers: BTreeMap::clone(&numbers) };
+        for _ in 0..2 {
+            let _read_twice = metrics.text([policy("fair")]);
+        }
+        let text = metrics.text([policy("fair")]);
         for line in [
             "queue_depth 1",
             "inference_latency ",
             "postern_requests_total{placement=\"cloud\",target=\"sun\",outcome=\"answered\"} 1",
             "postern_redactions_total{kind=\"other\"} 2",
+            "postern_policy_quarantined{policy=\"fair\"} 1",
+            "postern_policy_events_total{policy=\"fair\",name=\"hits\"} 3",
+            "postern_policy_value{policy=\"fair\",name=\"level\"} 0.5",
         ] {
             assert!(text.lines().any(|have| have.starts_with(line)), "{line} in\n{text}");
         }
         drop(in_flight);
-        assert!(metrics.text().contains("queue_depth 0"));
+        let text = metrics.text([]);
+        assert!(text.contains("queue_depth 0") && !text.contains("fair"), "{text}");
     }
 }
