@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the first-party policies into target/plugins: routing.wasm, caching.wasm, redaction.wasm.
+# Builds the first-party policies into target/plugins: routing.wasm, caching.wasm, redaction.wasm. The one that scenarios play with,
+# tests/guests/puppet, comes into target/test-plugins.
 #
 #   CARGO_TARGET_DIR        where cargo builds; the results are in target/plugins in any case
 #   POSTERN_COMPONENTIZE    a postern-componentize that is built already
@@ -16,6 +17,7 @@ guest_rustc=$(plugins/guest-toolchain.sh)
 
 packages=()
 for policy in "${policies[@]}"; do packages+=(-p "postern-policy-$policy"); done
+packages+=(-p postern-test-puppet)
 # A small stack keeps the memory of a guest small, which is wiped after every call.
 stack="\"-Clink-arg=-zstack-size=65536\""
 # Panic messages name source files: without the paths of this machine, the same source and compiler give the same bytes.
@@ -30,15 +32,19 @@ if [ -z "$componentize" ]; then
   componentize=$target_dir/release/postern-componentize
 fi
 
-mkdir -p "$out"
-for policy in "${policies[@]}"; do
-  module=$target_dir/$target/guest/postern_policy_$policy.wasm
-  "$componentize" "$module" "$out/$policy.wasm.new" --manifest "plugins/$policy/manifest.yaml"
-  # An unchanged file keeps its time, so that nothing that depends on it is done again.
-  if cmp -s "$out/$policy.wasm.new" "$out/$policy.wasm"; then
-    rm "$out/$policy.wasm.new"
+# An unchanged file keeps its time, so that nothing that depends on it is done again.
+install_policy() { # MODULE COMPONENT [OPTION…]
+  "$componentize" "$1" "$2.new" "${@:3}"
+  if cmp -s "$2.new" "$2"; then
+    rm "$2.new"
   else
-    mv "$out/$policy.wasm.new" "$out/$policy.wasm"
+    mv "$2.new" "$2"
   fi
-  printf '%s: %s bytes\n' "target/plugins/$policy.wasm" "$(stat -c %s "$out/$policy.wasm")"
+  printf '%s: %s bytes\n' "${2#"$repository"/}" "$(stat -c %s "$2")"
+}
+
+mkdir -p "$out" "$repository/target/test-plugins"
+for policy in "${policies[@]}"; do
+  install_policy "$target_dir/$target/guest/postern_policy_$policy.wasm" "$out/$policy.wasm" --manifest "plugins/$policy/manifest.yaml"
 done
+install_policy "$target_dir/$target/guest/postern_test_puppet.wasm" "$repository/target/test-plugins/puppet.wasm"

@@ -2,6 +2,7 @@
 
 mod certificates;
 pub mod guard;
+mod policies;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::listener::places::Places;
 use crate::listener::shake_hands;
+use crate::telemetry::metrics::PolicyNumbers;
 use crate::tls::Certificate;
 
 /// Connections at a time on one of the addresses.
@@ -49,6 +51,9 @@ Postern, for operators.
 /api/certificates                 how trust stands, as JSON
 POST /api/certificates/rotate     renew the gateway's certificate now
 POST /api/certificates/revoke     {\"id\": …} or {\"serial\": …}; over mTLS, for the role `security`
+/api/policies                     which policies are in force and how they do, as JSON
+POST /api/policies/NAME/release   call a policy again that was quarantined
+POST /api/reload                  read the configuration again, and exchange the policies
 ";
 const PROBE_PAGES: &str = "\
 Postern, for probes.
@@ -71,6 +76,7 @@ pub fn admin(admin: Admin) -> Router {
     let guard = middleware::from_fn_with_state(admin.clone(), guarded);
     probe_routes()
         .merge(certificates::routes())
+        .merge(policies::routes())
         .route("/", get(async || ADMIN_PAGES))
         .route("/api/status", get(status))
         .layer(guard)
@@ -195,9 +201,16 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
         format!("{name}: {word}\n")
     });
     // Not a matter of readiness: what a policy cannot decide is answered on this machine, or refused.
-    let failing = admin.gateway.policies.failing().into_iter();
-    let failing = failing.map(|(policy, steps)| format!("policy {policy}: failing ({})\n", steps.join(", ")));
-    (status, lines.chain(failing).collect::<String>()).into_response()
+    let policies = admin.gateway.live.policies();
+    let unwell = policies.all().iter().filter_map(|loaded| {
+        let (name, failing) = (loaded.name(), loaded.health.failing());
+        match (loaded.health.is_quarantined(), failing.is_empty()) {
+            (true, _) => Some(format!("policy {name}: quarantined ({})\n", failing.join(", "))),
+            (false, false) => Some(format!("policy {name}: failing ({})\n", failing.join(", "))),
+            (false, true) => None,
+        }
+    });
+    (status, lines.chain(unwell).collect::<String>()).into_response()
 }
 
 /// Name, is it good, and is it needed to be ready.
@@ -215,7 +228,13 @@ fn checks(admin: &Admin) -> [(&'static str, bool, bool); 3] {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], admin.gateway.metrics.text()).into_response()
+    let policies = admin.gateway.live.policies();
+    let numbers = policies.all().iter().map(|loaded| PolicyNumbers {
+        name: loaded.name(),
+        quarantined: loaded.health.is_quarantined(),
+        numbers: loaded.numbers.read(),
+    });
+    ([(header::CONTENT_TYPE, kind)], admin.gateway.metrics.text(numbers)).into_response()
 }
 
 async fn status(State(admin): State<Admin>) -> Json<Value> {
@@ -231,8 +250,10 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
             })
         })
         .collect();
-    let failing = gateway.policies.failing().into_iter();
-    let failing: Vec<Value> = failing.map(|(name, steps)| json!({"name": name, "steps": steps})).collect();
+    let policies = gateway.live.policies();
+    let failing = policies.all().iter().map(|loaded| (loaded, loaded.health.failing()));
+    let failing = failing.filter(|(_, steps)| !steps.is_empty());
+    let failing: Vec<Value> = failing.map(|(loaded, steps)| json!({"name": loaded.name(), "steps": steps})).collect();
     let current = admin.certificate.current();
     let until = current.not_after.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
     Json(json!({
@@ -241,7 +262,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready()},
         "certificate": {"id": admin.certificate.gateway_id().to_string(), "not_after": until},
         "targets": targets,
-        "policies": gateway.policies.names(),
+        "policies": policies.all().iter().map(|loaded| loaded.name()).collect::<Vec<_>>(),
         "policies_failing": failing,
         "records_healthy": gateway.audit.is_healthy(),
     }))

@@ -4,7 +4,9 @@
 //! made without binding a port or reading a key, so that `postern check` and the tests need neither.
 
 pub mod file;
+pub mod policies;
 mod resolve;
+pub mod sections;
 pub mod trust;
 pub mod units;
 
@@ -17,7 +19,9 @@ use postern_certs::{PathPrefix, RootPlace, spiffe};
 
 use crate::classify::label::{Label, Labels};
 pub use file::{OnFailure, Placement, Secret};
+pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
+use sections::Sections;
 
 /// Why a configuration is not accepted; says file, line, column and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -97,10 +101,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Soft targets and cost.
     pub placements: file::Placements,
-    /// Placement when nobody says otherwise.
-    pub default_placement: Placement,
-    /// Policy plugins in their order.
-    pub policies: Vec<Policy>,
+    /// What a reload applies.
+    pub policy_part: PolicyPart,
     /// Where compiled components are kept.
     pub compiled_dir: PathBuf,
     /// What the host recognises by itself.
@@ -117,6 +119,8 @@ pub struct Config {
     pub limits: file::Limits,
     /// Refuse every target but the engine.
     pub offline: bool,
+    /// As it was written, to tell later what has changed.
+    pub sections: Sections,
 }
 
 /// One entry of `identities`.
@@ -152,7 +156,9 @@ pub struct Target {
     /// Our name → theirs; empty: names pass through.
     pub models: std::collections::BTreeMap<String, String>,
     /// Requests a minute that we may send.
-    pub requests_per_minute: Option<u32>,
+    pub requests_per_minute: Option<std::num::NonZeroU32>,
+    /// What it costs.
+    pub price: Option<file::Price>,
 }
 
 impl Target {
@@ -174,23 +180,6 @@ pub struct Timeouts {
     pub idle: Duration,
     /// The whole request.
     pub total: Duration,
-}
-
-/// One policy plugin.
-#[derive(Debug, Clone)]
-pub struct Policy {
-    /// Its name in records, metrics and logs.
-    pub name: String,
-    /// File of its component.
-    pub component: PathBuf,
-    /// Its own section.
-    pub config: serde_json::Value,
-    /// What its failure means.
-    pub on_failure: OnFailure,
-    /// Time for one call.
-    pub deadline: Duration,
-    /// Memory of one instance, in bytes.
-    pub memory: usize,
 }
 
 /// What the host recognises by itself.
@@ -265,6 +254,12 @@ impl Config {
     #[must_use]
     pub fn engine_socket(&self) -> PathBuf {
         self.state_dir.join("engine.sock")
+    }
+
+    /// May any remote target see `label`? As configured, whether it answers at present or not.
+    #[must_use]
+    pub fn is_cleared(&self, label: Label) -> bool {
+        self.targets.iter().any(|target| label <= target.clearance)
     }
 
     /// Is `model` a name that some target or the engine answers to?

@@ -9,23 +9,33 @@
 //! | a policy voted (the strictest vote counts) | its vote | `policy` |
 //! | nobody said anything | `routing.default` | `default` |
 //!
-//! | placement | targets, in this order; each serves the model, clears the label, and is named by the votes if they name any |
+//! | placement | targets, in groups in this order; each serves the model, clears the label, and is named by the votes if they name any |
 //! | --- | --- |
 //! | `cloud` | clouds, edges, engine |
-//! | `edge-first` | edges and engine that meet the `ttft` goal, the quickest first; clouds (raced after the goal); the other edges and engine |
+//! | `edge-first` | edges and engine that meet the `ttft` goal; clouds (raced after the goal); the other edges and engine |
 //! | `edge-first`, none meets the goal | clouds, edges and engine; reason `predicted_slow` |
 //! | `local` | engine |
+//!
+//! | what the votes say of the order | targets of a group |
+//! | --- | --- |
+//! | nothing | as configured; those that meet the goal: the quickest first |
+//! | names, no weight | as named; with `cloud`, that is the order of all of them, whatever their group |
+//! | a weight | those with a share of the requests, one of them first for each conversation, as often as its share says; then the others, as named |
+
+mod order;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::classify::Conversation;
 use crate::classify::clearance::Destination;
 use crate::classify::label::{Label, Labels};
 use crate::config::file::TargetKind;
-use crate::config::{Placement, Target};
+use crate::config::{Placement, Target, Weights};
 use crate::error::Error;
 use crate::redact::MaskedRequest;
 use crate::route::Votes;
+use order::{Candidate, Group, Preference};
 
 /// Which text the targets of a plan see. A plan has one form: race, failover and cache keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +141,10 @@ pub struct Facts<'a> {
     pub engine: EngineFacts,
     /// What policies said.
     pub votes: &'a Votes,
+    /// The shares that they named.
+    pub weights: Option<&'a Weights>,
+    /// What stays at its target, where there are shares.
+    pub conversation: Conversation,
     /// Placement if nobody says otherwise.
     pub default: Placement,
     /// Goal of `edge-first`.
@@ -165,38 +179,40 @@ pub fn decide(
     let cleared: Vec<_> = facts.targets.iter().filter(|(target, _)| label <= target.clearance).collect();
     let (placement, mut reason) = placement(facts, asked, complete, cleared.is_empty());
 
-    let named = |name: &str| facts.votes.targets.as_ref().is_none_or(|names| names.contains(name));
-    let usable = |kind: TargetKind| {
-        let serving = cleared.iter().filter(move |(target, _)| target.kind == kind && target.model(model).is_some());
-        serving
-            .filter(|(target, _)| named(&target.name))
-            .map(|(target, ttft)| Candidate { to: Destination::Remote(target.clone()), ttft: *ttft })
-    };
+    let names = facts.votes.targets.as_deref();
+    let named = |name: &str| names.is_none_or(|names| names.iter().any(|known| known == name));
     let serves = facts.engine.serves && named("engine");
-    let engine =
-        (serves && facts.engine.ready).then_some(Candidate { to: Destination::Engine, ttft: facts.engine.ttft });
+    let remote = cleared.iter().filter(|(target, _)| target.model(model).is_some() && named(&target.name));
+    let remote = remote.map(|(target, ttft)| Candidate {
+        to: Destination::Remote(target.clone()),
+        ttft: *ttft,
+        group: if target.kind == TargetKind::Cloud { Group::Cloud } else { Group::Edge },
+    });
+    let engine = Candidate { to: Destination::Engine, ttft: facts.engine.ttft, group: Group::Engine };
+    let mut candidates: Vec<_> = remote.chain((serves && facts.engine.ready).then_some(engine)).collect();
 
-    let (targets, race_after) = match placement {
-        Placement::Local => (engine.into_iter().map(|option| option.to).collect::<Vec<_>>(), None),
-        Placement::Cloud => {
-            let all = usable(TargetKind::Cloud).chain(usable(TargetKind::Edge)).chain(engine);
-            (all.map(|option| option.to).collect(), None)
-        }
+    let mut race_after = None;
+    match placement {
+        Placement::Local => candidates.retain(|candidate| candidate.group == Group::Engine),
+        Placement::Cloud => {}
         Placement::EdgeFirst => {
-            let clouds: Vec<_> = usable(TargetKind::Cloud).map(|option| option.to).collect();
-            let near = usable(TargetKind::Edge).chain(engine);
             let goal = facts.edge_goal;
-            let (mut quick, slow): (Vec<_>, Vec<_>) =
-                near.partition(|option| option.ttft.zip(goal).is_none_or(|(ttft, goal)| ttft <= goal));
-            quick.sort_by_key(|option| option.ttft);
-            let race_after = if quick.is_empty() || clouds.is_empty() { None } else { goal };
-            if quick.is_empty() && !clouds.is_empty() {
-                reason = Reason::PredictedSlow;
+            for near in candidates.iter_mut().filter(|candidate| candidate.group != Group::Cloud) {
+                let in_time = near.ttft.zip(goal).is_none_or(|(ttft, goal)| ttft <= goal);
+                near.group = if in_time { Group::Quick } else { Group::Slow };
             }
-            let quick = quick.into_iter().map(|option| option.to);
-            (quick.chain(clouds).chain(slow.into_iter().map(|option| option.to)).collect(), race_after)
+            let any = |group| candidates.iter().any(|candidate| candidate.group == group);
+            match (any(Group::Quick), any(Group::Cloud)) {
+                (true, true) => race_after = goal,
+                (false, true) => reason = Reason::PredictedSlow,
+                (_, false) => {}
+            }
         }
-    };
+    }
+    let over_groups = placement == Placement::Cloud;
+    let (weights, conversation) = (facts.weights, facts.conversation);
+    order::sort(&mut candidates, &Preference { named: names, weights, conversation, over_groups });
+    let targets: Vec<_> = candidates.into_iter().map(|candidate| candidate.to).collect();
     if targets.is_empty() {
         return Err(match (serves && !facts.engine.ready, facts.offline) {
             (true, _) => Error::EngineStarting,
@@ -210,11 +226,6 @@ pub fn decide(
     let local = targets.iter().all(|target| matches!(target, Destination::Engine));
     let form = if local { Form::Plain } else { Form::Masked };
     Ok(Plan { placement, targets, race_after, model: model.to_owned(), form, reason })
-}
-
-struct Candidate {
-    to: Destination,
-    ttft: Option<Duration>,
 }
 
 fn placement(facts: &Facts<'_>, asked: Option<Placement>, complete: bool, none_clears: bool) -> (Placement, Reason) {
@@ -245,6 +256,8 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Config};
+    use crate::route::votes::tests::any_vote;
+    use crate::route::votes::{Ballot, Vote};
 
     fn config() -> Config {
         let text = "
@@ -266,12 +279,21 @@ targets:
         offline: bool,
         engine: EngineFacts,
         node_ttft_ms: Option<u64>,
+        weights: Option<Weights>,
+        conversation: u8,
     }
 
     impl Default for Case {
         fn default() -> Self {
             let engine = EngineFacts { serves: true, ready: true, ttft: Some(Duration::from_millis(90)) };
-            Self { votes: Votes::default(), offline: false, engine, node_ttft_ms: Some(50) }
+            Self {
+                votes: Votes::default(),
+                offline: false,
+                engine,
+                node_ttft_ms: Some(50),
+                weights: None,
+                conversation: 0,
+            }
         }
     }
 
@@ -285,6 +307,8 @@ targets:
             targets: &targets,
             engine: case.engine,
             votes: &case.votes,
+            weights: case.weights.as_ref(),
+            conversation: Conversation([case.conversation; 32]),
             default: Placement::Cloud,
             edge_goal: Some(Duration::from_millis(150)),
             offline: case.offline,
@@ -324,12 +348,52 @@ targets:
         let case = Case { votes, ..Case::default() };
         let plan = run(&case, "public", Some(Placement::Cloud)).unwrap();
         assert_eq!((names(&plan), plan.reason), (vec!["engine"], Reason::Policy));
-        let votes = Votes { targets: Some(["moon".to_owned()].into()), ..Votes::default() };
+        let votes = Votes { targets: Some(vec!["moon".to_owned()]), ..Votes::default() };
         let case = Case { votes, ..Case::default() };
         assert_eq!(names(&run(&case, "public", None).unwrap()), ["moon"]);
         assert!(matches!(run(&case, "internal", None), Err(Error::NoPermittedTarget { .. })));
         let case = Case { votes: Votes { strictest: true, ..Votes::default() }, ..Case::default() };
         assert_eq!(run(&case, "public", None).unwrap().reason, Reason::PolicyFailed);
+    }
+
+    #[test]
+    fn named_targets_come_in_the_order_of_the_votes() {
+        let named = |names: &[&str], placement| {
+            let targets = Some(names.iter().map(ToString::to_string).collect());
+            Case { votes: Votes { placement, targets, ..Votes::default() }, ..Case::default() }
+        };
+        let case = named(&["node", "moon", "engine", "sun"], None);
+        assert_eq!(names(&run(&case, "public", None).unwrap()), ["node", "moon", "engine", "sun"]);
+        // What meets the goal still comes before what is raced after it.
+        let case = named(&["moon", "engine", "sun", "node"], Some(Placement::EdgeFirst));
+        assert_eq!(names(&run(&case, "public", None).unwrap()), ["engine", "node", "moon", "sun"]);
+        let case = Case { node_ttft_ms: Some(400), ..case };
+        assert_eq!(names(&run(&case, "public", None).unwrap()), ["engine", "moon", "sun", "node"]);
+        // To be named clears nothing.
+        let case = named(&["moon", "node"], None);
+        assert_eq!(names(&run(&case, "internal", None).unwrap()), ["node"]);
+    }
+
+    #[test]
+    fn weights_spread_conversations_within_a_group() {
+        let weights: Weights = [("moon".to_owned(), 3), ("sun".to_owned(), 1), ("node".to_owned(), 9)].into();
+        let first = |conversation, votes: &Votes| {
+            let case = Case { weights: Some(weights.clone()), conversation, votes: votes.clone(), ..Case::default() };
+            let plan = run(&case, "public", None).unwrap();
+            let names: Vec<_> = names(&plan).into_iter().map(str::to_owned).collect();
+            assert_eq!(names[2..], ["node", "engine"], "clouds come first, whatever the weight of an edge");
+            names[0].clone()
+        };
+        let all = || (0..=255).map(|conversation| first(conversation, &Votes::default()));
+        let moons = all().filter(|name| name == "moon").count();
+        assert!((160..224).contains(&moons), "{moons} of 256");
+        assert!(all().eq(all()), "a conversation stays where it is");
+        // A target without a share, or with none, is behind the others, also if it is named first.
+        let votes =
+            Votes { targets: Some(["sun", "moon", "node", "engine"].map(str::to_owned).to_vec()), ..Votes::default() };
+        let case =
+            Case { votes, weights: Some([("moon".to_owned(), 1), ("sun".to_owned(), 0)].into()), ..Case::default() };
+        assert_eq!(names(&run(&case, "public", None).unwrap()), ["moon", "sun", "node", "engine"]);
     }
 
     #[test]
@@ -345,6 +409,33 @@ targets:
 
     proptest! {
         #[test]
+        fn one_more_policy_never_adds_a_target(
+            votes in prop::collection::vec(any_vote(), 0..5), more in any_vote(), place in any::<prop::sample::Index>(),
+            label in 0usize..4, weighted: bool, node_ttft_ms in proptest::option::of(0u64..1000),
+        ) {
+            let ballot = |(at, vote): (usize, Option<Vote>)| {
+                // Who names a model first decides who serves it; that is no matter of leave.
+                let vote = vote.map(|vote| Vote { model: None, ..vote });
+                Ballot { policy: format!("p{at}"), vote }
+            };
+            let before: Vec<_> = votes.into_iter().enumerate().map(ballot).collect();
+            let mut after = before.clone();
+            after.insert(place.index(before.len() + 1), ballot((9, more)));
+            let weights: Option<Weights> = weighted.then(|| [("moon".to_owned(), 1)].into());
+            let planned = |ballots: &[Ballot]| {
+                let votes = Votes::merged(ballots);
+                let lowest = config().labels.by_name(["public", "internal", "confidential", "classified"][label]).unwrap();
+                let label = votes.raised.as_ref().map_or(lowest, |(raised, _)| lowest.join(*raised));
+                let name = config().labels.name(label).to_owned();
+                let case = Case { votes, node_ttft_ms, weights: weights.clone(), ..Case::default() };
+                run(&case, &name, None).map(|plan| plan.targets.iter().map(|t| t.name().to_owned()).collect::<Vec<_>>())
+            };
+            let Ok(after) = planned(&after) else { return Ok(()) };
+            let before = planned(&before);
+            prop_assert!(before.as_ref().is_ok_and(|before| after.iter().all(|name| before.contains(name))), "{:?} {:?}", before, after);
+        }
+
+        #[test]
         fn nothing_goes_where_the_label_forbids(
             label in 0usize..4, asked in 0usize..4, vote in 0usize..4, offline: bool, strictest: bool,
             ready: bool, serves: bool, node_ttft_ms in proptest::option::of(0u64..1000),
@@ -352,7 +443,7 @@ targets:
             let placements = [None, Some(Placement::Cloud), Some(Placement::EdgeFirst), Some(Placement::Local)];
             let votes = Votes { placement: placements[vote], strictest, ..Votes::default() };
             let engine = EngineFacts { serves, ready, ttft: None };
-            let case = Case { votes, offline, engine, node_ttft_ms };
+            let case = Case { votes, offline, engine, node_ttft_ms, ..Case::default() };
             let name = ["public", "internal", "confidential", "classified"][label];
             let Ok(plan) = run(&case, name, placements[asked]) else { return Ok(()) };
             let config = config();

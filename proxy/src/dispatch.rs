@@ -5,14 +5,14 @@
 //! once.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::admission::Ledger;
 use crate::audit::Attempt;
 use crate::classify::clearance::{Clearance, Destination};
 use crate::classify::label::Labels;
@@ -44,8 +44,21 @@ pub struct Dispatcher {
 struct RemoteTarget {
     target: Arc<Target>,
     upstream: OpenAi,
-    limit: Option<DefaultDirectRateLimiter>,
+    limit: Option<Mutex<Ledger>>,
     observed: Observed,
+}
+
+/// A remote target as it is now.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetState {
+    /// It answered when it was last asked, or has not been asked for a while.
+    pub healthy: bool,
+    /// When its first token would come.
+    pub predicted_ttft: Option<Duration>,
+    /// Our requests that have no first token from it yet.
+    pub waiting: u32,
+    /// What we may still send it in this minute; `None`: there is no limit.
+    pub requests_left: Option<u64>,
 }
 
 /// Who answered, and the beginning of the answer.
@@ -67,11 +80,10 @@ impl Dispatcher {
     /// A key or an authority is not to be had.
     pub fn new(config: &Config, engine: Arc<local::Engine>, metrics: Arc<Metrics>) -> Result<Self, EgressError> {
         let remote = |target: &Arc<Target>| {
-            let limit = target.requests_per_minute.and_then(std::num::NonZeroU32::new);
             Ok(RemoteTarget {
                 target: target.clone(),
                 upstream: OpenAi::new(Remote::new(target, config.timeouts)?, config.timeouts.idle),
-                limit: limit.map(|n| RateLimiter::direct(Quota::per_minute(n))),
+                limit: target.requests_per_minute.map(|n| Mutex::new(Ledger::new(n, Instant::now()))),
                 observed: Observed::default(),
             })
         };
@@ -92,6 +104,20 @@ impl Dispatcher {
     #[must_use]
     pub fn predictions(&self) -> Vec<(Arc<Target>, Option<Duration>)> {
         self.remotes.iter().map(|remote| (remote.target.clone(), remote.observed.predicted_ttft())).collect()
+    }
+
+    /// What is known of a remote target now; `None`: it is not used, because the gateway is offline.
+    #[must_use]
+    pub fn state(&self, target: &str) -> Option<TargetState> {
+        let remote = self.remotes.iter().find(|remote| remote.target.name == target)?;
+        let left =
+            |limit: &Mutex<Ledger>| limit.lock().unwrap_or_else(PoisonError::into_inner).available(Instant::now());
+        Some(TargetState {
+            healthy: remote.observed.is_healthy(Instant::now()),
+            predicted_ttft: remote.observed.predicted_ttft(),
+            waiting: remote.observed.waiting(),
+            requests_left: remote.limit.as_ref().map(left),
+        })
     }
 
     /// The engine on this machine.
@@ -239,14 +265,19 @@ impl Dispatcher {
         };
         let remote = self.remotes.iter().find(|remote| remote.target.name == target.name);
         let remote = remote.ok_or(AttemptError::Connect)?;
-        if remote.limit.as_ref().is_some_and(|limit| limit.check().is_err()) {
+        let is_over = |limit: &Mutex<Ledger>| {
+            limit.lock().unwrap_or_else(PoisonError::into_inner).reserve(Instant::now(), 1).is_err()
+        };
+        if remote.limit.as_ref().is_some_and(is_over) {
             return Err(AttemptError::Limited);
         }
-        let reply = in_time(remote.upstream.send(permit)).await?;
-        if stream {
+        let _waiting = remote.observed.wait();
+        let reply = in_time(remote.upstream.send(permit)).await;
+        remote.observed.ended(reply.as_ref().err().is_some_and(AttemptError::is_of_the_target), Instant::now());
+        if stream && reply.is_ok() {
             remote.observed.first_token(started.elapsed());
         }
-        Ok(reply)
+        reply
     }
 }
 

@@ -1,5 +1,6 @@
 //! Everything that requests share, put together from a configuration. Binds no port.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,14 +13,16 @@ use crate::classify::Classifier;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
 use crate::keys::Keys;
-use crate::route::Policies;
+use crate::route::load::Loader;
+use crate::route::reload::Live;
+use crate::route::shadow::Places;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::local;
 
 /// One running gateway.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Its configuration.
+    /// Its configuration, as it was at the start. What concerns policies is in [`Gateway::live`].
     pub config: Config,
     /// For keyed hashes.
     pub keys: Keys,
@@ -27,8 +30,10 @@ pub struct Gateway {
     pub admission: Admission,
     /// What a request may reveal.
     pub classifier: Classifier,
-    /// The office's own rules.
-    pub policies: Policies,
+    /// The office's own rules, exchanged while requests go on.
+    pub live: Arc<Live>,
+    /// For rules that are only watched.
+    pub shadows: Places,
     /// Answers given before.
     pub cache: Option<Arc<MemoryCache>>,
     /// Who answers.
@@ -41,16 +46,18 @@ pub struct Gateway {
 
 impl Gateway {
     /// Opens keys and records, compiles the policies. Takes seconds at first start: never call it on a worker thread of
-    /// the runtime.
+    /// the runtime. `file` is where the configuration was read.
     ///
     /// # Errors
     /// Says which part cannot be had, and why.
-    pub fn new(config: Config, engine: Arc<local::Engine>) -> anyhow::Result<(Self, Flushed)> {
+    pub fn new(file: &Path, mut config: Config, engine: Arc<local::Engine>) -> anyhow::Result<(Self, Flushed)> {
         let metrics = Arc::new(Metrics::default());
         let keys = Keys::open(&config.state_dir).context("installation.key in state_dir")?;
         let options = HostOptions { cache_dir: Some(config.compiled_dir.clone()), ..HostOptions::default() };
         let host = PolicyHost::new(options).context("the sandbox of the policies")?;
-        let policies = Policies::load(&host, &config.policies, metrics.clone())?;
+        // Taken out, so that nobody reads there what may have changed since.
+        let part = std::mem::take(&mut config.policy_part);
+        let live = Live::start(Loader::new(host, metrics.clone()), file, &part, metrics.clone())?;
         let (audit, flushed) = AuditLog::open(&config.audit_dir, config.audit_retention, metrics.clone())
             .with_context(|| format!("the records in {}", config.audit_dir.display()))?;
         let dispatcher = Dispatcher::new(&config, engine, metrics.clone())?;
@@ -58,7 +65,8 @@ impl Gateway {
             keys,
             admission: Admission::new(config.limits.requests, config.limits.bodies.0, config.limits.body.0),
             classifier: Classifier::new(&config),
-            policies,
+            live: Arc::new(live),
+            shadows: Places::default(),
             cache: config.cache.map(|cache| Arc::new(MemoryCache::new(cache))),
             dispatcher,
             audit,

@@ -19,6 +19,7 @@ mod egress;
 mod enrol;
 pub mod error;
 pub mod exchange;
+pub mod facts;
 pub mod gateway;
 pub mod issuer;
 pub mod keys;

@@ -8,12 +8,12 @@
 //! `SealedRequest → OpenedRequest → ParsedRequest → ClassifiedRequest → MaskedRequest → PlannedRequest`.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use http::Request;
 use http::Response;
 use hyper::body::Incoming;
-use postern_plugins::{CallContext, FleetFacts, MessageFacts, RequestFacts, TargetFacts, TargetPlacement};
+use postern_plugins::{CallContext, Header};
 
 use crate::audit::{Intent, RecordId};
 use crate::cache;
@@ -21,15 +21,20 @@ use crate::classify::clearance::Destination;
 use crate::classify::label::Label;
 use crate::classify::{ClassifiedRequest, Source};
 use crate::connection::session::Session;
-use crate::decide::{self, EngineFacts, Facts, Form, PlannedRequest};
+use crate::decide::{self, EngineFacts, Form, PlannedRequest};
 use crate::error::Error;
 use crate::exchange::Exchange;
+use crate::facts;
 use crate::gateway::Gateway;
 use crate::open::SealedRequest;
-use crate::redact;
+use crate::redact::{self, MaskedRequest};
 use crate::request::{ParsedRequest, Peer, read_body};
 use crate::response::{self, Body, Fill};
-use crate::route::{Said, Votes};
+use crate::route::answers::merged_plans;
+use crate::route::heard::{Fate, Heard};
+use crate::route::scene::Scene;
+use crate::route::shadow::Watching;
+use crate::route::{Policies, Votes};
 
 /// Answers `POST /v1/chat/completions`.
 pub async fn chat(
@@ -58,6 +63,7 @@ pub async fn chat(
         Ok(Err(error)) => error,
         Err(_) => Error::DeadlineExceeded(gateway.config.timeouts.total),
     };
+    exchange.outcome.label = Some(labels.name(label).to_owned());
     exchange.refused(&error);
     named(response::error(&error), record, labels.name(label))
 }
@@ -90,6 +96,8 @@ async fn answer(
     label: &mut Label,
 ) -> Result<Ready, Error> {
     let (config, keys) = (&gateway.config, &gateway.keys);
+    // The same policies from here to the end, whatever is loaded meanwhile.
+    let policies = gateway.live.policies();
 
     let admitted = exchange.admitted.insert(gateway.admission.enter(&peer)?);
     let (parts, body) = request.into_parts();
@@ -100,6 +108,7 @@ async fn answer(
     admitted.charge_values(opened.body.len() as u64, parsed.chat.values())?;
     admitted.reserve(&parsed.chat)?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
+    let headers = facts::granted_headers(&opened.headers, policies.granted_headers());
     drop(opened);
 
     let classified = gateway.classifier.classify(keys, parsed).await.inspect_err(|error| {
@@ -108,47 +117,24 @@ async fn answer(
         }
     })?;
     *label = classified.label();
-    let (tenant, seed) = (classified.request().peer.tenant.clone(), exchange.record.seed());
-    let context = CallContext { tenant: &tenant, label: config.labels.name(*label), seed, time_ms: None };
-    let mut masked = redact::mask(keys, &gateway.policies, &context, classified).await?;
-    for (kind, count) in masked.counts() {
-        gateway.metrics.redacted(kind, *count);
-    }
+    let mut heard = Heard::default();
+    let consulted = consult(gateway, policies, classified, headers, exchange, label, &mut heard).await;
+    exchange.outcome.policies = heard.into_said();
+    let Consulted { masked, mut scene, watching } = consulted?;
 
-    let predictions = gateway.dispatcher.predictions();
-    let engine = engine_facts(gateway, masked.classified());
-    let request_facts = request_facts(gateway, masked.classified());
-    let fleet = fleet_facts(gateway, &predictions, engine);
-    let votes = gateway.policies.route(config, &context, &request_facts, &fleet).await?;
-    if let Some(policy) = &votes.denied {
-        return Err(Error::PolicyDenied { policy: policy.clone() });
-    }
-    let raised = raise(gateway, &mut masked, &votes);
-    *label = masked.classified().label();
-    raised?;
-
-    let engine = EngineFacts { serves: serves(gateway, &votes, masked.classified()), ..engine };
-    let facts = Facts {
-        labels: &config.labels,
-        targets: &predictions,
-        engine,
-        votes: &votes,
-        default: config.default_placement,
-        edge_goal: config.placements.edge_first.ttft.map(|span| span.0),
-        offline: config.offline,
+    let planned = plan(gateway, &scene, masked);
+    let (hit, fill) = match &planned {
+        Ok(planned) => look_up(gateway, planned, &mut scene, exchange).await,
+        Err(_) => (None, None),
     };
-    let said = said(masked.said(), &votes.said);
-    let planned = decide::plan(&facts, masked).inspect_err(|error| {
-        if matches!(error, Error::NoPermittedTarget { .. } | Error::Offline) {
-            gateway.metrics.egress_refused(config.labels.name(*label), error.code());
-        }
-    })?;
+    remember(gateway, scene, watching);
+    let planned = planned?;
     exchange.placement = planned.plan().placement.as_str();
 
-    let context = CallContext { label: config.labels.name(*label), ..context };
-    let (hit, fill, said) = look_up(gateway, &context, &request_facts, &planned, said).await;
     let leaves = hit.is_none() && planned.plan().form == Form::Masked;
-    record_intent(gateway, exchange, &planned, &said, request_hash, leaves).await?;
+    record_intent(gateway, exchange, &planned, request_hash, leaves).await?;
+    // The intent has them.
+    exchange.outcome.policies.clear();
     if let Some(entry) = hit {
         exchange.outcome.cache = Some("exact");
         exchange.outcome.target = Some(entry.target.to_string());
@@ -164,8 +150,69 @@ async fn answer(
     Ok(Ready { request: planned, source: response::Source::Live(answer.reply), fill: fill.filter(|_| is_first_choice) })
 }
 
+/// A request whose label is final.
+struct Consulted {
+    masked: MaskedRequest,
+    scene: Scene,
+    watching: Option<Watching>,
+}
+
+/// Redact and route: policies find and vote; the label is final afterwards, and what they wrote takes effect, or does not.
+async fn consult(
+    gateway: &Arc<Gateway>,
+    policies: Arc<Policies>,
+    classified: ClassifiedRequest,
+    headers: Vec<Header>,
+    exchange: &Exchange,
+    label: &mut Label,
+    heard: &mut Heard,
+) -> Result<Consulted, Error> {
+    let config = &gateway.config;
+    let before = *label;
+    let (tenant, record) = (classified.request().peer.tenant.clone(), exchange.record);
+    let context = CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed() };
+    let mut watching = gateway.shadows.watch(gateway, &policies);
+    let mut masked = redact::mask(gateway, &policies, &context, classified, heard, watching.as_mut()).await?;
+    for (kind, count) in masked.counts() {
+        gateway.metrics.redacted(kind, *count);
+    }
+
+    let targets = gateway.dispatcher.predictions();
+    let engine = engine_facts(gateway, masked.classified());
+    let request = facts::request(config, &masked, headers, exchange.admitted.as_ref(), policies.see_text());
+    let fleet = facts::fleet(config, &gateway.dispatcher, engine);
+    let routed = policies.route(config, before, &context, (&request, &fleet), heard).await?;
+    let votes = Votes::merged(&routed.answers);
+    let accepted = raise(gateway, &mut masked, &votes);
+    *label = masked.classified().label();
+    heard.settle(if config.is_cleared(*label) { Fate::Commit(config.labels.name(*label)) } else { Fate::Drop });
+    accepted?;
+
+    let classified = masked.classified();
+    let scene = Scene {
+        record,
+        policies,
+        request,
+        fleet,
+        label: before,
+        final_label: *label,
+        final_sources: facts::label_sources(classified),
+        ceiling: classified.request().peer.ceiling,
+        asked: classified.request().marks.placement,
+        complete: masked.is_complete(),
+        conversation: classified.conversation(),
+        targets,
+        engine,
+        ballots: routed.answers,
+        votes,
+        plans: None,
+        answers: routed.recorded,
+    };
+    Ok(Consulted { masked, scene, watching })
+}
+
 /// Joins what plugins raised; the label is final afterwards.
-fn raise(gateway: &Gateway, masked: &mut redact::MaskedRequest, votes: &Votes) -> Result<(), Error> {
+fn raise(gateway: &Gateway, masked: &mut MaskedRequest, votes: &Votes) -> Result<(), Error> {
     let Some((label, policy)) = &votes.raised else { return Ok(()) };
     let labels = &gateway.config.labels;
     let source = Source { source: format!("policy:{policy}"), label: labels.name(*label).to_owned() };
@@ -182,32 +229,65 @@ fn raise(gateway: &Gateway, masked: &mut redact::MaskedRequest, votes: &Votes) -
     Ok(())
 }
 
+/// Where it goes; an error if a policy said no, or there is nowhere to go.
+fn plan(gateway: &Gateway, scene: &Scene, masked: MaskedRequest) -> Result<PlannedRequest, Error> {
+    if let Some(policy) = &scene.votes.denied {
+        return Err(Error::PolicyDenied { policy: policy.clone() });
+    }
+    decide::plan(&scene.facts(&gateway.config, &scene.votes), masked).inspect_err(|error| {
+        if matches!(error, Error::NoPermittedTarget { .. } | Error::Offline) {
+            gateway.metrics.egress_refused(gateway.config.labels.name(scene.final_label), error.code());
+        }
+    })
+}
+
 /// What the cache has, else where an answer is to be kept.
 async fn look_up(
     gateway: &Gateway,
-    context: &CallContext<'_>,
-    facts: &RequestFacts,
     planned: &PlannedRequest,
-    mut said: Vec<Said>,
-) -> (Option<cache::Entry>, Option<Fill>, Vec<Said>) {
-    let Some(store) = &gateway.cache else { return (None, None, said) };
-    let choice = gateway.policies.cache(context, facts).await;
-    said.extend(choice.said);
+    scene: &mut Scene,
+    exchange: &mut Exchange,
+) -> (Option<cache::Entry>, Option<Fill>) {
+    let Some(store) = &gateway.cache else { return (None, None) };
+    let config = &gateway.config;
+    let label = config.labels.name(scene.final_label);
+    let context = CallContext { tenant: &scene.request.tenant, label, seed: scene.record.seed() };
+    let mut heard = Heard::default();
+    let plans = scene.policies.plan(&context, &scene.request_for_caching(config), &mut heard).await;
+    heard.settle(if config.is_cleared(scene.final_label) { Fate::Commit(label) } else { Fate::Drop });
+    exchange.outcome.policies.extend(heard.into_said());
+    let choice = merged_plans(&plans.answers);
+    scene.answers.extend(plans.recorded);
+    scene.plans = Some(plans.answers);
     // A plain form has no placeholders that could be mapped onto another request.
     if !choice.exact || (planned.plan().form == Form::Plain && !planned.masked().vault().is_empty()) {
         gateway.metrics.cache_used("bypass");
-        return (None, None, said);
+        return (None, None);
     }
-    let key = cache::key(&gateway.keys, &gateway.config.labels, planned, &choice.key_parts);
+    let key = cache::key(&gateway.keys, &config.labels, planned, &choice.key_parts);
     match store.get(&key) {
         Some(entry) => {
             gateway.metrics.cache_used("hit");
-            (Some(entry), None, said)
+            (Some(entry), None)
         }
         None => {
             gateway.metrics.cache_used("miss");
-            (None, Some(Fill { cache: store.clone(), key, ttl: choice.ttl }), said)
+            (None, Some(Fill { cache: store.clone(), key, ttl: choice.ttl }))
         }
+    }
+}
+
+/// Keeps what later versions of policies are tried on, and asks the shadows.
+fn remember(gateway: &Arc<Gateway>, scene: Scene, watching: Option<Watching>) {
+    if gateway.config.is_cleared(scene.final_label) {
+        let recorded = Arc::new(scene.recorded(&gateway.config));
+        if let Some(recorder) = scene.policies.recorder() {
+            recorder.note(recorded.clone());
+        }
+        gateway.live.recent.note(recorded);
+    }
+    if let Some(watching) = watching {
+        watching.start(gateway, scene);
     }
 }
 
@@ -215,7 +295,6 @@ async fn record_intent(
     gateway: &Gateway,
     exchange: &Exchange,
     planned: &PlannedRequest,
-    said: &[Said],
     request_hash: String,
     durable: bool,
 ) -> Result<(), Error> {
@@ -232,22 +311,13 @@ async fn record_intent(
         targets: plan.targets.iter().map(Destination::name).collect(),
         reason: plan.reason.as_str(),
         form: if plan.form == Form::Masked && masked.is_masked() { "masked" } else { "plain" },
-        policies: said,
+        policies: &exchange.outcome.policies,
         redactions: masked.counts(),
         flagged: masked.flagged(),
         prompt_tokens_estimated: request.chat.estimated_prompt_tokens(),
         request_hash,
     };
     gateway.audit.intent(exchange.record, &intent, durable).await
-}
-
-fn said(redaction: &[Said], routing: &[Said]) -> Vec<Said> {
-    redaction.iter().chain(routing).cloned().collect()
-}
-
-fn serves(gateway: &Gateway, votes: &Votes, classified: &ClassifiedRequest) -> bool {
-    let model = votes.model.as_ref().unwrap_or(&classified.request().chat.model);
-    gateway.config.engine.as_ref().is_some_and(|engine| engine.serves(model))
 }
 
 fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest) -> EngineFacts {
@@ -258,82 +328,6 @@ fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest) -> EngineFact
         ready: engine.is_ready(),
         ttft: engine.predicted_ttft(tokens),
     }
-}
-
-fn request_facts(gateway: &Gateway, classified: &ClassifiedRequest) -> RequestFacts {
-    let ParsedRequest { peer, chat, marks } = classified.request();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let messages = chat.message_shapes().into_iter();
-    RequestFacts {
-        identity: peer.id.to_string(),
-        tenant: peer.tenant.to_string(),
-        label: gateway.config.labels.name(classified.label()).to_owned(),
-        label_sources: classified.sources().iter().map(|source| source.source.clone()).collect(),
-        model: chat.model.clone(),
-        stream: chat.stream,
-        prompt_tokens: chat.estimated_prompt_tokens(),
-        messages: messages
-            .map(|m| MessageFacts { role: m.role.to_owned(), bytes: m.bytes as u64, text: None })
-            .collect(),
-        tools: chat.tools,
-        images: chat.opaque_parts,
-        temperature: chat.temperature,
-        placement_asked: marks.placement.map(to_plugin),
-        conversation: classified.conversation().to_hex(),
-        time: now.as_secs(),
-        labels: gateway.config.labels.names().iter().map(ToString::to_string).collect(),
-        ..RequestFacts::default()
-    }
-}
-
-fn to_plugin(placement: crate::config::Placement) -> postern_plugins::Placement {
-    match placement {
-        crate::config::Placement::Cloud => postern_plugins::Placement::Cloud,
-        crate::config::Placement::EdgeFirst => postern_plugins::Placement::EdgeFirst,
-        crate::config::Placement::Local => postern_plugins::Placement::Local,
-    }
-}
-
-fn fleet_facts(
-    gateway: &Gateway,
-    predictions: &[(Arc<crate::config::Target>, Option<std::time::Duration>)],
-    engine: EngineFacts,
-) -> FleetFacts {
-    let ms = |span: std::time::Duration| u32::try_from(span.as_millis()).unwrap_or(u32::MAX);
-    let labels = &gateway.config.labels;
-    let mut targets: Vec<TargetFacts> = predictions
-        .iter()
-        .map(|(target, ttft)| TargetFacts {
-            name: target.name.clone(),
-            placement: match target.kind {
-                crate::config::file::TargetKind::Cloud => TargetPlacement::Cloud,
-                crate::config::file::TargetKind::Edge => TargetPlacement::Edge,
-            },
-            clearance: labels.name(target.clearance).to_owned(),
-            healthy: true,
-            predicted_ttft_ms: ttft.map(ms),
-            queue_depth: 0,
-            price: None,
-            requests_left: None,
-        })
-        .collect();
-    if engine.serves {
-        targets.push(TargetFacts {
-            name: "engine".to_owned(),
-            placement: TargetPlacement::Local,
-            clearance: labels.name(labels.highest()).to_owned(),
-            healthy: engine.ready,
-            predicted_ttft_ms: engine.ttft.map(ms),
-            queue_depth: gateway
-                .dispatcher
-                .engine()
-                .state()
-                .map_or(0, |s| u32::try_from(s.queue_depth).unwrap_or(u32::MAX)),
-            price: None,
-            requests_left: None,
-        });
-    }
-    FleetFacts { targets }
 }
 
 /// What every response says, also an error.

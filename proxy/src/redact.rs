@@ -14,8 +14,12 @@ use crate::classify::ClassifiedRequest;
 use crate::classify::Source;
 use crate::classify::label::Label;
 use crate::error::Error;
-use crate::keys::Keys;
-use crate::route::{Found, Policies, Said};
+use crate::gateway::Gateway;
+use crate::route::Policies;
+use crate::route::answers::joined;
+use crate::route::health::Step;
+use crate::route::heard::Heard;
+use crate::route::shadow::Watching;
 use vault::{Suffix, Vault};
 
 /// Words of the API itself. They say nothing about anybody, and most strings of a request are among them.
@@ -55,7 +59,6 @@ pub struct MaskedRequest {
     vault: Vault,
     counts: BTreeMap<String, u64>,
     flagged: BTreeMap<String, u64>,
-    said: Vec<Said>,
     complete: bool,
 }
 
@@ -103,12 +106,6 @@ impl MaskedRequest {
         &self.flagged
     }
 
-    /// What each redaction policy said.
-    #[must_use]
-    pub fn said(&self) -> &[Said] {
-        &self.said
-    }
-
     /// False if a policy failed that should have looked: then the text stays on this machine.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -146,27 +143,30 @@ pub fn segments(body: &Map<String, Value>) -> Vec<Segment<'_>> {
     found
 }
 
-/// Lets every redaction policy look at the request, and masks what they find.
+/// Lets every redaction policy look at the request, and masks what they find. What they say and write goes to `heard`.
 ///
 /// # Errors
 /// A policy failed whose configuration says `on_failure: reject`.
 pub async fn mask(
-    keys: &Keys,
+    gateway: &Gateway,
     policies: &Policies,
     context: &CallContext<'_>,
     classified: ClassifiedRequest,
+    heard: &mut Heard,
+    watching: Option<&mut Watching>,
 ) -> Result<MaskedRequest, Error> {
     let tenant = classified.request().peer.tenant.clone();
-    let mut vault = Vault::new(keys, &tenant, classified.conversation());
-    if !policies.redact() {
+    let mut vault = Vault::new(&gateway.keys, &tenant, classified.conversation());
+    let mut counts = BTreeMap::new();
+    let wanted = watching.as_ref().is_some_and(|watching| watching.wants_text());
+    if !policies.count_at(Step::Redaction) && !wanted {
         return Ok(MaskedRequest {
             classified,
             masked: None,
             spans: Vec::new(),
             vault,
-            counts: BTreeMap::new(),
+            counts,
             flagged: BTreeMap::new(),
-            said: Vec::new(),
             complete: true,
         });
     }
@@ -175,9 +175,8 @@ pub async fn mask(
         .into_iter()
         .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.to_owned() })
         .collect();
-    let Found { spans, complete, said } = policies.find(context, &segments).await?;
-    let Joined { masked: spans, flagged } = Joined::of(spans);
-    let mut counts = BTreeMap::new();
+    let found = policies.find(&gateway.config, classified.label(), context, &segments, heard).await?;
+    let Joined { masked: spans, flagged } = joined(&found.finds);
     let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
     for span in &spans {
         if let Some(value) = texts.get(&span.segment).and_then(|text| text.get(span.start as usize..span.end as usize))
@@ -195,7 +194,10 @@ pub async fn mask(
     if masked.as_ref().is_some_and(|masked| masked.get("model") != body.get("model")) {
         return Err(Error::ModelUnknown);
     }
-    Ok(MaskedRequest { classified, masked, spans, vault, counts, flagged, said, complete })
+    if let Some(watching) = watching {
+        watching.note_texts(segments, found.finds);
+    }
+    Ok(MaskedRequest { classified, masked, spans, vault, counts, flagged, complete: found.complete })
 }
 
 /// Calls `visit` with the role in force and each string, keys before their values. [`rewrite`] goes the same way.
@@ -269,6 +271,8 @@ mod tests {
 
     use super::*;
     use crate::classify::Conversation;
+    use crate::keys::Keys;
+    use crate::route::answers::Finds;
 
     fn span(segment: u32, start: u32, end: u32) -> Span {
         Span { segment, start, end, kind: "email".into(), action: SpanAction::Mask }
@@ -302,13 +306,14 @@ mod tests {
         let segments = segments(body);
         let (content, key) = (segments[0].id, segments[1].id);
         let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
-        let Joined { masked: spans, .. } = Joined::of(vec![
+        let found = vec![
             span(key, 0, 5),
             span(content, 20, 25),
             span(content, 3, 8),
             span(content, 13, 18),
             span(content, 4, 6),
-        ]);
+        ];
+        let Joined { masked: spans, .. } = joined(&[Finds { policy: "p".into(), spans: Some(found) }]);
         for value in ["a@b.c", "d@e.f"] {
             vault.keep("email", value);
         }

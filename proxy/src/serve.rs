@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -42,14 +42,16 @@ struct Inherited {
 /// Something that it needs is not to be had; the message says what.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     crate::supervise::die_with_parent(rustix::process::Signal::TERM)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Before anything that takes time: without somebody who listens, it would end this process.
+    let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
     let config = config::load(config_path)?;
     let inherited =
         inherit(&config).context("`postern gateway` is started by `postern run`, which passes its sockets on")?;
     let engine = local::Engine::new(config.timeouts.idle);
-    let (gateway, flushed) = Gateway::new(config, engine.clone())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let (gateway, flushed) = Gateway::new(config_path, config, engine.clone())?;
     let certificate = Arc::new(runtime.block_on(Certificate::open(&gateway.config)).context("the certificates")?);
-    let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited));
+    let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, hangup));
     // Dropping the runtime drops what is still running, and with it closes its books.
     runtime.shutdown_timeout(Duration::from_secs(1));
     flush(flushed);
@@ -88,12 +90,11 @@ async fn serve(
     certificate: Arc<Certificate>,
     engine: Arc<local::Engine>,
     inherited: Inherited,
+    hangup: Signal,
 ) -> anyhow::Result<()> {
     let metrics = gateway.metrics.clone();
-    for (policy, failure) in gateway.policies.probe().await {
-        let kind = failure.kind.name();
-        tracing::warn!(policy, kind, detail = %failure.detail, "a policy failed when it was tried: while it does, every request is treated as its `on_failure` says");
-    }
+    gateway.live.try_all().await;
+    tokio::spawn(gateway.live.clone().keep(gateway.clone(), hangup));
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     tokio::spawn(certificate.clone().keep(metrics.clone()));
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
@@ -123,7 +124,7 @@ async fn serve(
     let listener = TcpListener::from_std(inherited.gateway)?;
     let front = Arc::new(Front { gateway: gateway.clone(), registrar });
     let serving = tokio::spawn(listener::serve(front, certificate, listener, drain.clone(), connections.clone()));
-    announce(&ready, &gateway.config);
+    announce(&ready, &gateway);
 
     signal(SignalKind::terminate())?.recv().await;
     drain.cancel();
@@ -140,9 +141,10 @@ async fn serve(
 }
 
 /// The ready line, which scripts wait for.
-fn announce(ready: &str, config: &Config) {
+fn announce(ready: &str, gateway: &Gateway) {
     // Whoever waited for the line may be gone by the time a gateway is started again.
     let _unread = writeln!(std::io::stdout(), "{ready}");
-    let (targets, policies) = (config.targets.len(), config.policies.len());
+    let config = &gateway.config;
+    let (targets, policies) = (config.targets.len(), gateway.live.policies().all().len());
     tracing::info!(targets, policies, engine = config.engine.is_some(), offline = config.offline, "serving");
 }

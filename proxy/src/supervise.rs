@@ -66,7 +66,8 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
                 Some(engine) => engine.step().await,
                 None => std::future::pending().await,
             } } => { ended?; }
-            _ = hangup.recv() => tracing::warn!("SIGHUP: the configuration is read at start only; restart to change it"),
+            // The policies are the gateway's: it reads the configuration anew and says what it makes of it.
+            _ = hangup.recv() => gateway.tell(Signal::HUP),
             _ = term.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -218,13 +219,18 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
         Ok(None)
     }
 
+    /// Sends a signal to the process, if there is one.
+    fn tell(&self, signal: Signal) {
+        if let Some(pid) = self.child.as_ref().and_then(Child::id).and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            // It may have ended by itself meanwhile.
+            let _gone = kill_process(pid, signal);
+        }
+    }
+
     /// Asks the process to end, then insists. Returns its exit code.
     async fn end(&mut self, within: Duration) -> u8 {
+        self.tell(Signal::TERM);
         let Some(mut child) = self.child.take() else { return 0 };
-        if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-            // It may have ended by itself meanwhile.
-            let _gone = kill_process(pid, Signal::TERM);
-        }
         match tokio::time::timeout(within, child.wait()).await {
             Ok(Ok(status)) => exit_code(status),
             _ => {

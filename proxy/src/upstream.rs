@@ -100,6 +100,17 @@ impl AttemptError {
         }
     }
 
+    /// Does it say that the target is not well?
+    #[must_use]
+    pub fn is_of_the_target(&self) -> bool {
+        match self {
+            Self::Connect | Self::Broken | Self::Status(_) | Self::Credentials(_) | Self::FirstToken(_) => true,
+            Self::Idle(_) | Self::Malformed(_) | Self::Died => true,
+            Self::Refused(_) | Self::Limited | Self::EngineDown | Self::RateLimited => false,
+            Self::NotFound | Self::Rejected { .. } => false,
+        }
+    }
+
     /// Would another target do better?
     #[must_use]
     pub fn is_worth_another_target(&self) -> bool {

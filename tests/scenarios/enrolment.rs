@@ -330,6 +330,11 @@ async fn the_admin_address_off_loopback_needs_a_certificate_and_a_role() -> Resu
     }
     assert_eq!(auditor.post_json("/api/certificates/rotate", &empty).await?.status, 403);
     assert_eq!(operator.post_json("/api/certificates/rotate", &empty).await?.status, 200);
+    assert_eq!(auditor.get("/api/policies").await?.status, 200);
+    for action in ["/api/reload", "/api/policies/route/release"] {
+        assert_eq!(auditor.post_json(action, &empty).await?.status, 403, "{action}");
+        assert_eq!(operator.post_json(action, &empty).await?.status, 200, "{action}");
+    }
     let target = json!({"id": id("staff/audit")});
     assert_eq!(operator.post_json("/api/certificates/revoke", &target).await?.status, 403);
     assert_eq!(security.post_json("/api/certificates/revoke", &target).await?.status, 200);

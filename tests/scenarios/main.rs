@@ -24,6 +24,7 @@ mod labels;
 mod load;
 mod path;
 mod plugins;
+mod policies;
 mod processes;
 mod readme;
 mod redaction;

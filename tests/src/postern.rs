@@ -206,6 +206,17 @@ impl Postern {
         config_file(self.dir.path())
     }
 
+    /// Puts another configuration in the place of the one that it was started with, as whole as an editor does it. The gateway
+    /// notices by itself, or when it is told.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn configure(&self, config: &Config) -> Result<()> {
+        let (file, beside) = (self.config_file(), self.dir.path().join("postern.yaml.new"));
+        std::fs::write(&beside, config.render(&self.state_dir()))?;
+        Ok(std::fs::rename(beside, file)?)
+    }
+
     /// What it was started with, beside our own environment.
     pub fn environment(&self) -> impl Iterator<Item = (String, String)> + '_ {
         self.environment.iter().cloned()

@@ -23,6 +23,8 @@ pub struct Record {
     pub intent: Value,
     /// What happened; `Null` if there is none yet.
     pub outcome: Value,
+    /// What policies that are only watched would have changed.
+    pub shadows: Vec<Value>,
 }
 
 impl Records {
@@ -65,13 +67,14 @@ impl Records {
             let field = |name: &str| line.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
             let (id, kind) = (field("record"), field("kind"));
             let index = records.iter().position(|record| record.id == id).unwrap_or_else(|| {
-                records.push(Record { id, intent: Value::Null, outcome: Value::Null });
+                records.push(Record { id, intent: Value::Null, outcome: Value::Null, shadows: Vec::new() });
                 records.len() - 1
             });
             let Some(record) = records.get_mut(index) else { continue };
             match kind.as_str() {
                 "intent" => record.intent = line,
                 "outcome" => record.outcome = line,
+                "shadow" => record.shadows.push(line),
                 other => bail!("a record of kind {other:?}"),
             }
         }

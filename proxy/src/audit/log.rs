@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::folder::{Lock, file_name, open_day};
 use super::{Intent, Outcome, RecordId, timestamp};
 use crate::error::Error;
+use crate::route::shadow::Difference;
 use crate::telemetry::metrics::Metrics;
 
 /// Lines that wait for the disk. When it is full, requests wait, and then are refused.
@@ -122,6 +123,11 @@ impl AuditLog {
             if durable { receiver.await.map_err(|_| Error::RecordUnavailable) } else { Ok(()) }
         };
         tokio::time::timeout(PLACE_WITHIN, written).await.map_err(|_| Error::RecordUnavailable)?
+    }
+
+    /// Writes what a shadow would have changed, if there is room in the queue: nothing waits for it.
+    pub fn shadow(&self, record: RecordId, difference: &Difference) {
+        let _left_out = self.queue.try_send(Line { bytes: line(record, "shadow", difference), durable: None });
     }
 }
 

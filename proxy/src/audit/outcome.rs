@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::route::Said;
+
 /// Written when the stream has ended, however it ended.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
@@ -15,6 +17,12 @@ pub struct Outcome {
     pub status: Option<u16>,
     /// Error code, if it was not answered.
     pub code: Option<&'static str>,
+    /// The label, as far as it was known, if it was not answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// What policies said, if it ended before there was an intent that says so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<Said>,
     /// Who answered.
     pub target: Option<String>,
     /// `miss`, `exact` or `bypass`.

@@ -7,8 +7,9 @@ use postern_engine::catalog;
 use postern_plugins::{HostOptions, PolicyHost};
 
 use super::say;
-use crate::config::{self, Config, ConfigError};
-use crate::route::Policies;
+use crate::config::{self, Config, ConfigError, PolicyPart};
+use crate::route::load::Loader;
+use crate::route::probe;
 use crate::supervise::MAX_SOCKET_PATH;
 
 pub(super) fn run(path: &Path) -> anyhow::Result<()> {
@@ -20,7 +21,7 @@ pub(super) fn run(path: &Path) -> anyhow::Result<()> {
     let parts = [
         counted(config.identities.len(), "identity rule", "identity rules"),
         counted(config.targets.len(), "target", "targets"),
-        counted(config.policies.len(), "policy", "policies"),
+        counted(config.policy_part.policies.len(), "policy", "policies"),
     ];
     say(&format!("{}: good ({})", path.display(), parts.join(", ")));
     Ok(())
@@ -30,18 +31,20 @@ fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// Compiles every policy and calls it once: a wrong option in a policy's own section shows only then.
+/// Loads every policy as `run` does and calls it once: what its manifest has no schema for shows only then.
 fn try_policies(path: &Path, config: &Config) -> anyhow::Result<()> {
-    let host = PolicyHost::new(HostOptions::default())?;
-    let policies = Policies::load(&host, &config.policies, Arc::default())?;
+    let loader = Loader::new(PolicyHost::new(HostOptions::default())?, Arc::default());
+    // A check changes nothing, so nothing is recorded.
+    let part = PolicyPart { record: None, ..config.policy_part.clone() };
+    let policies = loader.load(path, &part, None)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(policies.probe()).first() {
-        None => Ok(()),
-        Some((policy, failure)) => {
-            let message = format!("the policy `{policy}` does not work as configured: {}", failure.detail);
-            Err(ConfigError::Parse { file: path.display().to_string(), message }.into())
+    for loaded in policies.all() {
+        if let Some((_, failure)) = runtime.block_on(probe::empty(loaded)).first() {
+            let message = format!("the policy `{}` does not work as configured: {}", loaded.name(), failure.detail);
+            return Err(ConfigError::Parse { file: path.display().to_string(), message }.into());
         }
     }
+    Ok(())
 }
 
 /// What is allowed, but will hardly work here. The file may be meant for another machine, so none of it is an error.

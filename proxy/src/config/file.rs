@@ -2,6 +2,8 @@
 //!
 //! The doc comments here are the descriptions in the JSON Schema that `postern config schema` prints.
 
+mod policies;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use serde_saphyr::Spanned;
 
 use super::units::{Size, Span};
 use crate::admin::guard::Role;
+pub use policies::{Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
 
 /// A value that remembers its place in the file, for errors found later.
 pub type Placed = Spanned<String>;
@@ -59,10 +62,10 @@ pub struct File {
     /// Soft targets and cost of each placement.
     #[serde(default)]
     pub placements: Placements,
-    /// How a placement is chosen when no policy says otherwise.
+    /// How a placement is chosen when no policy says otherwise, and what policies may choose from.
     #[serde(default)]
     pub routing: Routing,
-    /// Which components may be loaded.
+    /// Which components may be loaded, and what is kept of what they are told.
     #[serde(default)]
     pub plugins: Plugins,
     /// Policy plugins, in the order in which they are asked.
@@ -216,6 +219,20 @@ pub struct Target {
     /// What we may send there.
     #[serde(default)]
     pub limits: TargetLimits,
+    /// What it costs, for policies; absent: they are told nothing.
+    #[serde(default)]
+    #[schemars(with = "Option<Price>")]
+    pub price: Option<Spanned<Price>>,
+}
+
+/// What a million tokens cost, in a currency of your own.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// Those of the prompt.
+    pub input_per_million: f64,
+    /// Those of the answer.
+    pub output_per_million: f64,
 }
 
 /// Where a remote target is.
@@ -369,80 +386,6 @@ pub struct PlacementGoal {
     pub cost: f64,
 }
 
-/// How a placement is chosen when no policy says otherwise.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Routing {
-    /// The placement.
-    #[serde(default)]
-    pub default: Placement,
-}
-
-/// Which components may be loaded.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Plugins {
-    /// What to do with a component without a signature. Signatures are not checked yet, so `refuse` allows built-in ones only.
-    #[serde(default)]
-    pub unsigned: Unsigned,
-    /// Where compiled components are kept, below state_dir unless absolute. Whoever can write there runs code here.
-    #[serde(default = "default_compiled")]
-    pub compiled: PathBuf,
-}
-
-impl Default for Plugins {
-    fn default() -> Self {
-        Self { unsigned: Unsigned::default(), compiled: default_compiled() }
-    }
-}
-
-/// What to do with a component without a signature.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Unsigned {
-    /// Load built-in components only.
-    #[default]
-    Refuse,
-    /// Load any; for development.
-    Allow,
-}
-
-/// One policy plugin.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Policy {
-    /// Its name in records, metrics and logs.
-    #[schemars(with = "String")]
-    pub name: Placed,
-    /// `builtin:routing`, `builtin:redaction`, `builtin:caching`, or a file.
-    #[schemars(with = "String")]
-    pub component: Placed,
-    /// Its own section, handed over as JSON.
-    #[serde(default)]
-    pub config: serde_json::Value,
-    /// What it means when it fails.
-    #[serde(default)]
-    pub on_failure: OnFailure,
-    /// Time for one call.
-    #[serde(default = "default_deadline")]
-    pub deadline: Span,
-    /// Memory of one instance.
-    #[serde(default = "default_memory")]
-    #[schemars(with = "Size")]
-    pub memory: Spanned<Size>,
-}
-
-/// What the failure of a plugin means.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnFailure {
-    /// The strictest vote: answered by the engine on this machine, or not at all.
-    #[default]
-    Local,
-    /// The request is refused.
-    Reject,
-}
-
 /// What the host recognises by itself.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -576,14 +519,6 @@ fn default_leaf_ttl() -> Spanned<Span> {
     unplaced(Span(Duration::from_secs(72 * 3600)))
 }
 
-fn default_deadline() -> Span {
-    Span(Duration::from_millis(20))
-}
-
-fn default_memory() -> Spanned<Size> {
-    unplaced(Size(32 << 20))
-}
-
 fn default_cache_memory() -> Size {
     Size(256 << 20)
 }
@@ -602,10 +537,6 @@ fn default_wait() -> Span {
 
 fn default_hung_after() -> Spanned<Span> {
     unplaced(Span(Duration::from_secs(120)))
-}
-
-fn default_compiled() -> PathBuf {
-    "compiled".into()
 }
 
 fn default_audit_dir() -> PathBuf {

@@ -9,10 +9,9 @@ use postern_certs::{RootPlace, spiffe};
 use postern_plugins::detectors::Kind;
 use serde_saphyr::{Location, Spanned};
 
-use super::file::{self, File, Placed, Unsigned};
-use super::{
-    Cache, Classification, Config, ConfigError, Engine, IdentityRule, Policy, Target, Timeouts, builtin_component,
-};
+use super::file::{self, File, Placed};
+use super::sections::Sections;
+use super::{Cache, Classification, Config, ConfigError, Engine, IdentityRule, Target, Timeouts, policies};
 use crate::classify::label::{Label, Labels};
 
 /// Reads a configuration file; relative paths in it are relative to its folder.
@@ -36,7 +35,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
             message: in_our_words(&error.to_string()).replace("<input>", &name),
         })?;
     let base = path.parent().unwrap_or(Path::new("."));
-    Resolver { name, base }.config(file)
+    Resolver { name, base }.config(file, Sections::of(text))
 }
 
 /// The parser's advice is for who calls it, not for who wrote the file.
@@ -55,13 +54,15 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn config(&self, file: File) -> Result<Config, ConfigError> {
+    fn config(&self, mut file: File, sections: Sections) -> Result<Config, ConfigError> {
         let labels = self.labels(&file.labels)?;
         self.check(&file)?;
         let state_dir = self.base.join(&file.state_dir);
         let targets = file.targets.iter().map(|target| self.target(target, &labels)).collect::<Result<Vec<_>, _>>()?;
         self.unique(file.targets.iter().map(|target| &target.name), "target")?;
-        self.unique(file.policies.iter().map(|policy| &policy.name), "policy")?;
+        self.unique(policies::names(&file.policies), "policy")?;
+        let compiled_dir = state_dir.join(&file.plugins.compiled);
+        let part = policies::policy_part(&mut file, self.base, &state_dir, &targets);
         Ok(Config {
             listen: file.listen,
             enrol: file.enrol,
@@ -93,13 +94,8 @@ impl Resolver<'_> {
                 total: file.timeouts.total.0,
             },
             placements: file.placements,
-            default_placement: file.routing.default,
-            compiled_dir: state_dir.join(&file.plugins.compiled),
-            policies: file
-                .policies
-                .into_iter()
-                .map(|policy| self.policy(policy, file.plugins.unsigned))
-                .collect::<Result<_, _>>()?,
+            compiled_dir,
+            policy_part: part.map_err(|(at, what)| self.error(&at, &what))?,
             classification: self.classification(&file.classification, &labels)?,
             cache: file.cache.map(|cache| Cache { memory: cache.memory.0, ttl: cache.ttl.0 }),
             engine: file.engine.map(|engine| Engine {
@@ -117,6 +113,7 @@ impl Resolver<'_> {
             names: file.names,
             labels,
             state_dir,
+            sections,
         })
     }
 
@@ -225,8 +222,17 @@ impl Resolver<'_> {
             api_key: target.openai.api_key.clone().map(|secret| self.secret(secret)),
             ca: target.openai.ca.as_ref().map(|path| self.base.join(path)),
             models: target.models.clone(),
-            requests_per_minute: target.limits.requests_per_minute.map(std::num::NonZeroU32::get),
+            requests_per_minute: target.limits.requests_per_minute,
+            price: target.price.as_ref().map(|price| self.price(price)).transpose()?,
         }))
+    }
+
+    fn price(&self, price: &Spanned<file::Price>) -> Result<file::Price, ConfigError> {
+        let good = |amount: f64| amount.is_finite() && amount >= 0.0;
+        if good(price.value.input_per_million) && good(price.value.output_per_million) {
+            return Ok(price.value);
+        }
+        Err(self.error(&price.referenced, "a price is a number, and not below 0"))
     }
 
     fn secret(&self, secret: file::Secret) -> file::Secret {
@@ -260,36 +266,6 @@ impl Resolver<'_> {
             Some("http") => Err(wanted("http:// is allowed on a loopback address only; use https://")),
             _ => Err(wanted("expected https://…")),
         }
-    }
-
-    fn policy(&self, policy: file::Policy, unsigned: Unsigned) -> Result<Policy, ConfigError> {
-        let at = policy.component.referenced;
-        let component = match policy.component.value.strip_prefix("builtin:") {
-            Some(name @ ("routing" | "caching" | "redaction")) => builtin_component(name),
-            Some(_) => {
-                return Err(self.error(&at, "expected builtin:routing, builtin:caching, builtin:redaction, or a file"));
-            }
-            None if unsigned == Unsigned::Refuse => {
-                let what = "this component has no signature that could be checked; `plugins: {unsigned: allow}` loads it all the same (development only)";
-                return Err(self.error(&at, what));
-            }
-            None => self.base.join(&policy.component.value),
-        };
-        if !component.is_file() {
-            return Err(self.error(&at, &format!("there is no component at {}", component.display())));
-        }
-        let memory = usize::try_from(policy.memory.value.0).unwrap_or(usize::MAX);
-        if !((1 << 20)..=(256 << 20)).contains(&memory) {
-            return Err(self.error(&policy.memory.referenced, "the memory of a policy is between 1MiB and 256MiB"));
-        }
-        Ok(Policy {
-            name: policy.name.value,
-            component,
-            config: policy.config,
-            on_failure: policy.on_failure,
-            deadline: policy.deadline.0,
-            memory,
-        })
     }
 
     fn classification(&self, written: &file::Classification, labels: &Labels) -> Result<Classification, ConfigError> {
@@ -392,13 +368,5 @@ targets:
             assert!(error.contains(place) && error.contains(expected), "{to}: {error}");
             assert!(!error.contains("Policy in Options"), "{to}: {error}");
         }
-    }
-
-    #[test]
-    fn an_unsigned_component_needs_leave() {
-        let policy = "policies: [{name: mine, component: mine.wasm}]\n";
-        assert!(read(&format!("{SMALL}{policy}")).unwrap_err().contains("no signature"));
-        let allowed = format!("{SMALL}{policy}plugins: {{unsigned: allow}}\n");
-        assert!(read(&allowed).unwrap_err().contains("no component at /etc/postern/mine.wasm"));
     }
 }

@@ -1,7 +1,9 @@
 //! Prometheus metrics. Every label has a bounded set of values: names from the configuration and fixed words.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text::encode;
@@ -10,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use time::OffsetDateTime;
 
 type Words<const N: usize> = [(&'static str, String); N];
 type Histograms = Family<Words<1>, Histogram, fn() -> Histogram>;
@@ -18,10 +21,23 @@ type Histograms2 = Family<Words<2>, Histogram, fn() -> Histogram>;
 /// Weight of the newest request in the moving average that `inference_latency` shows.
 const EWMA_WEIGHT: f64 = 0.2;
 
+/// What is shown of one policy. The names of its own numbers are in its manifest, a few for each.
+#[derive(Debug)]
+pub struct PolicyNumbers<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// It is not called because it failed too often.
+    pub quarantined: bool,
+    /// Its own numbers.
+    pub numbers: BTreeMap<String, postern_plugins::Value>,
+}
+
 /// All metrics of one gateway.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// One reader at a time, since some numbers are set when they are read.
+    reading: Mutex<()>,
     inference_latency_ms: Gauge<f64, AtomicU64>,
     queue_depth: Gauge<i64, AtomicI64>,
     requests: Family<Words<3>, Counter>,
@@ -29,6 +45,12 @@ pub struct Metrics {
     duration: Histograms,
     policy_duration: Histograms2,
     policy_failures: Family<Words<2>, Counter>,
+    policy_shadow: Family<Words<2>, Counter>,
+    policy_quarantined: Family<Words<1>, Gauge>,
+    policy_events: Family<Words<2>, Counter>,
+    policy_value: Family<Words<2>, Gauge<f64, AtomicU64>>,
+    reload_successful: Gauge,
+    reloaded_at: Gauge,
     redactions: Family<Words<1>, Counter>,
     cache: Family<Words<1>, Counter>,
     egress_refused: Family<Words<2>, Counter>,
@@ -54,6 +76,7 @@ impl Default for Metrics {
         };
         let mut metrics = Self {
             registry: Registry::default(),
+            reading: Mutex::new(()),
             inference_latency_ms: Gauge::default(),
             queue_depth: Gauge::default(),
             requests: Family::default(),
@@ -61,6 +84,12 @@ impl Default for Metrics {
             duration: Family::new_with_constructor(seconds),
             policy_duration: Family::new_with_constructor(short),
             policy_failures: Family::default(),
+            policy_shadow: Family::default(),
+            policy_quarantined: Family::default(),
+            policy_events: Family::default(),
+            policy_value: Family::default(),
+            reload_successful: Gauge::default(),
+            reloaded_at: Gauge::default(),
             redactions: Family::default(),
             cache: Family::default(),
             egress_refused: Family::default(),
@@ -94,6 +123,28 @@ impl Metrics {
         r.register("postern_request_duration_seconds", "Time to the last byte, by target", self.duration.clone());
         r.register("postern_policy_duration_seconds", "Time of one call of a policy", self.policy_duration.clone());
         r.register("postern_policy_failures", "Failed calls of policies", self.policy_failures.clone());
+        r.register(
+            "postern_policy_shadow",
+            "Requests that shadows were asked about, by result",
+            self.policy_shadow.clone(),
+        );
+        r.register(
+            "postern_policy_quarantined",
+            "1 while a policy is not called because it failed too often",
+            self.policy_quarantined.clone(),
+        );
+        r.register("postern_policy_events", "What policies count, by their own names", self.policy_events.clone());
+        r.register("postern_policy_value", "What policies measure, by their own names", self.policy_value.clone());
+        r.register(
+            "postern_config_last_reload_successful",
+            "1 if the last reload of the policies was",
+            self.reload_successful.clone(),
+        );
+        r.register(
+            "postern_config_last_reload_success_timestamp_seconds",
+            "When the policies were last reloaded",
+            self.reloaded_at.clone(),
+        );
         r.register("postern_redactions", "Values that were masked, by kind", self.redactions.clone());
         r.register("postern_cache_requests", "Uses of the cache, by result", self.cache.clone());
         r.register(
@@ -129,9 +180,12 @@ impl Metrics {
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
     }
 
-    /// The text that Prometheus reads (OpenMetrics 1.0).
+    /// The text that Prometheus reads (OpenMetrics 1.0). `policies` are those in force: what is shown of them is how they are now, and
+    /// those that are gone are gone here as well.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn text<'a>(&self, policies: impl IntoIterator<Item = PolicyNumbers<'a>>) -> String {
+        let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.policies_are(policies);
         let mut out = String::new();
         if encode(&mut out, &self.registry).is_err() {
             out.clear();
@@ -175,6 +229,38 @@ impl Metrics {
     /// A policy failed.
     pub fn policy_failed(&self, policy: &str, kind: &'static str) {
         self.policy_failures.get_or_create(&[("policy", policy.to_owned()), ("kind", kind.to_owned())]).inc();
+    }
+
+    /// A shadow was asked, or passed over: `same`, `different`, `failed`, `skipped` or `quarantined`.
+    pub fn shadowed(&self, policy: &str, result: &'static str) {
+        self.policy_shadow.get_or_create(&[("policy", policy.to_owned()), ("result", result.to_owned())]).inc();
+    }
+
+    /// The policies were reloaded, or could not be.
+    pub fn reloaded(&self, successful: bool) {
+        self.reload_successful.set(i64::from(successful));
+        if successful {
+            self.reloaded_at.set(OffsetDateTime::now_utc().unix_timestamp());
+        }
+    }
+
+    fn policies_are<'a>(&self, policies: impl IntoIterator<Item = PolicyNumbers<'a>>) {
+        self.policy_quarantined.clear();
+        self.policy_events.clear();
+        self.policy_value.clear();
+        for PolicyNumbers { name, quarantined, numbers } in policies {
+            let policy = || ("policy", name.to_owned());
+            self.policy_quarantined.get_or_create(&[policy()]).set(i64::from(quarantined));
+            for (name, number) in numbers {
+                let words = [policy(), ("name", name)];
+                if let Some(value) = number.value {
+                    self.policy_value.get_or_create(&words).set(value);
+                }
+                if number.count > 0 {
+                    self.policy_events.get_or_create(&words).inc_by(number.count);
+                }
+            }
+        }
     }
 
     /// Values were masked. Kinds beyond the built-in ones are counted as `other`, so that a plugin cannot make labels.
@@ -268,16 +354,26 @@ mod tests {
         let in_flight = metrics.request_begins();
         metrics.request_ends("cloud", "sun", "answered", Instant::now());
         metrics.redacted("invented-by-a-plugin", 2);
-        let text = metrics.text();
+        let number = |count, value| postern_plugins::Value { count, value };
+        let numbers = [("hits".to_owned(), number(3, None)), ("level".to_owned(), number(0, Some(0.5)))].into();
+        let policy = |name| PolicyNumbers { name, quarantined: true, numbers: BTreeMap::clone(&numbers) };
+        for _ in 0..2 {
+            let _read_twice = metrics.text([policy("fair")]);
+        }
+        let text = metrics.text([policy("fair")]);
         for line in [
             "queue_depth 1",
             "inference_latency ",
             "postern_requests_total{placement=\"cloud\",target=\"sun\",outcome=\"answered\"} 1",
             "postern_redactions_total{kind=\"other\"} 2",
+            "postern_policy_quarantined{policy=\"fair\"} 1",
+            "postern_policy_events_total{policy=\"fair\",name=\"hits\"} 3",
+            "postern_policy_value{policy=\"fair\",name=\"level\"} 0.5",
         ] {
             assert!(text.lines().any(|have| have.starts_with(line)), "{line} in\n{text}");
         }
         drop(in_flight);
-        assert!(metrics.text().contains("queue_depth 0"));
+        let text = metrics.text([]);
+        assert!(text.contains("queue_depth 0") && !text.contains("fair"), "{text}");
     }
 }

@@ -195,6 +195,21 @@ fn text_bytes(content: &Value) -> usize {
     }
 }
 
+/// The text of each message of a body that has the shape of a request; parts are put together with line breaks.
+#[must_use]
+pub fn message_texts(body: &Map<String, Value>) -> Vec<String> {
+    let messages = body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let text = |message: &Value| match message.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            let texts: Vec<&str> = parts.iter().filter_map(|part| part.get("text")?.as_str()).collect();
+            texts.join("\n")
+        }
+        _ => String::new(),
+    };
+    messages.iter().map(text).collect()
+}
+
 /// Checks every message; true if one has parts that cannot be read as text.
 fn check_messages(body: &Map<String, Value>, max: usize) -> Result<bool, Invalid> {
     let messages = match body.get("messages") {
@@ -318,6 +333,7 @@ mod tests {
         assert_eq!(request.message_shapes(), [MessageShape { role: "user", bytes: 8 }]);
         // 6 keys with 3 plain values, 2 objects of 1 member, and messages: 2 arrays, 3 objects, 5 members, 4 texts.
         assert_eq!(request.values(), 6 + 3 + 2 * 3 + (2 + 3 + 5 + 4));
+        assert_eq!(message_texts(request.body()), ["四 word"]);
         assert_eq!(Value::Object(request.into_body()), tree);
     }
 

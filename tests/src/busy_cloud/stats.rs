@@ -9,6 +9,8 @@ use serde_json::Value;
 
 /// Requests whose body and headers are kept.
 const KEPT: usize = 64;
+/// Bytes of a body that are kept as they came.
+const MAX_RAW: usize = 64 << 10;
 
 /// `GET /stats`. Of every request to `/v1/chat/completions`, exactly one of `completed`, `refused`, `cancelled`, `cut`
 /// and `open` is true.
@@ -38,6 +40,8 @@ pub struct Report {
     pub last_cancel_unix_ms: Option<u64>,
     /// The last 64 request bodies; a string where one is not JSON.
     pub bodies: VecDeque<Value>,
+    /// The same as they came, byte for byte if they are UTF-8; those of more than 64 KiB are cut.
+    pub raw_bodies: VecDeque<String>,
     /// The last 64 header maps, names in lower case.
     pub headers: VecDeque<BTreeMap<String, String>>,
 }
@@ -61,6 +65,8 @@ impl Stats {
 
 impl Report {
     pub(super) fn keep_body(&mut self, body: &[u8]) {
+        let raw = body.get(..MAX_RAW).unwrap_or(body);
+        keep(&mut self.raw_bodies, String::from_utf8_lossy(raw).into_owned());
         let body =
             serde_json::from_slice(body).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(body).into_owned()));
         keep(&mut self.bodies, body);

@@ -1,0 +1,92 @@
+//! A budget for each minute. Pure: the time is handed in.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+/// A bucket of tokens, or of requests, that fills at a constant rate. A reservation larger than the bucket waits for a full one.
+#[derive(Debug)]
+pub struct Ledger {
+    per_minute: f64,
+    available: f64,
+    filled_at: Instant,
+}
+
+impl Ledger {
+    /// A full one.
+    #[must_use]
+    pub fn new(per_minute: NonZeroU32, now: Instant) -> Self {
+        let per_minute = f64::from(per_minute.get());
+        Self { per_minute, available: per_minute, filled_at: now }
+    }
+
+    /// Takes so many out of it.
+    ///
+    /// # Errors
+    /// There are not enough; says when there will be.
+    pub fn reserve(&mut self, now: Instant, tokens: u64) -> Result<(), Duration> {
+        self.fill(now);
+        let wanted = tokens as f64;
+        let missing = wanted.min(self.per_minute) - self.available;
+        if missing > 0.0 {
+            let wait = missing * 60.0 / self.per_minute;
+            return Err(Duration::try_from_secs_f64(wait).unwrap_or(Duration::from_secs(60)));
+        }
+        self.available -= wanted;
+        Ok(())
+    }
+
+    /// How many are there.
+    #[must_use]
+    pub fn available(&mut self, now: Instant) -> u64 {
+        self.fill(now);
+        self.available.max(0.0) as u64
+    }
+
+    /// Corrects a reservation when it is known what was used.
+    pub fn correct(&mut self, reserved: u64, used: u64) {
+        self.available = (self.available + reserved as f64 - used as f64).clamp(-self.per_minute, self.per_minute);
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        self.available = (self.available + elapsed * self.per_minute / 60.0).min(self.per_minute);
+        self.filled_at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reservations_are_settled_and_time_refills() {
+        let start = Instant::now();
+        let mut ledger = Ledger::new(NonZeroU32::new(600).unwrap(), start);
+        assert_eq!(ledger.reserve(start, 500), Ok(()));
+        assert_eq!(ledger.reserve(start, 200), Err(Duration::from_secs(10)));
+        assert_eq!(ledger.available(start), 100);
+        ledger.correct(500, 100);
+        assert_eq!(ledger.reserve(start, 200), Ok(()));
+        assert_eq!(ledger.reserve(start + Duration::from_secs(30), 600), Ok(()));
+        assert!(ledger.reserve(start + Duration::from_secs(30), 1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_spent_than_was_there(steps in proptest::collection::vec((0u64..5_000, 1u64..2_000), 1..50)) {
+            let start = Instant::now();
+            let mut ledger = Ledger::new(NonZeroU32::new(1000).unwrap(), start);
+            let (mut now, mut spent) = (start, 0u64);
+            for (wait_ms, tokens) in steps {
+                now += Duration::from_millis(wait_ms);
+                if tokens <= 1000 && ledger.reserve(now, tokens).is_ok() {
+                    spent += tokens;
+                }
+            }
+            let filled = 1000.0 + (now - start).as_secs_f64() * 1000.0 / 60.0;
+            prop_assert!(spent as f64 <= filled + 1e-6);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What a policy writes counts when the label of its request is final, and only if some remote target may see that label. So what
+//! it learnt from a request that must stay here shows in nothing that leaves afterwards.
+
+use anyhow::Result;
+use postern_tests::{BusyCloud, Client, Config, Postern};
+use serde_json::json;
+
+use super::{Puppet, ask, config, record, with};
+
+/// Classified by a marking in its text.
+const CLASSIFIED: &str = "TOP SECRET: the secret is 4711-heron";
+
+/// A hostile policy at every step, a cache, and models by which it can show what it knows.
+fn hostile(cloud: &BusyCloud, puppet: &Puppet) -> Result<Config> {
+    puppet.first(&[("metrics", json!(["leaks", "number"]))])?;
+    // It crashes when it reads a secret, which would end in quarantine, and so show in what happens to others.
+    let trap = json!({"trap_on_text": "4711-trap", "leak": true});
+    let policy = with(puppet.policy(trap), &[("quarantine_after", json!(2)), ("on_failure", json!("local"))]);
+    let models = json!({"chat": "upstream", "odd": "upstream-odd", "even": "upstream-even"});
+    Ok(config(cloud, policy)
+        .cache()
+        .set("/targets/0/models", models)
+        .set("/classification", json!({"markings": {"TOP SECRET": "classified"}})))
+}
+
+/// What leaves for the cloud, byte for byte, when these are asked after what `before` did.
+async fn egress<F: Future<Output = Result<()>>>(
+    config: impl Fn(&BusyCloud) -> Result<Config>,
+    before: impl FnOnce(Client) -> F,
+) -> Result<(Vec<String>, Postern)> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)?).await?;
+    let client = postern.client("clerk/amy")?;
+    before(client.clone()).await?;
+    cloud.reset().await?;
+    for prompt in ["What is the weather?", "What is the time?", "What is the weather?"] {
+        assert_eq!(ask(&client, "chat", prompt).await?.status, 200);
+    }
+    let report = cloud.stats().await?;
+    let heads = report.headers.iter().map(|headers| format!("{headers:?}"));
+    Ok((
+        report.raw_bodies.iter().cloned().zip(heads).map(|(body, head)| without_host(&head) + &body).collect(),
+        postern,
+    ))
+}
+
+/// Two clouds have two ports.
+fn without_host(head: &str) -> String {
+    head.split("127.0.0.1:").map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit())).collect()
+}
+
+#[tokio::test]
+async fn nothing_of_a_classified_prompt_shows_in_what_leaves_later() -> Result<()> {
+    let puppet = Puppet::new()?;
+    let hostile = |cloud: &BusyCloud| hostile(cloud, &puppet);
+    let (clean, _) = egress(hostile, async |_| Ok(())).await?;
+    // It does what it can: a public prompt before changes what leaves later. Otherwise this would show nothing.
+    let public = CLASSIFIED.trim_start_matches("TOP SECRET: ").to_owned();
+    let (changed, postern) = egress(hostile, async move |client| {
+        assert_eq!(ask(&client, "chat", &public).await?.status, 200);
+        Ok(())
+    })
+    .await?;
+    assert_ne!(changed, clean, "the hostile policy is not hostile");
+    assert!(postern.log().contains("puppet") && postern.metrics().await?.sum("postern_policy_events_total", &[]) > 0.0);
+
+    let (after, postern) = egress(hostile, async |client| {
+        let other = client.with_header("postern-conversation", "another");
+        for client in [&client, &other] {
+            assert_eq!(ask(client, "chat", CLASSIFIED).await?.error_code(), "policy_denied");
+        }
+        // Classified by header, which no text has to say.
+        let marked = client.with_header("postern-label", "classified");
+        assert_eq!(ask(&marked, "chat", "the secret is 4711-heron").await?.status, 403);
+        // Crashes, more of them than a policy may have.
+        for n in 0..4 {
+            let crash = ask(&client, "chat", &format!("TOP SECRET {n}: 4711-trap")).await?;
+            assert_eq!(crash.error_code(), "policy_denied");
+        }
+        Ok(())
+    })
+    .await?;
+    assert_eq!(after, clean);
+    assert!(!postern.log().contains("4711"), "{}", postern.log());
+    let records = postern.records().text()?;
+    assert!(!records.contains("4711") && !records.contains("because "), "a reason is a way out as well");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_label_that_rises_after_the_text_was_read_counts() -> Result<()> {
+    let puppet = Puppet::new()?;
+    // Nothing in the request says so, but another policy raises the label of one model: what was written before must not stay.
+    let raise = |cloud: &BusyCloud| -> Result<Config> {
+        let raises = with(
+            puppet.policy_at(&puppet.version(2, &[])?, json!({"vote": {"only_model": "odd", "label": "classified"}})),
+            &[("name", json!("raises"))],
+        );
+        Ok(hostile(cloud, &puppet)?.push("/policies", raises))
+    };
+    let (clean, _) = egress(raise, async |_| Ok(())).await?;
+    let (after, _) = egress(raise, async |client| {
+        for n in 0..3 {
+            let raised = ask(&client, "odd", &format!("{n}: the secret is 4711-heron")).await?;
+            assert_eq!((raised.status, raised.header("postern-label")), (403, "classified"));
+        }
+        Ok(())
+    })
+    .await?;
+    assert_eq!(after, clean);
+    Ok(())
+}
+
+#[tokio::test]
+async fn counters_are_shared_kept_and_apart() -> Result<()> {
+    let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    puppet.first(&[("metrics", json!(["requests", "last"]))])?;
+    let postern = Postern::start(&config(&cloud, puppet.policy(json!({"at_most": 2})))).await?;
+    let (amy, bo, guest) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?, postern.client("guest/x")?);
+    let mut denied = None;
+    for (client, status) in [(&amy, 200), (&bo, 200), (&amy, 403), (&bo, 403)] {
+        let reply = ask(client, "chat", "Hello").await?;
+        assert_eq!(reply.status, status, "{}", reply.text());
+        denied = Some(reply);
+    }
+    let outcome = record(&postern, &denied.unwrap()).await?.outcome;
+    assert_eq!(outcome["policies"][1]["reason"], "request 4 of 2", "{outcome}");
+    assert_eq!(ask(&guest, "chat", "Hello").await?.status, 200, "another tenant");
+    let internal = amy.with_header("postern-label", "internal");
+    assert_eq!(ask(&internal, "chat", "Hello").await?.status, 200, "another label");
+    let metrics = postern.metrics().await?;
+    let of = |name| metrics.sum(name, &[("policy", "puppet")]);
+    assert_eq!((of("postern_policy_events_total"), of("postern_policy_value")), (6.0, 1.0));
+    // Of a request that must stay here, nothing is counted.
+    assert_eq!(ask(&amy.with_header("postern-label", "classified"), "chat", "Hello").await?.status, 403);
+    assert_eq!(postern.metrics().await?.sum("postern_policy_events_total", &[]), 6.0);
+    Ok(())
+}
