@@ -198,6 +198,8 @@ impl Admitted {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     fn peer(id: &str) -> Peer {

@@ -170,7 +170,8 @@ async fn consult(
     let config = &gateway.config;
     let before = *label;
     let (tenant, record) = (classified.request().peer.tenant.clone(), exchange.record);
-    let context = CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed() };
+    let context =
+        CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed(), time_ms: None };
     let mut watching = gateway.shadows.watch(gateway, &policies);
     let mut masked = redact::mask(gateway, &policies, &context, classified, heard, watching.as_mut()).await?;
     for (kind, count) in masked.counts() {
@@ -251,7 +252,7 @@ async fn look_up(
     let Some(store) = &gateway.cache else { return (None, None) };
     let config = &gateway.config;
     let label = config.labels.name(scene.final_label);
-    let context = CallContext { tenant: &scene.request.tenant, label, seed: scene.record.seed() };
+    let context = CallContext { tenant: &scene.request.tenant, label, seed: scene.record.seed(), time_ms: None };
     let mut heard = Heard::default();
     let plans = scene.policies.plan(&context, &scene.request_for_caching(config), &mut heard).await;
     heard.settle(if config.is_cleared(scene.final_label) { Fate::Commit(label) } else { Fate::Drop });

@@ -195,6 +195,7 @@ mod tests {
             start,
             end: start.wrapping_add(length),
             kind,
+            action: SpanAction::Mask,
         })
     }
 

@@ -16,7 +16,7 @@ use crate::config::Config;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// For calls about no request.
-const NOBODY: CallContext<'static> = CallContext { tenant: "", label: "", seed: 0 };
+const NOBODY: CallContext<'static> = CallContext { tenant: "", label: "", seed: 0, time_ms: None };
 
 /// Asks a policy about an empty request at each of its steps, and says what failed. Also makes the first real call as quick as
 /// the others.
@@ -99,7 +99,12 @@ async fn on(config: &Config, new: Of<'_>, old: Option<Of<'_>>, request: &Recorde
 async fn ask(config: &Config, of: Of<'_>, step: Step, recorded: &Recorded) -> Result<(), PolicyFailure> {
     let (loaded, policies) = of;
     let mut request = recorded.request.clone();
-    let context = |label| CallContext { tenant: &recorded.request.tenant, label, seed: recorded.seed };
+    let context = |label| CallContext {
+        tenant: &recorded.request.tenant,
+        label,
+        seed: recorded.seed,
+        time_ms: Some(recorded.request.time * 1000),
+    };
     if step == Step::Caching {
         request.label.clone_from(&recorded.final_label);
         return loaded.policy.plan(&context(&recorded.final_label), &request).await.answer.map(drop);

@@ -168,7 +168,7 @@ impl Asked<'_> {
 
     fn context(&self, label: Label) -> CallContext<'_> {
         let label = self.gateway.config.labels.name(label);
-        CallContext { tenant: &self.scene.request.tenant, label, seed: self.scene.record.seed() }
+        CallContext { tenant: &self.scene.request.tenant, label, seed: self.scene.record.seed(), time_ms: None }
     }
 
     /// Notes how a call ended, and what would be different if it had counted.

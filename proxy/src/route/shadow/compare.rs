@@ -97,7 +97,7 @@ fn decided(config: &Config, scene: &Scene, votes: &Votes) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use postern_plugins::{CacheMode, CachePlan};
+    use postern_plugins::{CacheMode, CachePlan, SpanAction};
 
     use super::*;
 
@@ -107,6 +107,7 @@ mod tests {
             start: *start,
             end: *end,
             kind: (*kind).to_owned(),
+            action: SpanAction::Mask,
         };
         Finds { policy: policy.into(), spans: Some(spans.iter().map(span).collect()) }
     }
