@@ -3,6 +3,7 @@
 mod certs;
 mod check;
 mod engine;
+mod plugin;
 
 pub(crate) use engine::pull;
 
@@ -51,6 +52,9 @@ enum Command {
     /// Certificates of the embedded authority.
     #[command(subcommand)]
     Certs(certs::CertsCommand),
+    /// Write policies: begin, pack, check, try, measure and sign them.
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
     /// Language models on this machine.
     #[command(subcommand)]
     Model(engine::ModelCommand),
@@ -74,8 +78,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             tell_error(&error);
             // A wrong configuration does not get better by itself: whoever supervises us need not try again.
-            let config = error.is::<config::ConfigError>();
-            ExitCode::from(if config { EXIT_CONFIG } else { 1 })
+            let wrong = error.is::<config::ConfigError>() || plugin::is_wrong(&error);
+            ExitCode::from(if wrong { EXIT_CONFIG } else { 1 })
         }
     }
 }
@@ -105,6 +109,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Certs(command) => certs::run(command),
+        Command::Plugin(command) => plugin::run(command),
         Command::Model(command) => engine::model(command),
         Command::Demo(arguments) => demo::run(&arguments),
     }

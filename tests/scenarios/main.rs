@@ -30,6 +30,7 @@ mod readme;
 mod redaction;
 mod rotation;
 mod upstreams;
+mod workbench;
 
 use std::time::Duration;
 

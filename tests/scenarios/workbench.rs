@@ -224,7 +224,8 @@ fn nothing_that_is_loaded_makes_it_panic() -> Result<()> {
     Ok(())
 }
 
-const RULES: &str = "rules:\n- {model: big, placement: local}\n- {label: confidential, deny: not here}\ndefault: cloud\n";
+const RULES: &str =
+    "rules:\n- {model: big, placement: local}\n- {label: confidential, deny: not here}\ndefault: cloud\n";
 
 #[test]
 fn a_policy_is_asked_about_one_request() -> Result<()> {
@@ -233,7 +234,10 @@ fn a_policy_is_asked_about_one_request() -> Result<()> {
     bench.write("request.yaml", "request: {model: big}")?;
     let run = |request: &str| bench.good(&["run", "builtin:routing", "--config", "rules.yaml", "--request", request]);
     assert!(run("request.yaml")?.starts_with("routing: local  ("));
-    bench.write("denied.json", r#"{"request": {"label": "confidential", "messages": [{"role": "user", "text": "x"}]}}"#)?;
+    bench.write(
+        "denied.json",
+        r#"{"request": {"label": "confidential", "messages": [{"role": "user", "text": "x"}]}}"#,
+    )?;
     assert!(run("denied.json")?.starts_with("routing: deny (not here)"));
     bench.write("misspelt.yaml", "request: {modle: big}")?;
     bench.refused(&["run", "builtin:routing", "--request", "misspelt.yaml"], "there is no `modle`")?;
@@ -272,7 +276,8 @@ fn recorded_requests_show_which_decisions_change() -> Result<()> {
     let answers = json!([{"policy": "rules", "version": "1.0.0", "digest": "00", "answer": {"route": verdict}},
         {"policy": "other", "digest": "00", "answer": {"route-failed": "trap"}}]);
     let lines = [("small", "public"), ("big", "public"), ("small", "confidential"), ("small", "internal")];
-    let records: String = lines.iter().zip(1..).map(|((model, label), n)| recorded(model, label, n, &answers)).collect();
+    let records: String =
+        lines.iter().zip(1..).map(|((model, label), n)| recorded(model, label, n, &answers)).collect();
     bench.write("records.jsonl", &records)?;
     bench.write("rules.yaml", RULES)?;
     bench.write("none.yaml", "default: cloud")?;
@@ -281,12 +286,21 @@ fn recorded_requests_show_which_decisions_change() -> Result<()> {
     let text = bench.good(&with(&["--name", "rules"]))?;
     assert!(text.contains("4 requests, 4 decisions compared, 2 changed, 0 failed"), "{text}");
     let rows: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert!(rows.iter().any(|row| row[..] == ["2", "spiffe://b.example/clerk/amy", "public", "big", "2", "routing", "cloud", "local"]), "{text}");
+    assert!(
+        rows.iter()
+            .any(|row| row[..]
+                == ["2", "spiffe://b.example/clerk/amy", "public", "big", "2", "routing", "cloud", "local"]),
+        "{text}"
+    );
     assert!(text.contains("deny (not here)"), "{text}");
     let one = bench.good(&with(&["--name", "rules", "--rows", "1"]))?;
     assert!(one.contains("and 1 more"), "{one}");
     let against = bench.json(&with(&["--against", "builtin:routing", "--against-config", "none.yaml", "--json"]))?;
-    assert_eq!((&against["changed"], &against["changes"][1]["after"]), (&json!(2), &json!("deny (not here)")), "{against}");
+    assert_eq!(
+        (&against["changed"], &against["changes"][1]["after"]),
+        (&json!(2), &json!("deny (not here)")),
+        "{against}"
+    );
     let same = bench.json(&with(&["--against", "builtin:routing", "--json"]))?;
     assert_eq!((&same["compared"], &same["changed"]), (&json!(4), &json!(0)), "{same}");
     bench.refused(&with(&["--name", "nobody"]), "there are answers of other, rules")?;
@@ -298,7 +312,9 @@ fn recorded_requests_show_which_decisions_change() -> Result<()> {
 #[test]
 fn what_a_policy_costs_is_measured() -> Result<()> {
     let bench = Bench::new()?;
-    for (policy, step) in [("builtin:routing", "routing"), ("builtin:caching", "caching"), ("builtin:redaction", "redaction")] {
+    for (policy, step) in
+        [("builtin:routing", "routing"), ("builtin:caching", "caching"), ("builtin:redaction", "redaction")]
+    {
         let cost = bench.json(&["bench", policy, "--calls", "100", "--json"])?;
         let measured = &cost["steps"][0];
         assert_eq!((&measured["step"], &cost["calls"]), (&json!(step), &json!(100)), "{cost}");
@@ -323,7 +339,8 @@ fn a_new_project_is_the_example_under_another_name() -> Result<()> {
         assert!(read("manifest.yaml")?.starts_with(&format!("name: {name}\n")));
         assert!(read(file)?.len() > 500 && read("wit/types.wit")?.contains("request-facts"));
         assert!(!read("build.sh")?.contains("../.."), "{}", read("build.sh")?);
-        let mode = std::os::unix::fs::PermissionsExt::mode(&bench.path(&name).join("build.sh").metadata()?.permissions());
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&bench.path(&name).join("build.sh").metadata()?.permissions());
         assert_eq!(mode & 0o111, 0o111);
         bench.refused(&["new", "--lang", lang, &name], "is there already")?;
     }

@@ -58,7 +58,8 @@ impl Block {
     fn check(&self, output: &str) -> Result<()> {
         let mut rest = output;
         for piece in self.text.split(['…', '\n']).map(str::trim).filter(|piece| !piece.is_empty()) {
-            let (_, after) = rest.split_once(piece).with_context(|| format!("`{piece}` is shown, but not said: {output}"))?;
+            let (_, after) =
+                rest.split_once(piece).with_context(|| format!("`{piece}` is shown, but not said: {output}"))?;
             rest = after;
         }
         Ok(())
@@ -84,7 +85,8 @@ fn play(heading: &str, folder: &Path) -> Result<()> {
     let output = run(&script, folder)?;
     let outputs: Vec<&str> = output.split(MARK).collect();
     for (at, block) in blocks.iter().enumerate().filter(|(_, block)| block.language == "text") {
-        let said = at.checked_sub(1).and_then(|before| outputs.get(before)).context("a command before what it shows")?;
+        let said =
+            at.checked_sub(1).and_then(|before| outputs.get(before)).context("a command before what it shows")?;
         block.check(said)?;
     }
     Ok(())
@@ -93,7 +95,8 @@ fn play(heading: &str, folder: &Path) -> Result<()> {
 fn run(script: &str, folder: &Path) -> Result<String> {
     let log = folder.join("tutorial.log");
     let file = std::fs::File::create(&log)?;
-    let path = [binary()?.parent().context("a folder")?.as_os_str().to_owned(), std::env::var_os("PATH").unwrap_or_default()];
+    let path =
+        [binary()?.parent().context("a folder")?.as_os_str().to_owned(), std::env::var_os("PATH").unwrap_or_default()];
     let mut command = Command::new("bash");
     command.args(["-c", script]).current_dir(folder).stdin(Stdio::null());
     command.env("PATH", path.join(std::ffi::OsStr::new(":")));

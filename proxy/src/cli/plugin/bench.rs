@@ -47,7 +47,7 @@ struct Cost {
     /// Until it could be asked; from the cache of compiled policies if it is there.
     load_ms: u128,
     /// Kept in memory when it was loaded, or run in each call.
-    start: &'static str,
+    start: String,
     steps: Vec<Step>,
 }
 

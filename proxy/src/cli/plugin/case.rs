@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use postern_plugins::{
-    FleetFacts, MessageFacts, RequestFacts, SpanAction, TargetFacts, TargetPlacement, TextSegment,
-};
+use postern_plugins::{FleetFacts, MessageFacts, RequestFacts, SpanAction, TargetFacts, TargetPlacement, TextSegment};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -68,10 +68,17 @@ enum SignatureSaid {
     Builtin,
     None,
     /// The file is not as it was when it was signed, or the signature is damaged.
-    Bad { fault: String },
+    Bad {
+        fault: String,
+    },
     /// By a key that was not named: nothing is proven.
-    Unknown { key: String },
-    Good { key: String, file: String },
+    Unknown {
+        key: String,
+    },
+    Good {
+        key: String,
+        file: String,
+    },
 }
 
 pub(super) fn run(command: &Check) -> anyhow::Result<ExitCode> {
@@ -173,7 +180,9 @@ fn text(checked: &Checked) -> String {
         SignatureSaid::Builtin => "none; comes along with Postern, which trusts it".to_owned(),
         SignatureSaid::None => "none".to_owned(),
         SignatureSaid::Bad { fault } => fault.clone(),
-        SignatureSaid::Unknown { key } => format!("says it is by the key {key}; name that with --key to see whether it is"),
+        SignatureSaid::Unknown { key } => {
+            format!("says it is by the key {key}; name that with --key to see whether it is")
+        }
         SignatureSaid::Good { key, file } => format!("good, by the key {key} ({file})"),
     };
     let loads = match (&checked.fault, checked.load_ms) {

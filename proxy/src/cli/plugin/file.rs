@@ -67,5 +67,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<
         }
         file => file.with_context(|| format!("{} cannot be written", path.display()))?,
     };
-    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(|| format!("{} cannot be written", path.display()))
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("{} cannot be written", path.display()))
 }

@@ -71,7 +71,8 @@ pub(super) fn sign(command: &Sign) -> anyhow::Result<ExitCode> {
     let named = || command.policy.display().to_string();
     let package = Package::read(file::read(&command.policy, MAX_COMPONENT_BYTES)?).with_context(named)?;
     if package.manifest().is_none() {
-        let what = "there is no manifest in it, so the signature would not say what it is; `postern plugin pack` adds one";
+        let what =
+            "there is no manifest in it, so the signature would not say what it is; `postern plugin pack` adds one";
         return Err(Wrong::new(format!("{}: {what}", named())));
     }
     let before = package.claimed_signer().cloned();
@@ -79,7 +80,12 @@ pub(super) fn sign(command: &Sign) -> anyhow::Result<ExitCode> {
     let out = command.out.as_ref().unwrap_or(&command.policy);
     file::replace(out, signed.bytes())?;
     let instead = before.map(|id| format!(", in the place of a signature by {id}")).unwrap_or_default();
-    say(&format!("{}: signed by the key {}{instead}; digest {}", out.display(), key.public().id(), signed.short_digest()));
+    say(&format!(
+        "{}: signed by the key {}{instead}; digest {}",
+        out.display(),
+        key.public().id(),
+        signed.short_digest()
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use clap::Args;
 use postern_engine::catalog;
 use postern_plugins::{
-    Counters, Grants, HostOptions, MAX_COMPONENT_BYTES, Package, Policy, PolicyHost, PolicyMetrics, PolicySpec,
+    CallContext, Counters, Grants, HostOptions, MAX_COMPONENT_BYTES, Package, Policy, PolicyHost, PolicyMetrics,
+    PolicySpec, Readiness, RequestFacts,
 };
 use serde_json::Value;
 
@@ -109,17 +110,40 @@ pub(super) struct Loaded {
 
 /// A sandbox for the workbench. What it compiles is kept, in a folder that only its user may write to.
 pub(super) fn host() -> anyhow::Result<PolicyHost> {
+    host_with(false)
+}
+
+/// A sandbox that counts the instructions of calls, which makes them slower.
+pub(super) fn counting_host() -> anyhow::Result<PolicyHost> {
+    host_with(true)
+}
+
+fn host_with(count_instructions: bool) -> anyhow::Result<PolicyHost> {
     let cache_dir = catalog::default_cache().parent().map(|cache| cache.join("policies"));
-    let options = |cache_dir| HostOptions { cache_dir, max_calls: 2 };
+    let options = |cache_dir| HostOptions { cache_dir, max_calls: 2, max_large_calls: 2, count_instructions };
     // Where there is no home, it is compiled each time.
-    let host = PolicyHost::new(options(cache_dir)).or_else(|_| PolicyHost::new(options(None)));
-    Ok(host?)
+    Ok(PolicyHost::new(options(cache_dir)).or_else(|_| PolicyHost::new(options(None)))?)
 }
 
 /// Checks the section against the manifest, compiles and links.
-pub(super) fn load(host: &PolicyHost, source: &Source, package: Package, settings: &Settings) -> anyhow::Result<Loaded> {
+pub(super) fn load(
+    host: &PolicyHost,
+    source: &Source,
+    package: Package,
+    settings: &Settings,
+) -> anyhow::Result<Loaded> {
+    load_with(host, source, package, settings, settings.section()?)
+}
+
+/// As [`load`], with another section of the configuration.
+pub(super) fn load_with(
+    host: &PolicyHost,
+    source: &Source,
+    package: Package,
+    settings: &Settings,
+    section: Value,
+) -> anyhow::Result<Loaded> {
     let name = settings.name.clone().unwrap_or_else(|| source.name(&package));
-    let section = settings.section()?;
     package.check_config(&section).with_context(|| source.0.clone())?;
     let (version, digest) = (package.version(), package.short_digest().to_owned());
     let asked = package.manifest().map(|manifest| manifest.grants.clone()).unwrap_or_default();
@@ -137,6 +161,21 @@ pub(super) fn load(host: &PolicyHost, source: &Source, package: Package, setting
     let started = Instant::now();
     let policy = host.load(spec).with_context(|| source.0.clone())?;
     Ok(Loaded { name, version, digest, policy, took: started.elapsed() })
+}
+
+/// What a call about this request belongs to. Its clock is that of the request, so that a call can be repeated.
+pub(super) fn context(request: &RequestFacts, seed: u64) -> CallContext<'_> {
+    let time_ms = Some(request.time.saturating_mul(1000));
+    CallContext { tenant: &request.tenant, label: &request.label, seed, time_ms }
+}
+
+/// When it makes itself ready, in words.
+pub(super) fn start(policy: &Policy) -> String {
+    match policy.readiness() {
+        Readiness::NoStart => "none".to_owned(),
+        Readiness::Kept => "once, kept in memory".to_owned(),
+        Readiness::EachCall(why) => format!("in each call ({why})"),
+    }
 }
 
 /// Calls of policies want a runtime with time.

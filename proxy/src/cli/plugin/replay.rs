@@ -9,12 +9,13 @@ use anyhow::Context as _;
 use clap::Args;
 use postern_plugins::{Answer, MAX_RECORDED_BYTES, Policy, PolicyHost, Recorded, Reply};
 use serde::Serialize;
+use serde_json::Value;
 
-use super::Wrong;
 use super::case::may_leave;
 use super::load::{self, Loaded, Settings, Source};
 use super::run::{planned, voted};
 use super::table::table;
+use super::{Wrong, file};
 use crate::cli::say;
 
 /// Rows of the table, unless it is said otherwise.
@@ -81,11 +82,13 @@ struct Change {
 
 pub(super) fn run(command: &Replay) -> anyhow::Result<ExitCode> {
     let host = load::host()?;
-    let new = loaded(&host, &command.policy, &command.settings, None)?;
-    let old = match &command.against {
-        Some(source) => Some(loaded(&host, source, &command.settings, command.against_config.as_ref())?),
-        None => None,
+    let settings = &command.settings;
+    let new = loaded(&host, &command.policy, settings, settings.section()?)?;
+    let old_section = match &command.against_config {
+        Some(file) => file::read_document(file)?,
+        None => settings.section()?,
     };
+    let old = command.against.as_ref().map(|source| loaded(&host, source, settings, old_section)).transpose()?;
     let outcome = load::block_on(replay(command, &new, old.as_ref()))??;
     if command.json {
         say(&serde_json::to_string(&outcome)?);
@@ -95,11 +98,12 @@ pub(super) fn run(command: &Replay) -> anyhow::Result<ExitCode> {
     Ok(if outcome.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn loaded(host: &PolicyHost, source: &Source, settings: &Settings, config: Option<&PathBuf>) -> anyhow::Result<Loaded> {
-    let loaded = load::load_with(host, source, source.read()?, settings, config)?;
+fn loaded(host: &PolicyHost, source: &Source, settings: &Settings, section: Value) -> anyhow::Result<Loaded> {
+    let loaded = load::load_with(host, source, source.read()?, settings, section)?;
     let steps = loaded.policy.steps();
     if !steps.routing && !steps.caching {
-        let what = "it only looks for text, and recordings have none; try it with `postern plugin run` on texts of yours";
+        let what =
+            "it only looks for text, and recordings have none; try it with `postern plugin run` on texts of yours";
         return Err(Wrong::new(format!("{}: {what}", source.as_str())));
     }
     Ok(loaded)
@@ -123,9 +127,8 @@ async fn replay(command: &Replay, new: &Loaded, old: Option<&Loaded>) -> anyhow:
         }
         outcome.requests += 1;
         let at = outcome.requests;
-        let recorded: Recorded = serde_json::from_str(&line).map_err(|error| {
-            Wrong::new(format!("{path}: line {at} is not a recorded request: {error}"))
-        })?;
+        let recorded: Recorded = serde_json::from_str(&line)
+            .map_err(|error| Wrong::new(format!("{path}: line {at} is not a recorded request: {error}")))?;
         others.extend(recorded.answers.iter().map(|answered| answered.policy.clone()).take(MAX_NAMES));
         one(&recorded, new, old, command.rows, &mut outcome).await;
     }

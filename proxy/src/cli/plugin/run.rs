@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use postern_plugins::{CacheMode, CachePlan, Effects, PolicyFailure, Span, TextSegment, Verdict};
+use postern_plugins::{CacheMode, CachePlan, Effects, PolicyFailure, Span, TextSegment, Verdict, Written};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::Wrong;
 use super::case::{self, Case};
 use super::load::{self, Loaded, Settings, Source};
-use super::Wrong;
 use crate::cli::say;
 
 /// Found text is shown up to here.
@@ -37,7 +37,7 @@ pub(crate) struct Run {
 struct Said {
     step: &'static str,
     answer: Result<(Value, String), PolicyFailure>,
-    wrote: Vec<String>,
+    wrote: Written,
     took: Duration,
 }
 
@@ -88,21 +88,29 @@ fn as_value(answer: &impl Serialize) -> Value {
     serde_json::to_value(answer).unwrap_or_default()
 }
 
-fn written(effects: Option<&Effects>) -> Vec<String> {
-    effects.map(Effects::lines).unwrap_or_default()
+fn written(effects: Option<&Effects>) -> Written {
+    effects.map(Effects::written).unwrap_or_default()
+}
+
+fn lines(wrote: &Written) -> impl Iterator<Item = String> + '_ {
+    let counter = |(key, by, ttl): &(String, i64, u64)| format!("counter {key} {by:+}, for {ttl} s");
+    let log = wrote.log.iter().map(|(level, line)| format!("log {level}: {line}"));
+    let counts = wrote.counts.iter().map(|(name, by)| format!("metric {name} +{by}"));
+    let values = wrote.values.iter().map(|(name, value)| format!("metric {name} = {value}"));
+    log.chain(wrote.counters.iter().map(counter)).chain(counts).chain(values)
 }
 
 fn as_text(all: &[Said]) -> String {
-    let mut lines = Vec::new();
+    let mut shown = Vec::new();
     for Said { step, answer, wrote, took } in all {
         let said = match answer {
             Ok((_, text)) => text.clone(),
             Err(failure) => format!("{failure}"),
         };
-        lines.push(format!("{step}: {said}  ({} µs)", took.as_micros()));
-        lines.extend(wrote.iter().map(|line| format!("  {line}")));
+        shown.push(format!("{step}: {said}  ({} µs)", took.as_micros()));
+        shown.extend(lines(wrote).map(|line| format!("  {line}")));
     }
-    lines.join("\n")
+    shown.join("\n")
 }
 
 fn as_json(loaded: &Loaded, all: &[Said]) -> Value {
