@@ -43,6 +43,21 @@ async fn the_cloud_sees_placeholders_and_the_client_the_values() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_is_flagged_is_counted_and_what_is_allowed_is_left_alone() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let choices = json!({"flag": ["phone"], "allow": ["*@example.net"]});
+    let postern = Postern::start(&config(&cloud).set("/policies/1/config", choices)).await?;
+    let reply = postern.client("clerk/amy")?.chat(PROMPT).await?;
+    assert!(reply.answer().contains(PROMPT), "{}", reply.answer());
+    let seen = sent(&cloud).await?;
+    assert!(!seen.contains("example.org") && seen.contains("bob@example.net, call +86 138 0013 8000"), "{seen}");
+    let record = postern.records().of(reply.header("postern-record"), SOON).await?;
+    assert_eq!(record.intent["redactions"], json!({"email": 2}));
+    assert_eq!(record.intent["flagged"], json!({"phone": 1}));
+    Ok(())
+}
+
+#[tokio::test]
 async fn placeholders_are_restored_wherever_a_stream_is_cut() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;
