@@ -71,6 +71,10 @@ bench: build model
 	tests/load/bench.sh
 	tests/load/handshakes.sh
 
+# One, with more time: tests/fuzz/run.sh --seconds 3600 csr
+fuzz:
+	tests/fuzz/run.sh
+
 deploy-check: build
 	deploy/check.sh $(RELEASE)/postern
 

@@ -272,7 +272,7 @@ async fn openssl_sees_who_is_refused_and_why() -> Result<()> {
 pub(crate) fn s_client(postern: &Postern, dir: &Path, more: &[&str]) -> Result<String> {
     let mut command = std::process::Command::new("timeout");
     // It ends when the gateway closes, however long that takes on a busy machine.
-    command.args(["60", "openssl", "s_client", "-ign_eof", "-connect", &postern.gateway.to_string()]);
+    command.args(["20", "openssl", "s_client", "-ign_eof", "-connect", &postern.gateway.to_string()]);
     command.args(["-servername", "localhost", "-CAfile"]).arg(dir.join("ca.pem"));
     command.arg("-cert").arg(dir.join("cert.pem")).arg("-key").arg(dir.join("key.pem"));
     command.arg("-cert_chain").arg(dir.join("cert.pem"));
@@ -283,7 +283,7 @@ pub(crate) fn s_client(postern: &Postern, dir: &Path, more: &[&str]) -> Result<S
 fn s_client_without(postern: &Postern, dir: &Path) -> Result<String> {
     let mut command = std::process::Command::new("timeout");
     // It ends when the gateway closes, however long that takes on a busy machine.
-    command.args(["60", "openssl", "s_client", "-ign_eof", "-connect", &postern.gateway.to_string(), "-CAfile"]);
+    command.args(["20", "openssl", "s_client", "-ign_eof", "-connect", &postern.gateway.to_string(), "-CAfile"]);
     command.arg(dir.join("ca.pem"));
     say_hello(command)
 }
