@@ -90,9 +90,9 @@ bench: build examples model
 	tests/load/bench.sh
 	tests/load/handshakes.sh
 
+# One, with more time: tests/fuzz/run.sh --seconds 3600 csr
 fuzz:
-	$(CARGO) build --locked --release --workspace --examples
-	$(RELEASE)/examples/fuzz
+	tests/fuzz/run.sh
 
 deploy-check: build
 	deploy/check.sh $(RELEASE)/postern

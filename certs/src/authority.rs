@@ -40,7 +40,7 @@ pub(crate) use self::disk::LEDGER_FILE;
 use self::{disk::Disk, state::State};
 pub use self::{
     enrolment::{MAX_INVITE_TTL, SignedLeaf},
-    offline::{create_root, sign_intermediate},
+    offline::{MAX_INTERMEDIATE_DAYS, create_root, sign_intermediate},
     status::{CertificateStatus, Stage, Status},
 };
 use crate::{

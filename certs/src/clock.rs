@@ -1,6 +1,9 @@
 //! Wall time, as a seam: a test cannot wait fifteen days for an intermediate to come due.
 
-use std::fmt::Debug;
+use std::{
+    fmt::Debug,
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+};
 
 use time::{Duration, OffsetDateTime, macros::datetime};
 
@@ -28,6 +31,43 @@ impl Clock for SystemClock {
     }
 }
 
+/// The time by which this process judges what may have ended: that of the machine, and after a clock that was set back by
+/// more than [`TOLERANCE`] the latest one seen. What has ended does not come to life again.
+#[must_use]
+pub fn steady_now() -> OffsetDateTime {
+    STEADY.judge(SystemClock.now())
+}
+
+static STEADY: Steady = Steady::new();
+
+/// The latest time seen.
+#[derive(Debug)]
+struct Steady {
+    /// Seconds since 1970.
+    latest: AtomicI64,
+    is_behind: AtomicBool,
+}
+
+impl Steady {
+    const fn new() -> Self {
+        Self { latest: AtomicI64::new(i64::MIN), is_behind: AtomicBool::new(false) }
+    }
+
+    fn judge(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let before = self.latest.fetch_max(now.unix_timestamp(), Ordering::Relaxed);
+        let latest = OffsetDateTime::from_unix_timestamp(before).unwrap_or(now);
+        let is_behind = now < latest.saturating_sub(TOLERANCE);
+        if self.is_behind.swap(is_behind, Ordering::Relaxed) != is_behind {
+            if is_behind {
+                tracing::error!(%now, %latest, "the clock was set back: what had ended by the latest time seen stays refused");
+            } else {
+                tracing::info!(%now, "the clock is not behind the latest time seen any more");
+            }
+        }
+        if is_behind { latest } else { now }
+    }
+}
+
 /// Refuses a time that lies before this program, or further before the highest one seen than any correction does.
 pub(crate) fn check(now: OffsetDateTime, highest: Option<OffsetDateTime>) -> Result<(), CertsError> {
     if now < RELEASED {
@@ -36,6 +76,24 @@ pub(crate) fn check(now: OffsetDateTime, highest: Option<OffsetDateTime>) -> Res
     match highest {
         Some(highest) if now < highest.saturating_sub(TOLERANCE) => Err(CertsError::ClockSetBack { now, highest }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_and_does_not_come_back() {
+        let steady = Steady::new();
+        let noon = datetime!(2026-11-26 12:00 UTC);
+        assert_eq!(steady.judge(noon), noon);
+        let corrected = noon - TOLERANCE;
+        assert_eq!(steady.judge(corrected), corrected, "what a time server corrects by is believed");
+        assert_eq!(steady.judge(noon - Duration::hours(48)), noon);
+        assert_eq!(steady.judge(corrected - Duration::SECOND), noon);
+        let later = noon + Duration::SECOND;
+        assert_eq!(steady.judge(later), later);
     }
 }
 

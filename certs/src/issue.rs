@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, PrivatePkcs8KeyD
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroize;
 
+pub use self::files::write_beside;
 use crate::{
     CertsError, PathPrefix, SpiffeId, refusal,
     signer::{Signer, new_key, serial_number, subject},

@@ -77,17 +77,48 @@ impl Store {
     fn lock_within(&self, wait: Duration) -> Result<Locked<'_>, CertsError> {
         let path = self.path(LOCK_FILE);
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(PRIVATE).open(&path);
-        let file = file.map_err(CertsError::io("open", &path))?;
-        let begun = Instant::now();
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Locked { store: self, _lock: file }),
-                Err(TryLockError::WouldBlock) if begun.elapsed() < wait => thread::sleep(LOCK_POLL),
-                Err(TryLockError::WouldBlock) => return Err(CertsError::Locked { path, waited_s: wait.as_secs() }),
-                Err(TryLockError::Error(source)) => return Err(CertsError::io("lock", &path)(source)),
+        let lock = lock_file(file.map_err(CertsError::io("open", &path))?, &path, wait)?;
+        Ok(Locked { store: self, _lock: lock })
+    }
+}
+
+/// Waits until no other process has this file or folder locked.
+fn lock_file(file: File, path: &Path, wait: Duration) -> Result<File, CertsError> {
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < wait => thread::sleep(LOCK_POLL),
+            Err(TryLockError::WouldBlock) => {
+                return Err(CertsError::Locked { path: path.to_owned(), waited_s: wait.as_secs() });
             }
+            Err(TryLockError::Error(source)) => return Err(CertsError::io("lock", path)(source)),
         }
     }
+}
+
+/// The lock of a folder without a file in it: for one that is not ours alone. `None` where its file system has no such
+/// locks, as some of a network.
+pub(crate) fn lock_folder(dir: &Path) -> Result<Option<File>, CertsError> {
+    let folder = File::open(dir).map_err(CertsError::io("open", dir))?;
+    match lock_file(folder, dir, LOCK_WAIT) {
+        Err(CertsError::Io { .. }) => Ok(None),
+        locked => locked.map(Some),
+    }
+}
+
+/// Removes what a crash left behind of these files: such a file may hold half of a key.
+pub(crate) fn sweep(dir: &Path, names: &[&str]) -> Result<(), CertsError> {
+    for entry in fs::read_dir(dir).map_err(CertsError::io("list", dir))? {
+        let entry = entry.map_err(CertsError::io("list", dir))?;
+        let name = entry.file_name();
+        let written = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplit_once('.'));
+        if written.is_some_and(|(name, _)| names.contains(&name)) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(CertsError::io("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 /// The store while its lock is held: only so are files read and written.
@@ -159,14 +190,19 @@ impl Locked<'_> {
 
     /// Removes a file, if it is there.
     pub(crate) fn remove(&self, name: &str) -> Result<(), CertsError> {
-        let path = self.store.path(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            removed => removed.map_err(CertsError::io("remove", &path))?,
-        }
-        step();
-        sync_folder(self.store.dir())
+        remove(self.store.dir(), name)
     }
+}
+
+/// Removes a file, if it is there.
+pub(crate) fn remove(dir: &Path, name: &str) -> Result<(), CertsError> {
+    let path = dir.join(name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        removed => removed.map_err(CertsError::io("remove", &path))?,
+    }
+    step();
+    sync_folder(dir)
 }
 
 /// The bytes of a file that nobody else may read or have written.

@@ -15,15 +15,16 @@ use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::CertificateDer,
+    pki_types::{CertificateDer, UnixTime},
     server::NoServerSessionStorage,
+    time_provider::TimeProvider,
     version::TLS13,
 };
 use time::OffsetDateTime;
 
 use self::{gateway_verifier::GatewayVerifier, peer_verifier::PeerVerifier, pinned_verifier::PinnedVerifier};
 use crate::{
-    CertsError, IssuedLeaf, JoinToken, SpiffeId, Trust, refusal,
+    CertsError, IssuedLeaf, JoinToken, SpiffeId, Trust, clock, refusal,
     trust::unix_time,
     verify::{self, Purpose},
 };
@@ -35,6 +36,8 @@ const ALPN_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// that moment, must be for clients, not be revoked, and must carry exactly one SPIFFE ID of the gateway's own trust
 /// domain, below the prefix of whoever issued it.
 ///
+/// Times are judged by [`clock::steady_now`]: a clock that is set back lets nobody in whose certificate had ended.
+///
 /// The handshake proves WHO the peer is; read it with [`verify::peer`]. Whether that identity may do anything is the
 /// caller's question.
 ///
@@ -45,10 +48,10 @@ const ALPN_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 pub fn server_config(leaf: &IssuedLeaf, trust: &Arc<Trust>) -> Result<Arc<ServerConfig>, CertsError> {
     let provider = provider();
     let own_id = verify::leaf_for(refusal::split(&leaf.chain)?.0, Purpose::Server)?.id;
-    trust.check_not_empty(OffsetDateTime::now_utc())?;
+    trust.check_not_empty(clock::steady_now())?;
     let algorithms = provider.signature_verification_algorithms;
     let verifier = PeerVerifier::new(Arc::clone(trust), algorithms, own_id.trust_domain());
-    let config = ServerConfig::builder_with_provider(provider)
+    let config = ServerConfig::builder_with_details(provider, Arc::new(SteadyTime))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(leaf.chain.clone(), leaf.key.clone_key())?;
@@ -131,6 +134,16 @@ pub(crate) fn check_chain(
 ) -> Result<(), CertsError> {
     let (leaf, intermediates) = refusal::split(chain)?;
     trust.verify(leaf, intermediates, Purpose::Client, trust_domain, unix_time(now)).map(drop)
+}
+
+/// Wall time for handshakes that does not go back.
+#[derive(Debug)]
+struct SteadyTime;
+
+impl TimeProvider for SteadyTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix_time(clock::steady_now()))
+    }
 }
 
 fn without_memory(mut config: ServerConfig) -> ServerConfig {

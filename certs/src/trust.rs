@@ -147,9 +147,9 @@ impl Trust {
         let facts = verify::leaf_for(leaf, purpose);
         let path = |revocation: Option<RevocationOptions<'_>>| {
             let why = RefCell::new(None);
-            let check_prefixes = |path: &VerifiedPath<'_>| {
+            let check_path = |path: &VerifiedPath<'_>| {
                 let Ok(peer) = &facts else { return Ok(()) };
-                self.check_prefixes(path, peer).map_err(|error| {
+                self.check_path(path, peer).map_err(|error| {
                     why.replace(Some(error));
                     webpki::Error::NameConstraintViolation
                 })
@@ -166,7 +166,7 @@ impl Trust {
                 at,
                 usage,
                 revocation,
-                Some(&check_prefixes),
+                Some(&check_path),
             );
             match (found, why.take()) {
                 (Ok(_), _) => Ok(()),
@@ -199,8 +199,8 @@ impl Trust {
         Ok(peer.clone())
     }
 
-    /// Whether every authority of the path may name this peer.
-    fn check_prefixes(&self, path: &VerifiedPath<'_>, peer: &Peer) -> Result<(), CertsError> {
+    /// Whether every authority of the path may sign certificates, and may name this peer.
+    fn check_path(&self, path: &VerifiedPath<'_>, peer: &Peer) -> Result<(), CertsError> {
         let anchor = path.anchor();
         for root in &self.roots {
             if root.anchor == *anchor {
@@ -208,7 +208,13 @@ impl Trust {
             }
         }
         for intermediate in path.intermediate_certificates() {
-            check_prefix(&PathPrefix::of(&verify::parse(&intermediate.der())?)?, peer)?;
+            let der = intermediate.der();
+            let authority = verify::parse(&der)?;
+            if !verify::may_sign_certificates(&authority)? {
+                let why = "an authority above it may not sign certificates";
+                return Err(CertsError::refused(Reason::Purpose, why));
+            }
+            check_prefix(&PathPrefix::of(&authority)?, peer)?;
         }
         Ok(())
     }

@@ -205,6 +205,12 @@ fn is_authority(certificate: &X509Certificate<'_>) -> Result<bool, CertsError> {
     Ok(authority || usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()))
 }
 
+/// Whether the key usage of an authority allows what it does (RFC 5280, section 6.1.4 (n)): webpki does not ask.
+pub(crate) fn may_sign_certificates(certificate: &X509Certificate<'_>) -> Result<bool, CertsError> {
+    let usage = certificate.key_usage().map_err(unreadable)?;
+    Ok(usage.is_none_or(|usage| usage.value.key_cert_sign()))
+}
+
 fn unreadable(error: X509Error) -> CertsError {
     CertsError::certificate(format!("one of its extensions is malformed or repeated: {error}"))
 }

@@ -33,3 +33,4 @@ pub use error::EngineError;
 pub use options::{DeviceChoice, EngineOptions, thread_environment};
 pub use sequence::{FinishReason, Generation, GenerationEvent, Sampling, Usage};
 pub use serve::serve;
+pub use weights::check_header;

@@ -16,6 +16,14 @@ use gguf::TensorEntry;
 use crate::error::EngineError;
 use crate::model::linear::Linear;
 
+/// Whether `file`, which has `bytes` bytes, begins as a model file does. Nothing behind the header is looked at.
+///
+/// # Errors
+/// Where and why not, for people.
+pub fn check_header(file: impl Read, bytes: u64) -> Result<(), String> {
+    gguf::read(file, bytes).map(drop)
+}
+
 /// An open model file.
 pub(crate) struct WeightFile {
     path: PathBuf,

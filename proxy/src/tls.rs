@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Health, Schedule};
 use postern_certs::{
     Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, Serial, SpiffeId, SystemClock,
-    Trust, verify,
+    Trust, clock, verify,
 };
 use rustls::ServerConfig;
 use time::OffsetDateTime;
@@ -65,7 +65,7 @@ impl Current {
     /// False after its end, or after its issuer took it back: nothing is served with it.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        SystemClock.now() <= self.not_after && !self.withdrawn.load(Ordering::Relaxed)
+        clock::steady_now() <= self.not_after && !self.withdrawn.load(Ordering::Relaxed)
     }
 
     fn withdraw(&self) {

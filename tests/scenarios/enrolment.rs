@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 use crate::{SOON, config};
 
-fn with_enrol(cloud: &BusyCloud) -> Config {
+pub(crate) fn with_enrol(cloud: &BusyCloud) -> Config {
     config(cloud).set("/enrol", json!("127.0.0.1:0"))
 }
 
 /// Invites `path` and enrols with the token, as the README says. Returns the folder.
-fn enrol(postern: &Postern, path: &str) -> Result<std::path::PathBuf> {
+pub(crate) fn enrol(postern: &Postern, path: &str) -> Result<std::path::PathBuf> {
     let token = invite(postern, path)?;
     let dir = postern.folder("ws")?;
     let (status, said) = enrol_with(postern, &token, &dir)?;
@@ -23,12 +23,12 @@ fn enrol(postern: &Postern, path: &str) -> Result<std::path::PathBuf> {
     Ok(dir)
 }
 
-fn invite(postern: &Postern, path: &str) -> Result<String> {
+pub(crate) fn invite(postern: &Postern, path: &str) -> Result<String> {
     let id = format!("spiffe://branch.test/{path}");
     Ok(postern.certs(&["invite", "--id", &id])?.trim().to_owned())
 }
 
-fn enrol_with(postern: &Postern, token: &str, dir: &Path) -> Result<(bool, String)> {
+pub(crate) fn enrol_with(postern: &Postern, token: &str, dir: &Path) -> Result<(bool, String)> {
     let file = dir.with_extension("token");
     std::fs::write(&file, token)?;
     let gateway = postern.enrol.unwrap().to_string();
@@ -270,8 +270,9 @@ async fn openssl_sees_who_is_refused_and_why() -> Result<()> {
 
 /// What OpenSSL says about a request with the certificate in `dir`.
 pub(crate) fn s_client(postern: &Postern, dir: &Path, more: &[&str]) -> Result<String> {
-    let mut command = std::process::Command::new("openssl");
-    command.args(["s_client", "-no_ign_eof", "-connect", &postern.gateway.to_string()]);
+    let mut command = std::process::Command::new("timeout");
+    // It ends when the gateway closes, however long that takes on a busy machine.
+    command.args(["20", "openssl", "s_client", "-ign_eof", "-connect", &postern.gateway.to_string()]);
     command.args(["-servername", "localhost", "-CAfile"]).arg(dir.join("ca.pem"));
     command.arg("-cert").arg(dir.join("cert.pem")).arg("-key").arg(dir.join("key.pem"));
     command.arg("-cert_chain").arg(dir.join("cert.pem"));
@@ -280,8 +281,9 @@ pub(crate) fn s_client(postern: &Postern, dir: &Path, more: &[&str]) -> Result<S
 }
 
 fn s_client_without(postern: &Postern, dir: &Path) -> Result<String> {
-    let mut command = std::process::Command::new("openssl");
-    command.args(["s_client", "-no_ign_eof", "-connect", &postern.gateway.to_string(), "-CAfile"]);
+    let mut command = std::process::Command::new("timeout");
+    // It ends when the gateway closes, however long that takes on a busy machine.
+    command.args(["20", "openssl", "s_client", "-ign_eof", "-connect", &postern.gateway.to_string(), "-CAfile"]);
     command.arg(dir.join("ca.pem"));
     say_hello(command)
 }
@@ -293,7 +295,6 @@ fn say_hello(mut command: std::process::Command) -> Result<String> {
     let mut stdin = child.stdin.take().unwrap();
     // It may have ended already.
     let _refused = stdin.write_all(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-    std::thread::sleep(Duration::from_millis(400));
     drop(stdin);
     let output = child.wait_with_output()?;
     Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())

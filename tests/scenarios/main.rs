@@ -11,7 +11,9 @@
     reason = "a test says what it expects by failing"
 )]
 
+mod at_rest;
 mod bad_input;
+mod branches;
 mod busy_cloud;
 mod cache;
 mod compile_fail;
@@ -19,6 +21,7 @@ mod connections;
 mod demo;
 mod enrolment;
 mod examples;
+mod expiry;
 mod identity;
 mod labels;
 mod load;

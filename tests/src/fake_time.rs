@@ -38,12 +38,19 @@ impl FakeTime {
     /// A gateway with this configuration, and every `postern certs` for it, lives in this time.
     #[must_use]
     pub fn applied_to(&self, config: Config) -> Config {
-        config
-            .env("LD_PRELOAD", &self.library.display().to_string())
-            .env("FAKETIME_TIMESTAMP_FILE", &self.file().display().to_string())
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("DONT_FAKE_MONOTONIC", "1")
+        self.environment().into_iter().fold(config, |config, (name, value)| config.env(name, &value))
+    }
+
+    /// What a process has to be started with to live in this time.
+    #[must_use]
+    pub fn environment(&self) -> [(&'static str, String); 5] {
+        [
+            ("LD_PRELOAD", self.library.display().to_string()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file().display().to_string()),
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+            ("DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ]
     }
 
     /// Moves it.

@@ -26,9 +26,9 @@ const PENDING_KEY_FILE: &str = "pending-key.pem";
 /// What a person takes to the root.
 const REQUEST_FILE: &str = "intermediate.csr.pem";
 
-/// How long an intermediate lives that a person has to fetch: a quarter, of which the second half is for fetching the
-/// next one.
-const OFFLINE_INTERMEDIATE_LIFE: Duration = Duration::days(90);
+/// The longest life of an intermediate that a person has to fetch, days. Whoever steals its key has it for as long, since
+/// nobody revokes intermediates.
+pub const MAX_INTERMEDIATE_DAYS: u16 = 90;
 
 /// Begins a root in `dir`, on the machine that is kept off line: `root.pem` (key and certificate, 0600) and `ca.pem`
 /// (the certificate, for everyone).
@@ -53,8 +53,8 @@ pub fn create_root(dir: &Path, trust_domain: &str, now: OffsetDateTime) -> Resul
     Ok(root.certificate.clone())
 }
 
-/// Signs the request of a branch, on the machine with the root: an intermediate for ninety days that speaks below
-/// `prefix` only. `root_pem` is the text of `root.pem`, `csr_pem` that of `intermediate.csr.pem`; the answer is PEM as
+/// Signs the request of a branch, on the machine with the root: an intermediate that speaks below `prefix` only and lives
+/// for so many `days`, [`MAX_INTERMEDIATE_DAYS`] at most. `root_pem` is the text of `root.pem`, `csr_pem` that of `intermediate.csr.pem`; the answer is PEM as
 /// well. Nothing is read or written.
 ///
 /// # Errors
@@ -64,6 +64,7 @@ pub fn sign_intermediate(
     root_pem: &[u8],
     csr_pem: &[u8],
     prefix: &PathPrefix,
+    days: u16,
     now: OffsetDateTime,
 ) -> Result<String, CertsError> {
     let now = whole_seconds(now);
@@ -73,7 +74,7 @@ pub fn sign_intermediate(
     let der = CertificateSigningRequestDer::from_pem_slice(csr_pem);
     let request = Request::from_der(&der.map_err(|_| CertsError::Csr("it is not PEM"))?)?;
     request.check_name(&root.trust_domain)?;
-    let params = root.intermediate_params(prefix, OFFLINE_INTERMEDIATE_LIFE, now)?;
+    let params = root.intermediate_params(prefix, Duration::days(days.clamp(1, MAX_INTERMEDIATE_DAYS).into()), now)?;
     Ok(pem::certificates(&[root.sign(&params, &request.key)?]))
 }
 

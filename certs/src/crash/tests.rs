@@ -12,7 +12,8 @@ use time::{Duration, OffsetDateTime, macros::datetime};
 
 use super::DIE_AT;
 use crate::{
-    Authority, AuthorityOptions, CertsError, Csr, JoinToken, LeafRequest, Reason, Role, RootPlace, SpiffeId, Trust,
+    Authority, AuthorityOptions, CertsError, Csr, IssuedLeaf, JoinToken, LeafRequest, Reason, Role, RootPlace,
+    SpiffeId, Trust,
     authority::{create_root, sign_intermediate},
     clock::fake::FakeClock,
     tls, verify,
@@ -78,7 +79,7 @@ struct Scenario {
     check: fn(&Place),
 }
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     Scenario { name: "first-start", prepare: |_| {}, act: first_start, check: check_first_start },
     Scenario { name: "renewal", prepare: prepare_leaf, act: renew, check: check_renewal },
     Scenario { name: "enrolment", prepare: prepare_leaf, act: enrol, check: check_enrolment },
@@ -87,6 +88,7 @@ const SCENARIOS: [Scenario; 8] = [
     Scenario { name: "install", prepare: prepare_offline, act: install, check: check_install },
     Scenario { name: "reset-clock", prepare: prepare_future, act: reset_clock, check: check_reset_clock },
     Scenario { name: "restore", prepare: prepare_backup, act: restore, check: check_restore },
+    Scenario { name: "workstation", prepare: prepare_workstation, act: replace_leaf, check: check_workstation },
 ];
 
 fn first_start(place: &Place) {
@@ -230,7 +232,7 @@ fn prepare_offline(place: &Place) {
     assert!(matches!(error, CertsError::AwaitingIntermediate { .. }));
     let csr = fs::read(place.authority().join("intermediate.csr.pem")).unwrap();
     let root = fs::read(vault.join("root.pem")).unwrap();
-    let answer = sign_intermediate(&root, &csr, &crate::PathPrefix::whole_domain(), START).unwrap();
+    let answer = sign_intermediate(&root, &csr, &crate::PathPrefix::whole_domain(), 30, START).unwrap();
     place.keep("answer", answer.as_bytes());
 }
 
@@ -284,6 +286,30 @@ fn check_restore(place: &Place) {
         restore(place);
     }
     assert_eq!(place.open().trust_bundle()[0].to_vec(), place.kept("bundle").unwrap(), "all of it, or nothing");
+}
+
+/// The folder of a workstation, with the leaf that it has, and the one that it is about to write.
+fn prepare_workstation(place: &Place) {
+    let authority = place.open();
+    let (former, next) = (authority.issue(workload()).unwrap(), authority.issue(workload()).unwrap());
+    former.write(&place.folder.join("ws"), &authority.trust_bundle()).unwrap();
+    next.write(&place.folder.join("next"), &authority.trust_bundle()).unwrap();
+}
+
+fn replace_leaf(place: &Place) {
+    let (next, trust) = IssuedLeaf::read(&place.folder.join("next"), START).unwrap();
+    next.write(&place.folder.join("ws"), &trust.roots()).unwrap();
+    place.keep("written", b"");
+}
+
+fn check_workstation(place: &Place) {
+    let dir = place.folder.join("ws");
+    let (leaf, _) = IssuedLeaf::read(&dir, START).expect("neither the former leaf nor the next one can be used");
+    let (next, _) = IssuedLeaf::read(&place.folder.join("next"), START).unwrap();
+    assert!(place.kept("written").is_none() || leaf.chain == next.chain);
+    let names: std::collections::BTreeSet<_> =
+        fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().eq(["ca.pem", "cert.pem", "key.pem"]), "{names:?}");
 }
 
 /// Does one scenario in a process of its own, which dies at a given step. Nothing, when run as a test.
@@ -365,6 +391,11 @@ fn dies_everywhere_while_an_intermediate_is_installed() {
 #[test]
 fn dies_everywhere_while_its_clock_is_reset() {
     die_everywhere("reset-clock");
+}
+
+#[test]
+fn dies_everywhere_while_a_workstation_replaces_its_leaf() {
+    die_everywhere("workstation");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, SanType};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 use rustls::pki_types::CertificateDer;
 use time::{Duration, macros::datetime};
 
@@ -70,6 +70,18 @@ fn a_malformed_prefix_is_refused() {
     });
     assert_eq!(judge(&trust, &chain_for(&odd, "spiffe://td/x"), NOW), Err(Reason::Malformed));
     assert!(Trust::from_roots(std::slice::from_ref(&odd.certificate)).is_err());
+}
+
+#[test]
+fn an_authority_whose_key_may_not_sign_certificates_signs_none() {
+    let root = root();
+    let trust = Trust::from_roots(std::slice::from_ref(&root.certificate)).unwrap();
+    let with = |usages: &[KeyUsagePurpose]| root.create_odd_intermediate(NOW, |it| it.key_usages = usages.to_vec());
+    let verdict = |usages| judge(&trust, &chain_for(&with(usages), "spiffe://td/x"), NOW).map(|peer| peer.id);
+    assert_eq!(verdict(&[KeyUsagePurpose::KeyCertSign]), Ok(id("spiffe://td/x")));
+    for usages in [&[KeyUsagePurpose::CrlSign][..], &[KeyUsagePurpose::DigitalSignature]] {
+        assert_eq!(verdict(usages), Err(Reason::Purpose), "{usages:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use postern_certs::verify::Peer;
-use postern_certs::{Clock as _, SystemClock, Trust};
+use postern_certs::{Clock as _, SystemClock, Trust, clock};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -57,7 +57,7 @@ impl Session {
     /// False if a leaf has ended meanwhile; the connection is then asked to end. By wall time, which goes on while a machine
     /// sleeps.
     pub fn is_current(&self) -> bool {
-        let current = SystemClock.now() <= self.until;
+        let current = clock::steady_now() <= self.until;
         if !current {
             self.overdue.cancel();
         }

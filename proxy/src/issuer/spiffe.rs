@@ -9,7 +9,7 @@
 //! packages; the one method that is needed is a POST over HTTP/2 and two message types.
 
 mod call;
-mod message;
+pub mod message;
 
 use std::path::PathBuf;
 use std::time::Duration;

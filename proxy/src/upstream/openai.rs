@@ -202,7 +202,11 @@ pub fn is_asked_for(answer: &Value, asked: u64) -> bool {
     choices.iter().enumerate().all(|(position, choice)| choice_index(position, choice, asked).is_some())
 }
 
-fn event(data: &[u8]) -> Result<Value, AttemptError> {
+/// Reads the data of one event of a stream.
+///
+/// # Errors
+/// It is not JSON that we accept, has not the shape of a chunk, or says that the target failed.
+pub fn event(data: &[u8]) -> Result<Value, AttemptError> {
     let limits = json::Limits { values: MAX_EVENT_VALUES, ..json::Limits::default() };
     let event = json::parse(data, &limits).map_err(|_| AttemptError::Malformed("event json"))?;
     if event.get("error").is_some_and(|error| !error.is_null()) {

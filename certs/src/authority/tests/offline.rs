@@ -29,8 +29,12 @@ impl Two {
     }
 
     fn sign(&self, prefix: &str) -> Result<String, CertsError> {
+        self.sign_for(prefix, 30)
+    }
+
+    fn sign_for(&self, prefix: &str, days: u16) -> Result<String, CertsError> {
         let csr = self.gateway.file("intermediate.csr.pem");
-        sign_intermediate(&self.in_vault("root.pem"), &csr, &prefix.parse().unwrap(), self.gateway.clock.now())
+        sign_intermediate(&self.in_vault("root.pem"), &csr, &prefix.parse().unwrap(), days, self.gateway.clock.now())
     }
 
     fn install(&self, certificate: &str, roots: &[u8]) -> Result<(), CertsError> {
@@ -38,9 +42,13 @@ impl Two {
     }
 
     fn ready() -> (Self, Authority) {
+        Self::ready_for(30)
+    }
+
+    fn ready_for(days: u16) -> (Self, Authority) {
         let two = Self::new();
         assert!(matches!(two.open(), Err(CertsError::AwaitingIntermediate { .. })));
-        two.install(&two.sign(PREFIX).unwrap(), &two.in_vault("ca.pem")).unwrap();
+        two.install(&two.sign_for(PREFIX, days).unwrap(), &two.in_vault("ca.pem")).unwrap();
         let authority = two.open().unwrap();
         (two, authority)
     }
@@ -116,8 +124,29 @@ fn what_does_not_fit_is_not_installed() {
 }
 
 #[test]
-fn asks_again_at_half_life_and_worries_before_the_end() {
+fn after_half_of_thirty_days_it_asks_and_worries() {
     let (two, authority) = Two::ready();
+    assert_eq!(authority.intermediate_validity().1, START + Duration::days(30));
+    two.gateway.clock.advance(Duration::days(15) - Duration::minutes(10));
+    authority.refresh().unwrap();
+    scratch_has(&two, false);
+    assert!(!authority.status().alarm);
+    two.gateway.clock.advance(Duration::minutes(10));
+    authority.refresh().unwrap();
+    scratch_has(&two, true);
+    assert!(authority.status().alarm);
+}
+
+#[test]
+fn no_intermediate_lives_longer_than_ninety_days() {
+    for (days, lives) in [(0, 1), (90, 90), (91, 90), (u16::MAX, 90)] {
+        assert_eq!(Two::ready_for(days).1.intermediate_validity().1, START + Duration::days(lives), "{days}");
+    }
+}
+
+#[test]
+fn asks_again_at_half_life_and_worries_before_the_end() {
+    let (two, authority) = Two::ready_for(90);
     let old = authority.issue(bob()).unwrap().chain[1].clone();
     scratch_has(&two, false);
     two.gateway.clock.advance(Duration::days(45));
@@ -183,7 +212,7 @@ fn the_root_signs_requests_of_its_own_domain_and_within_its_life() {
     let two = Two::new();
     two.open().unwrap_err();
     let (root, csr) = (two.in_vault("root.pem"), two.gateway.file("intermediate.csr.pem"));
-    let sign = |root: &[u8], csr: &[u8], now| sign_intermediate(root, csr, &PathPrefix::whole_domain(), now);
+    let sign = |root: &[u8], csr: &[u8], now| sign_intermediate(root, csr, &PathPrefix::whole_domain(), 30, now);
     assert!(matches!(sign(&root, &csr, START + Duration::days(4000)), Err(CertsError::RootExpired { .. })));
     assert!(matches!(sign(&root, &csr, START - Duration::HOUR), Err(CertsError::RootAhead { .. })));
     assert!(matches!(sign(&root, b"junk", START), Err(CertsError::Csr(_))));

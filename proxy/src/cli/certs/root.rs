@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Subcommand;
+use postern_certs::authority::{MAX_INTERMEDIATE_DAYS, sign_intermediate};
 use postern_certs::{Authority, PathPrefix};
 use zeroize::Zeroizing;
 
@@ -38,6 +39,9 @@ pub(crate) enum RootCommand {
         /// Below which paths the branch may name workloads, such as /branch-17; absent: everywhere.
         #[arg(long, default_value = "")]
         prefix: PathPrefix,
+        /// How long it lives. Half of that is the time to bring the next one over.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=MAX_INTERMEDIATE_DAYS.into()))]
+        days: u16,
         /// Where to write the certificate.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
@@ -82,9 +86,9 @@ pub(super) fn run(command: RootCommand) -> anyhow::Result<()> {
                 out.display()
             ));
         }
-        RootCommand::Sign { root, csr, prefix, out } => {
+        RootCommand::Sign { root, csr, prefix, days, out } => {
             let root = Zeroizing::new(read(&root.join("root.pem"))?);
-            let signed = postern_certs::authority::sign_intermediate(&root, &read(&csr)?, &prefix, now)?;
+            let signed = sign_intermediate(&root, &read(&csr)?, &prefix, days, now)?;
             write_new(&out, signed.as_bytes()).with_context(|| format!("writing {}", out.display()))?;
             say(&format!("{}: bring it to the gateway and run `postern certs root install`", out.display()));
         }

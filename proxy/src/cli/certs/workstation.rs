@@ -11,6 +11,7 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
+use postern_certs::issue::write_beside;
 use postern_certs::rotate::{Action, Failures, Schedule};
 use postern_certs::{Clock as _, Csr, IssuedLeaf, JoinToken, SpiffeId, SystemClock, Trust, material};
 use rustls::ClientConfig;
@@ -71,6 +72,7 @@ pub(super) fn enrol(arguments: &Enrol) -> anyhow::Result<()> {
 
 pub(super) fn renew(arguments: &Renew) -> anyhow::Result<()> {
     let dir = &arguments.dir;
+    IssuedLeaf::complete(dir).with_context(|| format!("the certificate in {}", dir.display()))?;
     let leaf = read_leaf(dir).with_context(|| format!("the certificate in {}", dir.display()))?;
     let now = SystemClock.now();
     // No jitter: whoever calls this by a timer has its own.
@@ -99,9 +101,10 @@ fn finish(
 ) -> anyhow::Result<()> {
     let leaf = material::leaf(certificates(answer, "certificate")?, csr.key.clone_key())?;
     material::check_key(&leaf).context("what the gateway signed is not for the key that was made here")?;
-    leaf.write(dir, roots).with_context(|| format!("writing to {}", dir.display()))?;
     let about = json!({"gateway": gateway.to_string()}).to_string();
-    std::fs::write(dir.join(GATEWAY_FILE), about).with_context(|| format!("writing to {}", dir.display()))?;
+    write_beside(dir, GATEWAY_FILE, about.as_bytes())
+        .and_then(|()| leaf.write(dir, roots))
+        .with_context(|| format!("writing to {}", dir.display()))?;
     let until = leaf.not_after.format(&Rfc3339)?;
     say(&format!("{}: cert.pem, key.pem and ca.pem for {}, valid until {until}", dir.display(), leaf.id));
     Ok(())

@@ -39,8 +39,11 @@ impl Drop for Svid {
     }
 }
 
-/// Reads one message, whole or not at all.
-pub(super) fn material(bytes: &[u8], socket: &Path) -> Result<Material, IssuerError> {
+/// Reads one message, whole or not at all. `socket` is where it came from, for errors.
+///
+/// # Errors
+/// [`IssuerError::Message`]: it is not of the published form, or holds nothing that can be used now.
+pub fn material(bytes: &[u8], socket: &Path) -> Result<Material, IssuerError> {
     let unusable = |what: String| IssuerError::Message { socket: socket.to_owned(), what };
     let response = Response::decode(bytes).map_err(|_| unusable("it is not of the published form".to_owned()))?;
     let Response { svids, crl } = response;

@@ -1,0 +1,119 @@
+//! What targets answer: server-sent events, chunks of an answer, and text with placeholders in it.
+
+use std::sync::LazyLock;
+
+use anyhow::Result;
+use postern::classify::Conversation;
+use postern::keys::Keys;
+use postern::redact::restore::{Piece, Restorer};
+use postern::redact::vault::{Suffix, Vault};
+use postern::upstream::openai;
+use postern_wire::sse::Decoder;
+
+use crate::texts::as_text;
+
+/// Bytes of a line, and of an event.
+const LIMIT: usize = 1024;
+
+/// All events, where `bytes` come in pieces of these lengths; `None`: one was too large.
+fn events(bytes: &[u8], lengths: &[u8]) -> Option<(Vec<Vec<u8>>, bool)> {
+    let (mut decoder, mut events) = (Decoder::new(LIMIT), Vec::new());
+    let mut rest = bytes;
+    for length in lengths.iter().cycle() {
+        let (piece, after) = rest.split_at(usize::from(*length).clamp(1, rest.len().max(1)).min(rest.len()));
+        decoder.push(piece, &mut events).ok()?;
+        rest = after;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    Some((events, decoder.is_between_events()))
+}
+
+pub(crate) fn sse(bytes: &[u8]) -> bool {
+    let whole = events(bytes, &[u8::MAX]);
+    let lengths = bytes.get(..8).unwrap_or(&[3]);
+    assert_eq!(whole, events(bytes, lengths), "events depend on where the stream is cut");
+    assert_eq!(whole, events(bytes, &[1]));
+    whole.is_some_and(|(events, _)| {
+        assert!(events.iter().all(|event| event.len() <= LIMIT));
+        !events.is_empty()
+    })
+}
+
+pub(crate) fn sse_seeds() -> Result<Vec<Vec<u8>>> {
+    let texts = [
+        "data: {\"a\":1}\n\n: comment\r\ndata: one\r\ndata: two\r\n\r\ndata: [DONE]\n\n",
+        "event: x\rdata:y\r\rdata\n\nid: 1\nretry: 5\n\n",
+    ];
+    Ok(texts.map(|text| text.as_bytes().to_vec()).into())
+}
+
+pub(crate) fn answer(bytes: &[u8]) -> bool {
+    let Some((events, _)) = events(bytes, &[u8::MAX]) else { return false };
+    let mut read = 0;
+    for event in events.iter().filter_map(|data| openai::event(data).ok()) {
+        let choices = event["choices"].as_array().expect("a chunk has choices");
+        assert!(choices.iter().all(|choice| choice["delta"].is_object()));
+        if openai::is_asked_for(&event, 2) {
+            for (position, choice) in choices.iter().enumerate() {
+                assert!(openai::choice_index(position, choice, 2).is_some_and(|index| index < 2));
+            }
+        }
+        read += 1;
+    }
+    read > 0
+}
+
+pub(crate) fn answer_seeds() -> Result<Vec<Vec<u8>>> {
+    let texts = [
+        "data: {\"id\":\"1\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"Hi\"},\"finish_reason\":null}]}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\ndata: {\"error\":{\"message\":\"no\"}}\n\ndata: [DONE]\n\n",
+        "data: {\"choices\":[{\"index\":7,\"delta\":{}}]}\n\n",
+    ];
+    Ok(texts.map(|text| text.as_bytes().to_vec()).into())
+}
+
+/// A request in which two values were masked.
+static VAULT: LazyLock<Vault> = LazyLock::new(|| {
+    let mut vault = Vault::new(&Keys::random(), "tenant", Conversation([7; 32]));
+    vault.keep("email", "amy@example.org");
+    vault.keep("phone", "+49 30 1234567");
+    vault
+});
+
+/// Where the input says `{1}` or `{2}` stands the placeholder that the model was shown: it is another one in each run.
+pub(crate) fn restore(bytes: &[u8]) -> bool {
+    let Some((lengths, text)) = bytes.split_first_chunk::<4>() else { return false };
+    let Some(text) = as_text(text) else { return false };
+    let place = |kind, value| VAULT.placeholder(kind, value, Suffix::Wire);
+    let text =
+        text.replace("{1}", &place("email", "amy@example.org")).replace("{2}", &place("phone", "+49 30 1234567"));
+    let mut at_once = Restorer::new(Suffix::Wire);
+    let whole = at_once.whole(&VAULT, &text);
+    let (mut piece_by_piece, mut pieces) = (Restorer::new(Suffix::Wire), Piece::default());
+    let mut rest = text.as_str();
+    for length in lengths.iter().cycle() {
+        let end = (usize::from(*length)..).find(|end| *end >= rest.len() || (*end > 0 && rest.is_char_boundary(*end)));
+        let (piece, after) = rest.split_at(end.unwrap_or(rest.len()).min(rest.len()));
+        pieces.append(piece_by_piece.push(&VAULT, piece));
+        rest = after;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    pieces.append(piece_by_piece.finish());
+    assert_eq!(whole, pieces, "what is restored depends on where the answer is cut");
+    assert_eq!(at_once.restored(), piece_by_piece.restored());
+    assert!(!whole.cacheable.contains("amy@example.org") || text.contains("amy@example.org"), "a value in the cache");
+    at_once.restored() > 0
+}
+
+pub(crate) fn restore_seeds() -> Result<Vec<Vec<u8>>> {
+    let texts = [
+        "\x01\x02\x03\x04Dear {1}, your number is {2}. {1}",
+        "\x05\x01\x01\x01[EMAIL_1_abc] [[{2}] [EMAIL_99999999_zzzz",
+        "\x03\x07\x01\x02<a href=\"http://x/{1}\">[x](http://y/{2})",
+    ];
+    Ok(texts.map(|text| text.as_bytes().to_vec()).into())
+}
