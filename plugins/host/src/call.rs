@@ -312,7 +312,7 @@ impl Drop for GiveUp {
 }
 
 impl Taken {
-    /// Would `total`, of something that may be `limit`, be `desired - current` more?
+    /// The new total, if what grows from `current` to `desired` keeps it within `limit`.
     fn grow(&mut self, total: usize, limit: usize, current: usize, desired: usize) -> Option<usize> {
         let grown = desired.saturating_sub(current);
         let total = total.saturating_add(grown);

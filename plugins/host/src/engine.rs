@@ -22,7 +22,7 @@ pub const MAX_MEMORY_BYTES: usize = 256 << 20;
 #[derive(Debug, Clone)]
 pub struct HostOptions {
     /// Compiled components are kept here (mode 0700, nobody else may write to it: what is in it is run), so that the next
-    /// start takes milliseconds. `None`: compile at each start.
+    /// start takes milliseconds; with what policies made of their configuration at their start. `None`: compile at each start.
     pub cache_dir: Option<PathBuf>,
     /// Calls of small guests that may run at once; more wait, for their deadline at most. Each reserves some 4 GiB of
     /// addresses, not of memory.

@@ -368,4 +368,9 @@ async fn compiled_code_is_kept_where_nobody_else_can_write() {
         assert_eq!(std::fs::metadata(&cache_dir).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(std::fs::read_dir(&cache_dir).unwrap().next().is_some());
     }
+    // Whoever owns a folder may write there whatever its mode says. (Only the superuser can give one away.)
+    if std::os::unix::fs::chown(&cache_dir, Some(1), None).is_ok() {
+        let error = PolicyHost::new(options()).unwrap_err();
+        assert!(matches!(&error, PluginError::Sandbox(why) if why.contains("somebody else")), "{error}");
+    }
 }
