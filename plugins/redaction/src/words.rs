@@ -13,8 +13,8 @@ const MAX_SPACES: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Words {
     by_first: BTreeMap<char, Vec<Word>>,
-    /// Do some begin with this character of ASCII, as it is written? Most characters of most texts are passed over by that.
-    ascii_first: [bool; 128],
+    /// Do some begin with a character that begins with this byte? Most of most texts is passed over by that.
+    first_bytes: [bool; 256],
 }
 
 #[derive(Debug)]
@@ -40,12 +40,12 @@ impl Words {
         for list in by_first.values_mut() {
             list.sort_by_key(|word| std::cmp::Reverse(word.characters.len()));
         }
-        let begins = |at: usize| {
-            let written = u32::try_from(at).ok().and_then(char::from_u32);
-            written.and_then(folded).is_some_and(|first| by_first.contains_key(&first))
+        let begins = |byte: u8| {
+            let first = char::from(byte);
+            !first.is_ascii() || folded(first).is_some_and(|first| by_first.contains_key(&first))
         };
-        let ascii_first = std::array::from_fn(begins);
-        Self { by_first, ascii_first }
+        let first_bytes = std::array::from_fn(|byte| u8::try_from(byte).is_ok_and(begins));
+        Self { by_first, first_bytes }
     }
 
     /// Where they stand as whole words. Scripts without spaces have no whole words: there, anywhere.
@@ -54,13 +54,17 @@ impl Words {
         if self.by_first.is_empty() {
             return found;
         }
-        let mut from = 0;
-        let mut before = None;
-        for (start, c) in text.char_indices() {
-            if !c.is_ascii_control() && self.ascii_first.get(c as usize) == Some(&false) {
-                before = Some(c);
-                continue;
+        let (mut at, mut from, mut before) = (0, 0, None);
+        while let Some(rest) = text.get(at..) {
+            // Only characters of one byte are passed over, so this is never within one.
+            let passed = rest.bytes().take_while(|byte| self.first_bytes.get(usize::from(*byte)) == Some(&false));
+            if let Some((last, byte)) = passed.enumerate().last() {
+                at += last + 1;
+                before = Some(char::from(byte));
             }
+            let Some(c) = text.get(at..).and_then(|rest| rest.chars().next()) else { break };
+            let start = at;
+            at += c.len_utf8();
             let Some(first) = folded(c) else { continue };
             let outside = before.replace(first);
             let Some(candidates) = self.by_first.get(&first).filter(|_| start >= from) else { continue };
