@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use postern_tests::{BusyCloud, Postern};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::config;
 use crate::enrolment::{enrol, with_enrol};

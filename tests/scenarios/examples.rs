@@ -32,7 +32,7 @@ async fn a_wrong_configuration_is_refused_with_its_place() -> Result<()> {
         (config(&cloud).policy("mine", "no-such-policy.wasm", json!({})), "no component at"),
         (config(&cloud).set("/targets/0/clearance", json!("secret")), "expected one of: public"),
         (config(&cloud).set("/targets/0/openai/api_key", json!("sk-written-in-the-wrong-place")), "{env: NAME}"),
-        (config(&cloud).policy("typo", "builtin:redaction", json!({"kinds": ["emial"]})), "emial"),
+        (config(&cloud).policy("typo", "builtin:redaction", json!({"kinds": ["emial"]})), "`/kinds/0`"),
         (
             config(&cloud).set("/targets/0/openai/base_url", json!("https://x/v1/chat/completions")),
             "base_url ends with",
@@ -45,7 +45,7 @@ async fn a_wrong_configuration_is_refused_with_its_place() -> Result<()> {
         assert_eq!(output.status.code(), Some(78), "{said}");
         assert!(said.contains("postern.yaml:") && said.to_lowercase().contains(&expected.to_lowercase()), "{said}");
         let has_place = said.contains("line ") || said.contains("postern.yaml:") && said.matches(':').count() >= 3;
-        assert!(has_place || expected == "emial", "{said}");
+        assert!(has_place, "{said}");
         assert!(!said.contains("sk-written"), "{said}");
     }
     assert!(check(&Config::new())?.status.success());

@@ -180,7 +180,7 @@ fn a_check_tells_what_a_policy_is() -> Result<()> {
         assert!(text.contains(words), "{words}: {text}");
     }
     bench.write("wrong.yaml", "limit: 5")?;
-    bench.refused(&["check", "policy.wasm", "--config", "wrong.yaml"], "limit")?;
+    bench.refused(&["check", "policy.wasm", "--config", "wrong.yaml"], "its configuration does not fit")?;
     bench.refused(&["check", "builtin:coffee"], "builtin:routing")?;
     bench.refused(&["check", "nowhere.wasm"], "nowhere.wasm")?;
     bench.refused(&["check", "core.wasm"], "postern plugin pack")?;
@@ -194,7 +194,7 @@ fn a_check_tells_what_a_policy_is() -> Result<()> {
 #[test]
 fn nothing_that_is_loaded_makes_it_panic() -> Result<()> {
     let bench = Bench::new()?;
-    bench.packed("policy.wasm", "big-strings.wat", "full-policy", MANIFEST)?;
+    bench.packed("policy.wasm", "big-strings.wat", "caching-policy", MANIFEST)?;
     bench.good(&["keygen", "--out", "ops"])?;
     bench.good(&["sign", "policy.wasm", "--key", "ops.key"])?;
     let file = std::fs::read(bench.path("policy.wasm"))?;

@@ -82,8 +82,8 @@ mod tests {
         ];
         let joined = Joined::of(spans);
         assert_eq!(joined.masked, [mask(1, 5, 9), mask(3, 0, 9)]);
-        assert_eq!(joined.flagged, [flag(1, 0, 5), flag(2, 5, 9)]);
-        let in_order = [flag(1, 0, 5), mask(1, 5, 9), flag(2, 5, 9), mask(3, 0, 9)];
+        assert_eq!(joined.flagged, [flag(1, 0, 5), flag(1, 11, 12), flag(2, 5, 9)]);
+        let in_order = [flag(1, 0, 5), mask(1, 5, 9), flag(1, 11, 12), flag(2, 5, 9), mask(3, 0, 9)];
         assert_eq!(joined.into_spans(), in_order);
     }
 }

@@ -331,7 +331,7 @@ mod tests {
     fn faults_are_named_with_their_place() {
         let policy = |more: &str| format!("policies: [{{name: mine, component: 'builtin:routing', {more}}}]\n");
         for (more, expected) in [
-            ("policies: [{name: mine, component: mine.wasm}]\n".to_owned(), "8:35: nobody's signature counts"),
+            ("policies: [{name: mine, component: mine.wasm}]\n".to_owned(), "8:36: nobody's signature counts"),
             ("policies: [{name: 'a/b', component: 'builtin:routing'}]\n".to_owned(), "8:19: a policy's name"),
             (policy("grants: {headers: [x, Cookie]}"), "no policy may see `cookie`"),
             (policy("grants: {headers: [postern-label]}"), "no policy may see `postern-label`"),

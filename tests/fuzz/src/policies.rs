@@ -1,13 +1,13 @@
 //! Policies that somebody else wrote: their components, and whatever they answer.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Result;
 use data_encoding::HEXLOWER;
 use postern_plugins::{
-    FleetFacts, HostOptions, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS, MAX_TEXT_BYTES, Policy, PolicyHost,
-    PolicySpec, RequestFacts, TextSegment, componentize,
+    CallContext, Counters, FleetFacts, Grants, HostOptions, MAX_NAME_BYTES, MAX_PARTS, MAX_SPANS, MAX_TARGETS,
+    MAX_TEXT_BYTES, Package, Policy, PolicyHost, PolicyMetrics, PolicySpec, RequestFacts, TextSegment, componentize,
 };
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
@@ -19,10 +19,23 @@ static HOST: LazyLock<PolicyHost> = LazyLock::new(|| {
 fn spec(component: Vec<u8>) -> PolicySpec {
     let config = json!({"kinds": ["project"]});
     let deadline = Duration::from_secs(5);
-    PolicySpec { name: "fuzzed".to_owned(), component, config, deadline, memory_bytes: 8 << 20 }
+    PolicySpec {
+        name: "fuzzed".to_owned(),
+        component,
+        config,
+        deadline,
+        memory_bytes: 8 << 20,
+        grants: Grants::default(),
+        counters: Arc::new(Counters::new()),
+        metrics: Arc::new(PolicyMetrics::new([])),
+    }
 }
 
+const CONTEXT: CallContext<'static> = CallContext { tenant: "tenant", label: "internal", seed: 7, time_ms: None };
+
 pub(crate) fn component(bytes: &[u8]) -> bool {
+    // Whatever it is, it is looked through first, with its manifest and its signature.
+    let _judged = Package::read(bytes.to_vec()).map(|package| package.verify(&[]).is_ok());
     let Ok(policy) = HOST.load(spec(bytes.to_vec())) else { return false };
     let steps = policy.steps();
     assert!(steps.routing || steps.caching || steps.redaction, "a policy for nothing");
@@ -86,24 +99,26 @@ pub(crate) fn answer(bytes: &[u8]) -> bool {
     let digits = HEXLOWER.encode(&memory[..memory.len().min(MAX_BYTES)]);
     match step % 3 {
         0 => find(digits),
-        1 => RUNTIME.block_on(POLICY.plan(&request(digits))).is_ok_and(|plan| {
+        1 => RUNTIME.block_on(POLICY.plan(&CONTEXT, &request(digits))).answer.is_ok_and(|plan| {
             assert!(plan.key_parts.len() <= MAX_PARTS);
             assert!(plan.key_parts.iter().all(|part| part.len() <= MAX_NAME_BYTES));
             true
         }),
-        _ => RUNTIME.block_on(POLICY.route(&request(digits), &FleetFacts::default())).is_ok_and(|verdict| {
-            assert!(verdict.targets.len() <= MAX_TARGETS && verdict.annotations.len() <= MAX_PARTS);
-            assert!(verdict.targets.iter().chain(&verdict.model).all(|name| name.len() <= MAX_NAME_BYTES));
-            assert!(verdict.deny.iter().all(|reason| reason.len() <= MAX_TEXT_BYTES));
-            true
-        }),
+        _ => RUNTIME.block_on(POLICY.route(&CONTEXT, &request(digits), &FleetFacts::default())).answer.is_ok_and(
+            |verdict| {
+                assert!(verdict.targets.len() <= MAX_TARGETS && verdict.annotations.len() <= MAX_PARTS);
+                assert!(verdict.targets.iter().chain(&verdict.model).all(|name| name.len() <= MAX_NAME_BYTES));
+                assert!(verdict.deny.iter().all(|reason| reason.len() <= MAX_TEXT_BYTES));
+                true
+            },
+        ),
     }
 }
 
 fn find(digits: String) -> bool {
     let segment = |id, text: &str| TextSegment { id, role: "user".to_owned(), text: text.to_owned() };
     let segments = [segment(0, &digits), segment(1, "Grüße an amy@example.org")];
-    let Ok(spans) = RUNTIME.block_on(POLICY.find(&segments)) else { return false };
+    let Ok(spans) = RUNTIME.block_on(POLICY.find(&CONTEXT, &segments)).answer else { return false };
     assert!(spans.len() <= MAX_SPANS);
     for span in &spans {
         let text = &segments.iter().find(|one| one.id == span.segment).expect("a segment that was asked about").text;
@@ -121,17 +136,11 @@ fn request(identity: String) -> RequestFacts {
         identity,
         tenant: "tenant".to_owned(),
         label: "internal".to_owned(),
-        label_sources: Vec::new(),
         model: "chat".to_owned(),
-        stream: false,
         prompt_tokens: 5,
-        messages: Vec::new(),
-        tools: false,
-        images: false,
-        temperature: None,
-        placement_asked: None,
         conversation: "c".to_owned(),
         time: 1_795_000_000,
+        ..RequestFacts::default()
     }
 }
 
@@ -165,7 +174,7 @@ mod tests {
         let digits = HEXLOWER.encode(&seeds[0][1..]);
         let segment = TextSegment { id: 0, role: "user".to_owned(), text: digits };
         let other = TextSegment { id: 1, text: "0123456789".to_owned(), ..segment.clone() };
-        let spans = RUNTIME.block_on(POLICY.find(&[segment, other])).unwrap();
+        let spans = RUNTIME.block_on(POLICY.find(&CONTEXT, &[segment, other])).answer.unwrap();
         assert_eq!(spans.len(), 1, "the span of its memory is found");
         assert_eq!((spans[0].segment, spans[0].start, spans[0].end, spans[0].kind.as_str()), (1, 0, 2, "email"));
     }

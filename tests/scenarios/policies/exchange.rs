@@ -129,7 +129,7 @@ async fn a_version_that_fails_where_the_old_one_did_not_is_refused() -> Result<(
     let client = postern.client("clerk/amy")?;
     // Only requests that may leave are kept to try others on.
     let classified = client.with_header("postern-label", "classified");
-    assert_eq!(ask(&classified, "secret-model", "Hello").await?.status, 403);
+    assert_eq!(ask(&classified, "secret-model", "Something else").await?.status, 403);
     assert_eq!(ask(&client, "small", "Hello").await?.status, 200);
     postern.configure(&with_trap(json!("small")))?;
     let refused = postern.admin_post("/api/reload").await?;

@@ -75,7 +75,7 @@ async fn failures_of_requests_that_must_stay_do_not_count() -> Result<()> {
     let client = postern.client("clerk/amy")?;
     let classified = client.with_header("postern-label", "classified");
     for _ in 0..5 {
-        assert_eq!(ask(&classified, "bad", "Hello").await?.status, 403);
+        assert_eq!(ask(&classified, "bad", "Something else").await?.status, 403);
     }
     let puppet_is = described(&postern, "puppet").await?;
     assert_eq!((&puppet_is["state"], &puppet_is["failing"]), (&json!("live"), &json!([])));
@@ -87,7 +87,7 @@ async fn failures_of_requests_that_must_stay_do_not_count() -> Result<()> {
     for model in ["bad", "bad"] {
         assert_eq!(ask(&client, model, "Hello").await?.status, 403);
     }
-    assert_eq!(ask(&classified, "good", "Hello").await?.status, 403);
+    assert_eq!(ask(&classified, "good", "Something else").await?.status, 403);
     assert_eq!(ask(&client, "bad", "Hello").await?.status, 403);
     until(async || Ok((described(&postern, "puppet").await?["state"] == "quarantined").then_some(()))).await
 }

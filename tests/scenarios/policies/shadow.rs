@@ -100,7 +100,7 @@ async fn what_a_shadow_writes_is_its_own_and_it_is_quarantined_like_others() -> 
         assert_eq!(ask(&client, "good", "Hello").await?.status, 200);
     }
     let classified = client.with_header("postern-label", "classified");
-    assert_eq!(ask(&classified, "good", "Hello").await?.status, 403);
+    assert_eq!(ask(&classified, "good", "Something else").await?.status, 403);
     until(async || Ok((count(&postern, "shadow", "same").await? == 4.0).then_some(()))).await?;
     assert_eq!(
         (events("puppet").await?, events("shadow").await?),

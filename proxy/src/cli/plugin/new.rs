@@ -51,7 +51,7 @@ macro_rules! shared {
 }
 
 const WIT: &[Template] = shared!("wit/types.wit", "wit/imports.wit", "wit/exports.wit", "wit/worlds.wit");
-const SDK: &[Template] = shared!("sdk/Cargo.toml", "sdk/src/lib.rs", "sdk/src/bindings.rs");
+const SDK: &[Template] = shared!("sdk/Cargo.toml", "sdk/src/lib.rs", "sdk/src/bindings.rs", "sdk/src/memory.rs");
 const BINDINGS: &[Template] = shared!("bindings/policy.h", "bindings/policy.c", "bindings/memory.c");
 
 impl Language {
