@@ -46,7 +46,7 @@ pub(super) enum PluginCommand {
 pub(super) struct Wrong(String);
 
 impl Wrong {
-    fn new(what: impl Into<String>) -> anyhow::Error {
+    fn because(what: impl Into<String>) -> anyhow::Error {
         Self(what.into()).into()
     }
 }

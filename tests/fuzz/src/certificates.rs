@@ -102,7 +102,7 @@ pub(crate) fn certificate(bytes: &[u8]) -> bool {
     }
     let trust = Trust::from_roots(std::slice::from_ref(&der));
     if let Ok(trust) = &trust {
-        assert_eq!(trust.roots(), [der.clone()]);
+        assert_eq!(trust.roots(), std::slice::from_ref(&der));
     }
     if let Ok(many) = material::split_certificates(bytes, material::MAX_ROOTS) {
         let lengths = many.iter().map(|one| one.len()).sum::<usize>();

@@ -5,6 +5,7 @@
 //! target/release/examples/call-times [CALLS] [--json]
 //! ```
 //! Prints a table, or JSON. Instructions are counted in calls of their own, since counting takes time.
+#![allow(clippy::print_stdout, reason = "it is run by a person, or by `make bench`")]
 
 mod facts;
 

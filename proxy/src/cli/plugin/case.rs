@@ -79,7 +79,7 @@ fn user() -> String {
 impl Case {
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let written = file::read_document::<Written>(path)?;
-        Self::of(written).map_err(|what| Wrong::new(format!("{}: {what}", path.display())))
+        Self::of(written).map_err(|what| Wrong::because(format!("{}: {what}", path.display())))
     }
 
     /// About 2 KB of facts, for measurements.

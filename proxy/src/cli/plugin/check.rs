@@ -137,7 +137,7 @@ fn try_out(command: &Check, package: Package) -> anyhow::Result<Loaded> {
     let host = load::host()?;
     let loaded = load::load(&host, &command.policy, package, &command.settings)?;
     match load::block_on(probe(&loaded.policy))? {
-        Some(fault) => Err(Wrong::new(fault)),
+        Some(fault) => Err(Wrong::because(fault)),
         None => Ok(loaded),
     }
 }

@@ -14,12 +14,12 @@ pub(super) const MAX_TEXT_BYTES: usize = 8 << 20;
 
 /// Reads a file of at most `max` bytes.
 pub(super) fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
-    let wrong = |error: std::io::Error| Wrong::new(format!("{}: {error}", path.display()));
+    let wrong = |error: std::io::Error| Wrong::because(format!("{}: {error}", path.display()));
     let file = File::open(path).map_err(wrong)?;
     let mut bytes = Vec::new();
     file.take(max as u64 + 1).read_to_end(&mut bytes).map_err(wrong)?;
     if bytes.len() > max {
-        return Err(Wrong::new(format!("{}: longer than {max} bytes", path.display())));
+        return Err(Wrong::because(format!("{}: longer than {max} bytes", path.display())));
     }
     Ok(bytes)
 }
@@ -27,7 +27,7 @@ pub(super) fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
 /// Reads YAML, or JSON if the name ends so; both tell line and column of a fault.
 pub(super) fn read_document<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let text = read_text(path)?;
-    let wrong = |error: &dyn std::fmt::Display| Wrong::new(format!("{}: {error}", path.display()));
+    let wrong = |error: &dyn std::fmt::Display| Wrong::because(format!("{}: {error}", path.display()));
     if path.extension().is_some_and(|extension| extension == "json") {
         return serde_json::from_str(&text).map_err(|error| wrong(&error));
     }
@@ -37,7 +37,7 @@ pub(super) fn read_document<T: DeserializeOwned>(path: &Path) -> anyhow::Result<
 
 pub(super) fn read_text(path: &Path) -> anyhow::Result<String> {
     let bytes = read(path, MAX_TEXT_BYTES)?;
-    String::from_utf8(bytes).map_err(|_| Wrong::new(format!("{}: not UTF-8 text", path.display())))
+    String::from_utf8(bytes).map_err(|_| Wrong::because(format!("{}: not UTF-8 text", path.display())))
 }
 
 /// Puts a file in the place of one that may be there, at once: a gateway that watches it never sees a half.
@@ -63,7 +63,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     let mut file = match file {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(Wrong::new(format!("{} is there already; move it away, or name another", path.display())));
+            return Err(Wrong::because(format!("{} is there already; move it away, or name another", path.display())));
         }
         file => file.with_context(|| format!("{} cannot be written", path.display()))?,
     };

@@ -48,7 +48,7 @@ pub(super) fn keygen(command: &Keygen) -> anyhow::Result<ExitCode> {
     let key = SigningKey::generate()?;
     let (private, public) = (with_ending(&command.out, "key"), with_ending(&command.out, "pub"));
     if public.exists() {
-        return Err(Wrong::new(format!("{} is there already; move it away, or name another", public.display())));
+        return Err(Wrong::because(format!("{} is there already; move it away, or name another", public.display())));
     }
     file::write_new(&private, key.to_pem()?.as_bytes(), PRIVATE_MODE)?;
     file::write_new(&public, key.public().to_pem().as_bytes(), PUBLIC_MODE)?;
@@ -73,7 +73,7 @@ pub(super) fn sign(command: &Sign) -> anyhow::Result<ExitCode> {
     if package.manifest().is_none() {
         let what =
             "there is no manifest in it, so the signature would not say what it is; `postern plugin pack` adds one";
-        return Err(Wrong::new(format!("{}: {what}", named())));
+        return Err(Wrong::because(format!("{}: {what}", named())));
     }
     let before = package.claimed_signer().cloned();
     let signed = Package::read(key.sign(package.bytes())?).with_context(named)?;
@@ -104,7 +104,7 @@ pub(super) fn verify(command: &Verify) -> anyhow::Result<ExitCode> {
 /// Public keys with the files that they are from.
 pub(super) fn read_keys(files: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, PublicKey)>> {
     if files.len() > MAX_KEYS {
-        return Err(Wrong::new(format!("{} keys, and {MAX_KEYS} is the most", files.len())));
+        return Err(Wrong::because(format!("{} keys, and {MAX_KEYS} is the most", files.len())));
     }
     let read = |path: &PathBuf| {
         let key = PublicKey::from_pem(&file::read(path, MAX_KEY_BYTES)?);

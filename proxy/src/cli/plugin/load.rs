@@ -48,7 +48,7 @@ impl Source {
             Some(name) if BUILTIN_NAMES.contains(&name) => Ok(config::builtin_component(name)),
             Some(name) => {
                 let known = BUILTIN_NAMES.join(", builtin:");
-                Err(Wrong::new(format!("there is no builtin:{name}; there are builtin:{known}")))
+                Err(Wrong::because(format!("there is no builtin:{name}; there are builtin:{known}")))
             }
             None => Ok(PathBuf::from(&self.0)),
         }

@@ -77,10 +77,10 @@ pub(super) fn run(command: &New) -> anyhow::Result<ExitCode> {
     let name = folder.file_name().and_then(|name| name.to_str()).filter(|name| is_policy_name(name));
     let Some(name) = name else {
         let what = "is no name for a policy: 1 to 64 of a-z, 0-9 and `-`, the first a letter";
-        return Err(Wrong::new(format!("{} {what}", folder.display())));
+        return Err(Wrong::because(format!("{} {what}", folder.display())));
     };
     if folder.exists() {
-        return Err(Wrong::new(format!("{} is there already; name another", folder.display())));
+        return Err(Wrong::because(format!("{} is there already; name another", folder.display())));
     }
     let [example, more] = command.lang.templates();
     for (path, text) in example {

@@ -104,14 +104,14 @@ fn loaded(host: &PolicyHost, source: &Source, settings: &Settings, section: Valu
     if !steps.routing && !steps.caching {
         let what =
             "it only looks for text, and recordings have none; try it with `postern plugin run` on texts of yours";
-        return Err(Wrong::new(format!("{}: {what}", source.as_str())));
+        return Err(Wrong::because(format!("{}: {what}", source.as_str())));
     }
     Ok(loaded)
 }
 
 async fn replay(command: &Replay, new: &Loaded, old: Option<&Loaded>) -> anyhow::Result<Outcome> {
     let path = command.records.display();
-    let file = std::fs::File::open(&command.records).map_err(|error| Wrong::new(format!("{path}: {error}")))?;
+    let file = std::fs::File::open(&command.records).map_err(|error| Wrong::because(format!("{path}: {error}")))?;
     let mut lines = BufReader::new(file);
     let mut outcome = Outcome::default();
     let (mut line, mut others) = (String::new(), BTreeSet::new());
@@ -128,7 +128,7 @@ async fn replay(command: &Replay, new: &Loaded, old: Option<&Loaded>) -> anyhow:
         outcome.requests += 1;
         let at = outcome.requests;
         let recorded: Recorded = serde_json::from_str(&line)
-            .map_err(|error| Wrong::new(format!("{path}: line {at} is not a recorded request: {error}")))?;
+            .map_err(|error| Wrong::because(format!("{path}: line {at} is not a recorded request: {error}")))?;
         others.extend(recorded.answers.iter().map(|answered| answered.policy.clone()).take(MAX_NAMES));
         one(&recorded, new, old, command.rows, &mut outcome).await;
     }
@@ -140,7 +140,7 @@ async fn replay(command: &Replay, new: &Loaded, old: Option<&Loaded>) -> anyhow:
             new.name,
             if names.is_empty() { "of none".to_owned() } else { format!("there are answers of {}", names.join(", ")) }
         );
-        return Err(Wrong::new(what));
+        return Err(Wrong::because(what));
     }
     Ok(outcome)
 }

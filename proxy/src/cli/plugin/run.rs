@@ -48,7 +48,7 @@ pub(super) fn run(command: &Run) -> anyhow::Result<ExitCode> {
     let steps = loaded.policy.steps();
     if case.segments.is_empty() && !steps.routing && !steps.caching {
         let what = "this is a redaction policy: write texts for it under `segments`";
-        return Err(Wrong::new(format!("{}: {what}", command.request.display())));
+        return Err(Wrong::because(format!("{}: {what}", command.request.display())));
     }
     let all = load::block_on(ask(&loaded, &case))?;
     let failed = all.iter().any(|said| said.answer.is_err());
