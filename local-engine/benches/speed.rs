@@ -25,7 +25,7 @@ fn main() -> Result<(), EngineError> {
         Ok(f64::from(PROMPT_TOKENS) / took(vec![answer]).as_secs_f64())
     })?;
     println!("prompt of {PROMPT_TOKENS} tokens: {prefill:.1} tokens/s");
-    for streams in [1, 4] {
+    for streams in [1, 8, 32] {
         let decode = median(|| {
             let answers = (0..streams).map(|_| submit(&engine, 8, ANSWER_TOKENS)).collect::<Result<_, _>>()?;
             Ok((streams * ANSWER_TOKENS) as f64 / took(answers).as_secs_f64())

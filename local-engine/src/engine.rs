@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chat_template::{ChatTemplate, Message};
 use crate::error::EngineError;
+use crate::kv_pool::{BLOCK_TOKENS, KvFormat, KvPool};
 use crate::model::{self, Model};
 use crate::options::EngineOptions;
 use crate::scheduler::Bounds;
@@ -20,7 +21,7 @@ use crate::worker::{Status, Worker};
 use crate::{device, options::thread_environment};
 
 /// Memory for all sequences' caches together, in bytes. It is taken as sequences grow, not before.
-const CACHE_BYTES_MAX: usize = 4 << 30;
+const CACHE_BYTES_MAX: usize = 2 << 30;
 /// Events of a request beside one for each token: it began, the text held back, it ended.
 const EXTRA_EVENTS: usize = 3;
 
@@ -110,14 +111,16 @@ impl Engine {
         model: Box<dyn Model>,
         device: &candle_core::Device,
     ) -> Result<Self, EngineError> {
-        let cache_tokens = CACHE_BYTES_MAX / model.cache_shape().bytes_per_token().max(1);
+        let blocks = CACHE_BYTES_MAX / model.kv_shape().block_bytes(KvFormat::F16).max(1);
+        let cache_tokens = blocks * BLOCK_TOKENS;
         let context_tokens = context_tokens(options, model.context_tokens(), cache_tokens)?;
         let places_max = options.max_batch_size + options.max_queue;
         let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue, cache_tokens };
         let (submissions, inbox) = std::sync::mpsc::sync_channel(places_max);
         let (publish, status) = watch::channel(Status::default());
         let (tokenizer, shared) = (Arc::new(tokenizer), Arc::new(Shared::default()));
-        let mut worker = Worker::new(model, Arc::clone(&tokenizer), device.clone(), bounds, options.max_wait);
+        let kv = KvPool::new(model.kv_shape(), KvFormat::F16, blocks, device)?;
+        let mut worker = Worker::new(model, Arc::clone(&tokenizer), kv, bounds, options.max_wait);
         worker.warm_up(context_tokens)?;
         let their_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine-worker".to_owned());

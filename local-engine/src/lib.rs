@@ -8,12 +8,15 @@
 //! Prompts and answers never appear in logs, errors or metrics.
 
 mod api;
+mod attention;
+mod batch;
 pub mod catalog;
 mod chat_template;
 mod device;
 mod engine;
 mod error;
-mod kv_cache;
+mod host;
+mod kv_pool;
 mod model;
 mod options;
 mod rates;

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use tokio::sync::watch;
 
+use crate::batch::Batch;
 use crate::engine::Shared;
 use crate::error::EngineError;
-use crate::kv_cache::KvCache;
-use crate::model::{Model, Segment};
+use crate::kv_pool::{BLOCK_TOKENS, BlockTable, KvPool};
+use crate::model::{self, Model};
 use crate::rates::{Average, Rates};
 use crate::sampler::Sampler;
 use crate::scheduler::{Bounds, PREFILL_CHUNK_TOKENS, Scheduler, SequenceId, Step, Work};
@@ -55,7 +55,7 @@ pub(crate) struct Totals {
 pub(crate) struct Worker {
     model: Box<dyn Model>,
     tokenizer: Arc<Tokenizer>,
-    device: Device,
+    kv: KvPool,
     bounds: Bounds,
     max_wait: Duration,
     scheduler: Scheduler,
@@ -68,7 +68,7 @@ pub(crate) struct Worker {
 
 struct Sequence {
     submission: Submission,
-    cache: KvCache,
+    table: BlockTable,
     sampler: Sampler,
     text: TextStream,
     /// The token drawn last, which the next step works on.
@@ -80,14 +80,14 @@ impl Worker {
     pub(crate) fn new(
         model: Box<dyn Model>,
         tokenizer: Arc<Tokenizer>,
-        device: Device,
+        kv: KvPool,
         bounds: Bounds,
         max_wait: Duration,
     ) -> Self {
         Self {
             model,
             tokenizer,
-            device,
+            kv,
             bounds,
             max_wait,
             scheduler: Scheduler::new(bounds),
@@ -104,19 +104,32 @@ impl Worker {
     pub(crate) fn warm_up(&mut self, context_tokens: usize) -> Result<(), EngineError> {
         let chunk = PREFILL_CHUNK_TOKENS.min(context_tokens - 1);
         let decode = WARM_UP_TOKENS.min(context_tokens - chunk);
-        let mut cache = KvCache::new(self.model.cache_shape(), chunk + decode, &self.device);
         let prompt = vec![0; chunk];
         // The first run pays for memory that is touched first; the second one measures.
-        let mut once = KvCache::new(self.model.cache_shape(), 1, &self.device);
-        self.model.forward(&mut [Segment { tokens: &[0], cache: &mut once, wants_logits: true }])?;
+        let mut once = BlockTable::default();
+        self.forward_alone(&mut once, &[0])?;
+        self.kv.clear(&mut once);
+        let mut table = BlockTable::default();
         for (tokens, is_prefill) in
             std::iter::once((prompt.as_slice(), true)).chain((0..decode).map(|_| (&[0][..], false)))
         {
             let begun = Instant::now();
-            self.model.forward(&mut [Segment { tokens, cache: &mut cache, wants_logits: true }])?;
+            self.forward_alone(&mut table, tokens)?;
             let (prefill, decode) = if is_prefill { (tokens.len(), 0) } else { (0, tokens.len()) };
             self.rates.add_step(prefill, decode, begun.elapsed());
         }
+        self.kv.clear(&mut table);
+        Ok(())
+    }
+
+    fn forward_alone(&mut self, table: &mut BlockTable, tokens: &[u32]) -> Result<(), EngineError> {
+        let mut batch = Batch::default();
+        if !self.kv.reserve(table, tokens.len())? {
+            return Err(EngineError::Unsupported("more memory than there is for the KV cache".to_owned()));
+        }
+        batch.push(tokens, table, 1);
+        model::logits(self.model.as_ref(), &batch, &mut self.kv)?;
+        table.advance(tokens.len());
         Ok(())
     }
 
@@ -168,7 +181,7 @@ impl Worker {
     fn enqueue(&mut self, submission: Submission, shared: &Shared) {
         let prompt_tokens = submission.generation.prompt.len();
         shared.inbox_tokens.fetch_sub(prompt_tokens, Ordering::Relaxed);
-        let reserved = prompt_tokens + submission.generation.max_new_tokens;
+        let reserved = (prompt_tokens + submission.generation.max_new_tokens).next_multiple_of(BLOCK_TOKENS);
         let id = self.next_id;
         self.next_id += 1;
         if self.scheduler.enqueue(id, prompt_tokens, reserved).is_err() {
@@ -178,7 +191,7 @@ impl Worker {
         }
         let generation = &submission.generation;
         let sequence = Sequence {
-            cache: KvCache::new(self.model.cache_shape(), reserved, &self.device),
+            table: BlockTable::default(),
             sampler: Sampler::new(generation.sampling.clone()),
             text: TextStream::new(generation.stop.clone()),
             last: 0,
@@ -190,11 +203,12 @@ impl Worker {
 
     /// Ends sequences for whose answer nobody waits any more.
     fn drop_abandoned(&mut self) {
-        let (scheduler, totals) = (&mut self.scheduler, &mut self.totals);
+        let (scheduler, totals, kv) = (&mut self.scheduler, &mut self.totals, &mut self.kv);
         self.sequences.retain(|id, sequence| {
             let abandoned = sequence.submission.events.is_closed();
             if abandoned {
                 scheduler.remove(*id);
+                kv.clear(&mut sequence.table);
                 totals.cancelled += 1;
             }
             !abandoned
@@ -209,28 +223,45 @@ impl Worker {
             return;
         }
         let begun = Instant::now();
-        let mut batch: Vec<Segment<'_>> = active.iter_mut().map(|(_, work, sequence)| sequence.segment(work)).collect();
-        let wants: Vec<bool> = batch.iter().map(|segment| segment.wants_logits).collect();
-        let logits = self.model.forward(&mut batch);
+        let logits = self.forward(&mut active);
         self.count(&active, begun.elapsed());
         let mut logits = match logits {
             Ok(logits) => logits.into_iter(),
             Err(error) => {
                 tracing::error!(%error, sequences = active.len(), "a step failed");
-                for (id, _, sequence) in active {
+                for (id, _, mut sequence) in active {
                     self.scheduler.remove(id);
+                    self.kv.clear(&mut sequence.table);
                     self.fail(&sequence.submission);
                 }
                 return;
             }
         };
-        for ((id, _, mut sequence), wants) in active.into_iter().zip(wants) {
-            if !wants || self.next_token(&mut sequence, logits.next()) {
+        for (id, work, mut sequence) in active {
+            if !sequence.wants_logits(&work) || self.next_token(&mut sequence, logits.next()) {
                 self.sequences.insert(id, sequence);
             } else {
                 self.scheduler.remove(id);
+                self.kv.clear(&mut sequence.table);
             }
         }
+    }
+
+    fn forward(&mut self, active: &mut [(SequenceId, Work, Sequence)]) -> candle_core::Result<Vec<Vec<f32>>> {
+        let mut batch = Batch::default();
+        for (_, work, sequence) in active.iter_mut() {
+            let count = sequence.tokens(work).len();
+            if !self.kv.reserve(&mut sequence.table, count)? {
+                candle_core::bail!("no KV block is free")
+            }
+            batch.push(sequence.tokens(work), &sequence.table, usize::from(sequence.wants_logits(work)));
+        }
+        let logits = model::logits(self.model.as_ref(), &batch, &mut self.kv)?;
+        for (_, work, sequence) in active.iter_mut() {
+            let count = sequence.tokens(work).len();
+            sequence.table.advance(count);
+        }
+        Ok(logits)
     }
 
     /// Draws and gives out one token; false if the sequence ends with it.
@@ -314,13 +345,18 @@ impl Worker {
 }
 
 impl Sequence {
-    fn segment(&mut self, work: &Work) -> Segment<'_> {
-        let prompt = &self.submission.generation.prompt;
-        let (tokens, wants_logits) = match work {
-            Work::Prefill(range) => (prompt.get(range.clone()).unwrap_or_default(), range.end == prompt.len()),
-            Work::Decode => (std::slice::from_ref(&self.last), true),
-        };
-        Segment { tokens, cache: &mut self.cache, wants_logits }
+    fn tokens(&self, work: &Work) -> &[u32] {
+        match work {
+            Work::Prefill(range) => self.submission.generation.prompt.get(range.clone()).unwrap_or_default(),
+            Work::Decode => std::slice::from_ref(&self.last),
+        }
+    }
+
+    fn wants_logits(&self, work: &Work) -> bool {
+        match work {
+            Work::Prefill(range) => range.end == self.submission.generation.prompt.len(),
+            Work::Decode => true,
+        }
     }
 
     fn send_text(&self, text: String) {

@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use super::*;
+use crate::batch::Batch;
 use crate::catalog;
-use crate::kv_cache::KvCache;
-use crate::model::Segment;
+use crate::kv_pool::BlockTable;
 use crate::sampler::greatest;
 use crate::scheduler::PREFILL_CHUNK_TOKENS;
 use crate::sequence::{FinishReason, Sampling};
@@ -95,13 +95,18 @@ fn a_message_cannot_forge_a_turn() {
 /// Logits after the prompt and after each token of a given answer but the last; prefilled in chunks and decoded one by
 /// one, as the worker does it.
 fn logits_along(model: &dyn Model, prompt: &[u32], answer: &[u32]) -> Vec<Vec<f32>> {
-    let mut cache = KvCache::new(model.cache_shape(), prompt.len() + answer.len(), &candle_core::Device::Cpu);
+    let mut kv = KvPool::new(model.kv_shape(), KvFormat::F16, 40, &candle_core::Device::Cpu).unwrap();
+    let mut table = BlockTable::default();
     let said = &answer[..answer.len() - 1];
     let steps = prompt.chunks(PREFILL_CHUNK_TOKENS).chain(said.chunks(1));
     let logits: Vec<_> = steps
         .flat_map(|tokens| {
-            let segment = Segment { tokens, cache: &mut cache, wants_logits: true };
-            model.forward(&mut [segment]).unwrap()
+            assert!(kv.reserve(&mut table, tokens.len()).unwrap());
+            let mut batch = Batch::default();
+            batch.push(tokens, &table, 1);
+            let logits = model::logits(model, &batch, &mut kv).unwrap();
+            table.advance(tokens.len());
+            logits
         })
         .collect();
     logits[logits.len() - answer.len()..].to_vec()
