@@ -151,6 +151,24 @@ impl KvPool {
         BlockTable { tokens: table.tokens, ..self.share(blocks) }
     }
 
+    /// Puts a block that holds the same numbers in the place of a table's own.
+    pub(crate) fn replace(&mut self, table: &mut BlockTable, at: usize, block: BlockId) {
+        if let Some(place) = table.blocks.get_mut(at) {
+            let own = std::mem::replace(place, block);
+            self.retain(block);
+            self.release(own);
+        }
+    }
+
+    /// Forgets all but the first `tokens`, and gives up blocks that hold none of them.
+    pub(crate) fn truncate(&mut self, table: &mut BlockTable, tokens: usize) {
+        table.tokens = table.tokens.min(tokens);
+        let kept = table.tokens.div_ceil(BLOCK_TOKENS);
+        for block in table.blocks.split_off(kept.min(table.blocks.len())) {
+            self.release(block);
+        }
+    }
+
     /// Gives up a table's blocks.
     pub(crate) fn clear(&mut self, table: &mut BlockTable) {
         for block in std::mem::take(table).blocks {

@@ -1,6 +1,7 @@
 //! The operators' side: health, metrics, status. Plain on a loopback address, else over mTLS and with roles: see [`guard`].
 
 mod certificates;
+mod engine;
 pub mod guard;
 
 use std::sync::Arc;
@@ -39,6 +40,9 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// After an error of accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How a text of metrics ends (OpenMetrics 1.0).
+const END: &str = "# EOF\n";
+
 /// What is where.
 const ADMIN_PAGES: &str = "\
 Postern, for operators.
@@ -49,6 +53,7 @@ Postern, for operators.
 /api/certificates                 how trust stands, as JSON
 POST /api/certificates/rotate     renew the gateway's certificate now
 POST /api/certificates/revoke     {\"id\": …} or {\"serial\": …}; over mTLS, for the role `security`
+POST /api/engine/model            {\"model\": …}: answers when the engine of that model has taken over
 ";
 const PROBE_PAGES: &str = "\
 Postern, for probes.
@@ -71,6 +76,7 @@ pub fn admin(admin: Admin) -> Router {
     let guard = middleware::from_fn_with_state(admin.clone(), guarded);
     probe_routes()
         .merge(certificates::routes())
+        .merge(engine::routes())
         .route("/", get(async || ADMIN_PAGES))
         .route("/api/status", get(status))
         .layer(guard)
@@ -215,7 +221,10 @@ fn checks(admin: &Admin) -> [(&'static str, bool, bool); 3] {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], admin.gateway.metrics.text()).into_response()
+    let engine = admin.gateway.dispatcher.engine().metrics().await.unwrap_or_default();
+    let own = admin.gateway.metrics.text();
+    let own = own.strip_suffix(END).unwrap_or(&own);
+    ([(header::CONTENT_TYPE, kind)], format!("{own}{engine}{END}")).into_response()
 }
 
 async fn status(State(admin): State<Admin>) -> Json<Value> {
@@ -238,7 +247,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "offline": gateway.config.offline,
-        "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready()},
+        "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready(), "model": gateway.dispatcher.engine().model()},
         "certificate": {"id": admin.certificate.gateway_id().to_string(), "not_after": until},
         "targets": targets,
         "policies": gateway.policies.names(),

@@ -1,6 +1,8 @@
 //! The supervisor: binds the listeners, starts gateway and engine, and starts them again when they end. It opens no
 //! connection and reads no key, so that the gateway never needs to execute anything.
 
+mod control;
+mod engines;
 mod folder;
 mod sockets;
 
@@ -15,9 +17,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use postern_engine::catalog;
-
 use crate::config::{Config, file::Device};
+use control::Requests;
+pub use control::{Control, SwapError};
+use engines::Engines;
 pub use sockets::MAX_SOCKET_PATH;
 use sockets::Sockets;
 
@@ -47,10 +50,7 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     let config_path = std::path::absolute(config_path)?;
 
     let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
-    let mut engine = config.engine.as_ref().map(|engine| {
-        let service = Service::new("engine", || engine_command(config));
-        service.needs(|| catalog::locate(&engine.model).map(drop).map_err(|error| error.to_string()))
-    });
+    let mut engines = Engines::new(config, Requests::new(sockets.control.0.try_clone()?)?);
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     loop {
@@ -60,10 +60,10 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
                     return Ok(code);
                 }
             }
-            ended = async { match &mut engine {
-                Some(engine) => engine.step().await,
+            stepped = async { match &mut engines {
+                Some(engines) => engines.step().await,
                 None => std::future::pending().await,
-            } } => { ended?; }
+            } } => stepped?,
             _ = hangup.recv() => tracing::warn!("SIGHUP: the configuration is read at start only; restart to change it"),
             _ = term.recv() => break,
             _ = interrupt.recv() => break,
@@ -71,8 +71,8 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     }
     tracing::info!("ending: requests under way may finish");
     let code = gateway.end(GATEWAY_WITHIN).await;
-    if let Some(engine) = &mut engine {
-        engine.end(ENGINE_WITHIN).await;
+    if let Some(engines) = &mut engines {
+        engines.end().await;
     }
     Ok(code)
 }
@@ -82,6 +82,7 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
         sockets.gateway.try_clone()?.into(),
         sockets.admin.try_clone()?.into(),
         sockets.engine.try_clone()?.into(),
+        sockets.control.1.try_clone()?.into(),
     ];
     // In the order in which the gateway takes those that its configuration names.
     for socket in [&sockets.probe, &sockets.enrol].into_iter().flatten() {
@@ -97,7 +98,7 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
 }
 
 /// The engine gets no descriptor and none of the gateway's environment: no key of an upstream is in its memory.
-fn engine_command(config: &Config) -> anyhow::Result<Command> {
+fn engine_command(config: &Config, model: &str) -> anyhow::Result<Command> {
     let engine = config.engine.as_ref().context("no engine is configured")?;
     let mut command = std::process::Command::new(own_program()?);
     command.env_clear();
@@ -106,12 +107,7 @@ fn engine_command(config: &Config) -> anyhow::Result<Command> {
             command.env(name, value);
         }
     }
-    command
-        .arg("engine")
-        .arg("--model")
-        .arg(&engine.model)
-        .arg("--connect")
-        .arg(std::path::absolute(config.engine_socket())?);
+    command.arg("engine").arg("--model").arg(model).arg("--connect").arg(std::path::absolute(config.engine_socket())?);
     command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
     command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
     command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
@@ -139,12 +135,30 @@ struct Service<'a, F> {
     child: Option<Child>,
     started: Instant,
     pause: Duration,
+    /// It does what it is for: its end is not the next of a row of failures.
+    is_well: bool,
 }
 
 impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
     fn new(name: &'static str, command: F) -> Self {
         let needs = Box::new(|| Ok(()));
-        Self { name, command, needs, missing: None, child: None, started: Instant::now(), pause: Duration::ZERO }
+        let (started, pause) = (Instant::now(), Duration::ZERO);
+        Self { name, command, needs, missing: None, child: None, started, pause, is_well: false }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Its next failure is its first again.
+    fn is_well(&mut self) {
+        self.is_well = true;
+    }
+
+    /// Another process, which does what it is for, takes the place; gives the one before.
+    fn replace(&mut self, child: Child) -> Option<Child> {
+        (self.started, self.is_well) = (Instant::now(), true);
+        self.child.replace(child)
     }
 
     /// Is started only while `needs` has nothing to say.
@@ -167,7 +181,7 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
             }
             self.missing = None;
             self.child = Some((self.command)()?.spawn().with_context(|| format!("starting the {}", self.name))?);
-            self.started = Instant::now();
+            (self.started, self.is_well) = (Instant::now(), false);
             return Ok(None);
         };
         let status = child.wait().await?;
@@ -176,7 +190,7 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
         if self.name == "gateway" && first && status.code() == Some(i32::from(EXIT_CONFIG)) {
             return Ok(Some(EXIT_CONFIG));
         }
-        self.pause = if self.started.elapsed() > WELL_AFTER {
+        self.pause = if self.is_well || self.started.elapsed() > WELL_AFTER {
             FIRST_PAUSE
         } else {
             (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE)
@@ -185,20 +199,26 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
         Ok(None)
     }
 
-    /// Asks the process to end, then insists. Returns its exit code.
     async fn end(&mut self, within: Duration) -> u8 {
-        let Some(mut child) = self.child.take() else { return 0 };
-        if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-            // It may have ended by itself meanwhile.
-            let _gone = kill_process(pid, Signal::TERM);
+        match self.child.take() {
+            Some(child) => end_child(self.name, child, within).await,
+            None => 0,
         }
-        match tokio::time::timeout(within, child.wait()).await {
-            Ok(Ok(status)) => exit_code(status),
-            _ => {
-                tracing::warn!(process = self.name, "did not end in time and is killed");
-                let _gone = child.kill().await;
-                1
-            }
+    }
+}
+
+/// Asks a process to end, then insists. Returns its exit code.
+async fn end_child(name: &'static str, mut child: Child, within: Duration) -> u8 {
+    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+        // It may have ended by itself meanwhile.
+        let _gone = kill_process(pid, Signal::TERM);
+    }
+    match tokio::time::timeout(within, child.wait()).await {
+        Ok(Ok(status)) => exit_code(status),
+        _ => {
+            tracing::warn!(process = name, "did not end in time and is killed");
+            let _gone = child.kill().await;
+            1
         }
     }
 }

@@ -16,6 +16,7 @@ mod busy_cloud;
 mod cache;
 mod compile_fail;
 mod demo;
+mod engine;
 mod enrolment;
 mod examples;
 mod identity;

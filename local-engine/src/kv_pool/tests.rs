@@ -101,6 +101,20 @@ fn whoever_writes_into_a_shared_block_gets_a_copy() {
 }
 
 #[test]
+fn a_table_can_be_cut_back() {
+    let mut pool = pool(4, KvFormat::F16);
+    let mut table = BlockTable::default();
+    assert!(pool.reserve(&mut table, 50).unwrap());
+    table.advance(50);
+    pool.truncate(&mut table, 33);
+    assert_eq!((table.tokens(), table.blocks().len(), pool.blocks_free()), (33, 3, 1));
+    pool.truncate(&mut table, 100);
+    assert_eq!((table.tokens(), table.blocks().len()), (33, 3));
+    pool.truncate(&mut table, 32);
+    assert_eq!((table.tokens(), pool.blocks_free()), (32, 2));
+}
+
+#[test]
 fn on_a_device_blocks_are_zeroed_and_copied_too() {
     let store = DeviceStore::new(SHAPE, 3, &Device::Cpu).unwrap();
     let mut pool = pool(3, KvFormat::F16);
