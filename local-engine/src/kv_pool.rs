@@ -193,10 +193,6 @@ impl KvPool {
         }
     }
 
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
-    }
-
     pub(crate) fn store_mut(&mut self) -> &mut Store {
         &mut self.store
     }

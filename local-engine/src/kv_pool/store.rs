@@ -204,7 +204,7 @@ pub(crate) struct DeviceStore {
 }
 
 impl DeviceStore {
-    pub(super) fn new(shape: KvShape, blocks: usize, device: &Device) -> Result<Self> {
+    pub(crate) fn new(shape: KvShape, blocks: usize, device: &Device) -> Result<Self> {
         let KvShape { layers, kv_heads, head_width } = shape;
         let all = |slots: usize| Tensor::zeros((slots, kv_heads, head_width), DType::F16, device);
         let slots = blocks * BLOCK_TOKENS;
