@@ -5,6 +5,7 @@
 #   make lint    formatting, clippy; licences and bans where cargo-deny is installed
 #   make bench   beside nginx, in one run
 #   make fuzz    every parser of foreign bytes, for a minute each
+#   make check-cuda  builds the engine for NVIDIA GPUs and runs its tests; needs no GPU
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,7 +22,7 @@ export RUSTFLAGS := -C target-cpu=x86-64
 endif
 endif
 
-.PHONY: build plugins model demo run test faketime lint bench fuzz deploy-check clean
+.PHONY: build plugins model demo run test faketime lint bench fuzz check-cuda deploy-check clean
 
 build: plugins
 	@echo "== building (the first time takes several minutes)"
@@ -70,6 +71,9 @@ lint:
 bench: build model
 	tests/load/bench.sh
 	tests/load/handshakes.sh
+
+check-cuda:
+	local-engine/cuda/check.sh
 
 deploy-check: build
 	deploy/check.sh $(RELEASE)/postern

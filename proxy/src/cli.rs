@@ -3,8 +3,9 @@
 mod certs;
 mod check;
 mod engine;
+mod model;
 
-pub(crate) use engine::pull;
+pub(crate) use model::pull;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -53,7 +54,7 @@ enum Command {
     Certs(certs::CertsCommand),
     /// Language models on this machine.
     #[command(subcommand)]
-    Model(engine::ModelCommand),
+    Model(model::ModelCommand),
     /// A guided run of the real thing in a scratch folder.
     Demo(demo::DemoArguments),
 }
@@ -105,7 +106,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Certs(command) => certs::run(command),
-        Command::Model(command) => engine::model(command),
+        Command::Model(command) => model::run(command),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }
