@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod policies;
+pub mod read;
 mod resolve;
 pub mod sections;
 pub mod trust;

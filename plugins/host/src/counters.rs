@@ -15,6 +15,9 @@ const MAX_COUNTERS_IN_ALL: usize = 200_000;
 /// The longest life of a counter.
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Looking for what has ended takes a while, and everybody waits for it.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
 /// Whose counters: no scope sees another's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Scope {
@@ -30,6 +33,7 @@ pub struct Counters(Mutex<Inner>);
 struct Inner {
     scopes: HashMap<Scope, HashMap<String, Counter>>,
     count: usize,
+    swept: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +67,11 @@ impl Counters {
         if has_room(&inner) {
             return true;
         }
-        inner.sweep(Instant::now());
+        let now = Instant::now();
+        if inner.swept.is_some_and(|swept| now.duration_since(swept) < SWEEP_EVERY) {
+            return false;
+        }
+        inner.sweep(now);
         has_room(&inner)
     }
 
@@ -103,6 +111,7 @@ impl Counters {
 
 impl Inner {
     fn sweep(&mut self, now: Instant) {
+        self.swept = Some(now);
         self.scopes.retain(|_, counters| {
             counters.retain(|_, counter| counter.ends > now);
             !counters.is_empty()

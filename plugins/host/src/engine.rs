@@ -218,8 +218,8 @@ mod tests {
 
     #[test]
     fn a_guest_goes_where_it_fits() {
-        let rust = Needs { instances: 3, memories: 1, tables: 2, table_elements: 100 };
-        let python = Needs { instances: 40, memories: 10, tables: 20, table_elements: 60_000 };
+        let rust = Needs { instances: 3, memories: 1, tables: 2, table_elements: 100, ..Needs::default() };
+        let python = Needs { instances: 40, memories: 10, tables: 20, table_elements: 60_000, ..Needs::default() };
         assert!(SMALL.holds(&rust) && LARGE.holds(&rust));
         assert!(!SMALL.holds(&python) && LARGE.holds(&python));
         for more in [

@@ -1,5 +1,7 @@
 //! Reads from a component what it imports, exports and needs, without compiling or running it.
 
+use std::collections::BTreeSet;
+
 use wasmparser::{ComponentExternalKind, Encoding, Instance, Parser, Payload};
 
 use crate::error::{PluginError, printable};
@@ -8,6 +10,19 @@ use crate::interface;
 
 /// Imports or exports at the top of a component; a policy has some ten.
 const MAX_NAMES: usize = 1_000;
+const PAGE_BYTES: u64 = 64 << 10;
+
+/// What a component is made of, whether it can be loaded here or not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Contents {
+    /// The names of all its imports.
+    pub imports: Vec<String>,
+    /// The names of all its exports.
+    pub exports: Vec<String>,
+    /// What it takes of a sandbox.
+    pub needs: Needs,
+}
 
 /// What a component says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,14 +54,41 @@ pub struct Needs {
     pub tables: u32,
     /// Elements of all tables at the start.
     pub table_elements: u64,
+    /// Bytes of all memories at the start.
+    pub memory_bytes: u64,
 }
 
-/// Looks into a component. Modules that are put into one more than once are counted once; the sandbox counts again.
+impl Contents {
+    /// The interfaces of `postern:policy` that it exports, by their short names: `routing`, `startup`, …
+    #[must_use]
+    pub fn interfaces(&self) -> BTreeSet<String> {
+        self.exports.iter().filter_map(|name| interface::exported(name)).map(str::to_owned).collect()
+    }
+}
+
+/// Looks into a component, and whether this host can answer its imports and ask its exports.
 ///
 /// # Errors
 /// [`PluginError::NotAComponent`], [`PluginError::UnknownImport`], [`PluginError::OtherVersion`], [`PluginError::NoSteps`].
 pub fn inspect(component: &[u8]) -> Result<Inspection, PluginError> {
-    let mut found = Inspection::default();
+    let Contents { imports, exports, needs } = contents(component)?;
+    let mut found = Inspection { imports, exports, needs, ..Inspection::default() };
+    for import in &found.imports {
+        if interface::import(import, &interface::OFFERED)? == interface::Import::Wasi {
+            found.stubs.push(import.clone());
+        }
+    }
+    (found.steps, found.startup) = interface::exports(found.exports.iter().map(String::as_str), &interface::OFFERED)?;
+    Ok(found)
+}
+
+/// Looks into a component and judges nothing. Modules that are put into one more than once are counted once; the sandbox counts
+/// again.
+///
+/// # Errors
+/// [`PluginError::NotAComponent`].
+pub(crate) fn contents(component: &[u8]) -> Result<Contents, PluginError> {
+    let mut found = Contents::default();
     // Of what is inside: modules, and components that a component is made of.
     let mut depth = 0_usize;
     for payload in Parser::new(0).parse_all(component) {
@@ -72,12 +114,6 @@ pub fn inspect(component: &[u8]) -> Result<Inspection, PluginError> {
             payload => found.needs.count(payload).map_err(malformed)?,
         }
     }
-    for import in &found.imports {
-        if interface::import(import, &interface::OFFERED)? == interface::Import::Wasi {
-            found.stubs.push(import.clone());
-        }
-    }
-    (found.steps, found.startup) = interface::exports(found.exports.iter().map(String::as_str), &interface::OFFERED)?;
     Ok(found)
 }
 
@@ -91,7 +127,13 @@ impl Needs {
                     }
                 }
             }
-            Payload::MemorySection(memories) => self.memories = self.memories.saturating_add(memories.count()),
+            Payload::MemorySection(memories) => {
+                for memory in memories {
+                    self.memories = self.memories.saturating_add(1);
+                    let bytes = memory?.initial.saturating_mul(PAGE_BYTES);
+                    self.memory_bytes = self.memory_bytes.saturating_add(bytes);
+                }
+            }
             Payload::TableSection(tables) => {
                 for table in tables {
                     self.tables = self.tables.saturating_add(1);
@@ -114,4 +156,34 @@ fn note(names: &mut Vec<String>, name: &str) -> Result<(), PluginError> {
 
 fn malformed(error: wasmparser::BinaryReaderError) -> PluginError {
     PluginError::NotAComponent(printable(&error.to_string(), 300))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_at_the_top_counts_as_import_and_export() {
+        let component = wat::parse_str(
+            r#"(component
+                (import "postern:policy/log@1.0.0" (instance))
+                (core module (memory 3) (table 7 funcref))
+                (component
+                    (import "wasi:cli/environment@0.2.0" (instance))
+                    (core module (import "x" "y" (memory 9)) (memory 1)))
+                (instance $i)
+                (export "postern:policy/routing@1.2.0" (instance $i))
+                (export "postern:policy/startup@1.0.0" (instance $i))
+                (export "postern:policy/files@1.0.0" (instance $i))
+                (export "other:policy/redaction@1.0.0" (instance $i)))"#,
+        );
+        let component = component.unwrap();
+        let found = contents(&component).unwrap();
+        assert_eq!(found.imports, ["postern:policy/log@1.0.0"]);
+        assert_eq!(found.exports.len(), 4);
+        assert_eq!(found.interfaces().iter().collect::<Vec<_>>(), ["routing", "startup"]);
+        let Needs { memories, memory_bytes, tables, table_elements, .. } = found.needs;
+        assert_eq!((memories, memory_bytes, tables, table_elements), (2, 4 << 16, 1, 7));
+        assert!(matches!(inspect(&component), Err(PluginError::OtherVersion(_))));
+    }
 }

@@ -10,6 +10,7 @@ pub(crate) const PACKAGE: &str = "postern:policy";
 pub(crate) const OFFERED: Version = Version::new(1, 0, 0);
 
 const INTERFACES: [&str; 8] = ["types", "log", "config", "detectors", "counters", "metrics", "clock", "random"];
+const EXPORTS: [&str; 4] = ["routing", "caching", "redaction", "startup"];
 const WASI_PACKAGES: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 const MAX_SHOWN_BYTES: usize = 200;
 
@@ -51,6 +52,12 @@ pub(crate) fn import(name: &str, offered: &Version) -> Result<Import, PluginErro
     let is_wasi = parsed.package.strip_prefix("wasi:").is_some_and(|package| WASI_PACKAGES.contains(&package));
     let is_version = VersionReq::parse("0.2").is_ok_and(|known| known.matches(&parsed.version));
     if is_wasi && is_version { Ok(Import::Wasi) } else { Err(unknown()) }
+}
+
+/// The short name of an interface that a policy exports, in whatever version.
+pub(crate) fn exported(name: &str) -> Option<&str> {
+    let parsed = Name::parse(name).filter(|parsed| parsed.package == PACKAGE)?;
+    EXPORTS.contains(&parsed.interface).then_some(parsed.interface)
 }
 
 /// The steps among the exports, and whether it has a start.

@@ -34,7 +34,6 @@ mod read;
 mod recorded;
 mod schema;
 mod section;
-mod shape;
 mod signature;
 mod start;
 mod ticker;
@@ -52,7 +51,7 @@ pub use facts::{
     SpanAction, Steps, TargetFacts, TargetPlacement, TextSegment, Verdict,
 };
 pub use host::PolicyHost;
-pub use inspect::{Inspection, Needs, inspect};
+pub use inspect::{Contents, Inspection, Needs, inspect};
 pub use joined::Joined;
 pub use kinds::MAX_KINDS;
 pub use manifest::{Asked, MANIFEST_SECTION, MAX_MANIFEST_BYTES, Manifest, is_policy_name, may_be_granted};
@@ -64,5 +63,4 @@ pub use policy::{
 };
 pub use recorded::{Answer, Answered, MAX_RECORDED_BYTES, RECORDED_VERSION, Recorded};
 pub use schema::{ConfigSchema, MAX_SCHEMA_BYTES};
-pub use shape::Shape;
 pub use signature::{KeyId, MAX_KEY_BYTES, MAX_KEYS, PublicKey, SIGNATURE_CONTEXT, SIGNATURE_SECTION, SigningKey};

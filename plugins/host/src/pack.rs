@@ -2,10 +2,10 @@
 
 use crate::componentize::componentize;
 use crate::error::PluginError;
+use crate::inspect;
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use crate::package::Package;
 use crate::section;
-use crate::shape::Shape;
 
 /// Makes a policy of a core module or a component, and of its manifest as YAML (or JSON). A manifest without `interfaces` gets
 /// those that the component exports. `world` as [`componentize`] has it; for a component it must be left out.
@@ -23,7 +23,7 @@ pub fn pack(wasm: &[u8], manifest: &str, world: Option<&str>) -> Result<Vec<u8>,
     };
     let mut manifest = from_yaml(manifest)?;
     if manifest.interfaces.is_empty() {
-        manifest.interfaces = Shape::of(&component)?.interfaces();
+        manifest.interfaces = inspect::contents(&component)?.interfaces();
     }
     let file = manifest.add_to(&component)?;
     // Nobody is helped by a file that the gateway would refuse.

@@ -6,11 +6,11 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 
 use crate::error::PluginError;
+use crate::inspect::{self, Contents};
 use crate::manifest::{MANIFEST_SECTION, Manifest};
 use crate::policy::{Grants, MAX_COMPONENT_BYTES};
 use crate::schema::ConfigSchema;
 use crate::section;
-use crate::shape::Shape;
 use crate::signature::{KeyId, PublicKey, Signature};
 
 /// Digits of the digest that records and logs show.
@@ -21,7 +21,7 @@ const SHORT_DIGEST: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Package {
     bytes: Vec<u8>,
-    shape: Shape,
+    contents: Contents,
     manifest: Option<Manifest>,
     signature: Option<Signature>,
     digest: String,
@@ -31,7 +31,7 @@ impl Package {
     /// Looks through a file.
     ///
     /// # Errors
-    /// [`PluginError::File`]: it is no component, damaged or too large. [`PluginError::Manifest`]: there are two, or it is wrong, or
+    /// [`PluginError::File`], [`PluginError::NotAComponent`]: it is no component, damaged or too large. [`PluginError::Manifest`]: there are two, or it is wrong, or
     /// does not list what the component exports. [`PluginError::Signature`]: there are two, or it is not the end of the file.
     pub fn read(bytes: Vec<u8>) -> Result<Self, PluginError> {
         if bytes.len() > MAX_COMPONENT_BYTES {
@@ -39,15 +39,15 @@ impl Package {
         }
         let signature = Signature::read(&bytes)?;
         let manifest = manifest(&bytes)?;
-        let shape = Shape::of(&bytes)?;
+        let contents = inspect::contents(&bytes)?;
         if let Some(manifest) = &manifest {
-            manifest.fits(&shape.interfaces())?;
+            manifest.fits(&contents.interfaces())?;
         }
         let mut hash = String::new();
         for byte in digest(&SHA256, &bytes).as_ref() {
             let _infallible = write!(hash, "{byte:02x}");
         }
-        Ok(Self { bytes, shape, manifest, signature, digest: hash })
+        Ok(Self { bytes, contents, manifest, signature, digest: hash })
     }
 
     /// The whole file; it is what [`crate::PolicySpec::component`] takes.
@@ -64,8 +64,8 @@ impl Package {
 
     /// What it exports, imports and needs.
     #[must_use]
-    pub fn shape(&self) -> &Shape {
-        &self.shape
+    pub fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     /// What it says of itself.

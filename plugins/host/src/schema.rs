@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::Value;
 
@@ -67,7 +68,11 @@ impl ConfigSchema {
         let mut faults = self.0.iter_errors(config).take(MAX_FAULTS).map(|error| {
             let at = error.instance_path().to_string();
             let at = if at.is_empty() { "the whole".to_owned() } else { format!("`{at}`") };
-            printable(&format!("{at}: {}", error.masked()), MAX_DETAIL_BYTES)
+            let what = match error.kind() {
+                ValidationErrorKind::FalseSchema => "nothing may be written there".to_owned(),
+                _ => error.masked().to_string(),
+            };
+            printable(&format!("{at}: {what}"), MAX_DETAIL_BYTES)
         });
         match faults.next() {
             None => Ok(()),
@@ -176,9 +181,100 @@ fn wrong(what: impl std::fmt::Display) -> PluginError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    const WORDS: [&str; 12] =
+        ["object", "array", "string", "integer", "number", "null", "^a+$", "(", "#/$defs/a", "email", "base64", ""];
+    const WITH_NUMBER: [&str; 13] = [
+        "maximum",
+        "minimum",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "multipleOf",
+        "maxLength",
+        "minLength",
+        "maxItems",
+        "minItems",
+        "maxProperties",
+        "minProperties",
+        "maxContains",
+        "minContains",
+    ];
+    const WITH_WORD: [&str; 6] = ["type", "pattern", "$ref", "format", "contentEncoding", "title"];
+    const WITH_SCHEMA: [&str; 11] = [
+        "additionalProperties",
+        "contains",
+        "else",
+        "if",
+        "items",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "contentSchema",
+    ];
+    const WITH_LIST: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
+    const WITH_MAP: [&str; 4] = ["properties", "patternProperties", "dependentSchemas", "$defs"];
+
+    fn number() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            any::<i64>().prop_map(Value::from),
+            (0..9_u32).prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+        ]
+    }
+
+    fn word() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(&WORDS[..])
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), number(), word().prop_map(Value::from)];
+        leaf.prop_recursive(3, 20, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(word(), inner, 0..4).prop_map(|members| json!(members)),
+            ]
+        })
+    }
+
+    /// Mostly schemas; some values are of the wrong kind.
+    fn any_schema() -> impl Strategy<Value = Value> {
+        let keyword = |names: &'static [&'static str]| prop::sample::select(names);
+        let plain = prop_oneof![
+            8 => (keyword(&WITH_NUMBER), number()),
+            8 => (keyword(&WITH_WORD), word().prop_map(Value::from)),
+            2 => (Just("const"), any_json()),
+            2 => (keyword(&["enum", "required"]), prop::collection::vec(any_json(), 1..4).prop_map(Value::from)),
+            1 => (Just("uniqueItems"), Just(json!(true))),
+            1 => (keyword(&WITH_SCHEMA), any_json()),
+        ];
+        let leaf = prop::collection::vec(plain, 0..3).prop_map(object);
+        leaf.prop_recursive(4, 30, 4, move |inner| {
+            let part = prop_oneof![
+                (keyword(&WITH_SCHEMA), inner.clone()),
+                (keyword(&WITH_LIST), prop::collection::vec(inner.clone(), 1..3).prop_map(Value::from)),
+                (keyword(&WITH_MAP), prop::collection::hash_map("[a^$]?", inner, 0..3).prop_map(|all| json!(all))),
+            ];
+            prop::collection::vec(part, 1..4).prop_map(object)
+        })
+    }
+
+    fn object(members: Vec<(&'static str, Value)>) -> Value {
+        members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_called_a_schema_is_used_or_refused(schema in any_schema(), config in any_json()) {
+            // What it says does not matter, only that it says something.
+            let _whatever = ConfigSchema::new(&schema).map(|schema| schema.check(&config).is_ok());
+        }
+    }
 
     fn refused(schema: Value) -> String {
         ConfigSchema::new(&schema).map(drop).unwrap_err().to_string()
@@ -209,6 +305,9 @@ mod tests {
         assert!(!said.contains("my-secret") && !said.contains("s3cret"), "{said}");
         let said = schema.check(&json!({"ruels": []})).unwrap_err().to_string();
         assert!(said.contains("the whole") && said.contains("ruels"), "{said}");
+        let none = ConfigSchema::new(&json!({"additionalProperties": false})).unwrap();
+        let said = none.check(&json!({"limit": 5})).unwrap_err().to_string();
+        assert!(said.contains("nothing may be written there"), "{said}");
         let many: Vec<_> = (0..100).map(|_| json!({})).collect();
         let said = schema.check(&json!({"rules": many})).unwrap_err().to_string();
         assert_eq!(said.matches("placement").count(), 3, "{said}");

@@ -1,5 +1,6 @@
 //! `/api/policies` and `/api/reload`: which policies are in force and how they do, and what is done about it by hand.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::extract::{Extension, Path, State};
@@ -53,10 +54,23 @@ async fn reload(State(admin): State<Admin>, Extension(access): Extension<Access>
     if let Err(refusal) = allowed(access, Needs::Operating) {
         return refusal.into_response();
     }
-    let gateway = &admin.gateway;
-    let report = gateway.live.reload(&gateway.config, Cause::Operator).await;
+    let Some(report) = ask_for_reload(&admin).await else {
+        return (StatusCode::CONFLICT, "A reload is under way; ask again when it has ended.\n").into_response();
+    };
     let status = if report.result.is_ok() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
     (status, Json(reported(&report))).into_response()
+}
+
+/// In a task of its own: who asked may go, and must not leave half a reload behind. One at a time, so that nobody who asks and goes
+/// can pile them up; `None`: there is one.
+async fn ask_for_reload(admin: &Admin) -> Option<Arc<Report>> {
+    let gateway = admin.gateway.clone();
+    let mine = gateway.live.asked.clone().try_acquire_owned().ok()?;
+    let reload = tokio::spawn(async move {
+        let _mine = mine;
+        gateway.live.reload(&gateway.config, Cause::Operator).await
+    });
+    reload.await.ok()
 }
 
 fn described(loaded: &Loaded) -> Value {

@@ -1,6 +1,7 @@
 //! As written → as meant.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +12,20 @@ use serde_saphyr::{Location, Spanned};
 
 use super::file::{self, File, Placed};
 use super::sections::Sections;
-use super::{Cache, Classification, Config, ConfigError, Engine, IdentityRule, Target, Timeouts, policies};
+use super::{Cache, Classification, Config, ConfigError, Engine, IdentityRule, Target, Timeouts, policies, read};
 use crate::classify::label::{Label, Labels};
+
+/// The longest configuration file.
+const MAX_FILE_BYTES: usize = 8 << 20;
 
 /// Reads a configuration file; relative paths in it are relative to its folder.
 ///
 /// # Errors
 /// See [`ConfigError`].
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let unread = |source| ConfigError::Read { path: path.to_owned(), source };
+    let bytes = read::bounded(path, MAX_FILE_BYTES).map_err(unread)?;
+    let text = String::from_utf8(bytes).map_err(|error| unread(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     parse(&text, path)
 }
 

@@ -45,9 +45,6 @@ impl Heard {
         effects: Option<Effects>,
         said: Said,
     ) {
-        if let Some(failure) = &failure {
-            policy.count_failure(failure);
-        }
         self.calls.push(Call { policy: policy.clone(), step, failure, effects });
         self.said.push(said);
     }

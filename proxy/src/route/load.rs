@@ -1,6 +1,7 @@
 //! From a configuration to policies that can be asked: reads the files, sees who vouches for them, compiles what has changed.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use super::loaded::{LoadError, Loaded, Version};
 use super::recorder::Recorder;
 use crate::config::file::Unsigned;
 use crate::config::policies::{KeyFile, Place};
+use crate::config::read::bounded;
 use crate::config::{self, ConfigError, PolicyPart};
 use crate::telemetry::metrics::Metrics;
 
@@ -92,15 +94,11 @@ impl Loader {
 
 /// The file of a component, if it is there and of a size that may be.
 fn read(path: &Path) -> Result<Package, LoadError> {
-    let bytes = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => metadata.len(),
-        _ => return Err(LoadError::Missing(path.to_owned())),
-    };
-    if bytes > MAX_COMPONENT_BYTES as u64 {
-        let what = format!("{} is larger than {} MiB", path.display(), MAX_COMPONENT_BYTES >> 20);
-        return Err(PluginError::File(what).into());
-    }
-    Ok(Package::read(std::fs::read(path).map_err(|error| LoadError::Read(path.to_owned(), error))?)?)
+    let bytes = bounded(path, MAX_COMPONENT_BYTES).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => LoadError::Missing(path.to_owned()),
+        _ => LoadError::Read(path.to_owned(), error),
+    })?;
+    Ok(Package::read(bytes)?)
 }
 
 /// Who vouches for it; nobody need for what came with Postern.
@@ -139,11 +137,7 @@ fn keys(file: &Path, files: &[KeyFile]) -> Result<Vec<PublicKey>, ConfigError> {
         let fault = |error: &dyn std::fmt::Display| {
             invalid(file, key.place, format!("`plugins.keys` {}: {error}", key.path.display()))
         };
-        let bytes = std::fs::metadata(&key.path).map_err(|error| fault(&error))?.len();
-        if bytes > MAX_KEY_BYTES as u64 {
-            return Err(fault(&"it is too long for a key"));
-        }
-        let text = std::fs::read(&key.path).map_err(|error| fault(&error))?;
+        let text = bounded(&key.path, MAX_KEY_BYTES).map_err(|error| fault(&error))?;
         PublicKey::from_pem(&text).map_err(|error| fault(&error))
     };
     files.iter().map(key).collect()

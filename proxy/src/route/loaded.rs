@@ -12,6 +12,9 @@ use super::times::Times;
 use crate::config::{self, OnFailure};
 use crate::telemetry::metrics::Metrics;
 
+/// The kind of a failure that must not be told.
+const WITHHELD: &str = "withheld";
+
 /// Which version of a policy it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Version {
@@ -126,17 +129,14 @@ impl Loaded {
         }
     }
 
-    /// A call failed. What is told here depends on nothing that the policy wrote.
-    pub fn count_failure(&self, failure: &PolicyFailure) {
-        self.metrics.policy_failed(self.name(), failure.kind.name());
-    }
-
-    /// Notes how a call of a request ended that may leave this machine, or only logs it if the request may not (`counts`). Then the
-    /// log does not have the words of the failure either: they could be the policy's own.
+    /// Notes how a call of a request ended that may leave this machine. If the request may not (`counts`), nothing is told but that
+    /// the call failed: a policy chooses how it fails, so the kind could spell what it has read, as its words could.
     pub fn note(&self, step: Step, failure: Option<&PolicyFailure>, counts: bool) {
         let quarantined = counts && self.health.note(step, failure.map(|failure| failure.kind));
         if let Some(failure) = failure {
-            self.log(step, failure, counts);
+            let kind = if counts { failure.kind.name() } else { WITHHELD };
+            self.metrics.policy_failed(self.name(), kind);
+            self.log(step, kind, if counts { &failure.detail } else { "not shown, since the request must stay here" });
         }
         if quarantined {
             let (policy, failures) = (self.name(), self.settings.quarantine_after);
@@ -145,17 +145,16 @@ impl Loaded {
                 step = step.name(),
                 failures,
                 consequence = self.consequence(),
-                "a policy failed so often in a row that it is not called any more; mend it, or release it with POST /api/policies/NAME/release"
+                "a policy failed so often in a row that it is not called any more; mend it, or release it with POST /api/policies/{policy}/release"
             );
         }
     }
 
-    fn log(&self, step: Step, failure: &PolicyFailure, with_words: bool) {
+    fn log(&self, step: Step, kind: &str, detail: &str) {
         if !self.health.is_log_due() {
             return;
         }
-        let (policy, step, kind) = (self.name(), step.name(), failure.kind.name());
-        let detail = if with_words { &failure.detail } else { "not shown, since the request must stay here" };
+        let (policy, step) = (self.name(), step.name());
         let consequence = self.consequence();
         tracing::warn!(
             policy,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::Signal;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::load::Loader;
 use super::loaded::Loaded;
@@ -30,6 +30,8 @@ pub struct Live {
     file: PathBuf,
     /// The last requests.
     pub recent: Recent,
+    /// Held by the reload that an operator asked for.
+    pub asked: Arc<Semaphore>,
     /// One reload at a time. How the files looked when they were read last.
     read: Mutex<Marks>,
     last: ArcSwap<Report>,
@@ -72,6 +74,7 @@ impl Live {
             loader,
             file: file.to_owned(),
             recent: Recent::default(),
+            asked: Arc::new(Semaphore::new(1)),
             // Of no file, so that the first look reads everything once more: something may have changed since it was read.
             read: Mutex::new(Marks::default()),
             last: ArcSwap::from_pointee(report),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use postern_tests::postern::check;
 use postern_tests::{BusyCloud, Config, Postern};
 use serde_json::{Value, json};
@@ -85,6 +85,26 @@ async fn only_what_was_signed_by_the_right_key_and_not_changed_loads() -> Result
     let other = keys(&puppet, "other")?.1;
     postern.configure(&refusing(&cloud, &puppet, &other))?;
     assert_eq!(postern.admin_post("/api/reload").await?.status, 422);
+    Ok(())
+}
+
+/// A pipe that nobody writes to, and a device without an end: a reload that waited for them would be the last one.
+#[tokio::test]
+async fn a_key_that_is_no_file_is_refused_and_later_reloads_go_on() -> Result<()> {
+    let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    puppet.first(&[])?;
+    let good = config(&cloud, puppet.policy(json!({})));
+    let postern = Postern::start(&good).await?;
+    let pipe = puppet.at("ops.pub");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status()?.success());
+    for endless in [pipe.as_path(), Path::new("/dev/zero")] {
+        postern.configure(&good.clone().set("/plugins/keys", json!([endless])))?;
+        let reload = tokio::time::timeout(crate::SOON, postern.admin_post("/api/reload"));
+        let refused = reload.await.context("a reload that waits for ever")??;
+        assert!(refused.status == 422 && refused.text().contains("not a regular file"), "{}", refused.text());
+        postern.configure(&good)?;
+        assert_eq!(postern.admin_post("/api/reload").await?.status, 200);
+    }
     Ok(())
 }
 

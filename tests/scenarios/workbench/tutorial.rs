@@ -100,13 +100,16 @@ fn run(script: &str, folder: &Path) -> Result<String> {
     command.args(["-c", script]).current_dir(folder).stdin(Stdio::null());
     command.env("PATH", path.join(std::ffi::OsStr::new(":")));
     command.env("RUSTC", guest_rustc()?);
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.stdout(file.try_clone()?).stderr(file).spawn()?;
     let started = Instant::now();
     let status = loop {
         match child.try_wait()? {
             Some(status) => break status,
             None if started.elapsed() > WITHIN => {
-                child.kill()?;
+                // With the gateway that it may have started.
+                let group = rustix::process::Pid::from_child(&child);
+                rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?;
                 bail!("not done within {WITHIN:?}: {}", std::fs::read_to_string(&log)?);
             }
             None => std::thread::sleep(Duration::from_millis(200)),

@@ -92,7 +92,7 @@ pub(super) fn run(command: &Check) -> anyhow::Result<ExitCode> {
         Ok(()) if has_schema => ConfigSaid::Fits,
         Ok(()) => ConfigSaid::NoSchema,
     };
-    let shape = package.shape().clone();
+    let contents = package.contents().clone();
     let mut checked = Checked {
         file: command.policy.as_str().to_owned(),
         name: manifest.as_ref().map(|manifest| manifest.name.clone()),
@@ -100,13 +100,13 @@ pub(super) fn run(command: &Check) -> anyhow::Result<ExitCode> {
         description: manifest.as_ref().and_then(|manifest| manifest.description.clone()),
         digest: package.digest().to_owned(),
         size_bytes: package.bytes().len(),
-        exports: shape.exports.into_iter().collect(),
-        imports: shape.imports.into_iter().collect(),
+        exports: contents.exports,
+        imports: contents.imports,
         grants: manifest.as_ref().map(|manifest| manifest.grants.clone()).unwrap_or_default(),
         metrics: package.metrics().map(str::to_owned).collect(),
         config,
-        memory_bytes: shape.memory_bytes,
-        table_elements: shape.table_elements,
+        memory_bytes: contents.needs.memory_bytes,
+        table_elements: contents.needs.table_elements,
         signature: signature(&package, command.policy.is_builtin(), &keys),
         loads: false,
         fault: None,
@@ -116,9 +116,14 @@ pub(super) fn run(command: &Check) -> anyhow::Result<ExitCode> {
         Ok(loaded) => (checked.loads, checked.load_ms) = (true, Some(loaded.took.as_millis())),
         Err(error) => checked.fault = Some(format!("{error:#}")),
     }
-    say(&if command.json { serde_json::to_string(&checked)? } else { text(&checked) });
     let bad = matches!(checked.signature, SignatureSaid::Bad { .. });
-    Ok(if checked.loads && !bad { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) })
+    let trusted = matches!(checked.signature, SignatureSaid::Good { .. } | SignatureSaid::Builtin);
+    if checked.loads && (bad || !(keys.is_empty() || trusted)) {
+        checked.loads = false;
+        checked.fault = Some("not where these keys count: none of them vouches for it".to_owned());
+    }
+    say(&if command.json { serde_json::to_string(&checked)? } else { text(&checked) });
+    Ok(if checked.loads { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) })
 }
 
 fn signature(package: &Package, builtin: bool, keys: &[(PathBuf, postern_plugins::PublicKey)]) -> SignatureSaid {
@@ -181,13 +186,21 @@ fn text(checked: &Checked) -> String {
         SignatureSaid::None => "none".to_owned(),
         SignatureSaid::Bad { fault } => fault.clone(),
         SignatureSaid::Unknown { key } => {
-            format!("says it is by the key {key}; name that with --key to see whether it is")
+            format!("says it is by the key {key}, which no --key names: nothing is proven")
         }
         SignatureSaid::Good { key, file } => format!("good, by the key {key} ({file})"),
     };
     let loads = match (&checked.fault, checked.load_ms) {
         (Some(fault), _) => format!("no: {fault}"),
-        (None, ms) => format!("yes, in {} ms", ms.unwrap_or_default()),
+        (None, ms) => {
+            let ms = ms.unwrap_or_default();
+            match &checked.signature {
+                SignatureSaid::None | SignatureSaid::Unknown { .. } => {
+                    format!("yes, in {ms} ms; a gateway also asks for a signature by a key of its `plugins.keys`")
+                }
+                _ => format!("yes, in {ms} ms"),
+            }
+        }
     };
     let mut lines = vec![head];
     lines.extend(checked.description.as_ref().map(|description| format!("  {description}")));

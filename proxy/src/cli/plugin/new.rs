@@ -103,3 +103,44 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let mode = if path.ends_with(EXECUTABLE) { 0o755 } else { 0o644 };
     file::write_new(path, text.as_bytes(), mode)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies in the folder of an example or a part, without what a build leaves there.
+    fn files(folder: &Path, below: &str, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder.join(below)).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let path = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
+            if ["build", "node_modules", "policy.wasm", "generate.sh", "wit.sha256"].contains(&name.as_str()) {
+                continue;
+            }
+            if entry.file_type().unwrap().is_dir() { files(folder, &path, found) } else { found.push(path) }
+        }
+    }
+
+    #[test]
+    fn every_file_of_an_example_is_in_a_project() {
+        let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins");
+        let all = |folder: &str, below: &str| {
+            let mut found = Vec::new();
+            files(&plugins.join(folder), below, &mut found);
+            found.sort();
+            found
+        };
+        let named = |templates: &[Template]| {
+            let mut names: Vec<_> = templates.iter().map(|(name, _)| (*name).to_owned()).collect();
+            names.sort();
+            names
+        };
+        for language in Language::value_variants() {
+            let folder = format!("examples/{}", language.to_possible_value().unwrap().get_name());
+            assert_eq!(named(language.templates()[0]), all(&folder, ""), "{folder}");
+        }
+        assert_eq!(named(WIT), all("", "wit"));
+        assert_eq!(named(SDK), all("", "sdk"));
+        assert_eq!(named(BINDINGS), all("", "bindings"));
+    }
+}

@@ -50,7 +50,7 @@ pub(crate) struct Replay {
 /// What changed.
 #[derive(Debug, Default, Serialize)]
 struct Outcome {
-    /// Lines of the recording that were read.
+    /// Requests of the recording.
     requests: u64,
     /// Decisions that were compared: two a request for a policy that routes and plans.
     compared: u64,
@@ -114,26 +114,29 @@ async fn replay(command: &Replay, new: &Loaded, old: Option<&Loaded>) -> anyhow:
     let file = std::fs::File::open(&command.records).map_err(|error| Wrong::because(format!("{path}: {error}")))?;
     let mut lines = BufReader::new(file);
     let mut outcome = Outcome::default();
-    let (mut line, mut others) = (String::new(), BTreeSet::new());
+    let (mut line, mut at, mut others) = (Vec::new(), 0_u64, BTreeSet::new());
     loop {
         line.clear();
         let limit = MAX_RECORDED_BYTES as u64 + 2;
-        let bytes = lines.by_ref().take(limit).read_line(&mut line).with_context(|| path.to_string())?;
+        let bytes = lines.by_ref().take(limit).read_until(b'\n', &mut line).with_context(|| path.to_string())?;
         if bytes == 0 {
             break;
         }
-        if line.trim().is_empty() {
+        at += 1;
+        let is_whole = line.ends_with(b"\n") || !lines.fill_buf().with_context(|| path.to_string())?.is_empty();
+        // A gateway may be about to write the rest of the last line.
+        if !is_whole || line.trim_ascii().is_empty() {
             continue;
         }
-        outcome.requests += 1;
-        let at = outcome.requests;
-        let recorded: Recorded = serde_json::from_str(&line)
+        let recorded: Recorded = serde_json::from_slice(&line)
             .map_err(|error| Wrong::because(format!("{path}: line {at} is not a recorded request: {error}")))?;
-        others.extend(recorded.answers.iter().map(|answered| answered.policy.clone()).take(MAX_NAMES));
-        one(&recorded, new, old, command.rows, &mut outcome).await;
+        outcome.requests += 1;
+        let room = MAX_NAMES.saturating_sub(others.len());
+        others.extend(recorded.answers.iter().map(|answered| answered.policy.clone()).take(room));
+        one(at, &recorded, new, old, command.rows, &mut outcome).await;
     }
     if outcome.requests > 0 && outcome.compared == 0 && outcome.failed == 0 {
-        let names: Vec<_> = others.into_iter().take(MAX_NAMES).collect();
+        let names: Vec<_> = others.into_iter().collect();
         let what = format!(
             "{path}: no answer of a policy `{}` is recorded ({}); say its name in the configuration with --name, or compare \
              with a file by --against",
@@ -145,7 +148,7 @@ async fn replay(command: &Replay, new: &Loaded, old: Option<&Loaded>) -> anyhow:
     Ok(outcome)
 }
 
-async fn one(recorded: &Recorded, new: &Loaded, old: Option<&Loaded>, rows: usize, outcome: &mut Outcome) {
+async fn one(line: u64, recorded: &Recorded, new: &Loaded, old: Option<&Loaded>, rows: usize, outcome: &mut Outcome) {
     let steps = new.policy.steps();
     for (step, asked) in [("routing", steps.routing), ("caching", steps.caching)] {
         if !asked {
@@ -170,7 +173,7 @@ async fn one(recorded: &Recorded, new: &Loaded, old: Option<&Loaded>, rows: usiz
         if outcome.changes.len() < rows {
             let request = &recorded.request;
             outcome.changes.push(Change {
-                line: outcome.requests,
+                line,
                 record: recorded.record.clone(),
                 identity: request.identity.clone(),
                 label: label_at(step, recorded).to_owned(),
