@@ -339,7 +339,10 @@ mod tests {
             (policy("replaces: other"), "only with `shadow: true`"),
             (policy("shadow: true, replaces: other"), "no policy `other` that counts"),
             (policy("shadow: true, replaces: mine"), "no policy `mine` that counts"),
-            (policy("quarantine_after: 0"), "quarantine_after"),
+            (
+                policy("quarantine_after: 0"),
+                "integer `0`, expected a whole number from 1 to 4294967295 at line 8, column",
+            ),
             (policy("memory: 1KiB"), "between 1MiB and 256MiB"),
             ("routing: {weights: {w: {moon: 1}}}\n".to_owned(), "`routing.weights.w`: there is no target `moon`"),
             ("routing: {weights: {w: {engine: 1}}}\n".to_owned(), "there is no target `engine`"),

@@ -107,7 +107,7 @@ pub struct Policy {
     #[schemars(with = "Size")]
     pub memory: Spanned<Size>,
     /// After so many failures in a row it is not called any more, and counts as failing, until it is changed or released.
-    #[serde(default = "default_quarantine_after")]
+    #[serde(default = "default_quarantine_after", deserialize_with = "crate::config::units::count")]
     pub quarantine_after: NonZeroU32,
     /// Ask it in the background and only record what it would change.
     #[serde(default)]
