@@ -41,7 +41,7 @@ use self::{disk::Disk, state::State};
 pub use self::{
     enrolment::{MAX_INVITE_TTL, SignedLeaf},
     offline::{MAX_INTERMEDIATE_DAYS, create_root, sign_intermediate},
-    status::{CertificateStatus, Stage, Status},
+    status::{CertificateStatus, LeafStatus, Stage, Status},
 };
 use crate::{
     CertsError, Clock, IssuedLeaf, LeafRequest, PathPrefix, Role, Serial, SpiffeId, SystemClock, Trust,

@@ -96,10 +96,9 @@ impl Roots {
             Self::Here { current, next } => {
                 [Some(current), next.as_ref()].into_iter().flatten().any(|root| root.issued(signer))
             }
-            Self::Offline(certificates) => certificates.iter().any(|root| {
-                let facts = crate::verify::authority(root);
-                facts.is_ok_and(|facts| signer.issuer_key_id.as_ref() == Some(&facts.key_id))
-            }),
+            Self::Offline(certificates) => certificates
+                .iter()
+                .any(|root| crate::verify::authority(root).is_ok_and(|facts| signer.is_below(&facts.key_id))),
         }
     }
 

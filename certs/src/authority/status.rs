@@ -4,8 +4,8 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Authority, RootPlace, disk::Roots};
-use crate::{PathPrefix, rotate::RootSwitch, signer::Signer, verify};
+use super::{Authority, RootPlace, disk::Roots, state::State};
+use crate::{PathPrefix, Serial, rotate::RootSwitch, signer::Signer, verify};
 
 /// With the root off line, an operator is woken this long before the intermediate ends.
 const OFFLINE_ALARM_DAYS: i64 = 15;
@@ -28,6 +28,8 @@ pub struct Status {
     pub intermediates: Vec<CertificateStatus>,
     /// Whether an operator has to bring a new intermediate soon: the root is off line and cannot renew it.
     pub alarm: bool,
+    /// The newest leaf of this authority's gateway; none before its first start.
+    pub gateway: Option<LeafStatus>,
     /// Leaves that are not over yet, revoked ones among them.
     pub issued: usize,
     /// Revoked leaves that are not over yet.
@@ -54,6 +56,16 @@ pub struct CertificateStatus {
     pub not_after: String,
     /// What it is doing.
     pub stage: Stage,
+}
+
+/// A leaf that the register knows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct LeafStatus {
+    /// Its number.
+    pub serial: Serial,
+    /// Last moment.
+    pub not_after: String,
 }
 
 /// What a certificate of an authority is doing.
@@ -104,6 +116,7 @@ impl Authority {
             root_switch: state.roots.phase(&state.ledger, now),
             intermediates,
             alarm: root_offline && now >= alarm_from,
+            gateway: self.newest_of_gateway(&state, now),
             issued: state.ledger.in_force(now).count(),
             revoked: state.ledger.revoked.iter().filter(|leaf| leaf.not_after >= now.unix_timestamp()).count(),
             invited: state.ledger.invites(now),
@@ -111,6 +124,15 @@ impl Authority {
             highest_time: state.highest.map(text),
             bundle_sequence: state.ledger.bundle.sequence,
         }
+    }
+}
+
+impl Authority {
+    fn newest_of_gateway(&self, state: &State, now: OffsetDateTime) -> Option<LeafStatus> {
+        let own = state.ledger.in_force(now).filter(|leaf| leaf.id == self.settings.gateway_id);
+        let newest = own.max_by_key(|leaf| leaf.not_after)?;
+        let not_after = OffsetDateTime::from_unix_timestamp(newest.not_after).ok()?;
+        Some(LeafStatus { serial: newest.serial.clone(), not_after: text(not_after) })
     }
 }
 

@@ -16,7 +16,7 @@ use serde_saphyr::Spanned;
 
 use super::units::{self, Size, Span};
 use crate::admin::guard::Role;
-pub use policies::{Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
+pub use policies::{Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
 
 /// A value that remembers its place in the file, for errors found later.
 pub type Placed = Spanned<String>;

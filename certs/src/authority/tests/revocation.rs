@@ -122,7 +122,9 @@ fn nobody_gets_a_leaf_whose_list_the_gateway_does_not_have_yet() {
     let scratch = Scratch::new();
     let (gateway, command_line) = (scratch.open().unwrap(), scratch.open().unwrap());
     // Renewed by the command line, which issues at once.
-    scratch.clock.advance(Duration::days(15));
+    scratch.clock.advance(Duration::days(15) - Duration::SECOND);
+    gateway.refresh().unwrap();
+    scratch.clock.advance(Duration::SECOND);
     let leaf = command_line.issue(ada()).unwrap();
     assert_eq!(command_line.status().intermediates.len(), 2);
     assert_eq!(who(&gateway, &leaf.chain, scratch.clock.now()), None);
