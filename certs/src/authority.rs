@@ -50,7 +50,7 @@ use crate::{
     issue::{self, MAX_LEAF_TTL, MIN_LEAF_TTL},
     ledger::{Issued, Ledger},
     signer::{INTERMEDIATE_LIFE, Signer},
-    store::{Locked, Store},
+    store::{LOCK_FILE, Locked, Store},
     tls,
 };
 
@@ -173,6 +173,13 @@ impl Authority {
             State::open(&settings, &store, &locked, now)?
         };
         Ok(Self { clock: options.clock, settings, state: Mutex::new(state), store })
+    }
+
+    /// Whether there is one in `dir`, or the beginning of one.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.into_iter().any(|name| name != LOCK_FILE)
     }
 
     /// Issues a leaf with a new key, and registers it. Renews the intermediate first if that is due.

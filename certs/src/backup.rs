@@ -30,7 +30,7 @@ use crate::{
     CertsError,
     authority::{Authority, LEDGER_FILE},
     ledger::{Ledger, MAX_LEDGER_BYTES},
-    store::{self, Locked, Store},
+    store::{self, LOCK_FILE, Locked, Store},
 };
 
 /// The shortest passphrase, characters.
@@ -59,7 +59,6 @@ const MAX_MEMORY_KIB: u32 = 1024 * 1024;
 
 /// More files than an authority ever has.
 const MAX_FILES: usize = 256;
-const LOCK_FILE: &str = "lock";
 
 /// What is in the clear at the beginning.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -27,7 +27,7 @@ const PRIVATE_FOLDER: u32 = 0o700;
 const OTHERS: u32 = 0o077;
 /// A key and a certificate are under 4 KiB; more than this was not written here.
 pub(crate) const MAX_FILE_BYTES: u64 = 64 * 1024;
-const LOCK_FILE: &str = "lock";
+pub(crate) const LOCK_FILE: &str = "lock";
 const TEMPORARY: &str = ".tmp";
 /// Another process holds the lock for a few milliseconds, once in fifteen days.
 const LOCK_WAIT: Duration = Duration::from_secs(10);

@@ -123,5 +123,12 @@ pub(crate) fn say(line: &str) {
 
 #[expect(clippy::print_stderr, reason = "the one message of a command that failed")]
 fn tell_error(error: &anyhow::Error) {
-    eprintln!("postern: {error:#}");
+    let mut said = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Some say their cause themselves.
+        if !said.contains(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    eprintln!("postern: {said}");
 }

@@ -28,7 +28,7 @@ use sections::Sections;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -52,7 +52,7 @@ pub enum ConfigError {
         what: String,
     },
     /// Well-formed, but it does not fit together.
-    #[error("{file}:{line}:{column}: {message}")]
+    #[error("{file}{}: {message}", place(*line, *column))]
     Invalid {
         /// The file's name.
         file: String,
@@ -63,6 +63,10 @@ pub enum ConfigError {
         /// What was expected.
         message: String,
     },
+}
+
+fn place(line: u64, column: u64) -> String {
+    if line == 0 { String::new() } else { format!(":{line}:{column}") }
 }
 
 /// All settings of one gateway.

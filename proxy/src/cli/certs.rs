@@ -132,6 +132,23 @@ impl ConfigArgument {
         Ok(config)
     }
 
+    /// The one that is there; looking at it must not make one, in a folder that was perhaps mistyped.
+    fn load_existing(&self) -> anyhow::Result<Config> {
+        let config = self.load()?;
+        let dir = config.authority_dir();
+        if !Authority::is_in(&dir) {
+            bail!(
+                "there is no authority in {}: `postern run`, `certs issue` and `certs invite` make one",
+                dir.display()
+            );
+        }
+        Ok(config)
+    }
+
+    fn existing(&self) -> anyhow::Result<Authority> {
+        Ok(tls::authority(&self.load_existing()?)?)
+    }
+
     fn authority(&self) -> anyhow::Result<(Config, Authority)> {
         let config = self.load()?;
         let authority = tls::authority(&config)?;
@@ -154,12 +171,12 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
         CertsCommand::Enrol(arguments) => workstation::enrol(&arguments)?,
         CertsCommand::Renew(arguments) => workstation::renew(&arguments)?,
         CertsCommand::Status { config } => {
-            let (_, authority) = config.authority()?;
+            let authority = config.existing()?;
             say(&serde_json::to_string_pretty(&authority.status())?);
         }
         CertsCommand::Revoke { config, id, serial } => revoke(&config, id, serial)?,
         CertsCommand::Bundle { config, format } => {
-            let (_, authority) = config.authority()?;
+            let authority = config.existing()?;
             match format {
                 Format::Pem => say(authority.bundle_pem().trim_end()),
                 Format::Spiffe => say(&authority.bundle_document()?),
@@ -180,7 +197,7 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
             say(&format!("the authority of {} is back", authority.trust_domain()));
         }
         CertsCommand::ResetClock { config } => {
-            let config = config.load()?;
+            let config = config.load_existing()?;
             Authority::reset_clock(&config.authority_dir(), tls::authority_options(&config))?;
             say("the present time is accepted; restart the gateway if it runs");
         }
@@ -200,7 +217,7 @@ fn issue(config: &ConfigArgument, id: &SpiffeId, out: &Path) -> anyhow::Result<(
 }
 
 fn revoke(config: &ConfigArgument, id: Option<SpiffeId>, serial: Option<Serial>) -> anyhow::Result<()> {
-    let config = config.load()?;
+    let config = config.load_existing()?;
     let what = match (id, serial) {
         (Some(id), _) => Revocation::Id(id),
         (None, Some(serial)) => Revocation::Serial(serial),
@@ -211,7 +228,7 @@ fn revoke(config: &ConfigArgument, id: Option<SpiffeId>, serial: Option<Serial>)
         say(&format!("revoked {serial}"));
     }
     if known.is_empty() {
-        say("no certificate of that name is known here; should there be one, it is refused from now on");
+        say("no such certificate is known here; should there be one, it is refused from now on");
     }
     Ok(())
 }

@@ -57,6 +57,8 @@ fn in_our_words(message: &str) -> String {
         .replace("invalid u64", "expected a whole number")
 }
 
+/// What an engine takes.
+const MAX_BATCH: u16 = 256;
 /// Several times the pause between two signs of life.
 const MIN_HUNG_AFTER: Duration = Duration::from_secs(2);
 
@@ -150,8 +152,25 @@ impl Resolver<'_> {
         if file.identities.is_empty() {
             return Err(self.error(&Location::UNKNOWN, "`identities` is empty: nobody could ask for anything"));
         }
-        if file.listen == file.admin.value && file.listen.port() != 0 {
-            return Err(self.error(&file.admin.referenced, "`admin` must not be the same address as `listen`"));
+        let addresses = [
+            ("listen", Some(file.listen)),
+            ("admin", Some(file.admin.value)),
+            ("enrol", file.enrol),
+            ("probe", file.probe),
+        ];
+        let taken = addresses.iter().enumerate().find_map(|(at, (name, address))| {
+            let address = address.filter(|address| address.port() != 0)?;
+            let (other, _) = addresses.iter().take(at).find(|(_, other)| *other == Some(address))?;
+            Some(format!("`{name}` must not be the same address as `{other}`"))
+        });
+        if let Some(what) = taken {
+            return Err(self.error(&file.admin.referenced, &what));
+        }
+        if let Some(batch) =
+            file.engine.as_ref().map(|engine| engine.max_batch_size).filter(|size| size.get() > MAX_BATCH)
+        {
+            let what = format!("`engine.max_batch_size` is {batch}, and {MAX_BATCH} is the most");
+            return Err(self.error(&Location::UNKNOWN, &what));
         }
         let known = |model: &str| postern_engine::catalog::known(model).is_some() || Path::new(model).is_file();
         if let Some(engine) = file.engine.as_ref().filter(|engine| !known(&engine.model)) {
@@ -363,6 +382,12 @@ targets:
             ("https://api.example.com", "http://api.example.com", "13:24", "loopback"),
             ("https://api", "https://u:p@api", "13:24", "no user name"),
             ("127.0.0.1:9443", "0.0.0.0:9443", "3:8", "loopback"),
+            (
+                "state_dir: state",
+                "state_dir: state\nprobe: 127.0.0.1:9443",
+                "3:8",
+                "`probe` must not be the same address",
+            ),
             ("branch.example.org}", "Branch Org}", "5:17", "trust domain"),
             ("spiffe://branch.example.org/clerk/*", "clerk", "7:12", "expected a SPIFFE ID"),
             ("models: {chat: their-chat}", "limits: {requests_per_minute: 0}", "14", "a whole number from 1 to"),
