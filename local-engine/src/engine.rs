@@ -5,11 +5,14 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Facts, Places, Refused};
 use crate::chat_template::{ChatTemplate, Message};
 use crate::error::EngineError;
+use crate::kv_pool::{BLOCK_TOKENS, KvFormat, KvPool};
+use crate::meters::Meters;
 use crate::model::{self, Model};
 use crate::options::EngineOptions;
 use crate::scheduler::Bounds;
@@ -19,8 +22,6 @@ use crate::weights::WeightFile;
 use crate::worker::{Status, Worker};
 use crate::{device, options::thread_environment};
 
-/// Memory for all sequences' caches together, in bytes. It is taken as sequences grow, not before.
-const CACHE_BYTES_MAX: usize = 4 << 30;
 /// Events of a request beside one for each token: it began, the text held back, it ended.
 const EXTRA_EVENTS: usize = 3;
 /// How often it is looked whether the worker hangs.
@@ -42,9 +43,8 @@ pub struct Engine {
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
     submissions: SyncSender<Submission>,
-    /// One permit for each sequence that may run or wait.
-    places: Arc<Semaphore>,
-    places_max: usize,
+    places: Places,
+    slots: usize,
     hung_after: Duration,
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
@@ -59,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) inbox_tokens: AtomicUsize,
     /// When the step began that the worker is at; `None` while it waits for work.
     pub(crate) step_began: Mutex<Option<Instant>>,
+    pub(crate) meters: Meters,
     /// The worker has ended.
     pub(crate) stopped: CancellationToken,
 }
@@ -74,6 +75,8 @@ pub(crate) struct Load {
     pub(crate) queue_depth: usize,
     /// Prompt tokens before a new request's own.
     pub(crate) queued_prompt_tokens: usize,
+    /// How long a new request would wait for a free sequence, before its prompt is read.
+    pub(crate) slot_wait: Duration,
 }
 
 impl Engine {
@@ -115,14 +118,18 @@ impl Engine {
         model: Box<dyn Model>,
         device: &candle_core::Device,
     ) -> Result<Self, EngineError> {
-        let cache_tokens = CACHE_BYTES_MAX / model.cache_shape().bytes_per_token().max(1);
-        let context_tokens = context_tokens(options, model.context_tokens(), cache_tokens)?;
-        let places_max = options.max_batch_size + options.max_queue;
-        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue, cache_tokens };
-        let (submissions, inbox) = std::sync::mpsc::sync_channel(places_max);
+        let format = if options.kv_eight_bit { KvFormat::Q8 } else { KvFormat::F16 };
+        let blocks = options.kv_bytes / model.kv_shape().block_bytes(format).max(1);
+        let context_tokens = context_tokens(options, model.context_tokens(), blocks * BLOCK_TOKENS)?;
+        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue };
+        // On a device all blocks are there from the beginning, so no more than all sequences could ever fill.
+        let blocks = blocks.min(options.max_batch_size * (context_tokens.div_ceil(BLOCK_TOKENS) + 1));
+        let kv = KvPool::new(model.kv_shape(), format, blocks, device)?;
+        let (submissions, inbox) = std::sync::mpsc::sync_channel(bounds.running + bounds.waiting);
         let (publish, status) = watch::channel(Status::default());
         let (tokenizer, shared) = (Arc::new(tokenizer), Arc::new(Shared::default()));
-        let mut worker = Worker::new(model, Arc::clone(&tokenizer), device.clone(), bounds, options.max_wait);
+        let meters = shared.meters.clone();
+        let mut worker = Worker::new(model, Arc::clone(&tokenizer), kv, bounds, options.max_wait, meters);
         worker.warm_up(context_tokens)?;
         let their_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine-worker".to_owned());
@@ -132,21 +139,9 @@ impl Engine {
             path: options.model.clone(),
             source,
         })?;
-        let places = Arc::new(Semaphore::new(places_max));
-        let name = options.name.clone();
-        let hung_after = options.hung_after;
-        Ok(Self {
-            name,
-            context_tokens,
-            tokenizer,
-            template,
-            submissions,
-            places,
-            places_max,
-            hung_after,
-            shared,
-            status,
-        })
+        let places = Places::new(bounds.running, bounds.waiting);
+        let (name, slots, hung_after) = (options.name.clone(), bounds.running, options.hung_after);
+        Ok(Self { name, context_tokens, tokenizer, template, submissions, places, slots, hung_after, shared, status })
     }
 
     /// The name that the model is served under.
@@ -164,7 +159,8 @@ impl Engine {
     /// Puts a request in the queue. Its events come out of the receiver; dropping that ends the request within a step.
     ///
     /// # Errors
-    /// [`EngineError::ContextLength`], [`EngineError::QueueFull`], or [`EngineError::Stopped`].
+    /// [`EngineError::ContextLength`], [`EngineError::QueueFull`], [`EngineError::ShareTaken`], or
+    /// [`EngineError::Stopped`].
     pub fn submit(&self, mut generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, EngineError> {
         let prompt_tokens = generation.prompt.len();
         if prompt_tokens == 0 {
@@ -174,7 +170,8 @@ impl Engine {
             return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens });
         }
         generation.max_new_tokens = generation.max_new_tokens.clamp(1, self.context_tokens - prompt_tokens);
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| EngineError::QueueFull)?;
+        let place = self.places.take(&generation.origin.identity);
+        let place = place.map_err(|refused| self.refusal(refused, prompt_tokens))?;
         let (events, receiver) = mpsc::channel(generation.max_new_tokens + EXTRA_EVENTS);
         self.shared.inbox_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
         let submission = Submission { generation, events, submitted: Instant::now(), _place: place };
@@ -202,10 +199,33 @@ impl Engine {
     /// The present load.
     pub(crate) fn load_now(&self) -> Load {
         let status = self.status.borrow().clone();
-        let taken = self.places_max - self.places.available_permits();
-        let queue_depth = taken.saturating_sub(status.running);
-        let queued_prompt_tokens = status.queued_prompt_tokens + self.shared.inbox_tokens.load(Ordering::Relaxed);
-        Load { status, queue_depth, queued_prompt_tokens }
+        let queue_depth = self.places.taken().saturating_sub(status.running);
+        let facts = self.facts(&status);
+        let (queued_prompt_tokens, slot_wait) = (facts.queued_prompt_tokens, facts.slot_wait());
+        Load { status, queue_depth, queued_prompt_tokens, slot_wait }
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.shared.meters
+    }
+
+    fn facts(&self, status: &Status) -> Facts {
+        Facts {
+            slots: self.slots,
+            taken: self.places.taken(),
+            slot_seconds: status.slot_seconds,
+            queued_prompt_tokens: status.queued_prompt_tokens + self.shared.inbox_tokens.load(Ordering::Relaxed),
+            prefill_rate: status.prefill_rate,
+        }
+    }
+
+    fn refusal(&self, refused: Refused, prompt_tokens: usize) -> EngineError {
+        let facts = self.facts(&self.status.borrow());
+        let retry_after = facts.retry_after();
+        match refused {
+            Refused::Full => EngineError::QueueFull { retry_after, wait: facts.first_token(prompt_tokens) },
+            Refused::Share => EngineError::ShareTaken { retry_after },
+        }
     }
 
     /// Resolves when the worker has ended, or hangs (see [`EngineOptions::hung_after`]); it does both only by a defect.

@@ -1,21 +1,30 @@
 //! The language model server on the gateway's own machine.
 //!
 //! A prompt's way through it: [`serve`] dials the gateway and answers HTTP on that connection (`api`), a chat becomes
-//! text (`chat_template`) and token ids (`tokenizer`), waits in a bounded queue (`scheduler`), and is worked on by the
-//! one thread that owns the model (`worker`): prefill in chunks, then one token a step (`sampler`), whose bytes become
-//! text again (`text_stream`). The engine keeps no state on disk, so it may be killed at any time.
+//! text (`chat_template`) and token ids (`tokenizer`), gets a place if one is free (`admission`), waits for its turn
+//! (`scheduler`), and is worked on by the one thread that owns the model (`worker`): what an earlier prompt began with
+//! alike is there already (`prefix_cache`), the rest is prefilled in chunks beside the answers under way (`batch`, `model`,
+//! `attention`, `kv_pool`), then comes one token a step (`sampler`), whose bytes become text again (`text_stream`). The
+//! engine keeps no state on disk, so it may be killed at any time.
 //!
 //! Prompts and answers never appear in logs, errors or metrics.
 
+mod admission;
 mod api;
+mod attention;
+mod batch;
 pub mod catalog;
 mod chat_template;
 mod device;
 mod engine;
 mod error;
-mod kv_cache;
+mod host;
+mod kv_pool;
+mod meters;
 mod model;
 mod options;
+mod origin;
+mod prefix_cache;
 mod rates;
 mod sampler;
 mod scheduler;
@@ -31,6 +40,7 @@ mod worker;
 pub use engine::{Engine, Progress};
 pub use error::EngineError;
 pub use options::{DeviceChoice, EngineOptions, thread_environment};
+pub use origin::{Origin, Priority};
 pub use sequence::{FinishReason, Generation, GenerationEvent, Sampling, Usage};
 pub use serve::serve;
 pub use weights::check_header;

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
+
+use crate::admission::Place;
+use crate::origin::Origin;
 
 /// How tokens are drawn. Names and ranges as in the OpenAI API.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +39,8 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// On whose behalf.
+    pub origin: Origin,
 }
 
 /// Why an answer ended.
@@ -65,6 +70,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, the one that ended the answer among them.
     pub completion_tokens: usize,
+    /// Tokens of the prompt that were computed for an earlier request.
+    pub cached_tokens: usize,
 }
 
 /// What comes out of the engine for one request: at most one `Started`, then `Text`s, then one `Finished` or `Failed`.
@@ -92,5 +99,5 @@ pub(crate) struct Submission {
     pub(crate) events: mpsc::Sender<GenerationEvent>,
     pub(crate) submitted: Instant,
     /// Its place among the sequences that may run or wait; free again when the request ends.
-    pub(crate) _place: OwnedSemaphorePermit,
+    pub(crate) _place: Place,
 }

@@ -23,8 +23,9 @@ use crate::error::EngineError;
 /// The pause before dialling again: at first, and at most.
 const REDIAL_FIRST: Duration = Duration::from_millis(50);
 const REDIAL_MAX: Duration = Duration::from_secs(2);
-/// How long running answers may take to end at a shutdown.
-const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// How long running answers may take to end at a shutdown: as long as a request may last, since another model's engine may
+/// have taken over. Whoever wants it to end sooner kills it.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
 /// Requests on a connection at the same time; those beyond the queue are refused one by one with a reason.
 const STREAMS_MAX: u32 = 1024;
 /// Bytes of a request's headers.
@@ -34,7 +35,7 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// Serves until `shutdown`: dials the UNIX socket `connect`, and again, with growing pauses, whenever the connection is
-/// lost. At shutdown, running answers have 20 seconds to end.
+/// lost. At shutdown, running answers have ten minutes to end.
 ///
 /// # Errors
 /// [`EngineError::Stopped`] if the engine's worker has died or hangs: the process should end, and be started anew.

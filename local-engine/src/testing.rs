@@ -1,5 +1,6 @@
 //! For tests: a tiny model file, and a model that says what it is told to, in its own time.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +10,11 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use tempfile::TempDir;
 
+use crate::batch::Batch;
 use crate::chat_template::ChatTemplate;
 use crate::engine::Engine;
-use crate::kv_cache::CacheShape;
-use crate::model::{Model, Segment};
+use crate::kv_pool::{KvPool, KvShape};
+use crate::model::{Input, Model, Output};
 use crate::options::EngineOptions;
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFile;
@@ -41,30 +43,31 @@ impl Model for Scripted {
         CONTEXT_TOKENS
     }
 
-    fn cache_shape(&self) -> CacheShape {
-        CacheShape { layers: 1, kv_heads: 1, head_width: 2 }
+    fn layers(&self) -> usize {
+        1
     }
 
-    fn forward(&self, batch: &mut [Segment<'_>]) -> candle_core::Result<Vec<Vec<f32>>> {
+    fn kv_shape(&self) -> KvShape {
+        KvShape { layers: 1, kv_heads: 1, head_width: 2 }
+    }
+
+    fn forward(&self, _: Range<usize>, batch: &Batch, _: Input<'_>, _: &mut KvPool) -> candle_core::Result<Output> {
         std::thread::sleep(self.step_takes);
-        let mut logits = Vec::new();
-        for segment in batch {
-            assert!(!segment.tokens.contains(&3), "poisoned");
-            if segment.tokens.contains(&4) {
-                std::thread::sleep(TRAPPED_FOR);
-            }
-            segment.cache.reserve(segment.tokens.len())?;
-            segment.cache.advance(segment.tokens.len());
-            if segment.wants_logits {
-                let next = match *segment.tokens.last().unwrap() {
-                    last if last + 1 == FIRST_PIECE + self.pieces => END,
-                    last if last >= FIRST_PIECE => last + 1,
-                    _ => FIRST_PIECE,
-                };
-                logits.push((0..FIRST_PIECE + self.pieces).map(|id| if id == next { 50.0 } else { 0.0 }).collect());
-            }
+        assert!(!batch.tokens().contains(&3), "poisoned");
+        if batch.tokens().contains(&4) {
+            std::thread::sleep(TRAPPED_FOR);
         }
-        Ok(logits)
+        let vocabulary = FIRST_PIECE + self.pieces;
+        let mut logits = Vec::new();
+        for row in batch.wanted() {
+            let next = match batch.tokens()[*row as usize] {
+                last if last + 1 == vocabulary => END,
+                last if last >= FIRST_PIECE => last + 1,
+                _ => FIRST_PIECE,
+            };
+            logits.extend((0..vocabulary).map(|id| if id == next { 50.0f32 } else { 0.0 }));
+        }
+        Ok(Output::Logits(Tensor::from_vec(logits, (batch.wanted().len(), vocabulary as usize), &Device::Cpu)?))
     }
 }
 

@@ -19,6 +19,7 @@ mod cache;
 mod compile_fail;
 mod connections;
 mod demo;
+mod engine;
 mod enrolment;
 mod examples;
 mod expiry;

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::chat_template::Message;
 use crate::error::EngineError;
+use crate::origin::Origin;
 use crate::sequence::{Generation, Sampling};
 
 /// Messages of a request at most.
@@ -48,9 +49,9 @@ impl ChatRequest {
         })
     }
 
-    pub(super) fn into_generation(self, prompt: Vec<u32>) -> Generation {
+    pub(super) fn into_generation(self, prompt: Vec<u32>, origin: Origin) -> Generation {
         let max_new_tokens = self.max_tokens.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
-        Generation { prompt, max_new_tokens, stop: self.stop, sampling: self.sampling }
+        Generation { prompt, max_new_tokens, stop: self.stop, sampling: self.sampling, origin }
     }
 }
 

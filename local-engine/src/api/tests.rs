@@ -206,6 +206,10 @@ async fn models_state_and_metrics() {
     for line in [
         "queue_depth 0.0",
         "postern_engine_running 0.0",
+        "postern_engine_waiting 0.0",
+        "postern_engine_preemptions_total 0",
+        "postern_engine_time_to_first_token_seconds_count 1",
+        "postern_engine_time_per_token_seconds_count 5",
         "postern_engine_generated_tokens_total 6",
         "postern_engine_prompt_tokens_total 21",
         "postern_engine_requests_total{outcome=\"stop\"} 1",
@@ -260,7 +264,7 @@ async fn a_full_queue_refuses_and_a_client_that_waits_can_leave() {
     assert!(client.state().await["queued_prompt_tokens"].as_u64().unwrap() >= 21);
     let refused = client.chat(json!({"stream": true})).await;
     assert_eq!(refused.status(), 503);
-    assert_eq!(refused.headers()["retry-after"], "2");
+    assert_eq!(refused.headers()["retry-after"], "1", "nothing is known yet of how long an answer takes");
     assert_eq!(json_of(refused).await["error"]["code"], "queue_full");
     waiting.abort();
     client.wait_for(|state| state["queue_depth"] == 0).await;

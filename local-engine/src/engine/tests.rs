@@ -1,15 +1,18 @@
 //! The real model against what llama.cpp says of the same file, and the same seed with company.
 
+mod pressure;
+
 use std::sync::OnceLock;
 
 use serde_json::Value;
 
 use super::*;
+use crate::batch::Batch;
 use crate::catalog;
-use crate::kv_cache::KvCache;
-use crate::model::Segment;
+use crate::kv_pool::BlockTable;
+use crate::origin::Origin;
+use crate::rates::PREFILL_TOKENS_MAX;
 use crate::sampler::greatest;
-use crate::scheduler::PREFILL_CHUNK_TOKENS;
 use crate::sequence::{FinishReason, Sampling};
 
 /// Where llama.cpp prefers a token by more than this (in log-probability), rounding cannot change the choice.
@@ -95,13 +98,18 @@ fn a_message_cannot_forge_a_turn() {
 /// Logits after the prompt and after each token of a given answer but the last; prefilled in chunks and decoded one by
 /// one, as the worker does it.
 fn logits_along(model: &dyn Model, prompt: &[u32], answer: &[u32]) -> Vec<Vec<f32>> {
-    let mut cache = KvCache::new(model.cache_shape(), prompt.len() + answer.len(), &candle_core::Device::Cpu);
+    let mut kv = KvPool::new(model.kv_shape(), KvFormat::F16, 40, &candle_core::Device::Cpu).unwrap();
+    let mut table = BlockTable::default();
     let said = &answer[..answer.len() - 1];
-    let steps = prompt.chunks(PREFILL_CHUNK_TOKENS).chain(said.chunks(1));
+    let steps = prompt.chunks(PREFILL_TOKENS_MAX).chain(said.chunks(1));
     let logits: Vec<_> = steps
         .flat_map(|tokens| {
-            let segment = Segment { tokens, cache: &mut cache, wants_logits: true };
-            model.forward(&mut [segment]).unwrap()
+            assert!(kv.reserve(&mut table, tokens.len()).unwrap());
+            let mut batch = Batch::default();
+            batch.push(tokens, &table, 1);
+            let logits = model::logits(model, &batch, &mut kv).unwrap();
+            table.advance(tokens.len());
+            logits
         })
         .collect();
     logits[logits.len() - answer.len()..].to_vec()
@@ -149,6 +157,7 @@ fn the_same_seed_gives_the_same_text_whatever_the_company() {
         max_new_tokens: 12,
         stop: Vec::new(),
         sampling: Sampling { seed: Some(seed), ..Sampling::default() },
+        origin: Origin::default(),
     };
     let alone = events_of(&engine, seeded(5, &prompt));
     assert_eq!(alone.first(), Some(&GenerationEvent::Started));
@@ -172,7 +181,8 @@ fn a_prompt_that_does_not_fit_is_refused_before_it_is_tokenised() {
     let long = Message { role: "user", content: "x ".repeat(3 << 20) };
     assert!(matches!(engine.tokenize(&[long]), Err(EngineError::ContextLength { context_tokens: 8192, .. })));
     let prompt = vec![5; 8192];
-    let generation = Generation { prompt, max_new_tokens: 1, stop: Vec::new(), sampling: Sampling::default() };
+    let (sampling, origin) = (Sampling::default(), Origin::default());
+    let generation = Generation { prompt, max_new_tokens: 1, stop: Vec::new(), sampling, origin };
     assert!(matches!(engine.submit(generation), Err(EngineError::ContextLength { prompt_tokens: 8192, .. })));
 }
 

@@ -1,23 +1,28 @@
 //! The Llama architecture on quantised weights: RMS norm, rotary positions, grouped-query attention, SwiGLU.
 //!
-//! Source: Touvron et al., "LLaMA", 2023; tensor names and the order of rotated pairs as in GGUF files. All segments'
-//! tokens lie in one flat batch, `[tokens, width]`, each with its own position; only attention looks at segments.
+//! Source: Touvron et al., "LLaMA", 2023; tensor names and the order of rotated pairs as in GGUF files.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::quantized::QTensor;
+use candle_core::{Device, Result, Tensor};
 
-use super::linear::{Input, Linear};
-use super::{Model, Segment, rms_norm};
+use super::linear::{Features, Linear};
+use super::rope::{Angles, Pairing, Rope};
+use super::{Input, Model, Output, rms_norm};
+use crate::attention::Attention;
+use crate::batch::Batch;
 use crate::error::EngineError;
-use crate::kv_cache::CacheShape;
+use crate::kv_pool::{KvPool, KvShape};
 use crate::weights::{Header, WeightFile};
 
 /// A Llama decoder.
 pub(super) struct Llama {
     shape: Shape,
     device: Device,
+    rope: Rope,
+    attention: Attention,
     /// `[vocabulary, width]`, kept quantised.
     embedding: Arc<QTensor>,
     layers: Vec<Layer>,
@@ -52,15 +57,6 @@ struct Layer {
     down: Linear,
 }
 
-/// What all layers of a step share.
-struct Positions {
-    /// `[tokens, 1, head_width / 2, 1]` each.
-    cos: Tensor,
-    sin: Tensor,
-    /// For each segment of more than one token: `[n, all]`, 0 where a token may look and −∞ where not.
-    masks: Vec<Option<Tensor>>,
-}
-
 impl Llama {
     pub(super) fn load(file: &WeightFile, progress: &mut dyn FnMut(f64)) -> std::result::Result<Self, EngineError> {
         let shape = Shape::read(file)?;
@@ -73,62 +69,40 @@ impl Llama {
         let head = if file.has("output.weight") {
             file.projection("output.weight", shape.vocabulary, shape.width)?
         } else {
-            Linear::from(QMatMul::from_arc(Arc::clone(&embedding))?)
+            Linear::from_matrix(Arc::clone(&embedding), file.device())?
         };
         let output_norm = file.vector("output_norm.weight", shape.width)?;
-        Ok(Self { shape, device: file.device().clone(), embedding, layers, output_norm, head })
+        let rope = Rope::new(Pairing::Neighbours, shape.head_width, shape.rope_base);
+        let scale = (shape.head_width as f64).sqrt().recip() as f32;
+        let attention = Attention { heads: shape.heads, scale, window: None, softcap: None };
+        Ok(Self { shape, device: file.device().clone(), rope, attention, embedding, layers, output_norm, head })
     }
 
-    fn positions(&self, batch: &[Segment<'_>]) -> Result<Positions> {
-        let half = self.shape.head_width / 2;
-        let mut angles = Vec::new();
-        let mut masks = Vec::with_capacity(batch.len());
-        for segment in batch {
-            let (before, count) = (segment.cache.tokens(), segment.tokens.len());
-            for position in before..before + count {
-                let angle = |pair: usize| {
-                    let exponent = 2.0 * pair as f64 / self.shape.head_width as f64;
-                    position as f64 / self.shape.rope_base.powf(exponent)
-                };
-                angles.extend((0..half).map(angle));
-            }
-            masks.push((count > 1).then(|| causal_mask(before, count, &self.device)).transpose()?);
-        }
-        let column = |function: fn(f64) -> f64| {
-            let numbers: Vec<f32> = angles.iter().map(|angle| function(*angle) as f32).collect();
-            let tokens = numbers.len() / half;
-            Tensor::from_vec(numbers, (tokens, 1, half, 1), &self.device)
-        };
-        Ok(Positions { cos: column(f64::cos)?, sin: column(f64::sin)?, masks })
-    }
-
-    /// Attention of all segments: `x` and the result are `[tokens, width]`.
-    fn attention(
+    fn layer(
         &self,
         at: usize,
         layer: &Layer,
-        x: &Input,
-        batch: &[Segment<'_>],
-        positions: &Positions,
+        x: Tensor,
+        batch: &Batch,
+        angles: &Angles,
+        kv: &mut KvPool,
     ) -> Result<Tensor> {
-        let Shape { heads, kv_heads, head_width, .. } = self.shape;
-        let tokens: usize = batch.iter().map(|segment| segment.tokens.len()).sum();
-        let query = rotate(&layer.query.forward(x)?.reshape((tokens, heads, head_width))?, positions)?;
-        let query = (query * (head_width as f64).sqrt().recip())?;
-        let key = rotate(&layer.key.forward(x)?.reshape((tokens, kv_heads, head_width))?, positions)?;
-        let value = layer.value.forward(x)?.reshape((tokens, kv_heads, head_width))?;
-        let mut outputs = Vec::with_capacity(batch.len());
-        let mut begin = 0;
-        for (segment, mask) in batch.iter().zip(&positions.masks) {
-            let count = segment.tokens.len();
-            let own = |all: &Tensor| all.narrow(0, begin, count);
-            let keys = own(&key)?.transpose(0, 1)?.contiguous()?;
-            let values = own(&value)?.transpose(0, 1)?.contiguous()?;
-            let (keys, values) = segment.cache.append(at, &keys, &values)?;
-            outputs.push(attend(&own(&query)?, &keys, &values, mask.as_ref())?);
-            begin += count;
+        let normed = Features::new(rms_norm(&x, &layer.attention_norm, self.shape.epsilon)?);
+        let query = self.rope.rotate(&layer.query.forward(&normed)?, angles)?;
+        let key = self.rope.rotate(&layer.key.forward(&normed)?, angles)?;
+        let value = layer.value.forward(&normed)?;
+        let seen = self.attention.forward(at, batch, &query, &key, &value, kv)?;
+        let x = (x + layer.output.forward(&Features::new(seen))?)?;
+        let normed = Features::new(rms_norm(&x, &layer.mlp_norm, self.shape.epsilon)?);
+        &x + layer.mlp(&normed)?
+    }
+
+    fn logits(&self, x: &Tensor, batch: &Batch) -> Result<Tensor> {
+        if batch.wanted().is_empty() {
+            return Tensor::zeros((0, self.shape.vocabulary), x.dtype(), &self.device);
         }
-        layer.output.forward(&Input::new(Tensor::cat(&outputs, 0)?))
+        let wanted = x.index_select(&Tensor::new(batch.wanted(), &self.device)?, 0)?;
+        self.head.forward(&Features::new(rms_norm(&wanted, &self.output_norm, self.shape.epsilon)?))
     }
 }
 
@@ -137,38 +111,26 @@ impl Model for Llama {
         self.shape.context_tokens
     }
 
-    fn cache_shape(&self) -> CacheShape {
-        let Shape { layers, kv_heads, head_width, .. } = self.shape;
-        CacheShape { layers, kv_heads, head_width }
+    fn layers(&self) -> usize {
+        self.layers.len()
     }
 
-    fn forward(&self, batch: &mut [Segment<'_>]) -> Result<Vec<Vec<f32>>> {
-        for segment in batch.iter_mut() {
-            segment.cache.reserve(segment.tokens.len())?;
+    fn kv_shape(&self) -> KvShape {
+        let Shape { layers, kv_heads, head_width, .. } = self.shape;
+        KvShape { layers, kv_heads, head_width }
+    }
+
+    fn forward(&self, stage: Range<usize>, batch: &Batch, input: Input<'_>, kv: &mut KvPool) -> Result<Output> {
+        let mut x = match input {
+            Input::Tokens(tokens) => self.embedding.embedding(&Tensor::new(tokens, &self.device)?)?,
+            Input::Hidden(hidden) => hidden,
+        };
+        let angles = self.rope.angles(batch);
+        let is_last = stage.end >= self.layers.len();
+        for (at, layer) in self.layers.iter().enumerate().take(stage.end).skip(stage.start) {
+            x = self.layer(at, layer, x, batch, &angles, kv)?;
         }
-        let positions = self.positions(batch)?;
-        let ids: Vec<u32> = batch.iter().flat_map(|segment| segment.tokens).copied().collect();
-        let mut x = self.embedding.embedding(&Tensor::new(ids, &self.device)?)?;
-        for (at, layer) in self.layers.iter().enumerate() {
-            let normed = Input::new(rms_norm(&x, &layer.attention_norm, self.shape.epsilon)?);
-            x = (x + self.attention(at, layer, &normed, batch, &positions)?)?;
-            let normed = Input::new(rms_norm(&x, &layer.mlp_norm, self.shape.epsilon)?);
-            x = (x + layer.mlp(&normed)?)?;
-        }
-        let mut wanted = Vec::new();
-        let mut end = 0u32;
-        for segment in batch.iter_mut() {
-            segment.cache.advance(segment.tokens.len());
-            end += segment.tokens.len() as u32;
-            if segment.wants_logits {
-                wanted.push(end - 1);
-            }
-        }
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let last = x.index_select(&Tensor::new(wanted, &self.device)?, 0)?;
-        self.head.forward(&Input::new(rms_norm(&last, &self.output_norm, self.shape.epsilon)?))?.to_vec2()
+        if is_last { Ok(Output::Logits(self.logits(&x, batch)?)) } else { Ok(Output::Hidden(x)) }
     }
 }
 
@@ -190,8 +152,8 @@ impl Layer {
         })
     }
 
-    fn mlp(&self, x: &Input) -> Result<Tensor> {
-        self.down.forward(&Input::new((self.gate.forward(x)?.silu()? * self.up.forward(x)?)?))
+    fn mlp(&self, x: &Features) -> Result<Tensor> {
+        self.down.forward(&Features::new((self.gate.forward(x)?.silu()? * self.up.forward(x)?)?))
     }
 }
 
@@ -260,43 +222,6 @@ fn refuse_variants(file: &WeightFile) -> std::result::Result<(), EngineError> {
         return unsupported("attention with biases");
     }
     Ok(())
-}
-
-/// Turns each pair (2i, 2i + 1) of `[tokens, heads, head_width]` by its position's angle.
-/// Source: Su et al., "RoFormer", 2021; GGUF files of this architecture keep the pairs side by side.
-fn rotate(x: &Tensor, positions: &Positions) -> Result<Tensor> {
-    let (tokens, heads, head_width) = x.dims3()?;
-    let pairs = x.reshape((tokens, heads, head_width / 2, 2))?;
-    let (a, b) = (pairs.narrow(D::Minus1, 0, 1)?.contiguous()?, pairs.narrow(D::Minus1, 1, 1)?.contiguous()?);
-    let (cos, sin) = (&positions.cos, &positions.sin);
-    let turned_a = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
-    let turned_b = (a.broadcast_mul(sin)? + b.broadcast_mul(cos)?)?;
-    Tensor::cat(&[turned_a, turned_b], D::Minus1)?.reshape((tokens, heads, head_width))
-}
-
-/// Scaled dot-product attention of one segment: `query` `[n, heads, head_width]`, `keys` and `values`
-/// `[kv_heads, all, head_width]`; the result is `[n, heads × head_width]`.
-fn attend(query: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let (count, heads, head_width) = query.dims3()?;
-    let (kv_heads, all, _) = keys.dims3()?;
-    let group = heads / kv_heads;
-    // Heads that share keys become rows of one product.
-    let query = query.transpose(0, 1)?.reshape((kv_heads, group * count, head_width))?;
-    let mut scores = query.matmul(&keys.t()?)?;
-    if let Some(mask) = mask {
-        scores = scores.reshape((heads, count, all))?.broadcast_add(mask)?.reshape((kv_heads, group * count, all))?;
-    }
-    let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let output = weights.matmul(values)?.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-    output.reshape((heads, count, head_width))?.transpose(0, 1)?.reshape((count, heads * head_width))
-}
-
-/// Token `before + i` may look at tokens `0..=before + i`.
-fn causal_mask(before: usize, count: usize, device: &Device) -> Result<Tensor> {
-    let all = before + count;
-    let rows =
-        (0..count).flat_map(|row| (0..all).map(move |at| if at > before + row { f32::NEG_INFINITY } else { 0.0 }));
-    Tensor::from_vec(rows.collect(), (count, all), device)
 }
 
 #[cfg(test)]
