@@ -1,6 +1,7 @@
 //! HTTP towards the gateway: chat completions as OpenAI defines them, models, metrics, state.
 
 mod answer;
+mod embeddings;
 mod metrics;
 mod request;
 

@@ -1,6 +1,6 @@
 //! Quantised projections, and how candle's fast kernels are reached from files that it would compute slowly.
 //!
-//! candle 0.11 has vector instructions for Q4_0, but none for Q4_1: a prompt takes three times as long. A Q4_1 block of 32
+//! On the CPU, candle 0.11 has vector instructions for Q4_0, but none for Q4_1: a prompt takes three times as long. A Q4_1 block of 32
 //! weights is `scale · nibble + minimum`, and the same nibbles in a Q4_0 block are `scale · (nibble - 8)`: so a Q4_1
 //! matrix IS a Q4_0 matrix plus one offset a block, `minimum + 8 · scale`, that is multiplied with the sum of the
 //! block's inputs. No weight is rounded anew, and the offsets' part is computed without rounding the inputs.
@@ -29,6 +29,8 @@ pub(crate) struct Linear {
     quantised: QMatMul,
     /// `[columns / 32, rows]`, of matrices that were Q4_1.
     offsets: Option<Tensor>,
+    /// `[rows]`, added to every product.
+    bias: Option<Tensor>,
 }
 
 /// What a projection is applied to: `[tokens, columns]`. Projections of the same input share its block sums.
@@ -56,27 +58,34 @@ impl Features {
 impl Linear {
     /// From a matrix as it is in the file: `raw` holds `rows` × `columns` weights, whole blocks in every row.
     pub(crate) fn from_raw(raw: &[u8], dtype: GgmlDType, rows: usize, columns: usize, device: &Device) -> Result<Self> {
-        if dtype != GgmlDType::Q4_1 {
+        if dtype != GgmlDType::Q4_1 || !device.is_cpu() {
             return Self::from_matrix(Arc::new(qtensor_from_ggml(dtype, raw, vec![rows, columns], device)?), device);
         }
         let (q4_0, offsets) = split_q4_1(raw, rows, columns, device)?;
         let q4_0 = qtensor_from_ggml(GgmlDType::Q4_0, &q4_0, vec![rows, columns], device)?;
-        Ok(Self { quantised: QMatMul::from_qtensor(q4_0)?, offsets: Some(offsets) })
+        Ok(Self { quantised: QMatMul::from_qtensor(q4_0)?, offsets: Some(offsets), bias: None })
     }
 
     /// From a matrix that others may use too.
     pub(crate) fn from_matrix(matrix: Arc<QTensor>, device: &Device) -> Result<Self> {
         // candle would expand unquantised numbers, and then sum them in an order that depends on the number of rows.
         let quantised = if device.is_cpu() { QMatMul::QTensor(matrix) } else { QMatMul::from_arc(matrix)? };
-        Ok(Self { quantised, offsets: None })
+        Ok(Self { quantised, offsets: None, bias: None })
+    }
+
+    /// The same with numbers that are added to every product, `[rows]`.
+    pub(crate) fn with_bias(self, bias: Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
     }
 
     /// `[tokens, rows]`.
     pub(crate) fn forward(&self, input: &Features) -> Result<Tensor> {
-        let product = self.product(&input.x)?;
-        match &self.offsets {
-            Some(offsets) if product.device().is_cpu() => add_offsets(&product, input.block_sums()?, offsets),
-            Some(offsets) => product + input.block_sums()?.matmul(offsets)?,
+        let mut product = self.product(&input.x)?;
+        if let Some(offsets) = &self.offsets {
+            product = add_offsets(&product, input.block_sums()?, offsets)?;
+        }
+        match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
             None => Ok(product),
         }
     }

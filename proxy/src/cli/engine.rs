@@ -1,18 +1,15 @@
-//! `postern engine` and `postern model`.
+//! `postern engine`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
-use postern_engine::catalog::{self, PullProgress};
-use postern_engine::{DeviceChoice, Engine, EngineError, EngineOptions, Progress};
+use clap::{Args, ValueEnum};
+use postern_engine::{DeviceChoice, Engine, EngineOptions, Progress, catalog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::say;
 use crate::config;
 use crate::supervise::{self, pulse};
 
@@ -47,17 +44,6 @@ enum Device {
     Auto,
     /// The processor.
     Cpu,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum ModelCommand {
-    /// Fetch a model by its name; does nothing if it is there already.
-    Pull {
-        /// A name of `postern model list`.
-        name: String,
-    },
-    /// The models that can be fetched by name, and whether they are on this machine.
-    List,
 }
 
 pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
@@ -99,43 +85,4 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
         postern_engine::serve(Arc::new(engine), &arguments.connect, shutdown).await?;
         Ok(ExitCode::SUCCESS)
     })
-}
-
-pub(super) fn model(command: ModelCommand) -> anyhow::Result<ExitCode> {
-    match command {
-        ModelCommand::Pull { name } => {
-            let path = pull(&name)?;
-            say(&format!("{name}: {}", path.display()));
-        }
-        ModelCommand::List => {
-            for model in catalog::KNOWN {
-                let place = match catalog::locate(model.name) {
-                    Ok(path) => path.display().to_string(),
-                    Err(EngineError::Cut { .. }) => {
-                        format!("damaged; `postern model pull {}` fetches it again", model.name)
-                    }
-                    Err(error @ EngineError::Io { .. }) => error.to_string(),
-                    Err(_) => format!("not here; `postern model pull {}` fetches it", model.name),
-                };
-                say(&format!("{}  {} MB  {}  {place}", model.name, model.bytes / 1_000_000, model.license));
-            }
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Fetches a model and shows how far it is.
-pub(crate) fn pull(name: &str) -> anyhow::Result<PathBuf> {
-    let bar = indicatif::ProgressBar::new_spinner().with_message(name.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let path = catalog::pull(name, &mut |progress| match progress {
-        PullProgress::Downloading { bytes, of_about } => {
-            bar.set_message(format!("{name}: downloading {} of about {} MB", bytes / 1_000_000, of_about / 1_000_000));
-        }
-        PullProgress::Unpacking => bar.set_message(format!("{name}: unpacking")),
-        PullProgress::Checking => bar.set_message(format!("{name}: checking size and SHA-256")),
-    })
-    .with_context(|| format!("fetching the model {name}"))?;
-    bar.finish_and_clear();
-    Ok(path)
 }
