@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use tokio::sync::Semaphore;
 
+use crate::device;
 use crate::error::EngineError;
 use crate::model::bert::Bert;
+use crate::options::DeviceChoice;
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFile;
 
@@ -26,8 +28,8 @@ const RETRY_AFTER_SECONDS_MAX: u64 = 60;
 const BEGIN: &str = "[CLS]";
 const END: &str = "[SEP]";
 
-/// An embedding model that is ready.
-pub(crate) struct Embedder {
+/// An embedding model that is ready. Each request is computed by itself, in the order in which they came.
+pub struct Embedder {
     name: String,
     bert: Bert,
     tokenizer: Tokenizer,
@@ -50,10 +52,27 @@ pub(crate) struct Embedded {
     pub(crate) tokens: usize,
 }
 
+/// Whether the model of a file or folder makes vectors of texts. Reads its header.
+///
+/// # Errors
+/// [`EngineError::Io`] or [`EngineError::Damaged`].
+pub fn makes_embeddings(path: &Path) -> Result<bool, EngineError> {
+    Ok(is_encoder(&WeightFile::open(path, &Device::Cpu)?))
+}
+
+fn is_encoder(file: &WeightFile) -> bool {
+    file.header().text("general.architecture") == Some("bert")
+}
+
 impl Embedder {
-    pub(crate) fn load(path: &Path, name: &str, device: &Device) -> Result<Self, EngineError> {
-        let file = WeightFile::open(path, device)?;
-        if file.header().text("general.architecture") != Some("bert") {
+    /// Reads a model, which is served as `name`. Takes a moment: not for an async task.
+    ///
+    /// # Errors
+    /// [`EngineError::Io`], [`EngineError::Damaged`] or [`EngineError::Unsupported`] say what is wrong with its files.
+    pub fn load(path: &Path, name: &str, choice: DeviceChoice) -> Result<Self, EngineError> {
+        let (device, begun) = (device::choose(choice), Instant::now());
+        let file = WeightFile::open(path, &device)?;
+        if !is_encoder(&file) {
             return Err(EngineError::Unsupported("embeddings by a model that is not an encoder".to_owned()));
         }
         let bert = Bert::load(&file)?;
@@ -63,6 +82,8 @@ impl Embedder {
         };
         let (begin, end) = (special(BEGIN)?, special(END)?);
         let tokens_max = file.sentence_tokens_max().unwrap_or(usize::MAX).min(bert.positions());
+        let took_ms = begun.elapsed().as_millis();
+        tracing::info!(model = name, device = device::describe(&device), bytes = file.bytes(), took_ms, "model loaded");
         Ok(Self {
             name: name.to_owned(),
             bert,
@@ -76,13 +97,22 @@ impl Embedder {
         })
     }
 
-    pub(crate) fn name(&self) -> &str {
+    /// The name that the model is served under.
+    #[must_use]
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Numbers of a vector.
     pub(crate) fn width(&self) -> usize {
         self.bert.width()
+    }
+
+    /// Requests that are computed, and that wait.
+    pub(crate) fn load_now(&self) -> (usize, usize) {
+        let running = 1 - self.turn.available_permits().min(1);
+        let all = REQUESTS_MAX - self.places.available_permits().min(REQUESTS_MAX);
+        (running, all.saturating_sub(running))
     }
 
     /// The vectors of texts; each has length 1.

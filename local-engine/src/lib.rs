@@ -40,6 +40,7 @@ mod tokenizer;
 mod weights;
 mod worker;
 
+pub use embed::{Embedder, makes_embeddings};
 pub use engine::{Engine, Progress};
 pub use error::EngineError;
 pub use inspect::{Inspection, inspect};
@@ -47,5 +48,5 @@ pub use measure::{Measurement, measure};
 pub use options::{DeviceChoice, EngineOptions, thread_environment};
 pub use origin::{Origin, Priority};
 pub use sequence::{FinishReason, Generation, GenerationEvent, Sampling, Usage};
-pub use serve::serve;
+pub use serve::{serve, serve_embeddings};
 pub use weights::check_header;

@@ -1,22 +1,49 @@
 //! `POST /v1/embeddings`. Source: the OpenAI API reference, "Create embeddings".
 
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Json, Response};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
+use super::{ANY_MODEL, read_tree, refuse, the_model};
 use crate::embed::{Embedded, Embedder, TEXTS_MAX};
 use crate::error::EngineError;
 
+pub(super) async fn embeddings(State(embedder): State<Arc<Embedder>>, body: Body) -> Response {
+    let answered = async {
+        let request = EmbeddingsRequest::from_json(&read_tree(body).await?, embedder.width())?;
+        if request.model != embedder.name() && request.model != ANY_MODEL {
+            return Err(EngineError::ModelNotServed);
+        }
+        let embedded = embedder.embed(request.texts).await?;
+        Ok(Json(answer(request.base64, embedder.name(), &embedded)).into_response())
+    };
+    answered.await.unwrap_or_else(|error| refuse(&error))
+}
+
+pub(super) async fn models(State(embedder): State<Arc<Embedder>>) -> Json<Value> {
+    the_model(embedder.name())
+}
+
+pub(super) async fn state(State(embedder): State<Arc<Embedder>>) -> Json<Value> {
+    let (running, queue_depth) = embedder.load_now();
+    Json(json!({"model": embedder.name(), "running": running, "queue_depth": queue_depth}))
+}
+
 /// A request that can be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EmbeddingsRequest {
-    pub(super) model: String,
-    pub(super) texts: Vec<String>,
+struct EmbeddingsRequest {
+    model: String,
+    texts: Vec<String>,
     /// Vectors as base64 of little-endian f32 instead of numbers.
-    pub(super) base64: bool,
+    base64: bool,
 }
 
 impl EmbeddingsRequest {
-    pub(super) fn from_json(tree: &Value, width: usize) -> Result<Self, EngineError> {
+    fn from_json(tree: &Value, width: usize) -> Result<Self, EngineError> {
         let text = |key: &str| match tree.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str())),
@@ -57,9 +84,8 @@ fn texts(input: Option<&Value>) -> Result<Vec<String>, EngineError> {
     if texts.is_empty() || texts.iter().any(String::is_empty) { Err(wrong()) } else { Ok(texts) }
 }
 
-/// The answer.
-pub(super) fn answer(request: &EmbeddingsRequest, embedder: &Embedder, embedded: &Embedded) -> Value {
-    let vector = |numbers: &Vec<f32>| match request.base64 {
+fn answer(base64: bool, model: &str, embedded: &Embedded) -> Value {
+    let vector = |numbers: &Vec<f32>| match base64 {
         true => json!(BASE64.encode(&numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>())),
         false => json!(numbers),
     };
@@ -70,7 +96,7 @@ pub(super) fn answer(request: &EmbeddingsRequest, embedder: &Embedder, embedded:
     json!({
         "object": "list",
         "data": data,
-        "model": embedder.name(),
+        "model": model,
         "usage": {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens},
     })
 }
@@ -78,6 +104,16 @@ pub(super) fn answer(request: &EmbeddingsRequest, embedder: &Embedder, embedded:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn base64_is_the_same_numbers_as_little_endian_floats() {
+        let embedded = Embedded { vectors: vec![vec![1.0, -0.5]], tokens: 3 };
+        let told = |base64| answer(base64, "m", &embedded);
+        assert_eq!(told(false)["data"][0]["embedding"], json!([1.0, -0.5]));
+        let bytes = BASE64.decode(told(true)["data"][0]["embedding"].as_str().unwrap().as_bytes()).unwrap();
+        assert_eq!(bytes, [0, 0, 0x80, 0x3f, 0, 0, 0, 0xbf]);
+        assert_eq!(told(true)["usage"], json!({"prompt_tokens": 3, "total_tokens": 3}));
+    }
 
     #[test]
     fn inputs_are_a_text_or_some_and_nothing_else() {

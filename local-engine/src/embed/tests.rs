@@ -46,7 +46,7 @@ fn the_real_model_gives_the_vectors_of_transformers() {
         eprintln!("skipped: `postern model pull all-minilm-l6-v2` fetches the model");
         return;
     };
-    let embedder = Embedder::load(&path, "all-minilm-l6-v2", &Device::Cpu).unwrap();
+    let embedder = Embedder::load(&path, "all-minilm-l6-v2", DeviceChoice::Cpu).unwrap();
     assert_eq!((embedder.width(), embedder.tokens_max), (384, 256));
     compare(&embedder, &crate::testing::manifest_folder().join("tests/golden/all-minilm-l6-v2.json"));
     let long = "word ".repeat(300);

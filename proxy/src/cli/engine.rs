@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use postern_engine::{DeviceChoice, Engine, EngineOptions, Progress, catalog};
+use postern_engine::{DeviceChoice, Embedder, Engine, EngineError, EngineOptions, Progress, catalog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,7 @@ use crate::supervise::{self, pulse};
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArguments {
-    /// A name of `postern model list`, or a GGUF file.
+    /// A name of `postern model list`, a GGUF file, or a folder with safetensors.
     #[arg(long)]
     model: String,
     /// The gateway's UNIX socket.
@@ -58,17 +58,7 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     options.max_batch_size = arguments.max_batch_size;
     options.max_wait = Duration::from_millis(arguments.max_wait_ms);
     options.hung_after = Duration::from_millis(arguments.hung_after_ms);
-    let mut told = 0;
-    let engine = Engine::load(&options, &mut |progress| match progress {
-        Progress::Weights(share) => {
-            let quarter = (share * 4.0) as u32;
-            if quarter > told {
-                told = quarter;
-                tracing::info!("loading the model: {} %", quarter * 25);
-            }
-        }
-        Progress::WarmUp => tracing::info!("loading the model: first computation"),
-    })?;
+    let loaded = Loaded::load(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         if arguments.supervised {
@@ -82,7 +72,41 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
             term.recv().await;
             ending.cancel();
         });
-        postern_engine::serve(Arc::new(engine), &arguments.connect, shutdown).await?;
+        match loaded {
+            Loaded::Chats(engine) => postern_engine::serve(engine, &arguments.connect, shutdown).await?,
+            Loaded::Vectors(embedder) => {
+                postern_engine::serve_embeddings(embedder, &arguments.connect, shutdown).await?;
+            }
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// A model that is ready.
+enum Loaded {
+    /// It answers chats.
+    Chats(Arc<Engine>),
+    /// It makes vectors of texts.
+    Vectors(Arc<Embedder>),
+}
+
+impl Loaded {
+    fn load(options: &EngineOptions) -> Result<Self, EngineError> {
+        if postern_engine::makes_embeddings(&options.model)? {
+            let embedder = Embedder::load(&options.model, &options.name, options.device)?;
+            return Ok(Self::Vectors(Arc::new(embedder)));
+        }
+        let mut told = 0;
+        let engine = Engine::load(options, &mut |progress| match progress {
+            Progress::Weights(share) => {
+                let quarter = (share * 4.0) as u32;
+                if quarter > told {
+                    told = quarter;
+                    tracing::info!("loading the model: {} %", quarter * 25);
+                }
+            }
+            Progress::WarmUp => tracing::info!("loading the model: first computation"),
+        })?;
+        Ok(Self::Chats(Arc::new(engine)))
+    }
 }
