@@ -5,6 +5,8 @@
 //! matrix IS a Q4_0 matrix plus one offset a block, `minimum + 8 · scale`, that is multiplied with the sum of the
 //! block's inputs. No weight is rounded anew, and the offsets' part is computed without rounding the inputs.
 
+mod dense;
+
 use std::cell::OnceCell;
 use std::sync::Arc;
 
@@ -68,7 +70,7 @@ impl Linear {
 
     /// From a matrix that others may use too.
     pub(crate) fn from_matrix(matrix: Arc<QTensor>, device: &Device) -> Result<Self> {
-        // candle would expand unquantised numbers, and then sum them in an order that depends on the number of rows.
+        // On the CPU, unquantised numbers are not expanded: see `dense`.
         let quantised = if device.is_cpu() { QMatMul::QTensor(matrix) } else { QMatMul::from_arc(matrix)? };
         Ok(Self { quantised, offsets: None, bias: None })
     }
@@ -93,10 +95,15 @@ impl Linear {
     fn product(&self, x: &Tensor) -> Result<Tensor> {
         // Alone, a row would get another kernel here than in company, and with it other last bits.
         let alone = x.device().is_cpu() && x.dim(0)? == 1;
-        if alone && matches!(&self.quantised, QMatMul::QTensor(matrix) if matrix.dtype() == GgmlDType::Q6K) {
-            return self.quantised.forward(&Tensor::cat(&[x, x], 0)?)?.narrow(0, 0, 1)?.contiguous();
+        match &self.quantised {
+            QMatMul::QTensor(matrix) if alone && matrix.dtype() == GgmlDType::Q6K => {
+                self.quantised.forward(&Tensor::cat(&[x, x], 0)?)?.narrow(0, 0, 1)?.contiguous()
+            }
+            QMatMul::QTensor(matrix) if x.device().is_cpu() && dense::is_dense(matrix.dtype()) => {
+                dense::product(x, matrix)
+            }
+            _ => self.quantised.forward(x),
         }
-        self.quantised.forward(x)
     }
 }
 
@@ -195,11 +202,19 @@ mod tests {
         let ours = linear.forward(&x).unwrap().to_vec2::<f32>().unwrap();
         assert!(ours[0].iter().zip(&exact[0]).all(|(a, b)| (a - b).abs() < 0.1), "{ours:?} {exact:?}");
     }
+
     #[test]
     fn a_row_gets_the_same_bits_in_company() {
-        for dtype in
-            [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q5_0, GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q6K]
-        {
+        for dtype in [
+            GgmlDType::Q4_0,
+            GgmlDType::Q4_1,
+            GgmlDType::Q5_0,
+            GgmlDType::Q8_0,
+            GgmlDType::Q4K,
+            GgmlDType::Q5K,
+            GgmlDType::Q6K,
+            GgmlDType::BF16,
+        ] {
             let (rows, columns) = (48, 512);
             let dense = Tensor::from_vec(numbers(rows * columns, 1), (rows, columns), &Device::Cpu).unwrap();
             let raw = QTensor::quantize(&dense, dtype).unwrap();

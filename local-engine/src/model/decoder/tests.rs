@@ -108,7 +108,7 @@ fn variants_that_would_compute_something_else_are_refused() {
         ("general.architecture", text("mamba"), "the architecture `mamba`"),
         ("llama.rope.scaling.type", text("yarn"), "rotary positions scaled by `yarn`"),
         ("llama.expert_count", Value::U32(8), "a mixture of experts"),
-        ("llama.attention.key_length", Value::U32(128), "key_length"),
+        ("llama.attention.key_length", Value::U32(128), "`rope.dimension_count` other than 128"),
     ] {
         let file = TinyFile::with(&[], |metadata| {
             metadata.retain(|(name, _)| name != key);
