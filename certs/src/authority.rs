@@ -41,7 +41,7 @@ use self::{disk::Disk, state::State};
 pub use self::{
     enrolment::{MAX_INVITE_TTL, SignedLeaf},
     offline::{MAX_INTERMEDIATE_DAYS, create_root, sign_intermediate},
-    status::{CertificateStatus, Stage, Status},
+    status::{CertificateStatus, LeafStatus, Stage, Status},
 };
 use crate::{
     CertsError, Clock, IssuedLeaf, LeafRequest, PathPrefix, Role, Serial, SpiffeId, SystemClock, Trust,
@@ -205,9 +205,11 @@ impl Authority {
             Err(error) => return Err(error),
         };
         state.check_can_issue(now)?;
-        let leaf = issue::issue(request, &state.intermediate, now, self.settings.leaf_ttl)?;
+        // Nobody asks for a list of the gateway's.
+        let signer = if essential { &*state.intermediate } else { state.issuer_of_workloads(&self.settings, now) };
+        let leaf = issue::issue(request, signer, now, self.settings.leaf_ttl)?;
         self.check_chain(&state, &leaf.chain, now)?;
-        let entry = Issued::of(&leaf.chain, &state.intermediate)?;
+        let entry = Issued::of(&leaf.chain, signer)?;
         if let Some(locked) = locked {
             let registered = state.change(&locked, now, |ledger| {
                 if essential { ledger.register_own(entry, now) } else { ledger.register(entry, now) }

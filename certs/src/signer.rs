@@ -140,6 +140,11 @@ impl Signer {
         other.issuer_key_id.as_ref() == Some(&self.key_id) && other.trust_domain == self.trust_domain
     }
 
+    /// Whether it names this key as its issuer's.
+    pub(crate) fn is_below(&self, key_id: &[u8]) -> bool {
+        self.issuer_key_id.as_deref() == Some(key_id)
+    }
+
     /// The name of its key, for files and registers.
     pub(crate) fn name(&self) -> String {
         HEXLOWER.encode(&self.key_id)

@@ -6,16 +6,16 @@
 
 mod crl;
 
-use std::{cell::RefCell, time::Duration as StdDuration};
+use std::{cell::RefCell, sync::LazyLock, time::Duration as StdDuration};
 
 use rustls::{
-    crypto::aws_lc_rs,
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs},
     pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime},
 };
 use time::OffsetDateTime;
 use webpki::{
-    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptions, RevocationOptionsBuilder,
-    UnknownStatusPolicy, VerifiedPath, anchor_from_trusted_cert,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptions,
+    RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath, anchor_from_trusted_cert,
 };
 
 use self::crl::Crl;
@@ -30,6 +30,10 @@ use crate::{
 pub const MAX_ROOTS: usize = 32;
 /// The most revocation lists: one for each issuing key in use.
 pub const MAX_CRLS: usize = 32;
+
+/// Kept, since a provider is put together anew at each call.
+static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> =
+    LazyLock::new(|| aws_lc_rs::default_provider().signature_verification_algorithms);
 
 /// The trust bundle of one trust domain and the revocation lists that go with it. Never changed: a change of either is
 /// a new `Trust`, and a new TLS configuration.
@@ -158,9 +162,8 @@ impl Trust {
                 Purpose::Client => KeyUsage::client_auth(),
                 Purpose::Server => KeyUsage::server_auth(),
             };
-            let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
             let found = end_entity.verify_for_usage(
-                algorithms,
+                ALGORITHMS.all,
                 &anchors,
                 intermediates,
                 at,
@@ -174,7 +177,14 @@ impl Trust {
                 (Err(error), _) => Err(from_webpki(error)),
             }
         };
-        path(None)?;
+        let lists: Option<Vec<_>> = self.crls.as_ref().map(|crls| crls.iter().map(|crl| &crl.parsed).collect());
+        let revocation = || lists.as_deref().map(revocation_by).transpose();
+        // Mostly one walk is enough. Where it is not, a second one says what is wrong: webpki looks for revocation before it shows
+        // us the path, and a certificate that is of another authority as well should be told so.
+        let walked = revocation().and_then(&path);
+        if walked.is_err() {
+            path(None)?;
+        }
         let peer = facts.as_ref().map_err(CertsError::restate)?;
         if peer.id.trust_domain() != trust_domain {
             // The bundle is that of one trust domain, so its authorities speak for no other (SPIFFE Trust Domain and
@@ -185,17 +195,7 @@ impl Trust {
         if self.bans.iter().any(|ban| ban.hits(peer)) {
             return Err(from_webpki(webpki::Error::CertRevoked));
         }
-        if let Some(crls) = &self.crls {
-            // A second walk, since webpki would look for revocation before it shows us the path.
-            let lists: Vec<_> = crls.iter().map(|crl| &crl.parsed).collect();
-            let options = RevocationOptionsBuilder::new(&lists)
-                .map_err(|_| from_webpki(webpki::Error::UnknownRevocationStatus))?
-                .with_depth(RevocationCheckDepth::EndEntity)
-                .with_status_policy(UnknownStatusPolicy::Deny)
-                .with_expiration_policy(ExpirationPolicy::Enforce)
-                .build();
-            path(Some(options))?;
-        }
+        walked?;
         Ok(peer.clone())
     }
 
@@ -233,6 +233,16 @@ impl Root {
     fn is_valid(&self, at: OffsetDateTime) -> bool {
         (self.not_before..=self.not_after).contains(&at)
     }
+}
+
+fn revocation_by<'a>(lists: &'a [&'a CertRevocationList<'a>]) -> Result<RevocationOptions<'a>, CertsError> {
+    let options = RevocationOptionsBuilder::new(lists);
+    let options = options.map_err(|_| from_webpki(webpki::Error::UnknownRevocationStatus))?;
+    Ok(options
+        .with_depth(RevocationCheckDepth::EndEntity)
+        .with_status_policy(UnknownStatusPolicy::Deny)
+        .with_expiration_policy(ExpirationPolicy::Enforce)
+        .build())
 }
 
 fn check_prefix(prefix: &PathPrefix, peer: &Peer) -> Result<(), CertsError> {

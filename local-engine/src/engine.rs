@@ -126,11 +126,11 @@ impl Engine {
         let blocks = blocks.min(options.max_batch_size * (context_tokens.div_ceil(BLOCK_TOKENS) + 1));
         let kv = KvPool::new(model.kv_shape(), format, blocks, device)?;
         let (submissions, inbox) = std::sync::mpsc::sync_channel(bounds.running + bounds.waiting);
-        let (publish, status) = watch::channel(Status::default());
         let (tokenizer, shared) = (Arc::new(tokenizer), Arc::new(Shared::default()));
         let meters = shared.meters.clone();
         let mut worker = Worker::new(model, Arc::clone(&tokenizer), kv, bounds, options.max_wait, meters);
         worker.warm_up(context_tokens)?;
+        let (publish, status) = watch::channel(worker.status());
         let their_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine-worker".to_owned());
         let spawned = thread.spawn(move || worker.run(&inbox, &their_shared, &publish));

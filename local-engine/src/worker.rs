@@ -142,7 +142,6 @@ impl Worker {
     pub(crate) fn run(mut self, inbox: &Receiver<Submission>, shared: &Shared, publish: &watch::Sender<Status>) {
         // Also when a panic ends this thread: then nobody waits for answers that never come.
         let _stopped = shared.stopped.clone().drop_guard();
-        self.publish(publish);
         while self.receive(inbox, shared) {
             self.drop_abandoned();
             self.admit();
@@ -397,7 +396,11 @@ impl Worker {
     }
 
     fn publish(&self, publish: &watch::Sender<Status>) {
-        publish.send_replace(Status {
+        publish.send_replace(self.status());
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        Status {
             running: self.scheduler.running(),
             queued_prompt_tokens: self.scheduler.queued_prompt_tokens(),
             kv_blocks_used: self.memory.kv.blocks_max() - self.memory.kv.blocks_free(),
@@ -408,6 +411,6 @@ impl Worker {
             slot_seconds: self.slot_seconds.value(),
             first_token_ms: self.first_token_ms.value(),
             totals: self.totals,
-        });
+        }
     }
 }

@@ -25,6 +25,9 @@ pub struct Exchange {
     pub placement: &'static str,
     /// What it may use.
     pub admitted: Option<Admitted>,
+    /// No remote target may see its label. What was reserved stays spent then however it ends: a policy decides how, is told what is
+    /// left, and could spell with it what it has read.
+    pub stays: bool,
     place: Place,
     session: Arc<Session>,
     metrics: Arc<Metrics>,
@@ -50,6 +53,7 @@ impl Exchange {
             outcome,
             placement: "none",
             admitted: None,
+            stays: false,
             place,
             session,
             metrics,
@@ -105,7 +109,7 @@ impl Exchange {
         }
         self.outcome.result = result;
         self.outcome.duration_ms = milliseconds(self.started.elapsed());
-        if let Some(admitted) = &mut self.admitted {
+        if let Some(admitted) = self.admitted.as_mut().filter(|_| !self.stays) {
             // What a target counted; else what was reserved stays spent, since nobody knows better.
             if let (Some(prompt), Some(completion)) = (self.outcome.prompt_tokens, self.outcome.completion_tokens) {
                 admitted.settle(prompt.saturating_add(completion));

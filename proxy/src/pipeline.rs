@@ -55,6 +55,7 @@ pub async fn chat(
     let deadline = started + gateway.config.timeouts.total;
     let answered =
         tokio::time::timeout_at(deadline.into(), answer(gateway, peer, request, &mut exchange, &mut label)).await;
+    exchange.stays = !gateway.config.is_cleared(label);
     let error = match answered {
         Ok(Ok(ready)) => {
             let response = response::answer(ready.source, ready.request, exchange, ready.fill, deadline);

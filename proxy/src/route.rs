@@ -277,7 +277,7 @@ fn refused(config: &Config, label: Label, loaded: &Loaded, heard: &mut Heard) ->
 }
 
 fn failed(failure: &PolicyFailure) -> String {
-    format!("failed:{}", failure.kind.name())
+    format!("{}{}", heard::FAILED, failure.kind.name())
 }
 
 fn vote_said(loaded: &Loaded, vote: &Vote, verdict: &Verdict) -> Said {

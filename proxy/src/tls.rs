@@ -105,8 +105,8 @@ pub struct Certificate {
     current: ArcSwap<Current>,
     trust: watch::Sender<Arc<Trust>>,
     failures: Mutex<Failures>,
-    /// Never two renewals at once.
-    renewing: tokio::sync::Mutex<()>,
+    /// Held from reading the authority to taking over what it says, so that nothing older takes the place of it.
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Where certificates come from.
@@ -146,7 +146,7 @@ impl Certificate {
             current: ArcSwap::from_pointee(current),
             trust: watch::Sender::new(trust),
             failures: Mutex::default(),
-            renewing: tokio::sync::Mutex::default(),
+            changing: Arc::default(),
         })
     }
 
@@ -189,7 +189,6 @@ impl Certificate {
     /// # Errors
     /// Nothing could be issued; the old leaf stays.
     pub async fn rotate(self: &Arc<Self>, metrics: &Metrics) -> Result<OffsetDateTime, CertsError> {
-        let _one_at_a_time = self.renewing.lock().await;
         let result = self.renew().await;
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
@@ -270,8 +269,12 @@ impl Certificate {
 
     /// Takes up what changed in the authority: here, or on the command line.
     async fn follow_trust(self: &Arc<Self>, metrics: &Metrics) {
-        let this = self.clone();
-        match tokio::task::spawn_blocking(move || this.refresh()).await {
+        let (this, one_at_a_time) = (self.clone(), self.changing.clone().lock_owned().await);
+        let refreshed = tokio::task::spawn_blocking(move || {
+            let _held_to_the_end = one_at_a_time;
+            this.refresh()
+        });
+        match refreshed.await {
             Ok(Ok(false)) | Err(_) => {}
             Ok(Ok(true)) => metrics.trust_changed(),
             Ok(Err(error)) => tracing::error!(%error, "the authority could not be refreshed; it will be tried again"),
@@ -291,9 +294,11 @@ impl Certificate {
     }
 
     async fn renew(self: &Arc<Self>) -> Result<OffsetDateTime, CertsError> {
-        let this = self.clone();
+        // With whoever gives up waiting the lock must not go: the task goes on.
+        let (this, one_at_a_time) = (self.clone(), self.changing.clone().lock_owned().await);
         // Issuing writes files.
         let renewed = tokio::task::spawn_blocking(move || {
+            let _held_to_the_end = one_at_a_time;
             let authority = this.authority().ok_or(CertsError::SpiffeId("certificates are issued by somebody else"))?;
             let (leaf, schedule) = issue(authority, &this.names)?;
             let trust = authority.trust();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use postern_tests::{BusyCloud, Client, Config, FakeTime, Postern};
 use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
 
 use crate::{SOON, config};
 
@@ -116,7 +117,8 @@ async fn with_the_root_off_line_somebody_is_woken_in_time() -> Result<()> {
     let issuing = |status: &Value| status["intermediates"][0].clone();
     let first = status()?;
     assert_eq!(first["alarm"], false);
-    let life = |one: &Value| one["not_after"].as_i64().unwrap() - one["not_before"].as_i64().unwrap();
+    let moment = |of: &Value| time::OffsetDateTime::parse(of.as_str().unwrap(), &Rfc3339).unwrap();
+    let life = |one: &Value| (moment(&one["not_after"]) - moment(&one["not_before"])).whole_seconds();
     assert_eq!(life(&issuing(&first)), 30 * 86_400 + 300, "thirty days, and backdated by five minutes");
     let shown = async || postern.admin("/api/certificates").await?.json();
     assert!(!Path::new(&request).exists());

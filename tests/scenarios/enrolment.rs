@@ -75,6 +75,19 @@ async fn a_workstation_enrols_once_and_renews_with_what_it_has() -> Result<()> {
     assert!(good && said.contains("valid until"), "{said}");
     assert_ne!(std::fs::read(dir.join("key.pem"))?, key, "a new key each time");
     assert_eq!(postern.client_of(&dir)?.chat("I am renewed").await?.status, 200);
+    // Ten in a minute are enough for anybody.
+    let mut refused = None;
+    for _ in 0..10 {
+        let (good, said) = renew(&postern, &dir, &["--now"])?;
+        refused = (!good).then_some(said);
+        if refused.is_some() {
+            break;
+        }
+    }
+    assert!(refused.as_ref().is_some_and(|said| said.contains("429")), "{refused:?}");
+    assert_eq!(postern.client_of(&dir)?.chat("It is still good").await?.status, 200);
+    let status: Value = serde_json::from_str(&postern.certs(&["status"])?)?;
+    assert_eq!(status["gateway"]["serial"], postern.admin("/api/certificates").await?.json()?["serial"]);
     Ok(())
 }
 

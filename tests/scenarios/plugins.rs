@@ -45,6 +45,7 @@ async fn a_policy_that_fails_counts_as_the_strictest_vote() -> Result<()> {
         ("memory", "full-policy", "routing", "memory"),
         ("span-behind-end", "redaction-policy", "redaction", "output"),
         ("refuses", "redaction-policy", "redaction", "refused"),
+        ("span-flood", "redaction-policy", "redaction", "output"),
     ] {
         let cloud = BusyCloud::start().await?;
         let component = hostile(name, world, &dir)?;
@@ -104,6 +105,22 @@ async fn a_component_that_asks_for_more_than_it_may_have_is_refused_at_start() -
     let error = Postern::start(&with_policy(config(&cloud), &component, &[])).await.unwrap_err();
     let said = format!("{error:#}");
     assert!(said.contains("hostile") && said.contains("office:files/all"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rule_about_a_header_needs_that_header_to_be_granted() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let rules = json!({"rules": [{"headers": {"x-team": "blue"}, "deny": "not blue"}]});
+    for (granted, denied) in [(json!({"headers": ["X-Team"]}), 403), (json!({}), 200)] {
+        let policy = json!({"name": "rules", "component": "builtin:routing", "config": rules, "grants": granted});
+        let postern = Postern::start(&config(&cloud).push("/policies", policy)).await?;
+        let client = postern.client("clerk/amy")?;
+        for (team, status) in [("blue", denied), ("red", 200)] {
+            let reply = client.with_header("x-team", team).chat(&format!("Hello from {team}")).await?;
+            assert_eq!(reply.status, status, "{granted} {team}: {}", reply.text());
+        }
+    }
     Ok(())
 }
 

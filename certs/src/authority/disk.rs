@@ -90,6 +90,18 @@ impl Roots {
         }
     }
 
+    /// Whether one of them names itself as the issuer of this one.
+    pub(super) fn issued(&self, signer: &Signer) -> bool {
+        match self {
+            Self::Here { current, next } => {
+                [Some(current), next.as_ref()].into_iter().flatten().any(|root| root.issued(signer))
+            }
+            Self::Offline(certificates) => certificates
+                .iter()
+                .any(|root| crate::verify::authority(root).is_ok_and(|facts| signer.is_below(&facts.key_id))),
+        }
+    }
+
     /// First and last moment of the root in use, or from the first to the last of several that are kept off line.
     pub(super) fn validity(&self) -> (OffsetDateTime, OffsetDateTime) {
         match self {

@@ -116,9 +116,10 @@ impl Authority {
         }
         let wanted = workload(&id);
         issue::check(&wanted, &self.settings.trust_domain, &self.settings.prefix)?;
-        let chain = issue::sign(&wanted, &request.key, &state.intermediate, now, self.settings.leaf_ttl)?;
+        let signer = state.issuer_of_workloads(&self.settings, now);
+        let chain = issue::sign(&wanted, &request.key, signer, now, self.settings.leaf_ttl)?;
         self.check_chain(&state, &chain, now)?;
-        let entry = Issued::of(&chain, &state.intermediate)?;
+        let entry = Issued::of(&chain, signer)?;
         let serial = entry.serial.clone();
         ledger.register(entry, now)?;
         state.change(&locked, now, |present| {

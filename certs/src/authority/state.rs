@@ -20,6 +20,9 @@ use crate::{
 
 /// A root is replaced when so much of its life is over, out of a hundred.
 const ROOT_SWITCH_PERCENT: i32 = 80;
+/// For so long after a renewal workloads get leaves of the intermediate before: a gateway that runs elsewhere on this folder
+/// refuses a leaf of an intermediate whose revocation list it does not have yet. It looks every second.
+const PUBLISHED_WITHIN: Duration = Duration::MINUTE;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -154,7 +157,7 @@ impl State {
     /// Whether [`State::maintain`] has anything to do.
     pub(super) fn is_due(&self, settings: &Settings, now: OffsetDateTime) -> bool {
         let next_step = match self.roots.phase(&self.ledger, now) {
-            Some(RootSwitch::DropOld) => true,
+            Some(RootSwitch::DropOld) => self.can_drop_old_root(now),
             Some(_) => false,
             None => self.should_switch(now),
         };
@@ -191,7 +194,8 @@ impl State {
             self.begin_switch(settings, locked, now)?;
         }
         self.renew_intermediate(settings, store, locked, now)?;
-        if self.roots.phase(&self.ledger, now) == Some(RootSwitch::DropOld) || self.is_switch_done() {
+        let is_last = self.roots.phase(&self.ledger, now) == Some(RootSwitch::DropOld);
+        if is_last && self.can_drop_old_root(now) || self.is_switch_done() {
             self.drop_old_root(locked)?;
         }
         self.drop_retired(settings, locked, now)?;
@@ -308,6 +312,14 @@ impl State {
         Ok(())
     }
 
+    /// Whether nothing below the old root is valid any more: leaves that were issued right after the renewal of an intermediate
+    /// ([`PUBLISHED_WITHIN`]) live a moment longer than those before it.
+    fn can_drop_old_root(&self, now: OffsetDateTime) -> bool {
+        let Roots::Here { current, .. } = &self.roots else { return false };
+        let below = |name: &str| self.retired.iter().any(|one| current.issued(one) && one.name() == name);
+        now > current.not_after || !self.ledger.in_force(now).any(|leaf| below(&leaf.issuer))
+    }
+
     /// A crash came between the new root's taking the place and the ledger.
     fn is_switch_done(&self) -> bool {
         self.ledger.switch.is_some() && matches!(self.roots, Roots::Here { next: None, .. })
@@ -395,6 +407,22 @@ impl State {
     /// Whether the intermediate is good for another whole leaf.
     pub(super) fn outlasts(&self, leaf_ttl: Duration, now: OffsetDateTime) -> bool {
         self.intermediate.not_before <= now && self.intermediate.not_after >= now.saturating_add(leaf_ttl)
+    }
+
+    /// Whose leaves workloads get: the present intermediate's, or for [`PUBLISHED_WITHIN`] those of the one before.
+    pub(super) fn issuer_of_workloads(&self, settings: &Settings, now: OffsetDateTime) -> &Signer {
+        let within = PUBLISHED_WITHIN.min(settings.leaf_ttl / 2);
+        let is_fit = |one: &Signer| {
+            let since = self.ledger.retired.get(&one.name()).copied();
+            let since = since.and_then(|since| OffsetDateTime::from_unix_timestamp(since).ok());
+            since.is_some_and(|since| now >= since && now < since.saturating_add(within))
+                && one.not_before <= now
+                && one.not_after >= now.saturating_add(settings.leaf_ttl)
+                && one.prefix == settings.prefix
+                && self.roots.issued(one)
+        };
+        let before = self.retired.iter().filter(|one| is_fit(one)).max_by_key(|one| one.not_before);
+        before.unwrap_or(&self.intermediate)
     }
 
     pub(super) fn check_can_issue(&self, now: OffsetDateTime) -> Result<(), CertsError> {

@@ -2,14 +2,15 @@
 
 use serde::Serialize;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use super::{Authority, RootPlace, disk::Roots};
-use crate::{PathPrefix, rotate::RootSwitch, signer::Signer, verify};
+use super::{Authority, RootPlace, disk::Roots, state::State};
+use crate::{PathPrefix, Serial, rotate::RootSwitch, signer::Signer, verify};
 
 /// With the root off line, an operator is woken this long before the intermediate ends.
 const OFFLINE_ALARM_DAYS: i64 = 15;
 
-/// How an authority is. Times are seconds since 1970.
+/// How an authority is. Times are RFC 3339, by the second.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
@@ -27,6 +28,8 @@ pub struct Status {
     pub intermediates: Vec<CertificateStatus>,
     /// Whether an operator has to bring a new intermediate soon: the root is off line and cannot renew it.
     pub alarm: bool,
+    /// The newest leaf of this authority's gateway; none before its first start.
+    pub gateway: Option<LeafStatus>,
     /// Leaves that are not over yet, revoked ones among them.
     pub issued: usize,
     /// Revoked leaves that are not over yet.
@@ -34,9 +37,9 @@ pub struct Status {
     /// Invitations that wait.
     pub invited: usize,
     /// When the first revocation list becomes outdated.
-    pub crl_next_update: Option<i64>,
+    pub crl_next_update: Option<String>,
     /// The highest time seen.
-    pub highest_time: Option<i64>,
+    pub highest_time: Option<String>,
     /// A number that grows with each change of the roots.
     pub bundle_sequence: u64,
 }
@@ -48,11 +51,21 @@ pub struct CertificateStatus {
     /// The name of its key: its key identifier, hexadecimal. Empty if it names none.
     pub key_id: String,
     /// First moment.
-    pub not_before: i64,
+    pub not_before: String,
     /// Last moment.
-    pub not_after: i64,
+    pub not_after: String,
     /// What it is doing.
     pub stage: Stage,
+}
+
+/// A leaf that the register knows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct LeafStatus {
+    /// Its number.
+    pub serial: Serial,
+    /// Last moment.
+    pub not_after: String,
 }
 
 /// What a certificate of an authority is doing.
@@ -103,13 +116,23 @@ impl Authority {
             root_switch: state.roots.phase(&state.ledger, now),
             intermediates,
             alarm: root_offline && now >= alarm_from,
+            gateway: self.newest_of_gateway(&state, now),
             issued: state.ledger.in_force(now).count(),
             revoked: state.ledger.revoked.iter().filter(|leaf| leaf.not_after >= now.unix_timestamp()).count(),
             invited: state.ledger.invites(now),
-            crl_next_update: state.trust.next_update().map(OffsetDateTime::unix_timestamp),
-            highest_time: state.highest.map(OffsetDateTime::unix_timestamp),
+            crl_next_update: state.trust.next_update().map(text),
+            highest_time: state.highest.map(text),
             bundle_sequence: state.ledger.bundle.sequence,
         }
+    }
+}
+
+impl Authority {
+    fn newest_of_gateway(&self, state: &State, now: OffsetDateTime) -> Option<LeafStatus> {
+        let own = state.ledger.in_force(now).filter(|leaf| leaf.id == self.settings.gateway_id);
+        let newest = own.max_by_key(|leaf| leaf.not_after)?;
+        let not_after = OffsetDateTime::from_unix_timestamp(newest.not_after).ok()?;
+        Some(LeafStatus { serial: newest.serial.clone(), not_after: text(not_after) })
     }
 }
 
@@ -118,8 +141,12 @@ fn of_signer(signer: &Signer, stage: Stage) -> CertificateStatus {
 }
 
 fn of(key_id: String, not_before: OffsetDateTime, not_after: OffsetDateTime, stage: Stage) -> CertificateStatus {
-    let (not_before, not_after) = (not_before.unix_timestamp(), not_after.unix_timestamp());
-    CertificateStatus { key_id, not_before, not_after, stage }
+    CertificateStatus { key_id, not_before: text(not_before), not_after: text(not_after), stage }
+}
+
+/// Empty for a year that RFC 3339 cannot write.
+fn text(time: OffsetDateTime) -> String {
+    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -23,7 +23,7 @@ impl<'a> RequestLists<'a> {
             let text = m.text.as_deref().filter(|_| grants.text);
             wit::MessageFacts { role: &m.role, bytes: m.bytes, text }
         };
-        let headers = request.headers.iter().filter(|header| grants.headers.contains(&header.name));
+        let headers = request.headers.iter().filter(|header| grants.show(&header.name));
         let headers = headers.filter(|header| header.value.len() <= MAX_TEXT_BYTES).take(MAX_PARTS);
         Self {
             labels: request.labels.iter().map(String::as_str).collect(),

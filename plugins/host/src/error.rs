@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::inspect::Needs;
+use crate::policy::MAX_FUNCTION_BYTES;
 use crate::signature::KeyId;
 
 /// `detail` of a failure is cut to this many bytes.
@@ -30,6 +31,11 @@ pub enum PluginError {
          against this interface"
     )]
     OtherVersion(String),
+    /// A function is too long to be compiled in a time that anybody would wait.
+    #[error(
+        "has a function of {0} bytes, and {MAX_FUNCTION_BYTES} is the most; build it with optimisation, or split the function"
+    )]
+    LongFunction(usize),
     /// It needs a larger sandbox than the largest.
     #[error(
         "is too large: it has {} modules, {} memories, {} tables and {} elements in them; 43, 10, 20 and 60,000 are the most",

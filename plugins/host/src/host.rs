@@ -14,7 +14,9 @@ use crate::engine::{HostOptions, LARGE, MAX_MEMORY_BYTES, SMALL, Sandbox, Size, 
 use crate::error::PluginError;
 use crate::inspect::{Inspection, Needs, inspect};
 use crate::kinds;
-use crate::policy::{Asked, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicySpec, Readiness};
+use crate::policy::{
+    Asked, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, MAX_FUNCTION_BYTES, Policy, PolicySpec, Readiness,
+};
 use crate::start::{self, Started};
 use crate::wasi;
 
@@ -55,6 +57,9 @@ impl PolicyHost {
         let config = check(&spec)?;
         let kinds = kinds::allowed(&spec.config)?;
         let found = inspect(&spec.component)?;
+        if found.needs.largest_function > MAX_FUNCTION_BYTES {
+            return Err(PluginError::LongFunction(found.needs.largest_function));
+        }
         let room = self.room(&found.needs)?;
         let limits = Limits {
             deadline: spec.deadline,

@@ -56,6 +56,8 @@ pub struct Needs {
     pub table_elements: u64,
     /// Bytes of all memories at the start.
     pub memory_bytes: u64,
+    /// Bytes of the longest function: what compiling it takes grows faster than it does.
+    pub largest_function: usize,
 }
 
 impl Contents {
@@ -139,6 +141,9 @@ impl Needs {
                     self.tables = self.tables.saturating_add(1);
                     self.table_elements = self.table_elements.saturating_add(table?.ty.initial);
                 }
+            }
+            Payload::CodeSectionEntry(body) => {
+                self.largest_function = self.largest_function.max(body.range().len());
             }
             _ => {}
         }

@@ -54,12 +54,13 @@ pub use host::PolicyHost;
 pub use inspect::{Contents, Inspection, Needs, inspect};
 pub use joined::Joined;
 pub use kinds::MAX_KINDS;
-pub use manifest::{Asked, MANIFEST_SECTION, MAX_MANIFEST_BYTES, Manifest, is_policy_name, may_be_granted};
+pub use manifest::{ANY_HEADER, Asked, MANIFEST_SECTION, MAX_MANIFEST_BYTES, Manifest, is_policy_name, may_be_granted};
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
 pub use pack::pack;
 pub use package::Package;
 pub use policy::{
-    Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, Policy, PolicySpec, Readiness, Reply, Usage,
+    Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, MAX_FUNCTION_BYTES, Policy, PolicySpec, Readiness,
+    Reply, Usage,
 };
 pub use recorded::{Answer, Answered, MAX_RECORDED_BYTES, RECORDED_VERSION, Recorded};
 pub use schema::{ConfigSchema, MAX_SCHEMA_BYTES};

@@ -52,11 +52,15 @@ pub struct Manifest {
     pub config_schema: Option<Value>,
 }
 
+/// In place of the name of a header: any.
+pub const ANY_HEADER: &str = "*";
+
 /// What a policy asks to see of the content of requests. It gets what the operator grants as well.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Asked {
-    /// Headers of requests, in lower case; 16 at most.
+    /// Headers of requests, in lower case; 16 at most. [`ANY_HEADER`]: whichever the operator names, for a policy whose configuration
+    /// says which it looks at.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub headers: BTreeSet<String>,
     /// The text of messages, masked, for `routing` and `caching`. (`redaction` sees text in any case.)
@@ -74,8 +78,10 @@ impl Asked {
     /// What it gets: what it asks for and the operator grants.
     #[must_use]
     pub fn granted(&self, by_operator: &Grants) -> Grants {
-        let headers = self.headers.intersection(&by_operator.headers).filter(|name| may_be_granted(name));
-        Grants { headers: headers.cloned().collect(), text: self.text && by_operator.text }
+        let any = self.headers.contains(ANY_HEADER);
+        let asked = |name: &&String| (any || self.headers.contains(*name)) && may_be_granted(name);
+        let headers = by_operator.headers.iter().filter(asked).cloned().collect();
+        Grants { headers, text: self.text && by_operator.text }
     }
 }
 
@@ -238,6 +244,9 @@ mod tests {
         let given = Grants { headers: set(&["x-b", "x-c"]), text: false };
         assert_eq!(asked.granted(&given), Grants { headers: set(&["x-b"]), text: false });
         assert!(asked.granted(&Grants { text: true, ..Grants::default() }).text);
+        let any = Asked { headers: set(&["*"]), text: false };
+        let given = Grants { headers: set(&["x-b", "cookie"]), text: true };
+        assert_eq!(any.granted(&given), Grants { headers: set(&["x-b"]), text: false });
         let forbidden = Asked { headers: set(&["cookie"]), text: false };
         assert!(forbidden.granted(&Grants { headers: set(&["cookie"]), text: true }).headers.is_empty());
     }

@@ -18,6 +18,7 @@ use crate::engine::Sandbox;
 use crate::error::{FailureKind, PluginError, PolicyFailure};
 use crate::facts::{CachePlan, FleetFacts, RequestFacts, Span, Steps, TextSegment, Verdict};
 use crate::host::{Room, mismatch};
+use crate::manifest::{ANY_HEADER, may_be_granted};
 use crate::metrics::PolicyMetrics;
 use crate::read::Read;
 use crate::wasi::{MAX_HANDLES, NotHere};
@@ -29,6 +30,8 @@ pub const MAX_DEADLINE: Duration = Duration::from_secs(10);
 pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// The largest component.
 pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
+/// The longest function of a component. An interpreter's main loop has a tenth of it.
+pub const MAX_FUNCTION_BYTES: usize = 1 << 20;
 
 /// A policy as configured.
 #[derive(Debug, Clone)]
@@ -54,10 +57,18 @@ pub struct PolicySpec {
 /// What a policy may see of the content of requests: what its manifest asks for and the operator granted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
-    /// Headers of requests, in lower case.
+    /// Headers of requests, in lower case. [`ANY_HEADER`], which a gateway's configuration cannot grant: all that may be shown.
     pub headers: BTreeSet<String>,
     /// The text of messages, masked. Then nothing that it writes is shown to anybody.
     pub text: bool,
+}
+
+impl Grants {
+    /// May it see this header, named in lower case?
+    #[must_use]
+    pub fn show(&self, header: &str) -> bool {
+        self.headers.contains(header) || (self.headers.contains(ANY_HEADER) && may_be_granted(header))
+    }
 }
 
 /// What a policy answered, and what it wrote meanwhile.

@@ -87,6 +87,7 @@ fn described(loaded: &Loaded) -> Value {
     let ms = |share| loaded.times.quantile(share).map(milliseconds);
     json!({
         "name": loaded.name(),
+        "manifest": version.manifest,
         "version": version.version,
         "digest": version.digest,
         "signer": version.signer,

@@ -14,9 +14,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
-use super::units::{Size, Span};
+use super::units::{self, Size, Span};
 use crate::admin::guard::Role;
-pub use policies::{Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
+pub use policies::{Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
 
 /// A value that remembers its place in the file, for errors found later.
 pub type Placed = Spanned<String>;
@@ -189,13 +189,13 @@ pub struct Identity {
 #[serde(deny_unknown_fields)]
 pub struct IdentityLimits {
     /// Requests a minute.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "units::maybe_count")]
     pub requests_per_minute: Option<std::num::NonZeroU32>,
     /// Tokens a minute: those of the prompt, estimated, and those of the answer.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "units::maybe_count")]
     pub tokens_per_minute: Option<std::num::NonZeroU32>,
     /// Requests at a time.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "units::maybe_count")]
     pub concurrency: Option<std::num::NonZeroU32>,
 }
 
@@ -304,7 +304,7 @@ impl<'de> Deserialize<'de> for Secret {
 #[serde(deny_unknown_fields)]
 pub struct TargetLimits {
     /// Requests a minute; beyond it the next target is asked.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "units::maybe_count")]
     pub requests_per_minute: Option<std::num::NonZeroU32>,
 }
 
@@ -430,7 +430,7 @@ pub struct Engine {
     #[serde(default)]
     pub device: Device,
     /// Sequences at a time.
-    #[serde(default = "default_batch")]
+    #[serde(default = "default_batch", deserialize_with = "units::count")]
     pub max_batch_size: std::num::NonZeroU16,
     /// How long an idle engine waits for more requests.
     #[serde(default = "default_wait")]

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use postern_plugins::may_be_granted;
+use postern_plugins::{ANY_HEADER, may_be_granted};
+use semver::VersionReq;
 use serde_saphyr::Location;
 
 use super::file::{self, File, OnFailure, Placed, Placement, Unsigned};
@@ -64,6 +65,8 @@ pub struct Policy {
     pub name: String,
     /// File of its component.
     pub component: PathBuf,
+    /// What its manifest must say of it.
+    pub expect: Option<Expect>,
     /// It came with Postern, so it needs no signature.
     pub builtin: bool,
     /// Its own section.
@@ -84,6 +87,15 @@ pub struct Policy {
     pub replaces: Option<String>,
     /// Where it stands.
     pub places: Places,
+}
+
+/// Which of its author's policies a file must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expect {
+    /// The name in its manifest.
+    pub name: String,
+    /// The versions that will do.
+    pub version: VersionReq,
 }
 
 /// The file of a public key.
@@ -190,6 +202,7 @@ fn policy(policy: file::Policy, base: &Path, unsigned: Unsigned, signed: bool) -
     Ok(Policy {
         name: policy.name.value,
         component,
+        expect: policy.expect.map(expect).transpose()?,
         builtin,
         grants: grants(&policy.grants)?,
         on_failure: policy.on_failure,
@@ -203,11 +216,19 @@ fn policy(policy: file::Policy, base: &Path, unsigned: Unsigned, signed: bool) -
     })
 }
 
+fn expect(written: file::Expect) -> Result<Expect, Fault> {
+    let version = written.version.map_or(Ok(VersionReq::STAR), |version| {
+        let wrong = |error| format!("expected versions such as `>=1.2, <2`: {error}");
+        VersionReq::parse(&version.value).map_err(|error| (version.referenced, wrong(error)))
+    });
+    Ok(Expect { name: written.name, version: version? })
+}
+
 fn grants(written: &file::Grants) -> Result<postern_plugins::Grants, Fault> {
     let mut headers = BTreeSet::new();
     for header in &written.headers {
         let name = header.value.to_ascii_lowercase();
-        if http::HeaderName::try_from(&name).is_err() {
+        if http::HeaderName::try_from(&name).is_err() || name == ANY_HEADER {
             return Err((header.referenced, format!("`{}` is no name of a header", header.value)));
         }
         if !may_be_granted(&name) {
@@ -336,10 +357,15 @@ mod tests {
             (policy("grants: {headers: [x, Cookie]}"), "no policy may see `cookie`"),
             (policy("grants: {headers: [postern-label]}"), "no policy may see `postern-label`"),
             (policy("grants: {headers: ['a b']}"), "`a b` is no name of a header"),
+            (policy("grants: {headers: ['*']}"), "`*` is no name of a header"),
+            (policy("expect: {name: a, version: new}"), "expected versions such as"),
             (policy("replaces: other"), "only with `shadow: true`"),
             (policy("shadow: true, replaces: other"), "no policy `other` that counts"),
             (policy("shadow: true, replaces: mine"), "no policy `mine` that counts"),
-            (policy("quarantine_after: 0"), "quarantine_after"),
+            (
+                policy("quarantine_after: 0"),
+                "integer `0`, expected a whole number from 1 to 4294967295 at line 8, column",
+            ),
             (policy("memory: 1KiB"), "between 1MiB and 256MiB"),
             ("routing: {weights: {w: {moon: 1}}}\n".to_owned(), "`routing.weights.w`: there is no target `moon`"),
             ("routing: {weights: {w: {engine: 1}}}\n".to_owned(), "there is no target `engine`"),

@@ -1,10 +1,14 @@
-//! Durations (`20ms`, `72h`, `180d`) and sizes (`256MiB`) as people write them.
+//! Durations (`20ms`, `72h`, `180d`), sizes (`256MiB`) and counts as people write them.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, de::Error};
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
 
 const DURATIONS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZES: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
@@ -43,6 +47,42 @@ impl<'de> Deserialize<'de> for Size {
             D::Error::custom("expected a size above 0: a whole number and one of B, KiB, MiB, GiB, such as 256MiB")
         })
     }
+}
+
+/// A whole number above 0, for `deserialize_with`: what serde says of its own of a `NonZero` is of no use to an operator.
+pub(super) fn count<'de, D: Deserializer<'de>, N: TryFrom<NonZeroU64>>(deserializer: D) -> Result<N, D::Error> {
+    struct Count<N>(PhantomData<N>);
+
+    impl<N: TryFrom<NonZeroU64>> Visitor<'_> for Count<N> {
+        type Value = N;
+
+        fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(to, "a whole number from 1 to {}", u64::MAX >> (64 - 8 * size_of::<N>()))
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<N, E> {
+            let fits = NonZeroU64::new(number).and_then(|number| N::try_from(number).ok());
+            fits.ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+        }
+
+        fn visit_i64<E: Error>(self, number: i64) -> Result<N, E> {
+            let unsigned = u64::try_from(number);
+            self.visit_u64(
+                unsigned.map_err(|_| E::invalid_value(Unexpected::Signed(number), &"a whole number above 0"))?,
+            )
+        }
+    }
+
+    deserializer.deserialize_u64(Count(PhantomData))
+}
+
+/// The same where nothing need be said.
+pub(super) fn maybe_count<'de, D, N>(deserializer: D) -> Result<Option<N>, D::Error>
+where
+    D: Deserializer<'de>,
+    N: TryFrom<NonZeroU64>,
+{
+    count(deserializer).map(Some)
 }
 
 impl JsonSchema for Span {

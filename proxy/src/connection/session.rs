@@ -44,12 +44,8 @@ impl Session {
     /// `own_end` is the end of our own leaf.
     #[must_use]
     pub fn new(peer: Peer, own_end: OffsetDateTime) -> Self {
-        let until = peer.not_after.min(own_end);
-        let left = Duration::try_from(until - SystemClock.now()).unwrap_or_default();
+        let (until, soft, hard) = ends(peer.not_after, own_end, SystemClock.now());
         let now = Instant::now();
-        // Asked early enough that what is under way ends before the leaf does.
-        let soft = left.saturating_sub(DRAIN_WITHIN.min(left / 2)).min(MAX_AGE);
-        let hard = left.min(soft + DRAIN_WITHIN);
         let (soft_end, hard_end) = (now + soft, now + hard);
         Self { peer, until, soft_end, hard_end, overdue: CancellationToken::new(), cut: OnceLock::new() }
     }
@@ -121,6 +117,31 @@ impl Session {
             if before.roots().iter().any(|root| !roots.contains(root)) {
                 return End::Soon;
             }
+        }
+    }
+}
+
+/// The end of the leaf that ends first; after how long the connection is asked to end, and cut.
+fn ends(theirs: OffsetDateTime, ours: OffsetDateTime, now: OffsetDateTime) -> (OffsetDateTime, Duration, Duration) {
+    let until = theirs.min(ours);
+    let left = Duration::try_from(until - now).unwrap_or_default();
+    // Asked early enough that what is under way ends before the leaf does.
+    let soft = left.saturating_sub(DRAIN_WITHIN.min(left / 2)).min(MAX_AGE);
+    (until, soft, left.min(soft + DRAIN_WITHIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_earlier_end_of_the_two_leaves_counts() {
+        let now = SystemClock.now();
+        let at = |seconds: i64| now + time::Duration::seconds(seconds);
+        for (first, soft, hard) in [(600, 570, 600), (10, 5, 10), (-1, 0, 0), (80_000, 3600, 3630)] {
+            let expected = (at(first), Duration::from_secs(soft), Duration::from_secs(hard));
+            assert_eq!(ends(at(first), at(86_400), now), expected, "theirs");
+            assert_eq!(ends(at(86_400), at(first), now), expected, "ours");
         }
     }
 }

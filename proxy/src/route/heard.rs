@@ -6,7 +6,10 @@ use std::sync::Arc;
 use postern_plugins::{Effects, PolicyFailure};
 
 use super::health::Step;
-use super::loaded::{Loaded, Said};
+use super::loaded::{Loaded, Said, WITHHELD};
+
+/// What was said where a policy failed; the kind follows.
+pub(super) const FAILED: &str = "failed:";
 
 /// What was heard in one request. Dropping it drops what waits.
 #[derive(Debug, Default)]
@@ -68,6 +71,9 @@ impl Heard {
         if !matches!(fate, Fate::Commit(_)) {
             for said in &mut self.said {
                 (said.reason, said.annotations) = (None, serde_json::Map::new());
+                if fate == Fate::Drop {
+                    withhold(&mut said.said);
+                }
             }
         }
     }
@@ -79,6 +85,13 @@ impl Heard {
             self.settle(Fate::Drop);
         }
         std::mem::take(&mut self.said)
+    }
+}
+
+/// Leaves of `failed:KIND` that it failed: the kind could spell what was read.
+pub(super) fn withhold(said: &mut String) {
+    if said.starts_with(FAILED) {
+        *said = format!("{FAILED}{WITHHELD}");
     }
 }
 

@@ -71,8 +71,11 @@ impl Loader {
         let at = policy.places.component;
         let package = read(&policy.component).map_err(|error| fault(at, &error))?;
         let signer = signer(policy, &package, keys, unsigned).map_err(|error| fault(at, &error))?;
+        expected(policy, &package).map_err(|error| fault(at, &error))?;
         package.check_config(&policy.config).map_err(|error| fault(policy.places.config, &error))?;
-        let version = Version { version: package.version(), digest: package.short_digest().to_owned(), signer };
+        let manifest = package.manifest().map(|manifest| manifest.name.clone()).unwrap_or_default();
+        let digest = package.short_digest().to_owned();
+        let version = Version { version: package.version(), manifest, digest, signer };
         if let Some(before) = before.filter(|before| before.version == version && before.settings == *policy) {
             return Ok(before.clone());
         }
@@ -116,6 +119,18 @@ fn signer(
         Err(PluginError::Unsigned | PluginError::UnknownSigner(_)) if unsigned == Unsigned::Allow => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Is it what the operator wrote that it is? A signature says who made a file, not which of theirs it is.
+fn expected(policy: &config::Policy, package: &Package) -> Result<(), LoadError> {
+    let Some(expect) = &policy.expect else { return Ok(()) };
+    let manifest = package.manifest();
+    if manifest.is_some_and(|manifest| manifest.name == expect.name && expect.version.matches(&manifest.version)) {
+        return Ok(());
+    }
+    let is =
+        manifest.map_or("without a manifest".to_owned(), |manifest| format!("{} {}", manifest.name, manifest.version));
+    Err(LoadError::Unexpected(format!("{} {}", expect.name, expect.version), is))
 }
 
 /// What outlives a version: the counters; the numbers, if they have the same names.

@@ -13,7 +13,7 @@ use crate::config::{self, OnFailure};
 use crate::telemetry::metrics::Metrics;
 
 /// The kind of a failure that must not be told.
-const WITHHELD: &str = "withheld";
+pub(super) const WITHHELD: &str = "withheld";
 
 /// Which version of a policy it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,6 +21,9 @@ pub struct Version {
     /// As its manifest says; empty without one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// What its manifest calls it; empty without one.
+    #[serde(skip)]
+    pub manifest: String,
     /// The first 16 digits of the SHA-256 of its file.
     pub digest: String,
     /// The key that signed it; `None`: it came with Postern, or is unsigned.
@@ -184,6 +187,9 @@ pub enum LoadError {
     /// The file cannot be read.
     #[error("{} cannot be read: {}", .0.display(), .1)]
     Read(PathBuf, std::io::Error),
+    /// Another than the operator expects. The place in the configuration follows.
+    #[error("`expect` asks for {0}, and the file is {1}")]
+    Unexpected(String, String),
     /// It cannot be used.
     #[error(transparent)]
     Plugin(#[from] PluginError),

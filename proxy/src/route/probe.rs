@@ -15,6 +15,9 @@ use crate::config::Config;
 /// For all recorded requests together; what was not tried by then is not tried.
 const WITHIN: Duration = Duration::from_secs(30);
 
+/// For the whole of it.
+const ALL_WITHIN: Duration = Duration::from_secs(60);
+
 /// For calls about no request.
 const NOBODY: CallContext<'static> = CallContext { tenant: "", label: "", seed: 0, time_ms: None };
 
@@ -38,18 +41,28 @@ pub async fn empty(loaded: &Loaded) -> Vec<(Step, PolicyFailure)> {
 /// write is dropped.
 ///
 /// # Errors
-/// One does; says which, and how.
+/// One does; says which, and how. Or that could not be seen in time.
 pub(super) async fn compare(
     config: &Config,
     new: &Policies,
     old: &Policies,
     recent: &[Arc<Recorded>],
 ) -> Result<(), String> {
+    let compared = tokio::time::timeout(ALL_WITHIN, compare_all(config, new, old, recent)).await;
+    compared.unwrap_or_else(|_| {
+        Err(format!("they could not be tried within {} s; give them a shorter `deadline`", ALL_WITHIN.as_secs()))
+    })
+}
+
+async fn compare_all(config: &Config, new: &Policies, old: &Policies, recent: &[Arc<Recorded>]) -> Result<(), String> {
     let until = Instant::now() + WITHIN;
     for loaded in &new.all {
         let before = old.named(loaded.name());
         if before.is_some_and(|before| Arc::ptr_eq(before, loaded)) {
             continue;
+        }
+        if let Some(before) = before {
+            same_steps(before, loaded)?;
         }
         let failed = empty(loaded).await;
         let failed_before = match before {
@@ -67,6 +80,23 @@ pub(super) async fn compare(
         }
     }
     Ok(())
+}
+
+/// A file that takes part at fewer steps than the one before in its place is a mistake: what was masked or kept here would not be
+/// any more, and nothing would say so.
+fn same_steps(before: &Loaded, after: &Loaded) -> Result<(), String> {
+    if before.settings.component != after.settings.component {
+        return Ok(());
+    }
+    match Step::ALL.into_iter().find(|step| before.counts_at(*step) && !after.takes_part_at(*step)) {
+        None => Ok(()),
+        Some(step) => Err(format!(
+            "the new file of the policy `{}` does not take part at {}, as the one before it does; if that is meant, name it in \
+             another entry",
+            after.name(),
+            step.name()
+        )),
+    }
 }
 
 /// One policy, and the set that it belongs to.

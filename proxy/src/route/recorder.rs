@@ -106,7 +106,8 @@ impl Writer {
 
 /// The file, to be appended to, and its length. Nobody else may read it: it says who asked what, if not in which words.
 fn open(path: &Path) -> io::Result<(File, u64)> {
-    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    // A pipe that nobody reads would be waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {

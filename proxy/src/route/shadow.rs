@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answers::{Finds, Planned};
 use super::health::Step;
-use super::heard::{Fate, Heard};
+use super::heard::{FAILED, Fate, Heard, withhold};
 use super::loaded::{Loaded, Version};
 use super::scene::Scene;
 use super::votes::{Ballot, Vote};
@@ -154,7 +154,11 @@ impl Asked<'_> {
         }
         let config = &self.gateway.config;
         // The same rules as for those that count, with the label that it would have given if that is higher.
-        heard.settle(if config.is_cleared(label) { Fate::Commit(config.labels.name(label)) } else { Fate::Drop });
+        let is_cleared = config.is_cleared(label);
+        heard.settle(if is_cleared { Fate::Commit(config.labels.name(label)) } else { Fate::Drop });
+        if !is_cleared {
+            differences.iter_mut().for_each(|difference| withhold(&mut difference.result));
+        }
         let result = match differences.iter().map(|difference| difference.result.as_str()).next() {
             None => "same",
             Some("different") => "different",
@@ -181,7 +185,7 @@ impl Asked<'_> {
         compared: impl FnOnce() -> Option<compare::Change>,
     ) -> Option<Difference> {
         let change = match &failure {
-            Some(failure) => Some((format!("failed:{}", failure.kind.name()), compare::Change::default())),
+            Some(failure) => Some((format!("{FAILED}{}", failure.kind.name()), compare::Change::default())),
             None => compared().map(|change| ("different".to_owned(), change)),
         };
         heard.call(self.shadow, step, failure, effects, self.shadow.said(step, "shadow"));

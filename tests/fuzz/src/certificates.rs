@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use postern::issuer::files::{Files, Paths};
 use postern::issuer::spiffe::message as workload_api;
 use postern_certs::authority::{create_root, sign_intermediate};
+use postern_certs::rotate::{Action, Failures, Schedule};
 use postern_certs::spiffe::{MAX_ID_BYTES, Pattern};
 use postern_certs::{
     Authority, AuthorityOptions, Csr, IssuedLeaf, JoinToken, LeafRequest, PathPrefix, Role, SpiffeId, Trust, material,
@@ -169,6 +170,58 @@ pub(crate) fn token_seeds() -> Result<Vec<Vec<u8>>> {
     let branch = Branch::new()?;
     let token = branch.authority.invite(&branch.leaf.id, Duration::from_secs(600))?;
     Ok(vec![token.to_string().into_bytes(), b"postern-join-1.e30".to_vec()])
+}
+
+/// A life, a chance, and moments at which somebody looks, some of which fail to renew; clocks go back and forth meanwhile.
+pub(crate) fn schedule(bytes: &[u8]) -> bool {
+    let mut numbers = bytes.chunks_exact(8).map(|eight| i64::from_le_bytes(eight.try_into().unwrap()));
+    let (Some(life), Some(chance)) = (numbers.next(), numbers.next()) else { return false };
+    let start = OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
+    let ends = start.saturating_add(time::Duration::seconds(life));
+    let schedule = Schedule::new(start, ends, f64::from_bits(chance.cast_unsigned()));
+    let (mut failures, mut health) = (Failures::default(), None);
+    for number in numbers.take(64) {
+        // Within some thousand years.
+        let now = start.saturating_add(time::Duration::milliseconds((number >> 1) % (1 << 46)));
+        match schedule.next(now, failures) {
+            Action::RenewNow => {
+                assert!(now >= schedule.due(), "too early");
+                if number & 1 == 1 {
+                    failures = failures.and_at(now);
+                    assert!(schedule.next(now, failures) != Action::RenewNow, "two renewals at once");
+                }
+            }
+            Action::WaitUntil(later) => {
+                assert!(later > now, "a wait goes forward");
+                let then = match schedule.next(later, failures) {
+                    // It was due, and the clock went back.
+                    Action::WaitUntil(again) => schedule.next(again, failures),
+                    now => now,
+                };
+                assert_eq!(then, Action::RenewNow, "a gap");
+                assert!(now < schedule.due() || later <= now + time::Duration::HOUR, "a wait of more than an hour");
+            }
+        }
+        let concern = (now, schedule.health(now));
+        let (first, second) =
+            if health.is_some_and(|(then, _)| then > now) { (Some(concern), health) } else { (health, Some(concern)) };
+        assert!(first.zip(second).is_none_or(|(first, second)| first.1 <= second.1), "concern only grows");
+        health = Some(concern);
+    }
+    true
+}
+
+pub(crate) fn schedule_seeds() -> Result<Vec<Vec<u8>>> {
+    let seed = |life: i64, chance: f64, at: &[i64]| -> Vec<u8> {
+        let first = [life, chance.to_bits().cast_signed()];
+        first.iter().chain(at).flat_map(|number| number.to_le_bytes()).collect()
+    };
+    let hours = |hours: i64| (hours * 3_600_000) << 1;
+    Ok(vec![
+        seed(72 * 3600, 0.5, &[hours(1), hours(36) | 1, hours(36) + 240_001, hours(80)]),
+        seed(10, 0.0, &[9_001, 9_201, 9_401, 8_000, 30_001]),
+        seed(-5, f64::NAN, &[1, 3, i64::MAX, i64::MIN]),
+    ])
 }
 
 pub(crate) fn message(bytes: &[u8]) -> bool {

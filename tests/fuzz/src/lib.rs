@@ -35,12 +35,13 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "spiffe", seeds: certificates::id_seeds, read: certificates::id },
     Target { name: "certificate", seeds: certificates::certificate_seeds, read: certificates::certificate },
     Target { name: "revocation-list", seeds: certificates::list_seeds, read: certificates::list },
     Target { name: "csr", seeds: certificates::csr_seeds, read: certificates::csr },
     Target { name: "join-token", seeds: certificates::token_seeds, read: certificates::token },
+    Target { name: "schedule", seeds: certificates::schedule_seeds, read: certificates::schedule },
     Target { name: "workload-api", seeds: certificates::message_seeds, read: certificates::message },
     Target { name: "issuer-files", seeds: certificates::pem_seeds, read: certificates::pem },
     Target { name: "config", seeds: configuration::seeds, read: configuration::config },

@@ -2,10 +2,10 @@
 //! it learnt from a request that must stay here shows in nothing that leaves afterwards.
 
 use anyhow::Result;
-use postern_tests::{BusyCloud, Client, Config, Postern};
+use postern_tests::{BusyCloud, Client, Config, Postern, chat_body};
 use serde_json::json;
 
-use super::{Puppet, ask, config, record, with};
+use super::{Puppet, ask, config, record, said, with};
 
 /// Classified by a marking in its text.
 const CLASSIFIED: &str = "TOP SECRET: the secret is 4711-heron";
@@ -108,6 +108,28 @@ async fn a_label_that_rises_after_the_text_was_read_counts() -> Result<()> {
     })
     .await?;
     assert_eq!(after, clean);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_budget_does_not_tell_how_a_classified_request_ended() -> Result<()> {
+    let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    puppet.first(&[])?;
+    let denies = puppet.policy(json!({"tell_facts": true, "vote": {"only_model": "odd", "deny": "odd"}}));
+    let config = config(&cloud, denies).set("/identities/0/limits", json!({"tokens_per_minute": 60_000}));
+    for (label, spent) in [("classified", true), ("public", false)] {
+        let postern = Postern::start(&config).await?;
+        let client = postern.client("clerk/amy")?;
+        let mut body = chat_body("One thing");
+        (body["model"], body["max_tokens"]) = (json!("odd"), json!(50_000));
+        let marked = client.with_header("postern-label", label);
+        assert_eq!(marked.post_json("/v1/chat/completions", &body).await?.error_code(), "policy_denied");
+        let told = said(&postern, &ask(&client, "chat", "Another thing").await?).await?;
+        let told = told["annotations"]["tokens"].as_str().unwrap().to_owned();
+        let left: u64 = told.split_once(" left Some(").unwrap().1.trim_end_matches(')').parse()?;
+        // A thousand a second come back.
+        assert_eq!(left < 40_000, spent, "{label}: {told}");
+    }
     Ok(())
 }
 

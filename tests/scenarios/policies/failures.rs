@@ -75,7 +75,9 @@ async fn failures_of_requests_that_must_stay_do_not_count() -> Result<()> {
     let client = postern.client("clerk/amy")?;
     let classified = client.with_header("postern-label", "classified");
     for _ in 0..5 {
-        assert_eq!(ask(&classified, "bad", "Something else").await?.status, 403);
+        let refused = ask(&classified, "bad", "Something else").await?;
+        assert_eq!(refused.status, 403);
+        assert_eq!(said(&postern, &refused).await?["said"], "failed:withheld");
     }
     let puppet_is = described(&postern, "puppet").await?;
     assert_eq!((&puppet_is["state"], &puppet_is["failing"]), (&json!("live"), &json!([])));

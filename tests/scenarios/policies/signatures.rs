@@ -7,7 +7,7 @@ use postern_tests::postern::check;
 use postern_tests::{BusyCloud, Config, Postern};
 use serde_json::{Value, json};
 
-use super::{Puppet, ask, config, described, path, postern_plugin};
+use super::{Puppet, ask, config, described, path, postern_plugin, with};
 
 /// Makes `NAME.key` and `NAME.pub`.
 fn keys(puppet: &Puppet, name: &str) -> Result<(PathBuf, PathBuf)> {
@@ -129,5 +129,48 @@ async fn a_configuration_that_does_not_fit_is_named_with_its_place() -> Result<(
     postern.configure(&of(json!({"at_most": "three"})))?;
     let refused = postern.admin_post("/api/reload").await?;
     assert!(refused.status == 422 && refused.text().contains("at_most"), "{}", refused.text());
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_policy_of_the_same_author_does_not_take_its_place() -> Result<()> {
+    let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    let (key, public) = keys(&puppet, "ours")?;
+    let file = |number: u32, name: &str| -> Result<PathBuf> {
+        signed(&puppet, &puppet.version(number, &[("name", json!(name))])?, &key, &format!("{name}-{number}.wasm"))
+    };
+    let (old, good, other) = (file(1, "puppet")?, file(2, "puppet")?, file(3, "marionette")?);
+    let expecting = |version: &str| -> Config {
+        let policy = with(puppet.policy(json!({})), &[("expect", json!({"name": "puppet", "version": version}))]);
+        let config = config(&cloud, policy);
+        config.set("/plugins/unsigned", json!("refuse")).set("/plugins/keys", json!([public]))
+    };
+    puppet.install(&good)?;
+    let postern = Postern::start(&expecting(">=1.2, <2")).await?;
+    assert_eq!(described(&postern, "puppet").await?["manifest"], "puppet");
+    for (file, is) in [(&old, "puppet 1.1.0"), (&other, "marionette 1.3.0")] {
+        puppet.install(file)?;
+        let refused = postern.admin_post("/api/reload").await?;
+        let why = refused.json()?["error"].as_str().unwrap().to_owned();
+        assert!(
+            refused.status == 422 && why.contains("`expect` asks for puppet >=1.2, <2") && why.contains(is),
+            "{why}"
+        );
+        assert!(!check(&expecting(">=1.2, <2"))?.status.success());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_that_takes_part_at_fewer_steps_than_before_is_refused() -> Result<()> {
+    let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    puppet.first(&[])?;
+    let postern = Postern::start(&config(&cloud, puppet.policy(json!({})))).await?;
+    let routing = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/plugins/routing.wasm");
+    puppet.install(&routing)?;
+    let refused = postern.admin_post("/api/reload").await?;
+    let why = refused.json()?["error"].as_str().unwrap().to_owned();
+    assert!(refused.status == 422 && why.contains("does not take part at redaction"), "{why}");
+    assert_eq!(described(&postern, "puppet").await?["version"], "1.1.0");
     Ok(())
 }

@@ -76,6 +76,21 @@ async fn what_the_configuration_does_not_name_cannot_be_voted_for() -> Result<()
 }
 
 #[tokio::test]
+async fn no_vote_lowers_a_label() -> Result<()> {
+    let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    puppet.first(&[])?;
+    let vote = json!({"vote": {"label": "public", "placement": "cloud", "targets": ["sun"]}});
+    let postern = Postern::start(&config(&cloud, puppet.policy(vote))).await?;
+    let client = postern.client("clerk/amy")?;
+    for (marked, status, label) in [("internal", 200, "internal"), ("classified", 403, "classified")] {
+        let reply = ask(&client.with_header("postern-label", marked), "chat", &format!("What is {marked}?")).await?;
+        assert_eq!((reply.status, reply.header("postern-label")), (status, label), "{}", reply.text());
+    }
+    assert_eq!(cloud.stats().await?.requests, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_refusal_has_its_reason_in_the_record_and_nowhere_else() -> Result<()> {
     let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
     puppet.first(&[])?;

@@ -161,6 +161,7 @@ fn asks_again_at_half_life_and_worries_before_the_end() {
     two.install(&two.sign(PREFIX).unwrap(), &two.in_vault("ca.pem")).unwrap();
     assert!(authority.refresh().unwrap(), "a running gateway takes it over");
     assert!(!authority.status().alarm);
+    two.gateway.clock.advance(Duration::MINUTE);
     assert_ne!(authority.issue(bob()).unwrap().chain[1], old);
     assert_eq!(authority.status().intermediates.len(), 2);
     scratch_has(&two, false);

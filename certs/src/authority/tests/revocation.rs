@@ -118,6 +118,25 @@ fn what_this_process_changed_itself_is_told_too() {
 }
 
 #[test]
+fn nobody_gets_a_leaf_whose_list_the_gateway_does_not_have_yet() {
+    let scratch = Scratch::new();
+    let (gateway, command_line) = (scratch.open().unwrap(), scratch.open().unwrap());
+    // Renewed by the command line, which issues at once.
+    scratch.clock.advance(Duration::days(15) - Duration::SECOND);
+    gateway.refresh().unwrap();
+    scratch.clock.advance(Duration::SECOND);
+    let leaf = command_line.issue(ada()).unwrap();
+    assert_eq!(command_line.status().intermediates.len(), 2);
+    assert_eq!(who(&gateway, &leaf.chain, scratch.clock.now()), None);
+    // A minute later the gateway has had time to look.
+    gateway.refresh().unwrap();
+    scratch.clock.advance(Duration::MINUTE);
+    let next = command_line.issue(bob()).unwrap();
+    assert_ne!(next.chain[1], leaf.chain[1]);
+    assert_eq!(who(&gateway, &next.chain, scratch.clock.now()), None);
+}
+
+#[test]
 fn a_clock_set_back_does_not_keep_anybody_in() {
     let scratch = Scratch::new();
     let (gateway, command_line) = (scratch.open().unwrap(), scratch.open().unwrap());

@@ -44,6 +44,30 @@ fn goes_through_its_phases_and_locks_nobody_out() {
 }
 
 #[test]
+fn the_old_root_stays_for_the_last_leaf_below_it() {
+    let scratch = Scratch::new();
+    let authority = scratch.open().unwrap();
+    authority.begin_root_switch().unwrap();
+    scratch.clock.advance(Duration::hours(72));
+    authority.refresh().unwrap();
+    assert_eq!(authority.status().root_switch, Some(RootSwitch::IssueNew));
+    // For a minute workloads still get leaves below the old one.
+    scratch.clock.advance(Duration::seconds(50));
+    let last = authority.issue(ada()).unwrap();
+    let accepted = |roots: &[_]| accepts(roots, &last.chain, scratch.clock.now());
+    assert!(accepted(&authority.trust_bundle()[..1]) && !accepted(&authority.trust_bundle()[1..]));
+    for advance in [Duration::hours(72) - Duration::seconds(50), Duration::seconds(50)] {
+        scratch.clock.advance(advance);
+        authority.refresh().unwrap();
+        let verdict = tls::check_chain(&last.chain, &authority.trust(), TRUST_DOMAIN, scratch.clock.now());
+        assert!(verdict.is_ok(), "it was cut off before its end: {verdict:?}");
+    }
+    scratch.clock.advance(Duration::SECOND);
+    authority.refresh().unwrap();
+    assert_eq!((authority.trust_bundle().len(), authority.status().root_switch), (1, None));
+}
+
+#[test]
 fn begins_by_itself_at_four_fifths_of_the_roots_life() {
     let scratch = Scratch::new();
     let authority = scratch.open().unwrap();

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use postern_plugins::{FailureKind, HostOptions, PluginError, Policy, PolicyHost, PolicySpec};
+use postern_plugins::{FailureKind, HostOptions, MAX_FUNCTION_BYTES, PluginError, Policy, PolicyHost, PolicySpec};
 
-use super::text::says;
+use super::text::{says, with_instances};
 use super::{CONTEXT, built, fixture, fleet, found_text, host, hostile, load, request, segment, spec};
 
 fn finder(name: &str) -> Policy {
@@ -110,6 +110,19 @@ async fn a_table_bomb_meets_its_limit() {
     // A guest that is content with what it got may go on.
     let plan = load(bomb("(table.size $t)")).unwrap().plan(&CONTEXT, &request()).await.answer.unwrap();
     assert!(plan.ttl_seconds.is_some_and(|elements| (19_000..=20_000).contains(&elements)), "{plan:?}");
+}
+
+#[test]
+fn what_is_off_and_what_would_take_too_long_to_compile_does_not_load() {
+    let with = |module: &str| load(with_instances(says("caching-policy", "", "", "(i32.const 1)"), module, 1));
+    assert!(with("(module (memory 1))").is_ok());
+    for off in ["(module (memory i64 1))", "(module (memory 1 1 shared))", "(module (type (struct)))"] {
+        let error = with(off).err();
+        assert!(matches!(error, Some(PluginError::NotAComponent(_))), "{off}: {error:?}");
+    }
+    let long = format!("(module (func {}))", "nop ".repeat(MAX_FUNCTION_BYTES));
+    let error = with(&long).err();
+    assert!(matches!(error, Some(PluginError::LongFunction(bytes)) if bytes > MAX_FUNCTION_BYTES), "{error:?}");
 }
 
 /// On whatever thread it runs.

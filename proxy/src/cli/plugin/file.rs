@@ -1,27 +1,27 @@
 //! Files that people name: read with a bound, written whole.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 
 use super::Wrong;
+use crate::config::read::bounded;
 
 /// Requests, manifests and configurations are shorter.
 pub(super) const MAX_TEXT_BYTES: usize = 8 << 20;
 
 /// Reads a file of at most `max` bytes.
 pub(super) fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
-    let wrong = |error: std::io::Error| Wrong::because(format!("{}: {error}", path.display()));
-    let file = File::open(path).map_err(wrong)?;
-    let mut bytes = Vec::new();
-    file.take(max as u64 + 1).read_to_end(&mut bytes).map_err(wrong)?;
-    if bytes.len() > max {
-        return Err(Wrong::because(format!("{}: longer than {max} bytes", path.display())));
-    }
-    Ok(bytes)
+    bounded(path, max).map_err(|error| {
+        let what = match error.kind() {
+            ErrorKind::NotFound => "there is no such file".to_owned(),
+            ErrorKind::PermissionDenied => "it may not be read by this user".to_owned(),
+            _ => error.to_string(),
+        };
+        Wrong::because(format!("{}: {what}", path.display()))
+    })
 }
 
 /// Reads YAML, or JSON if the name ends so; both tell line and column of a fault.

@@ -89,6 +89,9 @@ pub struct Policy {
     /// `builtin:routing`, `builtin:redaction`, `builtin:caching`, or a file.
     #[schemars(with = "String")]
     pub component: Placed,
+    /// What its manifest must say, since a signature vouches for every policy of its author, and for old versions.
+    #[serde(default)]
+    pub expect: Option<Expect>,
     /// Its own section, handed over as JSON.
     #[serde(default = "no_config")]
     #[schemars(with = "serde_json::Value")]
@@ -107,7 +110,7 @@ pub struct Policy {
     #[schemars(with = "Size")]
     pub memory: Spanned<Size>,
     /// After so many failures in a row it is not called any more, and counts as failing, until it is changed or released.
-    #[serde(default = "default_quarantine_after")]
+    #[serde(default = "default_quarantine_after", deserialize_with = "crate::config::units::count")]
     pub quarantine_after: NonZeroU32,
     /// Ask it in the background and only record what it would change.
     #[serde(default)]
@@ -116,6 +119,18 @@ pub struct Policy {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub replaces: Option<Placed>,
+}
+
+/// Which policy, and which versions of it, a file may hold.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// The name in its manifest.
+    pub name: String,
+    /// Versions that will do, such as `>=1.2, <2`. Absent: any.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub version: Option<Placed>,
 }
 
 /// What a policy may see of the content of requests.

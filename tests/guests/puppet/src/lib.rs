@@ -113,7 +113,9 @@ impl caching::Policy for Puppet {
             plan.mode = CacheMode::Bypass;
         }
         if config.leak {
-            leak(&request.conversation);
+            leak(&request.model);
+            // As a name only: a key of the gateway is in it, so two gateways have two.
+            let _full = counters::add(&request.conversation, 1, LIFE_SECONDS);
             plan.key_parts.push(request.conversation);
             plan.ttl_seconds = Some(u32::try_from(counters::get("leaks")).unwrap_or(1).max(1));
         }
