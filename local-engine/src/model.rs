@@ -49,12 +49,14 @@ pub(crate) enum Input<'a> {
     /// Token ids of all rows.
     Tokens(&'a [u32]),
     /// `[rows, width]`.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what a machine that has a part of the layers gets"))]
     Hidden(Tensor),
 }
 
 /// What comes out of a stage.
 pub(crate) enum Output {
     /// `[rows, width]`.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what a machine that has a part of the layers sends on"))]
     Hidden(Tensor),
     /// `[wanted rows, vocabulary]`, f32.
     Logits(Tensor),

@@ -31,12 +31,15 @@ fn compare(embedder: &Embedder, expected: &std::path::Path) {
 fn a_tiny_encoder_gives_the_vectors_of_transformers() {
     let tensors = load(oracles().join("bert.expected.safetensors"), &Device::Cpu).unwrap();
     let ids = tensors["ids"].to_vec1::<u32>().unwrap();
-    let bert = Bert::load(&WeightFile::open(&oracles().join("bert"), &Device::Cpu).unwrap()).unwrap();
-    let ours = bert.embed(&[ids[..5].to_vec(), ids.clone()]).unwrap();
-    for (name, ours) in ["short", "long"].into_iter().zip(ours) {
-        let theirs = tensors[name].to_vec1::<f32>().unwrap();
-        let difference = ours.iter().zip(&theirs).fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
-        assert!(difference < 2e-3, "{name}: {difference}");
+    for device in std::iter::once(Device::Cpu).chain(device::gpu()) {
+        let bert = Bert::load(&WeightFile::open(&oracles().join("bert"), &device).unwrap()).unwrap();
+        let ours = bert.embed(&[ids[..5].to_vec(), ids.clone()]).unwrap();
+        for (name, ours) in ["short", "long"].into_iter().zip(ours) {
+            let theirs = tensors[name].to_vec1::<f32>().unwrap();
+            let difference = ours.iter().zip(&theirs).fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
+            println!("{name} on {}: {difference:.1e}", device::describe(&device));
+            assert!(difference < 2e-3, "{name}: {difference}");
+        }
     }
 }
 

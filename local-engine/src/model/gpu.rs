@@ -8,10 +8,13 @@ use candle_core::quantized::GgmlDType;
 
 use super::{Model, logits};
 use crate::batch::Batch;
+use crate::engine::Engine;
 use crate::kv_pool::{BLOCK_TOKENS, BlockTable, KvFormat, KvPool};
 use crate::measure::measure;
-use crate::options::DeviceChoice;
+use crate::options::{DeviceChoice, EngineOptions};
+use crate::origin::Origin;
 use crate::sampler::greatest;
+use crate::sequence::{Generation, GenerationEvent, Sampling};
 use crate::testing::random_model::RandomModel;
 use crate::weights::WeightFile;
 
@@ -86,13 +89,14 @@ fn quantised_models_say_on_a_gpu_what_they_say_on_the_cpu() {
         Err(reason) => return println!("skipped: {reason}"),
     };
     let folder = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
     for (architecture, dtype) in ARCHITECTURES.iter().flat_map(|name| TYPES.map(|dtype| (*name, dtype))) {
         let file = folder.path().join("model.gguf");
         RandomModel::small(architecture, dtype).write(&file).unwrap();
         let mut said = Vec::new();
         let on_cpu = along(load(&file, &Device::Cpu).as_ref(), &mut said, &Device::Cpu);
         let on_gpu = along(load(&file, &gpu).as_ref(), &mut said, &gpu);
-        let (mut largest, mut square, mut same) = (0.0f32, 0.0f64, 0);
+        let (mut largest, mut square, mut same, mut explained) = (0.0f32, 0.0f64, 0, true);
         for (cpu, gpu) in on_cpu.iter().zip(&on_gpu) {
             let difference = cpu.iter().zip(gpu).fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
             largest = largest.max(difference);
@@ -100,18 +104,58 @@ fn quantised_models_say_on_a_gpu_what_they_say_on_the_cpu() {
             let (ours, theirs) = (greatest(cpu).unwrap() as usize, greatest(gpu).unwrap() as usize);
             same += usize::from(ours == theirs);
             // Where they choose otherwise, the two were closer than the rounding of inputs to eight bits.
-            assert!(cpu[ours] - cpu[theirs] <= 2.0 * difference, "{architecture} {dtype:?}");
+            explained &= cpu[ours] - cpu[theirs] <= 2.0 * difference;
         }
         let spread = (square / on_cpu.len() as f64).sqrt() as f32;
         println!(
             "{architecture} {dtype:?}: {same} of {} choices are the same; logits differ by {largest:.3} at most, spread {spread:.2}",
             on_cpu.len()
         );
-        assert!(
-            largest < 0.15 * spread && same * 10 >= on_cpu.len() * 9,
-            "{architecture} {dtype:?}: {largest} of {spread}"
-        );
+        if !(explained && largest < 0.15 * spread && same * 10 >= on_cpu.len() * 9) {
+            wrong.push(format!("{architecture} {dtype:?}"));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn an_engine_on_a_gpu_answers_many_at_a_time() {
+    if let Err(reason) = crate::device::gpu() {
+        return println!("skipped: {reason}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    RandomModel::small("qwen3", GgmlDType::Q8_0).write(&file).unwrap();
+    let mut options = EngineOptions::new(file, "random");
+    // Far fewer blocks than all sequences need: some must wait for others.
+    options.max_batch_size = 8;
+    options.kv_bytes = 1 << 20;
+    let engine = Engine::load(&options, &mut |_| {}).unwrap();
+    let answers: Vec<_> = (0..24)
+        .map(|number| {
+            let generation = Generation {
+                prompt: prompt(number, 20 + number, 512),
+                max_new_tokens: 40,
+                stop: Vec::new(),
+                sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+                origin: Origin::default(),
+            };
+            engine.submit(generation).unwrap()
+        })
+        .collect();
+    let mut tokens = 0;
+    for (number, mut events) in answers.into_iter().enumerate() {
+        let usage = loop {
+            match events.blocking_recv().unwrap() {
+                GenerationEvent::Finished { usage, .. } => break usage,
+                GenerationEvent::Failed => panic!("answer {number} failed"),
+                _ => {}
+            }
+        };
+        assert_eq!(usage.prompt_tokens, 20 + number);
+        tokens += usage.completion_tokens;
+    }
+    println!("{} answers of {tokens} tokens; {:?}", 24, engine.load_now().status);
 }
 
 /// Shapes of SmolLM2 135M, Llama 3.2 1B and Llama 3.1 8B.

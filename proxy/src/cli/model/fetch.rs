@@ -4,7 +4,7 @@
 //! large files, are right. What was broken off is gone on with, unless the hub's file has changed meanwhile.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -254,13 +254,13 @@ async fn copy(
 
 /// What is wrong with a file that came to its end.
 fn wrong(part: &Path, announced: &Announced) -> anyhow::Result<Option<String>> {
-    let mut file = File::open(part)?;
+    let file = File::open(part)?;
     let bytes = file.metadata()?.len();
     if let Some(expected) = announced.bytes.filter(|expected| *expected != bytes) {
         return Ok(Some(format!("{bytes} bytes came instead of {expected}")));
     }
     if announced.tag.len() == 64 {
-        let found = catalog::sha256(file.by_ref())?;
+        let found = catalog::sha256(file)?;
         if found != announced.tag {
             return Ok(Some(format!("its SHA-256 is {found} instead of {}", announced.tag)));
         }
