@@ -1,6 +1,7 @@
 //! HTTP towards the gateway: chat completions as OpenAI defines them, models, metrics, state.
 
 mod answer;
+mod embeddings;
 mod metrics;
 mod request;
 
@@ -18,6 +19,7 @@ use postern_wire::json;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::embed::Embedder;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::origin::Origin;
@@ -40,6 +42,17 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .method_not_allowed_fallback(async || refuse(&EngineError::WrongMethod))
         .fallback(async || refuse(&EngineError::NoSuchPath))
         .with_state(engine)
+}
+
+/// All paths of an engine whose model makes vectors of texts.
+pub(crate) fn embeddings_router(embedder: Arc<Embedder>) -> Router {
+    Router::new()
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/models", get(embeddings::models))
+        .route("/state", get(embeddings::state))
+        .method_not_allowed_fallback(async || refuse(&EngineError::WrongMethod))
+        .fallback(async || refuse(&EngineError::NoSuchPath))
+        .with_state(embedder)
 }
 
 async fn chat_completions(State(engine): State<Arc<Engine>>, headers: HeaderMap, body: Body) -> Response {
@@ -96,7 +109,11 @@ fn invalid_body(message: String) -> EngineError {
 }
 
 async fn models(State(engine): State<Arc<Engine>>) -> Json<Value> {
-    let model = json!({"id": engine.name(), "object": "model", "created": 0, "owned_by": "postern"});
+    the_model(engine.name())
+}
+
+fn the_model(name: &str) -> Json<Value> {
+    let model = json!({"id": name, "object": "model", "created": 0, "owned_by": "postern"});
     Json(json!({"object": "list", "data": [model]}))
 }
 

@@ -9,6 +9,8 @@ mod host;
 
 use candle_core::{Result, Tensor};
 
+pub(crate) use device::Route;
+
 use crate::batch::Batch;
 use crate::kv_pool::{KvPool, Store};
 

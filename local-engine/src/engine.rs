@@ -89,13 +89,13 @@ impl Engine {
         options.check()?;
         warn_about_threads(options);
         let begun = Instant::now();
-        let device = device::choose(options.device)?;
+        let device = device::choose(options.device);
         let file = WeightFile::open(&options.model, &device)?;
         let tokenizer = Tokenizer::load(&file)?;
         let header = file.header();
-        let source = header.text("tokenizer.chat_template");
+        let source = file.chat_template();
         let source = source.ok_or_else(|| EngineError::Unsupported("a model without a chat template".to_owned()))?;
-        let template = ChatTemplate::new(source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
+        let template = ChatTemplate::new(&source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
         let model = model::load(&file, &mut |share| progress(Progress::Weights(share)))?;
         progress(Progress::WarmUp);
         let engine = Self::start(options, tokenizer, template, model, &device)?;

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
+use crate::embed::Embedder;
 use crate::engine::Engine;
 use crate::error::EngineError;
 
@@ -39,20 +40,70 @@ const PING_WAIT_MAX: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// [`EngineError::Stopped`] if the engine's worker has died or hangs: the process should end, and be started anew.
-#[expect(clippy::disallowed_methods, reason = "the engine's one connection, to its gateway")]
 pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationToken) -> Result<(), EngineError> {
     let router = api::router(Arc::clone(&engine));
+    serve_any(engine.as_ref(), router, connect, shutdown).await
+}
+
+/// As [`serve`], for a model that makes vectors of texts.
+///
+/// # Errors
+/// None: each computation is by itself, and has no thread that could end.
+pub async fn serve_embeddings(
+    embedder: Arc<Embedder>,
+    connect: &Path,
+    shutdown: CancellationToken,
+) -> Result<(), EngineError> {
+    let router = api::embeddings_router(Arc::clone(&embedder));
+    serve_any(embedder.as_ref(), router, connect, shutdown).await
+}
+
+/// A model that is served.
+pub(crate) trait Served: Sync {
+    fn name(&self) -> &str;
+
+    /// Resolves when it can answer nothing any more.
+    fn stopped(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Served for Engine {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    async fn stopped(&self) {
+        self.stopped().await;
+    }
+}
+
+impl Served for Embedder {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    async fn stopped(&self) {
+        std::future::pending().await
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the engine's one connection, to its gateway")]
+async fn serve_any(
+    served: &impl Served,
+    router: Router,
+    connect: &Path,
+    shutdown: CancellationToken,
+) -> Result<(), EngineError> {
     let mut pause = REDIAL_FIRST;
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(()),
-            () = engine.stopped() => return Err(EngineError::Stopped),
+            () = served.stopped() => return Err(EngineError::Stopped),
             dialled = UnixStream::connect(connect) => match dialled {
                 Ok(stream) => {
-                    tracing::info!(model = engine.name(), "connected to the gateway");
+                    tracing::info!(model = served.name(), "connected to the gateway");
                     pause = REDIAL_FIRST;
-                    serve_connection(stream, router.clone(), &engine, &shutdown).await;
+                    serve_connection(stream, router.clone(), served, &shutdown).await;
                     tracing::info!("the connection to the gateway has ended");
                 }
                 Err(error) => tracing::debug!(%error, "the gateway is not there yet"),
@@ -66,7 +117,7 @@ pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationTo
 }
 
 /// Serves one connection until it ends, the worker dies, or the shutdown is complete.
-pub(crate) async fn serve_connection<S>(stream: S, router: Router, engine: &Engine, shutdown: &CancellationToken)
+pub(crate) async fn serve_connection<S>(stream: S, router: Router, served: &impl Served, shutdown: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -85,7 +136,7 @@ where
             }
             return;
         }
-        () = engine.stopped() => return,
+        () = served.stopped() => return,
         () = shutdown.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -156,7 +207,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn({
             let (engine, shutdown) = (Arc::clone(&engine), shutdown.clone());
-            async move { serve_connection(theirs, api::router(Arc::clone(&engine)), &engine, &shutdown).await }
+            async move { serve_connection(theirs, api::router(Arc::clone(&engine)), engine.as_ref(), &shutdown).await }
         });
         let mut client = client(ours).await;
         let asking = tokio::spawn(async move { ask(&mut client, "?").await });

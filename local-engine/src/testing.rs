@@ -1,6 +1,8 @@
 //! For tests: a tiny model file, and a model that says what it is told to, in its own time.
 
 use std::ops::Range;
+pub(crate) mod random_model;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +87,12 @@ pub(crate) fn scripted_engine(
     let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
     let model = Scripted { pieces: pieces.len() as u32, step_takes };
     Arc::new(Engine::start(&options, tokenizer, template, Box::new(model), &Device::Cpu).unwrap())
+}
+
+/// The package's folder. Where this is run from counts, not where it was built: so tests can be carried elsewhere.
+pub(crate) fn manifest_folder() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    here.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
 }
 
 /// A whole model file with random weights, a few kilobytes large.

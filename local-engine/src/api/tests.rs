@@ -28,7 +28,7 @@ impl Client {
     async fn of(engine: Arc<Engine>) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let router = router(Arc::clone(&engine));
-        tokio::spawn(async move { serve_connection(theirs, router, &engine, &CancellationToken::new()).await });
+        tokio::spawn(async move { serve_connection(theirs, router, engine.as_ref(), &CancellationToken::new()).await });
         let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
         tokio::spawn(connection);
         Self(sender)

@@ -5,6 +5,8 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::{BLOCK_TOKENS, BlockId, KvShape};
+use crate::attention::Route;
+use crate::batch::{Batch, Segment};
 
 /// How a number of the cache is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -197,24 +199,41 @@ impl HostBlock {
     }
 }
 
-/// For each layer keys and values of all slots, `[blocks × tokens, kv_heads, head_width]`, half precision.
+/// For each layer keys and values of all slots, `[blocks × tokens, kv_heads × head_width]`, half precision.
 pub(crate) struct DeviceStore {
     layers: Vec<(Tensor, Tensor)>,
     zeros: Tensor,
+    /// The way of the step that was computed last: all its layers go it.
+    route: Option<Route>,
 }
 
 impl DeviceStore {
     pub(crate) fn new(shape: KvShape, blocks: usize, device: &Device) -> Result<Self> {
         let KvShape { layers, kv_heads, head_width } = shape;
-        let all = |slots: usize| Tensor::zeros((slots, kv_heads, head_width), DType::F16, device);
+        let all = |slots: usize| Tensor::zeros((slots, kv_heads * head_width), DType::F16, device);
         let slots = blocks * BLOCK_TOKENS;
         let layers = (0..layers).map(|_| Ok((all(slots)?, all(slots)?))).collect::<Result<_>>()?;
-        Ok(Self { layers, zeros: all(BLOCK_TOKENS)? })
+        Ok(Self { layers, zeros: all(BLOCK_TOKENS)?, route: None })
     }
 
     /// Keys and values of one layer.
     pub(crate) fn layer(&self, layer: usize) -> Result<&(Tensor, Tensor)> {
         self.layers.get(layer).ok_or_else(no_such_block)
+    }
+
+    /// The way of a batch, made by `make` unless it is the last one's.
+    pub(crate) fn route(
+        &mut self,
+        batch: &Batch,
+        make: impl FnOnce(&[Segment]) -> Result<Route>,
+    ) -> Result<&mut Route> {
+        if !self.route.as_ref().is_some_and(|route| route.is_of(batch.segments())) {
+            self.route = None;
+        }
+        match &mut self.route {
+            Some(route) => Ok(route),
+            none => Ok(none.insert(make(batch.segments())?)),
+        }
     }
 
     fn zero(&self, block: BlockId) -> Result<()> {

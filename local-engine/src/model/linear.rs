@@ -1,9 +1,11 @@
 //! Quantised projections, and how candle's fast kernels are reached from files that it would compute slowly.
 //!
-//! candle 0.11 has vector instructions for Q4_0, but none for Q4_1: a prompt takes three times as long. A Q4_1 block of 32
+//! On the CPU, candle 0.11 has vector instructions for Q4_0, but none for Q4_1: a prompt takes three times as long. A Q4_1 block of 32
 //! weights is `scale · nibble + minimum`, and the same nibbles in a Q4_0 block are `scale · (nibble - 8)`: so a Q4_1
 //! matrix IS a Q4_0 matrix plus one offset a block, `minimum + 8 · scale`, that is multiplied with the sum of the
 //! block's inputs. No weight is rounded anew, and the offsets' part is computed without rounding the inputs.
+
+mod dense;
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -29,6 +31,8 @@ pub(crate) struct Linear {
     quantised: QMatMul,
     /// `[columns / 32, rows]`, of matrices that were Q4_1.
     offsets: Option<Tensor>,
+    /// `[rows]`, added to every product.
+    bias: Option<Tensor>,
 }
 
 /// What a projection is applied to: `[tokens, columns]`. Projections of the same input share its block sums.
@@ -56,27 +60,34 @@ impl Features {
 impl Linear {
     /// From a matrix as it is in the file: `raw` holds `rows` × `columns` weights, whole blocks in every row.
     pub(crate) fn from_raw(raw: &[u8], dtype: GgmlDType, rows: usize, columns: usize, device: &Device) -> Result<Self> {
-        if dtype != GgmlDType::Q4_1 {
+        if dtype != GgmlDType::Q4_1 || !device.is_cpu() {
             return Self::from_matrix(Arc::new(qtensor_from_ggml(dtype, raw, vec![rows, columns], device)?), device);
         }
         let (q4_0, offsets) = split_q4_1(raw, rows, columns, device)?;
         let q4_0 = qtensor_from_ggml(GgmlDType::Q4_0, &q4_0, vec![rows, columns], device)?;
-        Ok(Self { quantised: QMatMul::from_qtensor(q4_0)?, offsets: Some(offsets) })
+        Ok(Self { quantised: QMatMul::from_qtensor(q4_0)?, offsets: Some(offsets), bias: None })
     }
 
     /// From a matrix that others may use too.
     pub(crate) fn from_matrix(matrix: Arc<QTensor>, device: &Device) -> Result<Self> {
-        // candle would expand unquantised numbers, and then sum them in an order that depends on the number of rows.
+        // On the CPU, unquantised numbers are not expanded: see `dense`.
         let quantised = if device.is_cpu() { QMatMul::QTensor(matrix) } else { QMatMul::from_arc(matrix)? };
-        Ok(Self { quantised, offsets: None })
+        Ok(Self { quantised, offsets: None, bias: None })
+    }
+
+    /// The same with numbers that are added to every product, `[rows]`.
+    pub(crate) fn with_bias(self, bias: Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
     }
 
     /// `[tokens, rows]`.
     pub(crate) fn forward(&self, input: &Features) -> Result<Tensor> {
-        let product = self.product(&input.x)?;
-        match &self.offsets {
-            Some(offsets) if product.device().is_cpu() => add_offsets(&product, input.block_sums()?, offsets),
-            Some(offsets) => product + input.block_sums()?.matmul(offsets)?,
+        let mut product = self.product(&input.x)?;
+        if let Some(offsets) = &self.offsets {
+            product = add_offsets(&product, input.block_sums()?, offsets)?;
+        }
+        match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
             None => Ok(product),
         }
     }
@@ -84,10 +95,15 @@ impl Linear {
     fn product(&self, x: &Tensor) -> Result<Tensor> {
         // Alone, a row would get another kernel here than in company, and with it other last bits.
         let alone = x.device().is_cpu() && x.dim(0)? == 1;
-        if alone && matches!(&self.quantised, QMatMul::QTensor(matrix) if matrix.dtype() == GgmlDType::Q6K) {
-            return self.quantised.forward(&Tensor::cat(&[x, x], 0)?)?.narrow(0, 0, 1)?.contiguous();
+        match &self.quantised {
+            QMatMul::QTensor(matrix) if alone && matrix.dtype() == GgmlDType::Q6K => {
+                self.quantised.forward(&Tensor::cat(&[x, x], 0)?)?.narrow(0, 0, 1)?.contiguous()
+            }
+            QMatMul::QTensor(matrix) if x.device().is_cpu() && dense::is_dense(matrix.dtype()) => {
+                dense::product(x, matrix)
+            }
+            _ => self.quantised.forward(x),
         }
-        self.quantised.forward(x)
     }
 }
 
@@ -186,11 +202,19 @@ mod tests {
         let ours = linear.forward(&x).unwrap().to_vec2::<f32>().unwrap();
         assert!(ours[0].iter().zip(&exact[0]).all(|(a, b)| (a - b).abs() < 0.1), "{ours:?} {exact:?}");
     }
+
     #[test]
     fn a_row_gets_the_same_bits_in_company() {
-        for dtype in
-            [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q5_0, GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q6K]
-        {
+        for dtype in [
+            GgmlDType::Q4_0,
+            GgmlDType::Q4_1,
+            GgmlDType::Q5_0,
+            GgmlDType::Q8_0,
+            GgmlDType::Q4K,
+            GgmlDType::Q5K,
+            GgmlDType::Q6K,
+            GgmlDType::BF16,
+        ] {
             let (rows, columns) = (48, 512);
             let dense = Tensor::from_vec(numbers(rows * columns, 1), (rows, columns), &Device::Cpu).unwrap();
             let raw = QTensor::quantize(&dense, dtype).unwrap();

@@ -1,6 +1,7 @@
 //! Rotary positions. Source: Su et al., "RoFormer", 2021.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
+use candle_nn::rotary_emb::{rope, rope_i};
 
 use crate::batch::Batch;
 use crate::host::with_numbers;
@@ -11,7 +12,6 @@ pub(super) enum Pairing {
     /// 2i and 2i + 1.
     Neighbours,
     /// i and i + width / 2.
-    #[cfg_attr(not(test), expect(dead_code, reason = "architectures that come next pair so"))]
     Halves,
 }
 
@@ -27,6 +27,8 @@ pub(super) struct Angles {
     /// `[rows × pairs]`, in order.
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The same where the device's memory is not this process's: `[rows, 1, pairs]` each.
+    on_device: Option<(Tensor, Tensor)>,
 }
 
 impl Rope {
@@ -35,10 +37,20 @@ impl Rope {
         Self { pairing, frequencies: (0..head_width / 2).map(frequency).collect() }
     }
 
-    pub(super) fn angles(&self, batch: &Batch) -> Angles {
+    /// The same, with each pair slowed down by its factor.
+    pub(super) fn slowed(self, factors: &[f32]) -> Self {
+        let frequencies =
+            self.frequencies.iter().zip(factors).map(|(each, factor)| each / f64::from(*factor)).collect();
+        Self { frequencies, ..self }
+    }
+
+    pub(super) fn angles(&self, batch: &Batch, device: &Device) -> Result<Angles> {
         let angles = batch.positions().flat_map(|at| self.frequencies.iter().map(move |each| at as f64 * each));
-        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        Angles { cos, sin }
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let pairs = self.frequencies.len();
+        let on_device = |numbers: &[f32]| Tensor::from_slice(numbers, (numbers.len() / pairs.max(1), 1, pairs), device);
+        let on_device = (!device.is_cpu()).then(|| Ok::<_, candle_core::Error>((on_device(&cos)?, on_device(&sin)?)));
+        Ok(Angles { on_device: on_device.transpose()?, cos, sin })
     }
 
     /// Turns `[rows, heads × head_width]`.
@@ -48,8 +60,8 @@ impl Rope {
         if pairs == 0 || width % (2 * pairs) != 0 || angles.cos.len() != rows * pairs {
             candle_core::bail!("{rows} rows of {width} features do not fit the rotation")
         }
-        if !x.device().is_cpu() {
-            return self.rotate_tensor(x, angles);
+        if let Some((cos, sin)) = &angles.on_device {
+            return self.rotate_tensor(x, cos, sin);
         }
         let turned = with_numbers(x, |numbers| {
             let mut turned = numbers.to_vec();
@@ -84,24 +96,15 @@ impl Rope {
     }
 
     /// The same with tensors, for devices whose memory is not this process's.
-    fn rotate_tensor(&self, x: &Tensor, angles: &Angles) -> Result<Tensor> {
+    fn rotate_tensor(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        let pairs = self.frequencies.len();
-        let heads = width / (2 * pairs);
-        let (shape, axis) = match self.pairing {
-            Pairing::Neighbours => ((rows, heads, pairs, 2), D::Minus1),
-            Pairing::Halves => ((rows, heads, 2, pairs), D::Minus2),
+        let head_width = 2 * self.frequencies.len();
+        let heads = x.contiguous()?.reshape((rows, width / head_width, 1, head_width))?;
+        let turned = match self.pairing {
+            Pairing::Neighbours => rope_i(&heads, cos, sin)?,
+            Pairing::Halves => rope(&heads, cos, sin)?,
         };
-        let column = |numbers: &[f32]| {
-            let shape = if self.pairing == Pairing::Neighbours { (rows, 1, pairs, 1) } else { (rows, 1, 1, pairs) };
-            Tensor::from_slice(numbers, shape, x.device())
-        };
-        let (cos, sin) = (column(&angles.cos)?, column(&angles.sin)?);
-        let x = x.reshape(shape)?;
-        let (a, b) = (x.narrow(axis, 0, 1)?.contiguous()?, x.narrow(axis, 1, 1)?.contiguous()?);
-        let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let turned_b = (a.broadcast_mul(&sin)? + b.broadcast_mul(&cos)?)?;
-        Tensor::cat(&[turned_a, turned_b], axis)?.reshape((rows, width))
+        turned.reshape((rows, width))
     }
 }
 
@@ -120,9 +123,11 @@ mod tests {
         let x = Tensor::from_slice(&numbers, (2, 16), &Device::Cpu).unwrap();
         for (pairing, partner) in [(Pairing::Neighbours, 1), (Pairing::Halves, 4)] {
             let rope = Rope::new(pairing, 8, 100.0);
-            let angles = rope.angles(&batch);
+            let angles = rope.angles(&batch, &Device::Cpu).unwrap();
             let turned = rope.rotate(&x, &angles).unwrap().to_vec2::<f32>().unwrap();
-            assert_eq!(rope.rotate_tensor(&x, &angles).unwrap().to_vec2::<f32>().unwrap(), turned);
+            let column = |numbers: &[f32]| Tensor::from_slice(numbers, (2, 1, 4), &Device::Cpu).unwrap();
+            let (cos, sin) = (column(&angles.cos), column(&angles.sin));
+            assert_eq!(rope.rotate_tensor(&x, &cos, &sin).unwrap().to_vec2::<f32>().unwrap(), turned);
             // The first pair turns by one radian a position; row 1 is at position 4.
             let (a, b) = (numbers[16], numbers[16 + partner]);
             assert!((turned[1][0] - (a * 4f32.cos() - b * 4f32.sin())).abs() < 1e-5);

@@ -6,18 +6,21 @@ use proptest::prelude::*;
 use super::*;
 use crate::kv_pool::{BlockTable, KvFormat};
 use crate::model::logits;
+use crate::model::plan::Metadata;
 use crate::testing::TinyFile;
 
-fn model_of(file: &TinyFile) -> std::result::Result<Llama, EngineError> {
-    Llama::load(&WeightFile::open(&file.path, &Device::Cpu)?, &mut |_| {})
+fn model_of(file: &TinyFile) -> std::result::Result<Decoder, EngineError> {
+    let file = WeightFile::open(&file.path, &Device::Cpu)?;
+    let plan = crate::model::llama::plan(&Metadata { file: &file, architecture: "llama" })?;
+    Decoder::load(&file, plan, &mut |_| {})
 }
 
-fn pool(model: &Llama) -> KvPool {
+fn pool(model: &Decoder) -> KvPool {
     KvPool::new(model.kv_shape(), KvFormat::F16, 40, &Device::Cpu).unwrap()
 }
 
 /// One step: for each sequence its tokens, its table, and how many logits it wants.
-fn step(model: &Llama, kv: &mut KvPool, parts: &mut [(&[u32], &mut BlockTable, usize)]) -> Vec<Vec<f32>> {
+fn step(model: &Decoder, kv: &mut KvPool, parts: &mut [(&[u32], &mut BlockTable, usize)]) -> Vec<Vec<f32>> {
     let mut batch = Batch::default();
     for (tokens, table, wanted) in parts.iter_mut() {
         assert!(kv.reserve(table, tokens.len()).unwrap());
@@ -31,7 +34,7 @@ fn step(model: &Llama, kv: &mut KvPool, parts: &mut [(&[u32], &mut BlockTable, u
 }
 
 /// Logits after each cut of a sequence that runs alone.
-fn alone(model: &Llama, tokens: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
+fn alone(model: &Decoder, tokens: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
     let (mut kv, mut table) = (pool(model), BlockTable::default());
     let mut begin = 0;
     let mut all = Vec::new();
@@ -102,10 +105,10 @@ fn a_token_beyond_the_vocabulary_is_an_error() {
 fn variants_that_would_compute_something_else_are_refused() {
     let text = |text: &str| Value::String(text.to_owned());
     for (key, value, said) in [
-        ("general.architecture", text("gemma3"), "the architecture `gemma3`"),
-        ("llama.rope.scaling.type", text("yarn"), "scaled rotary positions"),
+        ("general.architecture", text("mamba"), "the architecture `mamba`"),
+        ("llama.rope.scaling.type", text("yarn"), "rotary positions scaled by `yarn`"),
         ("llama.expert_count", Value::U32(8), "a mixture of experts"),
-        ("llama.attention.key_length", Value::U32(128), "key_length"),
+        ("llama.attention.key_length", Value::U32(128), "`rope.dimension_count` other than 128"),
     ] {
         let file = TinyFile::with(&[], |metadata| {
             metadata.retain(|(name, _)| name != key);
@@ -156,7 +159,7 @@ fn a_file_cut_anywhere_is_refused_with_its_name() {
 fn what_is_no_model_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = WeightFile::open(folder.path(), &Device::Cpu).err().unwrap();
-    assert!(error.to_string().contains("not a file"), "{error}");
+    assert!(error.to_string().contains("neither a GGUF file nor a folder"), "{error}");
     let page = folder.path().join("page.gguf");
     std::fs::write(&page, "<!doctype html><title>404</title>").unwrap();
     let error = WeightFile::open(&page, &Device::Cpu).err().unwrap();
