@@ -216,6 +216,12 @@ pub struct Engine {
     pub max_batch_size: usize,
     /// Wait for more when idle.
     pub max_wait: Duration,
+    /// Requests that may wait.
+    pub max_queue: u16,
+    /// Bytes of keys and values.
+    pub kv_memory: u64,
+    /// How those are kept.
+    pub kv_format: file::KvFormat,
     /// Silent, or at one step, for so long: it hangs.
     pub hung_after: Duration,
 }

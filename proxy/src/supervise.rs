@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, file::Device};
+use crate::config::{Config, file::Device, file::KvFormat};
 use control::Requests;
 pub use control::{Control, SwapError};
 use engines::Engines;
@@ -113,6 +113,11 @@ fn engine_command(config: &Config, model: &str) -> anyhow::Result<Command> {
     command.arg("engine").arg("--model").arg(model).arg("--connect").arg(std::path::absolute(config.engine_socket())?);
     command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
     command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
+    command.arg("--max-queue").arg(engine.max_queue.to_string());
+    command.arg("--kv-bytes").arg(engine.kv_memory.to_string());
+    if engine.kv_format == KvFormat::Q8 {
+        command.arg("--kv-eight-bit");
+    }
     command.arg("--hung-after-ms").arg(engine.hung_after.as_millis().to_string());
     command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
     command.envs(postern_engine::thread_environment(None));

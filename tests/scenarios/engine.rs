@@ -63,6 +63,35 @@ async fn many_streams_at_once_say_what_each_says_alone() -> Result<()> {
 }
 
 #[tokio::test]
+async fn streams_that_do_not_fit_into_memory_together_give_way_and_say_the_same() -> Result<()> {
+    let roomy = started().await?;
+    // Room for 45 blocks of sixteen tokens.
+    let postern = Postern::start(&Config::new().engine().set("/engine/kv_memory", json!("16MiB"))).await?;
+    postern.engine_ready().await?;
+    let answers = async |postern: &Postern| {
+        let client = postern.client("clerk/amy")?;
+        let asked = join_all((0..16).map(|number| {
+            let client = client.clone();
+            async move { answer(&client, &request(number)).await }
+        }));
+        asked.await.into_iter().collect::<Result<Vec<_>>>()
+    };
+    assert_eq!(answers(&postern).await?, answers(&roomy).await?);
+    let preemptions = async |postern: &Postern| {
+        let metrics = postern.metrics().await?;
+        anyhow::Ok(metrics.value("postern_engine_preemptions_total", &[]))
+    };
+    let seen = preemptions(&postern).await?;
+    assert!(seen > Some(0.0), "{seen:?}");
+    assert_eq!(preemptions(&roomy).await?, Some(0.0));
+    let metrics = postern.metrics().await?;
+    let blocks = |name: &str| metrics.value(name, &[]);
+    let (used, max) = (blocks("postern_engine_kv_blocks_used"), blocks("postern_engine_kv_blocks_max"));
+    assert!(used <= max && max < Some(50.0), "{used:?} {max:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_long_prompt_does_not_stall_those_who_are_being_answered() -> Result<()> {
     let postern = started().await?;
     let client = postern.client("clerk/amy")?;

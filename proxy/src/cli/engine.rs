@@ -30,6 +30,15 @@ pub(super) struct EngineArguments {
     /// How long an idle engine waits for more requests.
     #[arg(long, default_value_t = 50, value_name = "MS")]
     max_wait_ms: u64,
+    /// Requests that may wait for a sequence.
+    #[arg(long, default_value_t = 256)]
+    max_queue: usize,
+    /// Memory for keys and values, in bytes.
+    #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
+    kv_bytes: usize,
+    /// Keep keys and values in eight bits, not sixteen.
+    #[arg(long)]
+    kv_eight_bit: bool,
     /// How long a step of the model may take; an engine that needs longer hangs, and ends.
     #[arg(long, default_value_t = 120_000, value_name = "MS")]
     hung_after_ms: u64,
@@ -57,6 +66,9 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     options.device = if arguments.device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Auto };
     options.max_batch_size = arguments.max_batch_size;
     options.max_wait = Duration::from_millis(arguments.max_wait_ms);
+    options.max_queue = arguments.max_queue;
+    options.kv_bytes = arguments.kv_bytes;
+    options.kv_eight_bit = arguments.kv_eight_bit;
     options.hung_after = Duration::from_millis(arguments.hung_after_ms);
     let loaded = Loaded::load(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

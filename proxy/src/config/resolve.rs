@@ -53,6 +53,8 @@ fn in_our_words(message: &str) -> String {
 
 /// Several times the pause between two signs of life.
 const MIN_HUNG_AFTER: Duration = Duration::from_secs(2);
+/// Bytes of keys and values: less holds no conversation of a small model.
+const KV_MEMORY: std::ops::RangeInclusive<u64> = 16 << 20..=1024 << 30;
 
 struct Resolver<'a> {
     name: String,
@@ -110,6 +112,9 @@ impl Resolver<'_> {
                 device: engine.device,
                 max_batch_size: usize::from(engine.max_batch_size.get()),
                 max_wait: engine.max_wait.0,
+                max_queue: engine.max_queue.get(),
+                kv_memory: engine.kv_memory.value.0,
+                kv_format: engine.kv_format,
                 hung_after: engine.hung_after.value.0,
             }),
             audit_dir: state_dir.join(&file.audit.dir),
@@ -155,6 +160,10 @@ impl Resolver<'_> {
         if let Some(engine) = file.engine.as_ref().filter(|engine| engine.hung_after.value.0 < MIN_HUNG_AFTER) {
             let what = "`hung_after` must be at least 2s: a machine that is busy answers late";
             return Err(self.error(&engine.hung_after.referenced, what));
+        }
+        if let Some(engine) = file.engine.as_ref().filter(|engine| !KV_MEMORY.contains(&engine.kv_memory.value.0)) {
+            let what = "`kv_memory` must be between 16MiB and 1024GiB";
+            return Err(self.error(&engine.kv_memory.referenced, what));
         }
         let counts = [file.limits.connections, file.limits.requests, file.limits.messages];
         if counts.iter().any(|count| !(1..=1_000_000).contains(count)) {
