@@ -93,7 +93,7 @@ fn what_may_not_come_is_refused_and_control_tokens_never_may() {
 #[test]
 fn any_object_is_an_object() {
     let grammar = of_schema(&json!({"type": "object"}));
-    assert!(spells(&grammar, r#"{"a": [1, {"b": null}], "c": "\n\u00e9"}"#));
+    assert!(spells(&grammar, r#"{"a": [1, {"b": null}], "c": "\n\u001f"}"#));
     assert!(!spells(&grammar, "[1]") && !spells(&grammar, "1"));
 }
 
