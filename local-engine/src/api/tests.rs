@@ -1,5 +1,8 @@
 //! The HTTP API over a pair of UNIX sockets, with a model that says what it is told to.
 
+mod choices;
+mod structured;
+
 use std::time::{Duration, Instant};
 
 use axum::http::{Method, Request, Response};
