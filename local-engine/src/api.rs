@@ -2,6 +2,8 @@
 
 mod answer;
 mod embeddings;
+mod fields;
+mod messages;
 mod metrics;
 mod request;
 
@@ -68,17 +70,19 @@ async fn answer_chat(engine: Arc<Engine>, request: ChatRequest, origin: Origin) 
     if request.model != engine.name() && request.model != ANY_MODEL {
         return Err(EngineError::ModelNotServed);
     }
-    let (stream, include_usage, model) = (request.stream, request.include_usage, engine.name().to_owned());
+    let (stream, include_usage, choices) = (request.stream, request.include_usage, request.choices);
+    let (model, calls) = (engine.name().to_owned(), request.tools.is_some());
     let arrival = engine.arrival();
     let submitting = tokio::task::spawn_blocking(move || {
         // Moved here so that it is counted until the request is submitted, even if the client goes away.
         let _arrival = arrival;
         let prompt = engine.tokenize(&request.messages)?;
-        engine.submit(request.into_generation(prompt, origin))
+        let grammar = request.constraint().map(|constraint| engine.grammar(&constraint)).transpose()?;
+        engine.submit_choices(request.into_generation(prompt, grammar, origin), choices)
     });
-    let events = submitting.await.map_err(|_| EngineError::Stopped)??;
-    let head = answer::Head::new(model, OffsetDateTime::now_utc().unix_timestamp());
-    if stream { Ok(answer::streamed(head, events, include_usage)) } else { answer::whole(&head, events).await }
+    let choices = submitting.await.map_err(|_| EngineError::Stopped)??;
+    let head = answer::Head::new(model, OffsetDateTime::now_utc().unix_timestamp(), calls);
+    if stream { Ok(answer::streamed(head, choices, include_usage)) } else { answer::whole(&head, choices).await }
 }
 
 async fn read_tree(body: Body) -> Result<Value, EngineError> {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{Facts, Places, Refused};
 use crate::chat_template::{ChatTemplate, Message};
 use crate::error::EngineError;
+use crate::grammar::{Constraint, Grammar, Grammars};
 use crate::kv_pool::{BLOCK_TOKENS, KvFormat, KvPool};
 use crate::meters::Meters;
 use crate::model::{self, Model};
@@ -41,6 +42,7 @@ pub struct Engine {
     name: String,
     context_tokens: usize,
     tokenizer: Arc<Tokenizer>,
+    grammars: Grammars,
     template: ChatTemplate,
     submissions: SyncSender<Submission>,
     places: Places,
@@ -141,7 +143,20 @@ impl Engine {
         })?;
         let places = Places::new(bounds.running, bounds.waiting);
         let (name, slots, hung_after) = (options.name.clone(), bounds.running, options.hung_after);
-        Ok(Self { name, context_tokens, tokenizer, template, submissions, places, slots, hung_after, shared, status })
+        let grammars = Grammars::new(Arc::clone(&tokenizer));
+        Ok(Self {
+            name,
+            context_tokens,
+            tokenizer,
+            grammars,
+            template,
+            submissions,
+            places,
+            slots,
+            hung_after,
+            shared,
+            status,
+        })
     }
 
     /// The name that the model is served under.
@@ -161,7 +176,20 @@ impl Engine {
     /// # Errors
     /// [`EngineError::ContextLength`], [`EngineError::QueueFull`], [`EngineError::ShareTaken`], or
     /// [`EngineError::Stopped`].
-    pub fn submit(&self, mut generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, EngineError> {
+    pub fn submit(&self, generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, EngineError> {
+        self.submit_choices(generation, 1)?.pop().ok_or(EngineError::Stopped)
+    }
+
+    /// Asks for several answers to the same prompt, which is computed once if its origin lets it be kept. Each has a place
+    /// and a seed of its own; either all get a place, or none.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_choices(
+        &self,
+        mut generation: Generation,
+        choices: usize,
+    ) -> Result<Vec<mpsc::Receiver<GenerationEvent>>, EngineError> {
         let prompt_tokens = generation.prompt.len();
         if prompt_tokens == 0 {
             return Err(EngineError::invalid("messages", "The prompt is empty."));
@@ -170,13 +198,30 @@ impl Engine {
             return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens });
         }
         generation.max_new_tokens = generation.max_new_tokens.clamp(1, self.context_tokens - prompt_tokens);
-        let place = self.places.take(&generation.origin.identity);
-        let place = place.map_err(|refused| self.refusal(refused, prompt_tokens))?;
-        let (events, receiver) = mpsc::channel(generation.max_new_tokens + EXTRA_EVENTS);
+        let place = |_| self.places.take(&generation.origin.identity);
+        let places: Result<Vec<_>, _> = (0..choices).map(place).collect();
+        let places = places.map_err(|refused| self.refusal(refused, prompt_tokens))?;
+        let submitted = Instant::now();
+        let prepared = places.into_iter().enumerate().map(|(choice, place)| {
+            let (events, receiver) = mpsc::channel(generation.max_new_tokens + EXTRA_EVENTS);
+            let sampling = generation.sampling.for_choice(choice);
+            let generation = Generation { sampling, ..generation.clone() };
+            (Submission { generation, events, submitted, followers: Vec::new(), _place: place }, receiver)
+        });
+        let (mut submissions, receivers): (Vec<_>, Vec<_>) = prepared.unzip();
+        if submissions.is_empty() {
+            return Ok(receivers);
+        }
+        let mut first = submissions.remove(0);
+        first.followers = submissions;
         self.shared.inbox_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
-        let submission = Submission { generation, events, submitted: Instant::now(), _place: place };
-        self.submissions.try_send(submission).map_err(|_| EngineError::Stopped)?;
-        Ok(receiver)
+        self.submissions.try_send(first).map_err(|_| EngineError::Stopped)?;
+        Ok(receivers)
+    }
+
+    /// What an answer must spell, ready for use. Takes milliseconds: not for an async task.
+    pub(crate) fn grammar(&self, constraint: &Constraint) -> Result<Grammar, EngineError> {
+        self.grammars.compile(constraint)
     }
 
     /// The prompt of a conversation as token ids. Takes milliseconds for a long one: not for an async task.

@@ -181,6 +181,11 @@ impl EngineError {
         ErrorBody { message: self.to_string(), kind, param, code }
     }
 
+    /// The API has it, this engine does not.
+    pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), param: Some(param.into()), code: Some("unsupported_parameter") }
+    }
+
     pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid { message: message.into(), param: Some(param.into()), code: None }
     }

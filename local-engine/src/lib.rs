@@ -4,8 +4,9 @@
 //! text (`chat_template`) and token ids (`tokenizer`), gets a place if one is free (`admission`), waits for its turn
 //! (`scheduler`), and is worked on by the one thread that owns the model (`worker`): what an earlier prompt began with
 //! alike is there already (`prefix_cache`), the rest is prefilled in chunks beside the answers under way (`batch`, `model`,
-//! `attention`, `kv_pool`), then comes one token a step (`sampler`), whose bytes become text again (`text_stream`). The
-//! engine keeps no state on disk, so it may be killed at any time.
+//! `attention`, `kv_pool`), then comes one token a step (`sampler`, within a `grammar` if one was asked for; `logprobs`
+//! tells its probability), whose bytes become text again (`text_stream`) and calls of the application's functions
+//! (`tools`). The engine keeps no state on disk, so it may be killed at any time.
 //!
 //! Prompts and answers never appear in logs, errors or metrics.
 
@@ -19,9 +20,11 @@ mod device;
 mod embed;
 mod engine;
 mod error;
+mod grammar;
 mod host;
 mod inspect;
 mod kv_pool;
+mod logprobs;
 mod measure;
 mod meters;
 mod model;
@@ -37,13 +40,16 @@ mod serve;
 mod testing;
 mod text_stream;
 mod tokenizer;
+mod tools;
 mod weights;
 mod worker;
 
 pub use embed::{Embedder, makes_embeddings};
 pub use engine::{Engine, Progress};
 pub use error::EngineError;
+pub use grammar::Grammar;
 pub use inspect::{Inspection, inspect};
+pub use logprobs::{ScoredToken, TokenScore};
 pub use measure::{Measurement, measure};
 pub use options::{DeviceChoice, EngineOptions, thread_environment};
 pub use origin::{Origin, Priority};

@@ -183,6 +183,23 @@ impl Tokenizer {
         self.control_ids.get(name).copied()
     }
 
+    /// Tokens that it has.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// A token as the file names it.
+    pub(crate) fn name(&self, id: u32) -> &str {
+        self.tokens.get(id as usize).map_or("", |token| &token.text)
+    }
+
+    /// The tokens that end an answer, in order.
+    pub(crate) fn ends(&self) -> Vec<u32> {
+        let mut ends: Vec<u32> = self.ends.iter().copied().collect();
+        ends.sort_unstable();
+        ends
+    }
+
     /// True if the token ends an answer.
     pub(crate) fn is_end(&self, id: u32) -> bool {
         self.ends.contains(&id)

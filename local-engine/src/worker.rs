@@ -187,9 +187,13 @@ impl Worker {
     }
 
     fn enqueue(&mut self, submission: Submission, shared: &Shared) {
+        shared.inbox_tokens.fetch_sub(submission.generation.prompt.len(), Ordering::Relaxed);
+        self.accept(submission);
+    }
+
+    fn accept(&mut self, submission: Submission) {
         let generation = &submission.generation;
         let tokens = generation.prompt.len();
-        shared.inbox_tokens.fetch_sub(tokens, Ordering::Relaxed);
         let id = self.next_id;
         self.next_id += 1;
         let origin = &generation.origin;
@@ -305,7 +309,7 @@ impl Worker {
     /// Draws and gives out one token; false if the sequence ends with it.
     fn next_token(&mut self, id: SequenceId, sequence: &mut Sequence, logits: Option<Vec<f32>>) -> bool {
         let Some(token) = logits.and_then(|mut logits| sequence.sampler.draw(&mut logits)) else {
-            tracing::error!("the model's output is not a number");
+            tracing::error!("no token can be drawn: the model's output is not a number, or a grammar cannot go on");
             // Nor may anybody else begin with it.
             self.memory.kv.clear(&mut sequence.table);
             self.fail(&sequence.submission);
@@ -314,6 +318,9 @@ impl Worker {
         self.totals.generated_tokens += 1;
         if sequence.generated == 0 {
             self.memory.keep(sequence);
+            for follower in std::mem::take(&mut sequence.submission.followers) {
+                self.accept(follower);
+            }
             let waited = sequence.submission.submitted.elapsed().as_secs_f64();
             self.first_token_ms.add(waited * 1000.0);
             self.meters.first_token_seconds.observe(waited);
@@ -327,10 +334,15 @@ impl Worker {
             self.finish(sequence, FinishReason::Stop);
             return false;
         }
+        sequence.keep_score(&self.tokenizer);
         let shown = sequence.text.push(self.tokenizer.bytes(token));
         sequence.send_text(shown.text);
         if shown.stopped {
             self.end(sequence, FinishReason::Stop);
+            return false;
+        }
+        if sequence.sampler.is_complete() {
+            self.finish(sequence, FinishReason::Stop);
             return false;
         }
         if sequence.generated >= sequence.submission.generation.max_new_tokens {
@@ -342,8 +354,7 @@ impl Worker {
 
     /// Ends a sequence with the text that was held back.
     fn finish(&mut self, sequence: &mut Sequence, reason: FinishReason) {
-        let rest = sequence.text.finish();
-        sequence.send_text(rest);
+        sequence.send_rest();
         self.end(sequence, reason);
     }
 

@@ -1,5 +1,8 @@
 //! The HTTP API over a pair of UNIX sockets, with a model that says what it is told to.
 
+mod choices;
+mod structured;
+
 use std::time::{Duration, Instant};
 
 use axum::http::{Method, Request, Response};
@@ -152,7 +155,12 @@ async fn errors_are_openai_errors() {
         ("[".repeat(100_000), 400, Value::Null, Value::Null),
         ("{}".to_owned(), 400, Value::Null, json!("model")),
         (json!({"model": "tiny"}).to_string(), 400, Value::Null, json!("messages")),
-        (json!({"model": "tiny", "messages": [], "n": 3}).to_string(), 400, json!("unsupported_parameter"), json!("n")),
+        (
+            json!({"model": "tiny", "messages": [], "best_of": 3}).to_string(),
+            400,
+            json!("unsupported_parameter"),
+            json!("best_of"),
+        ),
         (
             json!({"model": "other", "messages": [{"role": "user", "content": "x"}]}).to_string(),
             404,

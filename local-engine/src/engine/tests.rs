@@ -1,5 +1,6 @@
 //! The real model against what llama.cpp says of the same file, and the same seed with company.
 
+mod choices;
 mod pressure;
 
 use std::sync::OnceLock;

@@ -2,10 +2,13 @@
 
 use std::time::Instant;
 
+use crate::grammar::Grammar;
 use crate::kv_pool::BlockTable;
+use crate::logprobs::HeldScores;
 use crate::sampler::Sampler;
 use crate::sequence::{GenerationEvent, Submission};
 use crate::text_stream::TextStream;
+use crate::tokenizer::Tokenizer;
 
 pub(super) struct Sequence {
     pub(super) submission: Submission,
@@ -15,6 +18,7 @@ pub(super) struct Sequence {
     pub(super) table: BlockTable,
     pub(super) sampler: Sampler,
     pub(super) text: TextStream,
+    scores: HeldScores,
     pub(super) generated: usize,
     /// Tokens of the prompt that were there already when it first began.
     pub(super) cached: usize,
@@ -28,11 +32,16 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(submission: Submission) -> Self {
         let generation = &submission.generation;
+        let mut text = TextStream::new(generation.stop.clone());
+        if let Some(mark) = generation.sampling.grammar.as_ref().and_then(Grammar::call_mark) {
+            text = text.stopping_until(mark);
+        }
         Self {
             tokens: generation.prompt.clone(),
             table: BlockTable::default(),
-            sampler: Sampler::new(generation.sampling.clone()),
-            text: TextStream::new(generation.stop.clone()),
+            sampler: Sampler::new(generation.sampling.clone(), &generation.prompt),
+            text,
+            scores: HeldScores::default(),
             generated: 0,
             cached: 0,
             drawn: submission.submitted,
@@ -79,8 +88,29 @@ impl Sequence {
         self.drawn = Instant::now();
     }
 
-    pub(super) fn send_text(&self, text: String) {
-        if !text.is_empty() {
+    /// Keeps the drawn token's probability until its text is shown.
+    pub(super) fn keep_score(&mut self, tokenizer: &Tokenizer) {
+        if let Some(score) = self.sampler.take_score() {
+            self.scores.push(score.told(|token| tokenizer.bytes(token)));
+        }
+    }
+
+    pub(super) fn send_text(&mut self, text: String) {
+        let shown = self.text.shown_bytes();
+        self.send_scored(text, shown);
+    }
+
+    /// What was held back, when nothing follows.
+    pub(super) fn send_rest(&mut self) {
+        let rest = self.text.finish();
+        self.send_scored(rest, usize::MAX);
+    }
+
+    fn send_scored(&mut self, text: String, shown_bytes: usize) {
+        let tokens = self.scores.release(shown_bytes);
+        if !tokens.is_empty() {
+            self.send(GenerationEvent::Scored { text, tokens });
+        } else if !text.is_empty() {
             self.send(GenerationEvent::Text(text));
         }
     }

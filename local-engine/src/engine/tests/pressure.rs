@@ -9,7 +9,7 @@ use crate::testing::{TinyFile, scripted_engine};
 /// Blocks of the tiny model's context: 512 tokens.
 const CONTEXT_BLOCKS: usize = 32;
 
-fn tiny_engine(change: impl FnOnce(&mut EngineOptions)) -> Engine {
+pub(super) fn tiny_engine(change: impl FnOnce(&mut EngineOptions)) -> Engine {
     let file = TinyFile::new(&[]);
     let mut options = EngineOptions::new(file.path.clone(), "tiny");
     change(&mut options);
@@ -32,13 +32,13 @@ fn request(number: u32, origin: Origin) -> Generation {
     }
 }
 
-fn text(events: &[GenerationEvent]) -> String {
+pub(super) fn text(events: &[GenerationEvent]) -> String {
     let of =
         |event: &GenerationEvent| if let GenerationEvent::Text(text) = event { text.clone() } else { String::new() };
     events.iter().map(of).collect()
 }
 
-fn usage(events: &[GenerationEvent]) -> crate::sequence::Usage {
+pub(super) fn usage(events: &[GenerationEvent]) -> crate::sequence::Usage {
     match events.last() {
         Some(GenerationEvent::Finished { usage, .. }) => *usage,
         other => panic!("ended with {other:?}"),
