@@ -187,8 +187,19 @@ pub fn locate_in(name_or_path: &str, cache: &Path) -> Result<PathBuf, EngineErro
         return if path.exists() { Ok(path) } else { Err(not_pulled()) };
     }
     let path = PathBuf::from(name_or_path);
-    let is_model = path.is_file() || path.join("config.json").is_file();
-    if is_model { Ok(path) } else { Err(EngineError::UnknownModel(name_or_path.to_owned())) }
+    if is_model(&path) { Ok(path) } else { Err(EngineError::UnknownModel(name_or_path.to_owned())) }
+}
+
+/// Whether a model can be meant by this: a known model's name, a model of a hub, or a file or folder that is here. It may
+/// not be fetched yet.
+#[must_use]
+pub fn names_a_model(name_or_path: &str) -> bool {
+    known(name_or_path).is_some() || HubModel::parse(name_or_path).is_some() || is_model(Path::new(name_or_path))
+}
+
+/// A folder of Hugging Face's has a configuration.
+fn is_model(path: &Path) -> bool {
+    path.is_file() || path.join("config.json").is_file()
 }
 
 /// The models of hubs in a cache: what they are called, and where they lie. At most a thousand.

@@ -152,9 +152,12 @@ impl Resolver<'_> {
         if file.listen == file.admin.value && file.listen.port() != 0 {
             return Err(self.error(&file.admin.referenced, "`admin` must not be the same address as `listen`"));
         }
-        let known = |model: &str| postern_engine::catalog::known(model).is_some() || Path::new(model).is_file();
-        if let Some(engine) = file.engine.as_ref().filter(|engine| !known(&engine.model)) {
-            let what = format!("`engine.model: {}` is neither a name of `postern model list` nor a file", engine.model);
+        let named = postern_engine::catalog::names_a_model;
+        if let Some(engine) = file.engine.as_ref().filter(|engine| !named(&engine.model)) {
+            let what = format!(
+                "`engine.model: {}` is neither a name of `postern model list`, nor `hf:OWNER/REPOSITORY`, nor a file",
+                engine.model
+            );
             return Err(self.error(&Location::UNKNOWN, &what));
         }
         if let Some(engine) = file.engine.as_ref().filter(|engine| engine.hung_after.value.0 < MIN_HUNG_AFTER) {
@@ -355,6 +358,22 @@ targets:
         assert_eq!(config.targets[0].model("chat"), Some("their-chat"));
         assert!(config.knows_model("chat") && !config.knows_model("other"));
         assert_eq!(config.targets[0].base_url, "https://api.example.com/v1");
+    }
+
+    #[test]
+    fn an_engine_has_a_model_of_the_catalogue_of_a_hub_or_of_this_machine_and_its_name() {
+        let with = |model: &str| read(&format!("{SMALL}engine: {{model: \"{model}\"}}\n"));
+        for (model, name) in [
+            ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+            ("hf:Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
+            ("hf:them/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q4_K_M.gguf", "Qwen3-0.6B-Q4_K_M"),
+        ] {
+            let engine = with(model).unwrap().engine.unwrap();
+            assert_eq!(crate::config::Engine::own_name(&engine.model), name);
+        }
+        for model in ["no-such-model", "hf:them", "hf:them/model/weights.bin", "/no/such/file.gguf"] {
+            assert!(with(model).unwrap_err().contains("neither a name of `postern model list`"), "{model}");
+        }
     }
 
     #[test]
