@@ -22,6 +22,8 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFile;
 
 pub(crate) const CONTEXT_TOKENS: usize = 512;
+/// What the scripted model could take, if the options let it: a prompt of bytes that tells of functions is long.
+pub(crate) const SCRIPTED_CONTEXT_TOKENS: usize = 4 * CONTEXT_TOKENS;
 /// A message with this breaks the scripted model: its byte is the first one after the control tokens.
 pub(crate) const POISON: &str = "\0";
 /// A message with this keeps the scripted model busy for longer than any test waits.
@@ -42,7 +44,7 @@ struct Scripted {
 
 impl Model for Scripted {
     fn context_tokens(&self) -> usize {
-        CONTEXT_TOKENS
+        SCRIPTED_CONTEXT_TOKENS
     }
 
     fn layers(&self) -> usize {
@@ -81,6 +83,7 @@ pub(crate) fn scripted_engine(
 ) -> Arc<Engine> {
     let file = TinyFile::new(pieces);
     let mut options = EngineOptions::new(file.path.clone(), "tiny");
+    options.context = Some(CONTEXT_TOKENS);
     change(&mut options);
     let weights = WeightFile::open(&file.path, &Device::Cpu).unwrap();
     let tokenizer = Tokenizer::load(&weights).unwrap();

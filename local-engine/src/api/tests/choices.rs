@@ -1,6 +1,7 @@
 //! Several answers, probabilities, calls: how they are told, whole and piece by piece.
 
 use super::*;
+use crate::testing::SCRIPTED_CONTEXT_TOKENS;
 use crate::tools::tests::two_tools_json;
 
 /// The deltas of one choice, in order, without empty ones.
@@ -124,7 +125,8 @@ const CALLING: &[&[u8]] = &[
 
 #[tokio::test]
 async fn calls_are_told_by_their_index() {
-    let mut client = Client::of(scripted_engine(CALLING, QUICK, |_| {})).await;
+    let long = |options: &mut EngineOptions| options.context = Some(SCRIPTED_CONTEXT_TOKENS);
+    let mut client = Client::of(scripted_engine(CALLING, QUICK, long)).await;
     let answer = json_of(client.chat(json!({"tools": two_tools_json(), "stop": ["name"]})).await).await;
     let choice = &answer["choices"][0];
     assert_eq!(
