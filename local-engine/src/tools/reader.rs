@@ -1,6 +1,6 @@
 //! An answer's text as it comes, cut at any place, taken apart into what is said and what is called.
 
-use super::{BEGIN, END};
+use super::BEGIN;
 
 const NAME_BEGIN: &str = "\n{\"name\": \"";
 const ARGUMENTS_BEGIN: &str = "\", \"arguments\": ";
@@ -180,5 +180,5 @@ fn safe_length(text: &str) -> usize {
 /// For a test of the marks' own shape.
 #[cfg(test)]
 pub(super) fn marks() -> (&'static str, &'static str) {
-    (BEGIN, END)
+    (BEGIN, super::END)
 }
