@@ -11,6 +11,7 @@
     reason = "a test says what it expects by failing"
 )]
 
+mod answers;
 mod at_rest;
 mod bad_input;
 mod branches;
