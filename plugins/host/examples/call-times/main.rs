@@ -6,7 +6,8 @@
 //! target/release/examples/call-times CALLS --only routing,caching,redaction
 //! ```
 //! Prints a table, or JSON. Instructions are counted in calls of their own, since counting takes time: they are the guest's alone.
-//! With `--only` these policies are asked in a row, so often, and nothing is printed: what callgrind counts then is all of it.
+//! With `--only` these policies are asked in a row, so often, and nothing is printed: what callgrind counts in `asked_so_often` is all
+//! that such calls take.
 #![allow(clippy::print_stdout, reason = "it is run by a person, or by `make bench`")]
 
 mod facts;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use postern_plugins::{CallContext, Counters, Grants, HostOptions, Policy, PolicyHost, PolicyMetrics, PolicySpec};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 const DEFAULT_CALLS: usize = 20_000;
 /// Calls before the first that is measured.
@@ -44,8 +46,8 @@ struct Loaded {
     policies: Vec<(Policy, usize)>,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Done {
+fn main() -> Done {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let calls = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(DEFAULT_CALLS).max(100);
     // Compiling Python takes a while, and this is not about that.
@@ -54,8 +56,17 @@ async fn main() -> Done {
     if let Some(names) = arguments.iter().skip_while(|argument| *argument != "--only").nth(1) {
         // Valgrind has no room for more.
         let options = HostOptions { max_calls: 1, max_large_calls: 1, ..options };
-        return repeat(&options, names, calls).await;
+        let host = PolicyHost::new(options)?;
+        let load = |name| load(&host, name, file("plugins", name), configuration(name));
+        let policies: Vec<_> = names.split(',').map(load).collect::<Done<_>>()?;
+        let (policies, facts) = (policies.iter().collect::<Vec<_>>(), facts::Facts::new());
+        runtime.block_on(ask(&policies, &facts))?;
+        return asked_so_often(&runtime, &policies, &facts, calls);
     }
+    runtime.block_on(table(options, calls, arguments.iter().any(|argument| argument == "--json")))
+}
+
+async fn table(options: HostOptions, calls: usize, as_json: bool) -> Done {
     let counted = Loaded::new(&HostOptions { count_instructions: true, ..options.clone() })?;
     let timed = Loaded::new(&options)?;
     let mut rows = Vec::new();
@@ -63,7 +74,7 @@ async fn main() -> Done {
         rows.push(measure(policy.name().to_owned(), &timed.only(at), &counted.only(at), calls).await?);
     }
     rows.push(measure("the first three".into(), &timed.first_party(), &counted.first_party(), calls).await?);
-    if arguments.iter().any(|argument| argument == "--json") {
+    if as_json {
         println!("{}", serde_json::to_string(&rows)?);
     } else {
         print(&rows);
@@ -71,13 +82,11 @@ async fn main() -> Done {
     Ok(())
 }
 
-async fn repeat(options: &HostOptions, names: &str, calls: usize) -> Done {
-    let host = PolicyHost::new(options.clone())?;
-    let load = |name| load(&host, name, file("plugins", name), configuration(name));
-    let policies: Vec<_> = names.split(',').map(load).collect::<Done<_>>()?;
-    let (policies, facts) = (policies.iter().collect::<Vec<_>>(), facts::Facts::new());
+/// By its name, callgrind begins and ends to count.
+#[inline(never)]
+fn asked_so_often(runtime: &Runtime, policies: &[&(Policy, usize)], facts: &facts::Facts, calls: usize) -> Done {
     for _ in 0..calls {
-        ask(&policies, &facts).await?;
+        runtime.block_on(ask(policies, facts))?;
     }
     Ok(())
 }
