@@ -243,7 +243,7 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 ///
 /// `e^x = 2^n · e^r` with whole `n` and |r| ≤ ln 2 / 2; `e^r` by its Taylor series up to `r^7`.
 fn exponential(x: f32) -> f32 {
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     // Not `max`, which would make a number of what is none.
     let within = if x < -87.0 { -87.0 } else { x };

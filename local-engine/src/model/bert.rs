@@ -174,7 +174,7 @@ impl Shape {
             heads: metadata.number("attention.head_count", 1024)?,
             epsilon: epsilon.ok_or_else(|| file.damaged("its normalisation constant is missing or impossible"))?,
         };
-        if shape.width % shape.heads != 0 {
+        if !shape.width.is_multiple_of(shape.heads) {
             return Err(file.damaged(&format!("{} features do not fit {} heads", shape.width, shape.heads)));
         }
         Ok(shape)
