@@ -182,7 +182,7 @@ impl Trust {
         // Mostly one walk is enough. Where it is not, a second one says what is wrong: webpki looks for revocation before it shows
         // us the path, and a certificate that is of another authority as well should be told so.
         let walked = revocation().and_then(&path);
-        if walked.is_err() {
+        if walked.is_err() && lists.is_some() {
             path(None)?;
         }
         let peer = facts.as_ref().map_err(CertsError::restate)?;

@@ -171,10 +171,9 @@ impl Admitted {
         let answer = chat.max_tokens.unwrap_or(ASSUMED_ANSWER_TOKENS).saturating_mul(chat.choices);
         let wanted = chat.estimated_prompt_tokens().saturating_add(answer);
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        ledger
+        self.reserved = ledger
             .reserve(Instant::now(), wanted)
             .map_err(|retry_after| Error::RateLimited { what: "tokens a minute", retry_after })?;
-        self.reserved = wanted;
         Ok(())
     }
 

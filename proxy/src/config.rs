@@ -270,6 +270,12 @@ impl Config {
         self.targets.iter().any(|target| label <= target.clearance)
     }
 
+    /// May anything leave at all, of any label?
+    #[must_use]
+    pub fn clears_anything(&self) -> bool {
+        self.is_cleared(self.labels.lowest())
+    }
+
     /// Is `model` a name that some target or the engine answers to?
     #[must_use]
     pub fn knows_model(&self, model: &str) -> bool {

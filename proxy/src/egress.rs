@@ -26,11 +26,16 @@ use rustls::pki_types::pem::PemObject as _;
 use tower_service::Service;
 
 use crate::classify::clearance::EgressPermit;
+use crate::config::read::bounded;
 use crate::config::{Secret, Target, Timeouts};
 
 /// Idle connections kept to one target, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
 const IDLE_FOR: Duration = Duration::from_secs(60);
+/// Bytes of a file with a key.
+const MAX_KEY_FILE: usize = 64 << 10;
+/// Bytes of a file with authorities; those of a whole machine have a quarter of it.
+const MAX_AUTHORITIES: usize = 1 << 20;
 /// The longest key.
 const MAX_KEY: usize = 8192;
 
@@ -175,7 +180,9 @@ fn bearer(secret: &Secret) -> Result<HeaderValue, String> {
         }
         Secret::File(path) => {
             let from = format!("in the file {}", path.display());
-            (std::fs::read_to_string(path).map_err(|error| format!("{from} cannot be read: {error}"))?, from)
+            let cannot = |error: &dyn std::fmt::Display| format!("{from} cannot be read: {error}");
+            let text = bounded(path, MAX_KEY_FILE).map_err(|error| cannot(&error))?;
+            (String::from_utf8(text).map_err(|_| cannot(&"it is not text"))?, from)
         }
     };
     let key = key.lines().next().unwrap_or_default().trim();
@@ -191,7 +198,8 @@ fn bearer(secret: &Secret) -> Result<HeaderValue, String> {
 fn authority(path: &std::path::Path) -> Result<rustls::RootCertStore, String> {
     let bad = |error: &dyn std::fmt::Display| format!("the authority in {} cannot be used: {error}", path.display());
     let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| bad(&error))? {
+    let text = bounded(path, MAX_AUTHORITIES).map_err(|error| bad(&error))?;
+    for certificate in CertificateDer::pem_slice_iter(&text) {
         roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
     }
     if roots.is_empty() { Err(bad(&"it holds no certificate")) } else { Ok(roots) }

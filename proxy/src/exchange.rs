@@ -25,8 +25,8 @@ pub struct Exchange {
     pub placement: &'static str,
     /// What it may use.
     pub admitted: Option<Admitted>,
-    /// No remote target may see its label. What was reserved stays spent then however it ends: a policy decides how, is told what is
-    /// left, and could spell with it what it has read.
+    /// Policies were asked, and no remote target may see its label. What was reserved stays spent then however it ends: a policy decides
+    /// how, is told what is left, and could spell with it what it has read.
     pub stays: bool,
     place: Place,
     session: Arc<Session>,

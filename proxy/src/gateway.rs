@@ -57,7 +57,7 @@ impl Gateway {
         let host = PolicyHost::new(options).context("the sandbox of the policies")?;
         // Taken out, so that nobody reads there what may have changed since.
         let part = std::mem::take(&mut config.policy_part);
-        let live = Live::start(Loader::new(host, metrics.clone()), file, &part, metrics.clone())?;
+        let live = Live::start(Loader::new(host, metrics.clone()), (file, &config.state_dir), &part, metrics.clone())?;
         let (audit, flushed) = AuditLog::open(&config.audit_dir, config.audit_retention, metrics.clone())
             .with_context(|| format!("the records in {}", config.audit_dir.display()))?;
         let dispatcher = Dispatcher::new(&config, engine, metrics.clone())?;

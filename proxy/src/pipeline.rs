@@ -55,7 +55,7 @@ pub async fn chat(
     let deadline = started + gateway.config.timeouts.total;
     let answered =
         tokio::time::timeout_at(deadline.into(), answer(gateway, peer, request, &mut exchange, &mut label)).await;
-    exchange.stays = !gateway.config.is_cleared(label);
+    exchange.stays &= !gateway.config.is_cleared(label);
     let error = match answered {
         Ok(Ok(ready)) => {
             let response = response::answer(ready.source, ready.request, exchange, ready.fill, deadline);
@@ -118,6 +118,8 @@ async fn answer(
         }
     })?;
     *label = classified.label();
+    // Policies decide from here on, and are told of budgets. Where nothing ever leaves, nothing can be told by what leaves.
+    exchange.stays = config.clears_anything() && !policies.all().is_empty();
     let mut heard = Heard::default();
     let consulted = consult(gateway, policies, classified, headers, exchange, label, &mut heard).await;
     exchange.outcome.policies = heard.into_said();
@@ -175,10 +177,6 @@ async fn consult(
         CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed(), time_ms: None };
     let mut watching = gateway.shadows.watch(gateway, &policies);
     let mut masked = redact::mask(gateway, &policies, &context, classified, heard, watching.as_mut()).await?;
-    for (kind, count) in masked.counts() {
-        gateway.metrics.redacted(kind, *count);
-    }
-
     let targets = gateway.dispatcher.predictions();
     let engine = engine_facts(gateway, masked.classified());
     let request = facts::request(config, &masked, headers, exchange.admitted.as_ref(), policies.see_text());
@@ -187,7 +185,12 @@ async fn consult(
     let votes = Votes::merged(&routed.answers);
     let accepted = raise(gateway, &mut masked, &votes);
     *label = masked.classified().label();
-    heard.settle(if config.is_cleared(*label) { Fate::Commit(config.labels.name(*label)) } else { Fate::Drop });
+    let is_cleared = config.is_cleared(*label);
+    heard.settle(if is_cleared { Fate::Commit(config.labels.name(*label)) } else { Fate::Drop });
+    // A policy chooses kinds and numbers, so of what must stay here they are told to nobody.
+    if is_cleared {
+        masked.counts().iter().for_each(|(kind, count)| gateway.metrics.redacted(kind, *count));
+    }
     accepted?;
 
     let classified = masked.classified();
@@ -259,21 +262,26 @@ async fn look_up(
     heard.settle(if config.is_cleared(scene.final_label) { Fate::Commit(label) } else { Fate::Drop });
     exchange.outcome.policies.extend(heard.into_said());
     let choice = merged_plans(&plans.answers);
+    let used = |how| {
+        if config.is_cleared(scene.final_label) {
+            gateway.metrics.cache_used(how);
+        }
+    };
     scene.answers.extend(plans.recorded);
     scene.plans = Some(plans.answers);
     // A plain form has no placeholders that could be mapped onto another request.
     if !choice.exact || (planned.plan().form == Form::Plain && !planned.masked().vault().is_empty()) {
-        gateway.metrics.cache_used("bypass");
+        used("bypass");
         return (None, None);
     }
     let key = cache::key(&gateway.keys, &config.labels, planned, &choice.key_parts);
     match store.get(&key) {
         Some(entry) => {
-            gateway.metrics.cache_used("hit");
+            used("hit");
             (Some(entry), None)
         }
         None => {
-            gateway.metrics.cache_used("miss");
+            used("miss");
             (None, Some(Fill { cache: store.clone(), key, ttl: choice.ttl }))
         }
     }

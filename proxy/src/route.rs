@@ -14,6 +14,7 @@ pub mod recent;
 pub mod recorder;
 pub mod reload;
 pub mod scene;
+pub mod served;
 pub mod shadow;
 pub mod times;
 pub mod votes;
@@ -153,7 +154,7 @@ impl Policies {
             let reply = loaded.timed(step, loaded.policy.find(context, segments)).await;
             match reply.answer {
                 Ok(spans) => {
-                    let said = loaded.said(step, format!("{} spans", spans.len()));
+                    let said = loaded.said(step, format!("{}{}", spans.len(), heard::SPANS));
                     heard.call(loaded, step, None, reply.effects, said);
                     found.finds.push(Finds { policy, spans: Some(spans) });
                 }

@@ -416,7 +416,7 @@ impl State {
             let since = self.ledger.retired.get(&one.name()).copied();
             let since = since.and_then(|since| OffsetDateTime::from_unix_timestamp(since).ok());
             since.is_some_and(|since| now >= since && now < since.saturating_add(within))
-                && one.not_before <= now
+                && one.not_before <= self.intermediate.not_before
                 && one.not_after >= now.saturating_add(settings.leaf_ttl)
                 && one.prefix == settings.prefix
                 && self.roots.issued(one)

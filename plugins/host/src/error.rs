@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::inspect::Needs;
-use crate::policy::MAX_FUNCTION_BYTES;
+use crate::policy::{MAX_CODE_BYTES, MAX_FUNCTION_BYTES};
 use crate::signature::KeyId;
 
 /// `detail` of a failure is cut to this many bytes.
@@ -36,6 +36,9 @@ pub enum PluginError {
         "has a function of {0} bytes, and {MAX_FUNCTION_BYTES} is the most; build it with optimisation, or split the function"
     )]
     LongFunction(usize),
+    /// All functions together are too long for that.
+    #[error("has {0} bytes of code, and {MAX_CODE_BYTES} is the most; build it for size")]
+    MuchCode(usize),
     /// It needs a larger sandbox than the largest.
     #[error(
         "is too large: it has {} modules, {} memories, {} tables and {} elements in them; 43, 10, 20 and 60,000 are the most",

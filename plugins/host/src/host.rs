@@ -15,7 +15,8 @@ use crate::error::PluginError;
 use crate::inspect::{Inspection, Needs, inspect};
 use crate::kinds;
 use crate::policy::{
-    Asked, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, MAX_FUNCTION_BYTES, Policy, PolicySpec, Readiness,
+    Asked, MAX_CODE_BYTES, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, MAX_FUNCTION_BYTES, Policy, PolicySpec,
+    Readiness,
 };
 use crate::start::{self, Started};
 use crate::wasi;
@@ -59,6 +60,9 @@ impl PolicyHost {
         let found = inspect(&spec.component)?;
         if found.needs.largest_function > MAX_FUNCTION_BYTES {
             return Err(PluginError::LongFunction(found.needs.largest_function));
+        }
+        if found.needs.code_bytes > MAX_CODE_BYTES {
+            return Err(PluginError::MuchCode(found.needs.code_bytes));
         }
         let room = self.room(&found.needs)?;
         let limits = Limits {

@@ -58,6 +58,8 @@ pub struct Needs {
     pub memory_bytes: u64,
     /// Bytes of the longest function: what compiling it takes grows faster than it does.
     pub largest_function: usize,
+    /// Bytes of all functions.
+    pub code_bytes: usize,
 }
 
 impl Contents {
@@ -144,6 +146,7 @@ impl Needs {
             }
             Payload::CodeSectionEntry(body) => {
                 self.largest_function = self.largest_function.max(body.range().len());
+                self.code_bytes = self.code_bytes.saturating_add(body.range().len());
             }
             _ => {}
         }

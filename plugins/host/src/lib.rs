@@ -59,8 +59,8 @@ pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};
 pub use pack::pack;
 pub use package::Package;
 pub use policy::{
-    Grants, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, MAX_FUNCTION_BYTES, Policy, PolicySpec, Readiness,
-    Reply, Usage,
+    Grants, MAX_CODE_BYTES, MAX_COMPONENT_BYTES, MAX_CONFIG_BYTES, MAX_DEADLINE, MAX_FUNCTION_BYTES, Policy,
+    PolicySpec, Readiness, Reply, Usage,
 };
 pub use recorded::{Answer, Answered, MAX_RECORDED_BYTES, RECORDED_VERSION, Recorded};
 pub use schema::{ConfigSchema, MAX_SCHEMA_BYTES};

@@ -30,8 +30,10 @@ pub const MAX_DEADLINE: Duration = Duration::from_secs(10);
 pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// The largest component.
 pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
-/// The longest function of a component. An interpreter's main loop has a tenth of it.
-pub const MAX_FUNCTION_BYTES: usize = 1 << 20;
+/// The longest function of a component: the longest of CPython takes most of it.
+pub const MAX_FUNCTION_BYTES: usize = 512 << 10;
+/// All functions of a component together; SpiderMonkey takes half of it.
+pub const MAX_CODE_BYTES: usize = 16 << 20;
 
 /// A policy as configured.
 #[derive(Debug, Clone)]

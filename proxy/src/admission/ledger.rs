@@ -19,11 +19,12 @@ impl Ledger {
         Self { per_minute, available: per_minute, filled_at: now }
     }
 
-    /// Takes so many out of it.
+    /// Takes so many out of it, but no more than a minute's debt: a number that somebody only asked for must not shut them out for
+    /// hours. Returns how many were taken.
     ///
     /// # Errors
     /// There are not enough; says when there will be.
-    pub fn reserve(&mut self, now: Instant, tokens: u64) -> Result<(), Duration> {
+    pub fn reserve(&mut self, now: Instant, tokens: u64) -> Result<u64, Duration> {
         self.fill(now);
         let wanted = tokens as f64;
         let missing = wanted.min(self.per_minute) - self.available;
@@ -31,8 +32,9 @@ impl Ledger {
             let wait = missing * 60.0 / self.per_minute;
             return Err(Duration::try_from_secs_f64(wait).unwrap_or(Duration::from_secs(60)));
         }
-        self.available -= wanted;
-        Ok(())
+        let taken = wanted.min(self.available + self.per_minute);
+        self.available -= taken;
+        Ok(taken as u64)
     }
 
     /// How many are there.
@@ -64,16 +66,29 @@ mod tests {
     fn reservations_are_settled_and_time_refills() {
         let start = Instant::now();
         let mut ledger = Ledger::new(NonZeroU32::new(600).unwrap(), start);
-        assert_eq!(ledger.reserve(start, 500), Ok(()));
+        assert_eq!(ledger.reserve(start, 500), Ok(500));
         assert_eq!(ledger.reserve(start, 200), Err(Duration::from_secs(10)));
         assert_eq!(ledger.available(start), 100);
         ledger.correct(500, 100);
-        assert_eq!(ledger.reserve(start, 200), Ok(()));
-        assert_eq!(ledger.reserve(start + Duration::from_secs(30), 600), Ok(()));
+        assert_eq!(ledger.reserve(start, 200), Ok(200));
+        assert_eq!(ledger.reserve(start + Duration::from_secs(30), 600), Ok(600));
         assert!(ledger.reserve(start + Duration::from_secs(30), 1).is_err());
     }
 
     proptest! {
+        #[test]
+        fn nobody_waits_longer_than_two_minutes(asked in proptest::collection::vec((0u64..100_000, 0u64..u64::MAX), 1..20)) {
+            let start = Instant::now();
+            let (mut ledger, mut now) = (Ledger::new(NonZeroU32::new(1000).unwrap(), start), start);
+            for (wait_ms, tokens) in asked {
+                now += Duration::from_millis(wait_ms);
+                // Whatever was reserved and never settled.
+                if let Err(wait) = ledger.reserve(now, tokens) {
+                    prop_assert!(wait <= Duration::from_secs(121), "{wait:?}");
+                }
+            }
+        }
+
         #[test]
         fn no_more_is_spent_than_was_there(steps in proptest::collection::vec((0u64..5_000, 1u64..2_000), 1..50)) {
             let start = Instant::now();

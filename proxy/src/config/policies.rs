@@ -94,8 +94,8 @@ pub struct Policy {
 pub struct Expect {
     /// The name in its manifest.
     pub name: String,
-    /// The versions that will do.
-    pub version: VersionReq,
+    /// The versions that will do; `None`: any, also one that comes before a release.
+    pub version: Option<VersionReq>,
 }
 
 /// The file of a public key.
@@ -217,11 +217,11 @@ fn policy(policy: file::Policy, base: &Path, unsigned: Unsigned, signed: bool) -
 }
 
 fn expect(written: file::Expect) -> Result<Expect, Fault> {
-    let version = written.version.map_or(Ok(VersionReq::STAR), |version| {
+    let version = written.version.map(|version| {
         let wrong = |error| format!("expected versions such as `>=1.2, <2`: {error}");
         VersionReq::parse(&version.value).map_err(|error| (version.referenced, wrong(error)))
     });
-    Ok(Expect { name: written.name, version: version? })
+    Ok(Expect { name: written.name, version: version.transpose()? })
 }
 
 fn grants(written: &file::Grants) -> Result<postern_plugins::Grants, Fault> {

@@ -49,6 +49,12 @@ fn in_our_words(message: &str) -> String {
     message
         .replace("duplicate mapping key: ", "the same key twice: ")
         .replace(", set DuplicateKeyPolicy in Options if acceptable", "; write each key once,")
+        .replace("invalid boolean", "expected true or false")
+        .replace("expected sequence start", "expected a list, such as [one, two]")
+        .replace("expected mapping start", "expected keys and values")
+        .replace("invalid u16", "expected a whole number")
+        .replace("invalid u32", "expected a whole number")
+        .replace("invalid u64", "expected a whole number")
 }
 
 /// Several times the pause between two signs of life.
@@ -387,7 +393,10 @@ targets:
             ("127.0.0.1:9443", "0.0.0.0:9443", "3:8", "loopback"),
             ("branch.example.org}", "Branch Org}", "5:17", "trust domain"),
             ("spiffe://branch.example.org/clerk/*", "clerk", "7:12", "expected a SPIFFE ID"),
-            ("models: {chat: their-chat}", "limits: {requests_per_minute: 0}", "14", ""),
+            ("models: {chat: their-chat}", "limits: {requests_per_minute: 0}", "14", "a whole number from 1 to"),
+            ("models: {chat: their-chat}", "limits: {requests_per_minute: many}", "14", "expected a whole number"),
+            ("state_dir: state", "state_dir: state\noffline: maybe", "5", "expected true or false"),
+            ("state_dir: state", "state_dir: state\nnames: localhost", "5", "expected a list"),
             (
                 "trust: {domain: branch.example.org}",
                 "trust: {domain: branch.example.org, leaf_ttl: 72}",

@@ -8,6 +8,8 @@ use postern_plugins::{Effects, PolicyFailure};
 use super::health::Step;
 use super::loaded::{Loaded, Said, WITHHELD};
 
+/// What was said where something was found; the number is before it.
+pub(super) const SPANS: &str = " spans";
 /// What was said where a policy failed; the kind follows.
 pub(super) const FAILED: &str = "failed:";
 
@@ -88,10 +90,12 @@ impl Heard {
     }
 }
 
-/// Leaves of `failed:KIND` that it failed: the kind could spell what was read.
+/// Leaves of `failed:KIND` that it failed, and of `N spans` that it found: kind and number could spell what was read.
 pub(super) fn withhold(said: &mut String) {
     if said.starts_with(FAILED) {
         *said = format!("{FAILED}{WITHHELD}");
+    } else if said.ends_with(SPANS) {
+        *said = WITHHELD.to_owned();
     }
 }
 

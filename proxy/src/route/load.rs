@@ -125,12 +125,14 @@ fn signer(
 fn expected(policy: &config::Policy, package: &Package) -> Result<(), LoadError> {
     let Some(expect) = &policy.expect else { return Ok(()) };
     let manifest = package.manifest();
-    if manifest.is_some_and(|manifest| manifest.name == expect.name && expect.version.matches(&manifest.version)) {
+    let will_do = |version| expect.version.as_ref().is_none_or(|wanted| wanted.matches(version));
+    if manifest.is_some_and(|manifest| manifest.name == expect.name && will_do(&manifest.version)) {
         return Ok(());
     }
     let is =
         manifest.map_or("without a manifest".to_owned(), |manifest| format!("{} {}", manifest.name, manifest.version));
-    Err(LoadError::Unexpected(format!("{} {}", expect.name, expect.version), is))
+    let wanted = expect.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
+    Err(LoadError::Unexpected(format!("{}{wanted}", expect.name), is))
 }
 
 /// What outlives a version: the counters; the numbers, if they have the same names.

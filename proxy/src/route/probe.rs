@@ -61,9 +61,6 @@ async fn compare_all(config: &Config, new: &Policies, old: &Policies, recent: &[
         if before.is_some_and(|before| Arc::ptr_eq(before, loaded)) {
             continue;
         }
-        if let Some(before) = before {
-            same_steps(before, loaded)?;
-        }
         let failed = empty(loaded).await;
         let failed_before = match before {
             Some(before) if !failed.is_empty() => empty(before).await,
@@ -80,23 +77,6 @@ async fn compare_all(config: &Config, new: &Policies, old: &Policies, recent: &[
         }
     }
     Ok(())
-}
-
-/// A file that takes part at fewer steps than the one before in its place is a mistake: what was masked or kept here would not be
-/// any more, and nothing would say so.
-fn same_steps(before: &Loaded, after: &Loaded) -> Result<(), String> {
-    if before.settings.component != after.settings.component {
-        return Ok(());
-    }
-    match Step::ALL.into_iter().find(|step| before.counts_at(*step) && !after.takes_part_at(*step)) {
-        None => Ok(()),
-        Some(step) => Err(format!(
-            "the new file of the policy `{}` does not take part at {}, as the one before it does; if that is meant, name it in \
-             another entry",
-            after.name(),
-            step.name()
-        )),
-    }
 }
 
 /// One policy, and the set that it belongs to.

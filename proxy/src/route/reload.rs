@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::load::Loader;
 use super::loaded::Loaded;
 use super::recent::Recent;
+use super::served::Served;
 use super::watch::Marks;
 use super::{Policies, probe};
 use crate::config::{self, Config, ConfigError, PolicyPart};
@@ -28,6 +29,7 @@ pub struct Live {
     policies: ArcSwap<Policies>,
     loader: Loader,
     file: PathBuf,
+    state_dir: PathBuf,
     /// The last requests.
     pub recent: Recent,
     /// Held by the reload that an operator asked for.
@@ -65,14 +67,25 @@ impl Live {
     ///
     /// # Errors
     /// As for [`Loader::load`].
-    pub fn start(loader: Loader, file: &Path, part: &PolicyPart, metrics: Arc<Metrics>) -> Result<Self, ConfigError> {
+    pub fn start(
+        loader: Loader,
+        (file, state_dir): (&Path, &Path),
+        part: &PolicyPart,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ConfigError> {
         let policies = loader.load(file, part, None)?;
+        let missing = Served::read(state_dir).map(|before| before.missing(&policies).map(|missing| missing.in_words()));
+        if let Some(message) = missing.unwrap_or_else(Some) {
+            return Err(ConfigError::Invalid { file: file.display().to_string(), line: 0, column: 0, message });
+        }
+        Served::keep(&policies, state_dir);
         metrics.reloaded(true);
         let report = Report { at: SystemTime::now(), result: Ok(Vec::new()), needs_restart: Vec::new() };
         Ok(Self {
             policies: ArcSwap::from_pointee(policies),
             loader,
             file: file.to_owned(),
+            state_dir: state_dir.to_owned(),
             recent: Recent::default(),
             asked: Arc::new(Semaphore::new(1)),
             // Of no file, so that the first look reads everything once more: something may have changed since it was read.
@@ -173,6 +186,14 @@ impl Live {
         if let Err(why) = probe::compare(running, &new, &old, &self.recent.all()).await {
             return (marks, Report { needs_restart, ..broken(why) });
         }
+        // What a start would refuse must not come into force here either.
+        let served = Served::read(&self.state_dir);
+        if let Some(why) =
+            served.map(|before| before.missing(&new).map(|missing| missing.in_words())).unwrap_or_else(Some)
+        {
+            return (marks, Report { needs_restart, ..broken(why) });
+        }
+        Served::keep(&new, &self.state_dir);
         let changes = changes(&old, &new);
         // Also if nothing has changed: the order may have, or where a policy stands in the file.
         self.policies.store(Arc::new(new));

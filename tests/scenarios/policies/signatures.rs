@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use postern_tests::postern::check;
 use postern_tests::{BusyCloud, Config, Postern};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Puppet, ask, config, described, path, postern_plugin, with};
+use super::{Puppet, ask, config, described, path, postern_plugin, until, with};
 
 /// Makes `NAME.key` and `NAME.pub`.
 fn keys(puppet: &Puppet, name: &str) -> Result<(PathBuf, PathBuf)> {
@@ -172,5 +173,10 @@ async fn a_file_that_takes_part_at_fewer_steps_than_before_is_refused() -> Resul
     let why = refused.json()?["error"].as_str().unwrap().to_owned();
     assert!(refused.status == 422 && why.contains("does not take part at redaction"), "{why}");
     assert_eq!(described(&postern, "puppet").await?["version"], "1.1.0");
+    // Nor does it come into force by a crash: text would leave unmasked, and nothing would say so.
+    let said = || postern.log().matches("does not take part at redaction").count();
+    let before = said();
+    postern.signal_child("gateway", Signal::KILL)?;
+    until(async || Ok((said() > before).then_some(()))).await?;
     Ok(())
 }
