@@ -120,7 +120,7 @@ async fn a_long_prompt_does_not_stall_those_who_are_being_answered() -> Result<(
         let (busy, reply) = tokio::join!(beside, asking);
         let (busy, reply) = (p50(busy?), reply?);
         assert!(reply.json()?["usage"]["prompt_tokens"].as_u64() > Some(600), "{}", reply.text());
-        println!("between two tokens: {quiet:?} without the long prompt, {busy:?} with it (p50)");
+        eprintln!("between two tokens: {quiet:?} without the long prompt, {busy:?} with it (p50)");
         best = best.min(busy.as_secs_f64() / quiet.as_secs_f64());
         if best <= 2.0 && !thorough {
             break;
@@ -176,7 +176,7 @@ async fn a_beginning_is_used_again_within_a_tenant_and_a_label_only() -> Result<
     let (cached, first, said) = ask(&amy).await?;
     assert_eq!(cached, 0);
     let (cached, again, said_again) = ask(&bo).await?;
-    println!("to the first token: {first:?}, with the beginning at hand {again:?}");
+    eprintln!("to the first token: {first:?}, with the beginning at hand {again:?}");
     assert!(cached > 250 && said_again == said, "{cached}");
     assert!(again * 4 <= first, "{first:?} {again:?}");
     assert_eq!(ask(&cy).await?.0, 0, "another tenant");
@@ -263,7 +263,7 @@ async fn a_killed_engine_loses_no_request_without_a_word() -> Result<()> {
         postern.signal_child("engine", Signal::KILL)?;
         postern.engine_lost().await?;
         postern.engine_ready().await?;
-        println!("the engine is back after {:?}", killed.elapsed());
+        eprintln!("the engine is back after {:?}", killed.elapsed());
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     ending.cancel();
@@ -276,7 +276,7 @@ async fn a_killed_engine_loses_no_request_without_a_word() -> Result<()> {
         all_answered += answered;
         lost += errors.len();
     }
-    println!("{all_answered} answers and {lost} errors");
+    eprintln!("{all_answered} answers and {lost} errors");
     assert!(all_answered > 0 && lost > 0, "{all_answered} answers, {lost} errors");
     Ok(())
 }
