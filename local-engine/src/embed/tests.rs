@@ -37,7 +37,7 @@ fn a_tiny_encoder_gives_the_vectors_of_transformers() {
         for (name, ours) in ["short", "long"].into_iter().zip(ours) {
             let theirs = tensors[name].to_vec1::<f32>().unwrap();
             let difference = ours.iter().zip(&theirs).fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
-            println!("{name} on {}: {difference:.1e}", device::describe(&device));
+            eprintln!("{name} on {}: {difference:.1e}", device::describe(&device));
             assert!(difference < 2e-3, "{name}: {difference}");
         }
     }

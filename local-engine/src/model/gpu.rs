@@ -86,7 +86,7 @@ fn along(model: &dyn Model, said: &mut Vec<Vec<u32>>, device: &Device) -> Vec<Ve
 fn quantised_models_say_on_a_gpu_what_they_say_on_the_cpu() {
     let gpu = match crate::device::gpu() {
         Ok(gpu) => gpu,
-        Err(reason) => return println!("skipped: {reason}"),
+        Err(reason) => return eprintln!("skipped: {reason}"),
     };
     let folder = tempfile::tempdir().unwrap();
     let mut wrong = Vec::new();
@@ -108,7 +108,7 @@ fn quantised_models_say_on_a_gpu_what_they_say_on_the_cpu() {
         }
         // Inputs are rounded to eight bits on the CPU, and on the GPU for some types only.
         let share = (differences / squares).sqrt();
-        println!(
+        eprintln!(
             "{architecture} {dtype:?}: {same} of {} choices are the same; logits differ by {:.2} % of their size",
             on_cpu.len(),
             share * 100.0
@@ -124,7 +124,7 @@ fn quantised_models_say_on_a_gpu_what_they_say_on_the_cpu() {
 #[test]
 fn an_engine_on_a_gpu_answers_many_at_a_time() {
     if let Err(reason) = crate::device::gpu() {
-        return println!("skipped: {reason}");
+        return eprintln!("skipped: {reason}");
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.gguf");
@@ -158,7 +158,7 @@ fn an_engine_on_a_gpu_answers_many_at_a_time() {
         assert_eq!(usage.prompt_tokens, 20 + number);
         tokens += usage.completion_tokens;
     }
-    println!("{} answers of {tokens} tokens; {:?}", 24, engine.load_now().status);
+    eprintln!("{} answers of {tokens} tokens; {:?}", 24, engine.load_now().status);
 }
 
 /// Shapes of SmolLM2 135M, Llama 3.2 1B and Llama 3.1 8B.
@@ -214,7 +214,7 @@ fn measure_on_a_gpu() {
     for (name, shape) in shapes() {
         let file = folder.join("postern-measure.gguf");
         shape.write(&file).unwrap();
-        measure(&file, DeviceChoice::Auto, &mut |line| println!("{name}: {line}")).unwrap();
+        measure(&file, DeviceChoice::Auto, &mut |line| eprintln!("{name}: {line}")).unwrap();
         std::fs::remove_file(&file).unwrap();
     }
 }

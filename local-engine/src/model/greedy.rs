@@ -69,13 +69,13 @@ fn compare(name: &str, path: &Path) {
         let ((our_choice, logits), their_choice) = (&ours[at], theirs[at][0].as_u64().unwrap() as usize);
         let (our_gap, their_gap) =
             (logits[*our_choice as usize] - logits[their_choice], theirs[at][2].as_f64().unwrap() as f32);
-        println!(
+        eprintln!(
             "{name}: {prompt:?} is equal for {at} tokens; there llama.cpp's choice is {their_gap:.3} ahead of the next \
              one there, and {our_gap:.3} behind ours here"
         );
         assert!(our_gap.max(their_gap) < NEAR_TIE, "{name}: {prompt:?} differs at token {at}");
     }
-    println!("{name}: {equal} of {} answers are equal to the end", golden["greedy"].as_array().unwrap().len());
+    eprintln!("{name}: {equal} of {} answers are equal to the end", golden["greedy"].as_array().unwrap().len());
 }
 
 #[test]
@@ -87,6 +87,6 @@ fn smollm2_says_what_llama_cpp_says() {
 fn gemma_says_what_llama_cpp_says() {
     match catalog::locate("gemma-3-270m") {
         Ok(path) => compare("gemma-3-270m", &path),
-        Err(_) => println!("skipped: `postern model pull gemma-3-270m` fetches the model"),
+        Err(_) => eprintln!("skipped: `postern model pull gemma-3-270m` fetches the model"),
     }
 }

@@ -83,7 +83,7 @@ fn compare(name: &str, file: &Path) -> Vec<String> {
         let ours = logits_along(model.as_ref(), &ids, &device);
         assert_eq!((ours.len(), ours[0].len()), (theirs.len(), theirs[0].len()));
         let (difference, spread) = (largest_difference(&ours, &theirs), spread(&theirs));
-        println!(
+        eprintln!(
             "{name} on {}: logits differ by {difference:.1e} at most, their spread is {spread:.2}",
             describe(&device)
         );
@@ -149,7 +149,7 @@ fn all_types_of_weights_are_read_as_llama_cpp_reads_them() {
             let ours = linear.forward(&identity).unwrap().t().unwrap().to_vec2::<f32>().unwrap();
             let largest = theirs.iter().flatten().fold(0.0f32, |largest, x| largest.max(x.abs()));
             let difference = largest_difference(&ours, &theirs);
-            println!("{name} on {}: products differ by {difference:.1e} of {largest:.1} at most", describe(&device));
+            eprintln!("{name} on {}: products differ by {difference:.1e} of {largest:.1} at most", describe(&device));
             assert!(difference < 4e-3 * largest, "{name} as a projection on {device:?}: {difference} of {largest}");
         }
     }

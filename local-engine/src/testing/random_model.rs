@@ -203,7 +203,7 @@ fn block(dtype: GgmlDType, spread: f32, random: &mut Random) -> Vec<u8> {
         GgmlDType::Q4K => [half(spread / 145.0), half(spread / 20.0), bits(12), bits(128)].concat(),
         GgmlDType::Q5K => [half(spread / 290.0), half(spread / 20.0), bits(12), bits(160)].concat(),
         GgmlDType::Q6K => [bits(192), bits(16), half(spread / 1360.0)].concat(),
-        other => unimplemented!("random blocks of {other:?}"),
+        other => panic!("random blocks of {other:?}"),
     }
 }
 
@@ -245,7 +245,7 @@ fn number_of(dtype: GgmlDType) -> u32 {
         GgmlDType::Q5K => 13,
         GgmlDType::Q6K => 14,
         GgmlDType::BF16 => 30,
-        other => unimplemented!("{other:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -90,7 +90,7 @@ fn a_written_call_is_what_the_reader_reads() {
 #[test]
 fn text_that_only_begins_like_a_call_is_text() {
     let (begin, end) = reader::marks();
-    for text in ["a < b", "a <tool_", "a\n", end, &begin[1..]] {
+    for text in ["a < b", "a <tool_", "a\n", end, begin.get(1..).unwrap()] {
         assert_eq!(read(&[text]), [Said::Text(text.to_owned())], "{text}");
     }
     assert_eq!(read(&["\n \n"]), []);
@@ -141,7 +141,7 @@ proptest! {
         borders.retain(|at| answer.is_char_boundary(*at));
         borders.extend([0, answer.len()]);
         borders.sort_unstable();
-        let pieces: Vec<&str> = borders.windows(2).map(|pair| &answer[pair[0]..pair[1]]).collect();
+        let pieces: Vec<&str> = borders.windows(2).map(|pair| answer.get(pair[0]..pair[1]).unwrap()).collect();
         let said = read(&pieces);
         prop_assert_eq!(&said, &read(&[&answer]));
         let arguments = said.iter().filter_map(|part| match part {
