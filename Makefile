@@ -6,6 +6,7 @@
 #   make lint    formatting, clippy, licences and bans of dependencies
 #   make bench   beside nginx, in one run; and calls of policies
 #   make fuzz    broken input for the parsers of foreign bytes, a minute each
+#   make check-cuda  builds the engine for NVIDIA GPUs and runs its tests; needs no GPU
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,7 +23,7 @@ export RUSTFLAGS := -C target-cpu=x86-64
 endif
 endif
 
-.PHONY: build plugins examples model demo run test test-all faketime lint bench fuzz deploy-check clean
+.PHONY: build plugins examples model demo run test test-all faketime lint bench fuzz check-cuda deploy-check clean
 
 build: plugins
 	@echo "== building (the first time takes several minutes)"
@@ -93,6 +94,9 @@ bench: build examples model
 # One, with more time: tests/fuzz/run.sh --seconds 3600 csr
 fuzz:
 	tests/fuzz/run.sh
+
+check-cuda:
+	local-engine/cuda/check.sh
 
 deploy-check: build
 	deploy/check.sh $(RELEASE)/postern

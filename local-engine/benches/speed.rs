@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use postern_engine::{Engine, EngineError, EngineOptions, Generation, GenerationEvent, Sampling, catalog};
+use postern_engine::{Engine, EngineError, EngineOptions, Generation, GenerationEvent, Origin, Sampling, catalog};
 use tokio::sync::mpsc::Receiver;
 
 /// Rounds; the median counts.
@@ -25,7 +25,7 @@ fn main() -> Result<(), EngineError> {
         Ok(f64::from(PROMPT_TOKENS) / took(vec![answer]).as_secs_f64())
     })?;
     println!("prompt of {PROMPT_TOKENS} tokens: {prefill:.1} tokens/s");
-    for streams in [1, 4] {
+    for streams in [1, 8, 32] {
         let decode = median(|| {
             let answers = (0..streams).map(|_| submit(&engine, 8, ANSWER_TOKENS)).collect::<Result<_, _>>()?;
             Ok((streams * ANSWER_TOKENS) as f64 / took(answers).as_secs_f64())
@@ -40,7 +40,13 @@ fn submit(engine: &Engine, prompt_tokens: u32, answer_tokens: usize) -> Result<R
     let prompt = (0..prompt_tokens).map(|at| 100 + at * 7919 % 40_000).collect();
     // Nothing is likely to be an end token at this temperature, so that all answers are of one length.
     let sampling = Sampling { temperature: 2.0, seed: Some(1), ..Sampling::default() };
-    engine.submit(Generation { prompt, max_new_tokens: answer_tokens, stop: Vec::new(), sampling })
+    engine.submit(Generation {
+        prompt,
+        max_new_tokens: answer_tokens,
+        stop: Vec::new(),
+        sampling,
+        origin: Origin::default(),
+    })
 }
 
 fn took(answers: Vec<Receiver<GenerationEvent>>) -> Duration {

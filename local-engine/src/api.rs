@@ -1,6 +1,9 @@
 //! HTTP towards the gateway: chat completions as OpenAI defines them, models, metrics, state.
 
 mod answer;
+mod embeddings;
+mod fields;
+mod messages;
 mod metrics;
 mod request;
 
@@ -10,7 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -18,12 +21,16 @@ use postern_wire::json;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::embed::Embedder;
 use crate::engine::Engine;
-use crate::error::{EngineError, RETRY_AFTER_SECONDS};
+use crate::error::EngineError;
+use crate::origin::Origin;
 use request::ChatRequest;
 
 /// Bytes of a request's body at most: far more than any context holds.
 const BODY_BYTES_MAX: usize = 8 << 20;
+/// What the gateway calls whatever model is loaded: it may be replaced by an engine of another one at any time.
+const ANY_MODEL: &str = "engine";
 /// A body that is not here after this is not waited for.
 const BODY_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -39,29 +46,43 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .with_state(engine)
 }
 
-async fn chat_completions(State(engine): State<Arc<Engine>>, body: Body) -> Response {
+/// All paths of an engine whose model makes vectors of texts.
+pub(crate) fn embeddings_router(embedder: Arc<Embedder>) -> Router {
+    Router::new()
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/models", get(embeddings::models))
+        .route("/state", get(embeddings::state))
+        .method_not_allowed_fallback(async || refuse(&EngineError::WrongMethod))
+        .fallback(async || refuse(&EngineError::NoSuchPath))
+        .with_state(embedder)
+}
+
+async fn chat_completions(State(engine): State<Arc<Engine>>, headers: HeaderMap, body: Body) -> Response {
     let answered = async {
+        let origin = Origin::from_headers(&headers);
         let request = ChatRequest::from_json(&read_tree(body).await?)?;
-        answer_chat(engine, request).await
+        answer_chat(engine, request, origin).await
     };
     answered.await.unwrap_or_else(|error| refuse(&error))
 }
 
-async fn answer_chat(engine: Arc<Engine>, request: ChatRequest) -> Result<Response, EngineError> {
-    if request.model != engine.name() {
+async fn answer_chat(engine: Arc<Engine>, request: ChatRequest, origin: Origin) -> Result<Response, EngineError> {
+    if request.model != engine.name() && request.model != ANY_MODEL {
         return Err(EngineError::ModelNotServed);
     }
-    let (stream, include_usage, model) = (request.stream, request.include_usage, request.model.clone());
+    let (stream, include_usage, choices) = (request.stream, request.include_usage, request.choices);
+    let (model, calls) = (engine.name().to_owned(), request.tools.is_some());
     let arrival = engine.arrival();
     let submitting = tokio::task::spawn_blocking(move || {
         // Moved here so that it is counted until the request is submitted, even if the client goes away.
         let _arrival = arrival;
         let prompt = engine.tokenize(&request.messages)?;
-        engine.submit(request.into_generation(prompt))
+        let grammar = request.constraint().map(|constraint| engine.grammar(&constraint)).transpose()?;
+        engine.submit_choices(request.into_generation(prompt, grammar, origin), choices)
     });
-    let events = submitting.await.map_err(|_| EngineError::Stopped)??;
-    let head = answer::Head::new(model, OffsetDateTime::now_utc().unix_timestamp());
-    if stream { Ok(answer::streamed(head, events, include_usage)) } else { answer::whole(&head, events).await }
+    let choices = submitting.await.map_err(|_| EngineError::Stopped)??;
+    let head = answer::Head::new(model, OffsetDateTime::now_utc().unix_timestamp(), calls);
+    if stream { Ok(answer::streamed(head, choices, include_usage)) } else { answer::whole(&head, choices).await }
 }
 
 async fn read_tree(body: Body) -> Result<Value, EngineError> {
@@ -92,7 +113,11 @@ fn invalid_body(message: String) -> EngineError {
 }
 
 async fn models(State(engine): State<Arc<Engine>>) -> Json<Value> {
-    let model = json!({"id": engine.name(), "object": "model", "created": 0, "owned_by": "postern"});
+    the_model(engine.name())
+}
+
+fn the_model(name: &str) -> Json<Value> {
+    let model = json!({"id": name, "object": "model", "created": 0, "owned_by": "postern"});
     Json(json!({"object": "list", "data": [model]}))
 }
 
@@ -106,6 +131,7 @@ async fn state(State(engine): State<Arc<Engine>>) -> Json<Value> {
         "queued_prompt_tokens": load.queued_prompt_tokens,
         "prefill_tokens_per_second": load.status.prefill_rate,
         "decode_tokens_per_second": load.status.decode_rate,
+        "slot_wait_ms": u64::try_from(load.slot_wait.as_millis()).unwrap_or(u64::MAX),
     }))
 }
 
@@ -118,8 +144,8 @@ fn refuse(error: &EngineError) -> Response {
     let mut response = (status, error.to_body().to_bytes()).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if error.may_retry() {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+    if let Some(after) = error.retry_after() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
     }
     response
 }

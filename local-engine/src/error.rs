@@ -1,12 +1,13 @@
 //! What can go wrong, who is at fault, and what a client may read of it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::StatusCode;
 use postern_wire::error::ErrorBody;
 
-/// Seconds after which a client may ask again when the queue is full.
-pub(crate) const RETRY_AFTER_SECONDS: u64 = 2;
+/// Seconds after which a client may ask again when the engine has stopped.
+const RESTART_SECONDS: u64 = 2;
 
 /// An error of the engine. No message holds text of a prompt or an answer.
 #[derive(Debug, thiserror::Error)]
@@ -109,8 +110,25 @@ pub enum EngineError {
         prompt_tokens: usize,
     },
     /// As many requests wait as may wait.
-    #[error("The local engine's queue is full. Please try again in {RETRY_AFTER_SECONDS} seconds.")]
-    QueueFull,
+    #[error(
+        "The local engine's queue is full; a request would wait {} seconds for its first token. \
+         Please try again in {} seconds.", wait.as_secs(), retry_after.as_secs()
+    )]
+    QueueFull {
+        /// When the next place should be free, in whole seconds.
+        retry_after: Duration,
+        /// How long a new request would wait if there were a place.
+        wait: Duration,
+    },
+    /// One identity has as many requests here as one may have.
+    #[error(
+        "You have as many requests at the local engine as one may have. Please try again in {} seconds.",
+        retry_after.as_secs()
+    )]
+    ShareTaken {
+        /// When the next place should be free, in whole seconds.
+        retry_after: Duration,
+    },
     /// The engine is ending, or its worker thread has died.
     #[error("The local engine has stopped.")]
     Stopped,
@@ -125,15 +143,20 @@ impl EngineError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ModelNotServed | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
-            Self::QueueFull | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ShareTaken { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull { .. } | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// True if the same request may succeed in a moment.
+    /// When the same request may succeed; `None`: never as it is.
     #[must_use]
-    pub fn may_retry(&self) -> bool {
-        matches!(self, Self::QueueFull | Self::Stopped)
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after, .. } | Self::ShareTaken { retry_after } => Some(*retry_after),
+            Self::Stopped => Some(Duration::from_secs(RESTART_SECONDS)),
+            _ => None,
+        }
     }
 
     /// The OpenAI error object for a client. Faults of the engine itself are not described: they are for the log.
@@ -147,7 +170,8 @@ impl EngineError {
             Self::TooLarge { .. } => ("invalid_request_error", None, Some("request_too_large")),
             Self::ModelNotServed => ("invalid_request_error", Some("model".to_owned()), Some("model_not_found")),
             Self::NoSuchPath | Self::WrongMethod => ("invalid_request_error", None, None),
-            Self::QueueFull => ("server_error", None, Some("queue_full")),
+            Self::QueueFull { .. } => ("server_error", None, Some("queue_full")),
+            Self::ShareTaken { .. } => ("rate_limit_error", None, Some("rate_limit_exceeded")),
             Self::Stopped => ("server_error", None, Some("engine_stopped")),
             _ => {
                 let message = "The local engine failed on this request.".to_owned();
@@ -155,6 +179,11 @@ impl EngineError {
             }
         };
         ErrorBody { message: self.to_string(), kind, param, code }
+    }
+
+    /// The API has it, this engine does not.
+    pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), param: Some(param.into()), code: Some("unsupported_parameter") }
     }
 
     pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
@@ -176,8 +205,11 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_when_to_come_back() {
-        assert!(EngineError::QueueFull.may_retry());
-        assert_eq!(EngineError::QueueFull.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert!(EngineError::QueueFull.to_string().contains("2 seconds"));
+        let (retry_after, wait) = (Duration::from_secs(3), Duration::from_secs(40));
+        let full = EngineError::QueueFull { retry_after, wait };
+        assert_eq!((full.retry_after(), full.status()), (Some(retry_after), StatusCode::SERVICE_UNAVAILABLE));
+        assert!(full.to_string().contains("40 seconds") && full.to_string().contains("in 3 seconds"));
+        assert_eq!(EngineError::ShareTaken { retry_after }.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(EngineError::ModelNotServed.retry_after(), None);
     }
 }

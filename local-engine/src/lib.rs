@@ -1,21 +1,36 @@
 //! The language model server on the gateway's own machine.
 //!
 //! A prompt's way through it: [`serve`] dials the gateway and answers HTTP on that connection (`api`), a chat becomes
-//! text (`chat_template`) and token ids (`tokenizer`), waits in a bounded queue (`scheduler`), and is worked on by the
-//! one thread that owns the model (`worker`): prefill in chunks, then one token a step (`sampler`), whose bytes become
-//! text again (`text_stream`). The engine keeps no state on disk, so it may be killed at any time.
+//! text (`chat_template`) and token ids (`tokenizer`), gets a place if one is free (`admission`), waits for its turn
+//! (`scheduler`), and is worked on by the one thread that owns the model (`worker`): what an earlier prompt began with
+//! alike is there already (`prefix_cache`), the rest is prefilled in chunks beside the answers under way (`batch`, `model`,
+//! `attention`, `kv_pool`), then comes one token a step (`sampler`, within a `grammar` if one was asked for; `logprobs`
+//! tells its probability), whose bytes become text again (`text_stream`) and calls of the application's functions
+//! (`tools`). The engine keeps no state on disk, so it may be killed at any time.
 //!
 //! Prompts and answers never appear in logs, errors or metrics.
 
+mod admission;
 mod api;
+mod attention;
+mod batch;
 pub mod catalog;
 mod chat_template;
 mod device;
+mod embed;
 mod engine;
 mod error;
-mod kv_cache;
+mod grammar;
+mod host;
+mod inspect;
+mod kv_pool;
+mod logprobs;
+mod measure;
+mod meters;
 mod model;
 mod options;
+mod origin;
+mod prefix_cache;
 mod rates;
 mod sampler;
 mod scheduler;
@@ -25,12 +40,19 @@ mod serve;
 mod testing;
 mod text_stream;
 mod tokenizer;
+mod tools;
 mod weights;
 mod worker;
 
+pub use embed::{Embedder, makes_embeddings};
 pub use engine::{Engine, Progress};
 pub use error::EngineError;
+pub use grammar::Grammar;
+pub use inspect::{Inspection, inspect};
+pub use logprobs::{ScoredToken, TokenScore};
+pub use measure::{Measurement, measure};
 pub use options::{DeviceChoice, EngineOptions, thread_environment};
+pub use origin::{Origin, Priority};
 pub use sequence::{FinishReason, Generation, GenerationEvent, Sampling, Usage};
-pub use serve::serve;
+pub use serve::{serve, serve_embeddings};
 pub use weights::check_header;

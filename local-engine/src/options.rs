@@ -10,6 +10,9 @@ const BATCH_SIZE_MAX: usize = 256;
 /// Requests that may wait, at most.
 const QUEUE_MAX: usize = 65_536;
 
+/// Memory for keys and values, unless an option says otherwise.
+const KV_BYTES: usize = 2 << 30;
+
 /// Where the model is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
@@ -39,6 +42,11 @@ pub struct EngineOptions {
     pub max_wait: Duration,
     /// Requests that may wait for a free sequence; one more is refused.
     pub max_queue: usize,
+    /// Memory for the keys and values of all sequences and of beginnings that are kept, in bytes. On the CPU it is taken
+    /// as it is needed.
+    pub kv_bytes: usize,
+    /// Keep keys and values in eight bits instead of sixteen: half the memory, a little less exact. CPU only.
+    pub kv_eight_bit: bool,
     /// Context length in tokens; `None`: the model file's. Never more than that.
     pub context: Option<usize>,
     /// A step of the model that takes longer than this will never end: the engine counts as stopped. A step is at most one
@@ -58,6 +66,8 @@ impl EngineOptions {
             max_batch_size: 32,
             max_wait: Duration::from_millis(50),
             max_queue: 256,
+            kv_bytes: KV_BYTES,
+            kv_eight_bit: false,
             context: None,
             hung_after: Duration::from_secs(120),
         }

@@ -1,40 +1,94 @@
 //! From logits to a token.
 
+mod candidates;
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::logprobs::{self, Score};
 use crate::sequence::Sampling;
+use candidates::{candidates, pick};
 
-/// Draws the tokens of one sequence. The same seed and the same logits give the same tokens.
+/// Draws the tokens of one sequence. The same seed and the same logits give the same tokens: nothing here knows of other
+/// sequences, and each draw takes one number of this sequence's own generator.
+///
+/// The order is: bias, penalties, grammar, temperature, top-k, top-p, min-p.
 pub(crate) struct Sampler {
     sampling: Sampling,
     random: StdRng,
+    /// The prompt's tokens in order, each once; empty if no penalty asks for them.
+    prompt: Vec<u32>,
     /// (token, how often it was drawn), for the penalties; in order of token.
     drawn: Vec<(u32, u32)>,
+    score: Option<Score>,
 }
 
 impl Sampler {
-    pub(crate) fn new(sampling: Sampling) -> Self {
+    pub(crate) fn new(sampling: Sampling, prompt: &[u32]) -> Self {
         let seed = sampling.seed.unwrap_or_else(rand::random);
-        Self { sampling, random: StdRng::seed_from_u64(seed), drawn: Vec::new() }
+        let mut prompt = if sampling.repetition_penalty == 1.0 { Vec::new() } else { prompt.to_vec() };
+        prompt.sort_unstable();
+        prompt.dedup();
+        Self { sampling, random: StdRng::seed_from_u64(seed), prompt, drawn: Vec::new(), score: None }
     }
 
-    /// The next token, or `None` if the logits are not numbers: the model is broken.
+    /// The next token, or `None` if there is none: the logits are not numbers, or the grammar leaves nothing.
     pub(crate) fn draw(&mut self, logits: &mut [f32]) -> Option<u32> {
+        if logits.iter().any(|logit| logit.is_nan()) {
+            return None;
+        }
+        // Probabilities are told as the model gave them, before anything a request asks for changes them.
+        let told = self.sampling.logprobs.map(|top| (logits.to_vec(), top));
+        self.bias(logits);
         self.penalise(logits);
+        if let Some(grammar) = &mut self.sampling.grammar {
+            grammar.constrain(logits)?;
+        }
         let token = if self.sampling.temperature <= 0.0 {
             greatest(logits)
         } else {
-            let candidates = nucleus(logits, self.sampling.temperature, self.sampling.top_p);
-            pick(&candidates, self.random.random::<f32>())
+            pick(&candidates(logits, &self.sampling), self.random.random::<f32>())
         }?;
+        if let Some(grammar) = &mut self.sampling.grammar {
+            grammar.advance(token)?;
+        }
+        self.score = told.map(|(logits, top)| logprobs::score(&logits, token, top));
         self.count(token);
         Some(token)
     }
 
-    /// Frequency and presence penalties as the OpenAI API defines them: over the tokens generated so far.
+    /// The probability of the token that was drawn last, if it was asked for.
+    pub(crate) fn take_score(&mut self) -> Option<Score> {
+        self.score.take()
+    }
+
+    /// The grammar allows nothing more: the answer is complete.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.sampling.grammar.as_ref().is_some_and(crate::grammar::Grammar::is_complete)
+    }
+
+    fn bias(&self, logits: &mut [f32]) {
+        for (token, bias) in &self.sampling.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
+    }
+
+    /// Frequency and presence penalties as the OpenAI API defines them: over the tokens generated so far. Repetition
+    /// penalty over those and the prompt's (Keskar et al., "CTRL", 2019; with a negative logit multiplied, as is usual).
     fn penalise(&self, logits: &mut [f32]) {
         let (frequency, presence) = (self.sampling.frequency_penalty, self.sampling.presence_penalty);
+        let repetition = self.sampling.repetition_penalty;
+        if repetition != 1.0 {
+            let drawn = self.drawn.iter().map(|(token, _)| *token);
+            let new = drawn.filter(|token| self.prompt.binary_search(token).is_err());
+            for token in self.prompt.iter().copied().chain(new) {
+                if let Some(logit) = logits.get_mut(token as usize) {
+                    *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+                }
+            }
+        }
         for (token, count) in &self.drawn {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 *logit -= frequency * *count as f32 + presence;
@@ -43,7 +97,8 @@ impl Sampler {
     }
 
     fn count(&mut self, token: u32) {
-        if self.sampling.frequency_penalty == 0.0 && self.sampling.presence_penalty == 0.0 {
+        let sampling = &self.sampling;
+        if sampling.frequency_penalty == 0.0 && sampling.presence_penalty == 0.0 && sampling.repetition_penalty == 1.0 {
             return;
         }
         match self.drawn.binary_search_by_key(&token, |(token, _)| *token) {
@@ -57,7 +112,7 @@ impl Sampler {
     }
 }
 
-/// The first token with the greatest logit.
+/// The first token with the greatest logit; `None` if one is not a number, or none is possible.
 pub(crate) fn greatest(logits: &[f32]) -> Option<u32> {
     let mut best: Option<(usize, f32)> = None;
     for (token, logit) in logits.iter().enumerate() {
@@ -68,125 +123,8 @@ pub(crate) fn greatest(logits: &[f32]) -> Option<u32> {
             best = Some((token, *logit));
         }
     }
-    best.and_then(|(token, _)| u32::try_from(token).ok())
-}
-
-/// The smallest set of likeliest tokens whose probabilities reach `top_p`, with their weights, likeliest first;
-/// ties in order of token. All tokens, in their own order, if `top_p` is 1. Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
-fn nucleus(logits: &[f32], temperature: f32, top_p: f32) -> Vec<(u32, f32)> {
-    let Some(greatest) = greatest(logits).and_then(|token| logits.get(token as usize).copied()) else {
-        return Vec::new();
-    };
-    let weights: Vec<f32> = logits.iter().map(|logit| ((logit - greatest) / temperature).exp()).collect();
-    if top_p >= 1.0 {
-        return (0u32..).zip(weights).collect();
-    }
-    let total: f32 = weights.iter().sum();
-    // A token below this bound cannot be in the nucleus: all such tokens together have less than 1 - top_p.
-    let floor = total * (1.0 - top_p) / weights.len() as f32;
-    let numbered = (0u32..).zip(weights).filter(|(_, weight)| *weight >= floor && *weight > 0.0);
-    let mut candidates: Vec<(u32, f32)> = numbered.collect();
-    candidates.sort_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
-    let mut reached = 0.0;
-    let within = candidates.iter().take_while(|(_, weight)| {
-        let short = reached < top_p * total;
-        reached += weight;
-        short
-    });
-    let count = within.count().max(1);
-    candidates.truncate(count);
-    candidates
-}
-
-/// The candidate at `point` (0..1) of the sum of weights.
-fn pick(candidates: &[(u32, f32)], point: f32) -> Option<u32> {
-    let total: f32 = candidates.iter().map(|(_, weight)| weight).sum();
-    let mut left = point * total;
-    for (token, weight) in candidates {
-        left -= weight;
-        if left < 0.0 {
-            return Some(*token);
-        }
-    }
-    // Rounding may leave a rest: it belongs to the last.
-    candidates.last().map(|(token, _)| *token)
+    best.filter(|(_, logit)| *logit > f32::NEG_INFINITY).and_then(|(token, _)| u32::try_from(token).ok())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn draws(sampling: Sampling, logits: &[f32], count: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(sampling);
-        (0..count).map(|_| sampler.draw(&mut logits.to_vec()).unwrap()).collect()
-    }
-
-    #[test]
-    fn greedy_takes_the_first_of_the_greatest() {
-        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-        assert_eq!(draws(greedy, &[0.5, 3.0, 3.0, -1.0], 3), [1, 1, 1]);
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_tokens_and_another_seed_others() {
-        let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32 * 0.1).collect();
-        let with = |seed| draws(Sampling { seed: Some(seed), ..Sampling::default() }, &logits, 40);
-        assert_eq!(with(7), with(7));
-        assert_ne!(with(7), with(8));
-    }
-
-    #[test]
-    fn frequencies_follow_the_softmax() {
-        let logits = [0.0f32, 1.0, 2.0];
-        let tokens = draws(Sampling { seed: Some(1), ..Sampling::default() }, &logits, 20_000);
-        let total: f32 = logits.iter().map(|l| l.exp()).sum();
-        for (token, logit) in logits.iter().enumerate() {
-            let share = tokens.iter().filter(|t| **t as usize == token).count() as f32 / 20_000.0;
-            assert!((share - logit.exp() / total).abs() < 0.02, "{token}: {share}");
-        }
-    }
-
-    #[test]
-    fn top_p_leaves_out_the_tail() {
-        // Probabilities 0.64, 0.24, 0.09, 0.03.
-        let logits = [3.0f32, 2.0, 1.0, 0.0];
-        let kept = |top_p| nucleus(&logits, 1.0, top_p).iter().map(|(token, _)| *token).collect::<Vec<_>>();
-        assert_eq!(kept(0.5), [0]);
-        assert_eq!(kept(0.7), [0, 1]);
-        assert_eq!(kept(0.9), [0, 1, 2]);
-        assert_eq!(kept(1.0), [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn penalties_turn_away_from_what_was_said() {
-        let sampling = Sampling { temperature: 0.0, frequency_penalty: 1.0, ..Sampling::default() };
-        assert_eq!(draws(sampling, &[1.0, 0.5, -9.0], 4), [0, 1, 0, 1]);
-        let sampling = Sampling { temperature: 0.0, presence_penalty: 0.6, ..Sampling::default() };
-        assert_eq!(draws(sampling, &[1.0, 0.5, -9.0], 3), [0, 1, 0]);
-    }
-
-    #[test]
-    fn what_is_not_a_number_is_no_token() {
-        assert_eq!(Sampler::new(Sampling::default()).draw(&mut [0.0, f32::NAN]), None);
-        assert_eq!(Sampler::new(Sampling::default()).draw(&mut []), None);
-    }
-
-    proptest! {
-        #[test]
-        fn a_drawn_token_is_always_in_the_nucleus(
-            logits in proptest::collection::vec(-20.0f32..20.0, 1..60),
-            temperature in 0.05f32..2.0, top_p in 0.01f32..1.0, seed: u64,
-        ) {
-            let mut sampler = Sampler::new(Sampling { temperature, top_p, seed: Some(seed), ..Sampling::default() });
-            let token = sampler.draw(&mut logits.clone()).unwrap();
-            let likelier: f32 = {
-                let max = logits.iter().copied().fold(f32::MIN, f32::max);
-                let weights: Vec<f32> = logits.iter().map(|l| ((l - max) / temperature).exp()).collect();
-                let own = weights[token as usize];
-                weights.iter().filter(|w| **w > own).sum::<f32>() / weights.iter().sum::<f32>()
-            };
-            prop_assert!(likelier < top_p + 1e-4);
-        }
-    }
-}
+mod tests;

@@ -1,18 +1,24 @@
-//! What the next step works on. Pure: no clock, no model, no channel.
+//! Who is worked on, and on how many tokens. Pure: no clock, no model, no memory; the worker asks, does, and reports.
 //!
-//! Requests are admitted in order of arrival, at every step, as long as a slot and the cache memory for their longest
-//! possible end are free: so a sequence that runs never has to give way. A step takes one token of every sequence
-//! that generates, and one chunk of ONE sequence that prefills: the chunk bounds how long the others wait. Chunks
-//! have fixed borders, so that what is computed for a sequence does not depend on its company.
+//! A sequence is a row of tokens, of which the first so many are computed. One that lacks a single token decodes: it is
+//! in every step. One that lacks more prefills, in chunks, of which a step takes as many tokens as the worker's budget
+//! allows: so a long prompt never holds up answers under way.
+//!
+//! Order: interactive requests before bulk ones, with a share for bulk so that it is never forgotten; then the identity
+//! that got the fewest tokens so far (Sheng et al., "Fairness in Serving Large Language Models", 2024); then the order of
+//! arrival. When memory runs out, the last in order gives way, is forgotten and later computed again, so the first in
+//! order always goes on.
 
-use std::collections::VecDeque;
-use std::ops::Range;
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use crate::origin::{Identity, Priority};
 
 /// Names a sequence for as long as the engine runs.
 pub(crate) type SequenceId = u64;
 
-/// Tokens of one prefill chunk.
-pub(crate) const PREFILL_CHUNK_TOKENS: usize = 64;
+/// Of so many admissions for which bulk requests wait too, one is a bulk request's.
+const BULK_SHARE: u64 = 8;
 
 /// The bounds of the schedule.
 #[derive(Debug, Clone, Copy)]
@@ -21,26 +27,25 @@ pub(crate) struct Bounds {
     pub(crate) running: usize,
     /// Requests that wait.
     pub(crate) waiting: usize,
-    /// Tokens that fit in the memory for caches.
-    pub(crate) cache_tokens: usize,
 }
 
-/// What a sequence does in a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Work {
-    /// These tokens of its prompt; a token is drawn if they are the last.
-    Prefill(Range<usize>),
-    /// The token drawn last.
-    Decode,
+/// A sequence that is to be worked on.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) id: SequenceId,
+    pub(crate) identity: Identity,
+    pub(crate) priority: Priority,
+    /// Tokens of the prompt, one or more.
+    pub(crate) tokens: usize,
 }
 
-/// The next step.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Step {
-    /// Sequences that begin with it.
-    pub(crate) admitted: Vec<SequenceId>,
-    /// Who works on what; each sequence at most once.
-    pub(crate) work: Vec<(SequenceId, Work)>,
+/// What a sequence does in a step: its next `count` tokens, one or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Work {
+    pub(crate) id: SequenceId,
+    pub(crate) count: usize,
+    /// One token was lacking: the sequence generates.
+    pub(crate) is_decode: bool,
 }
 
 /// No more requests may wait.
@@ -49,69 +54,153 @@ pub(crate) struct QueueFull;
 
 #[derive(Debug)]
 struct Entry {
-    id: SequenceId,
-    prompt_tokens: usize,
-    /// Prompt and longest possible answer.
-    reserved_tokens: usize,
-    prefilled_tokens: usize,
+    job: Job,
+    /// Of the job's tokens.
+    computed: usize,
+    arrived: u64,
+    /// When it last had a chunk; among equals, whoever waited longest is next.
+    last_chunk: u64,
+    was_preempted: bool,
 }
 
 /// Waiting and running sequences.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     bounds: Bounds,
-    waiting: VecDeque<Entry>,
+    waiting: Vec<Entry>,
     running: Vec<Entry>,
+    /// Tokens that each identity got; only of those that wait or run.
+    served: HashMap<Identity, u64>,
+    arrivals: u64,
+    chunks: u64,
+    /// Interactive requests admitted since a bulk request was, while one waited.
+    passed_over: u64,
 }
 
 impl Scheduler {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        Self { bounds, waiting: VecDeque::new(), running: Vec::new() }
+        Self {
+            bounds,
+            waiting: Vec::new(),
+            running: Vec::new(),
+            served: HashMap::new(),
+            arrivals: 0,
+            chunks: 0,
+            passed_over: 0,
+        }
     }
 
-    /// Puts a sequence at the end of the queue. `reserved_tokens` beyond the memory bound are cut to it, so that
-    /// every request can run at least alone.
-    pub(crate) fn enqueue(
-        &mut self,
-        id: SequenceId,
-        prompt_tokens: usize,
-        reserved_tokens: usize,
-    ) -> Result<(), QueueFull> {
-        // What the next step will admit does not count as waiting.
-        if self.waiting.len() >= self.bounds.waiting + self.free_slots() {
+    /// Puts a sequence into the queue.
+    pub(crate) fn enqueue(&mut self, job: Job) -> Result<(), QueueFull> {
+        // What the next step will admit does not count as waiting, nor does what ran already.
+        let new = self.waiting.iter().filter(|entry| !entry.was_preempted).count();
+        if new >= self.bounds.waiting + self.free_slots() {
             return Err(QueueFull);
         }
-        let reserved_tokens = reserved_tokens.min(self.bounds.cache_tokens);
-        self.waiting.push_back(Entry { id, prompt_tokens, reserved_tokens, prefilled_tokens: 0 });
+        self.begin_account(&job.identity);
+        self.arrivals += 1;
+        self.waiting.push(Entry { job, computed: 0, arrived: self.arrivals, last_chunk: 0, was_preempted: false });
         Ok(())
+    }
+
+    /// The sequence that is to be admitted next, if a slot is free for it.
+    pub(crate) fn candidate(&self) -> Option<SequenceId> {
+        if self.free_slots() == 0 {
+            return None;
+        }
+        self.next_waiting().map(|entry| entry.job.id)
+    }
+
+    /// Admits a sequence, of which the first `computed` tokens are in memory already.
+    pub(crate) fn admit(&mut self, id: SequenceId, computed: usize) {
+        let Some(at) = self.waiting.iter().position(|entry| entry.job.id == id) else { return };
+        let mut entry = self.waiting.remove(at);
+        let bulk_waits = self.waiting.iter().any(|entry| entry.job.priority == Priority::Bulk);
+        match entry.job.priority {
+            Priority::Interactive if bulk_waits => self.passed_over += 1,
+            _ => self.passed_over = 0,
+        }
+        entry.computed = computed.min(entry.job.tokens.saturating_sub(1));
+        self.running.push(entry);
+    }
+
+    /// A running bulk sequence that should make room, since all slots are taken and an interactive request waits; one
+    /// in [`BULK_SHARE`] slots stays bulk's.
+    pub(crate) fn in_the_way(&self) -> Option<SequenceId> {
+        let interactive_waits = self.next_waiting().is_some_and(|entry| entry.job.priority == Priority::Interactive);
+        let bulk = self.running.iter().filter(|entry| entry.job.priority == Priority::Bulk);
+        let kept = (self.bounds.running as u64).div_ceil(BULK_SHARE) as usize;
+        if self.free_slots() > 0 || !interactive_waits || bulk.clone().count() <= kept {
+            return None;
+        }
+        bulk.max_by_key(|entry| entry.arrived).map(|entry| entry.job.id)
+    }
+
+    /// The next step's work, first in order first: every sequence that decodes, and at most `budget` tokens of those
+    /// that prefill.
+    pub(crate) fn plan(&mut self, budget: usize) -> Vec<Work> {
+        let mut order: Vec<usize> = (0..self.running.len()).collect();
+        order.sort_by_key(|at| self.running.get(*at).map(|entry| self.rank(entry)));
+        let mut work = Vec::with_capacity(order.len());
+        let mut prefilling = Vec::new();
+        for at in order {
+            let Some(entry) = self.running.get(at) else { continue };
+            if entry.lacks() <= 1 {
+                work.push(Work { id: entry.job.id, count: 1, is_decode: true });
+            } else {
+                prefilling.push(at);
+            }
+        }
+        prefilling.sort_by_key(|at| self.running.get(*at).map(|entry| self.chunk_rank(entry)));
+        let mut left = budget;
+        for at in prefilling {
+            let Some(entry) = self.running.get_mut(at).filter(|_| left > 0) else { break };
+            let count = entry.lacks().min(left);
+            left -= count;
+            self.chunks += 1;
+            entry.last_chunk = self.chunks;
+            work.push(Work { id: entry.job.id, count, is_decode: false });
+        }
+        work
+    }
+
+    /// `count` more tokens of a sequence are computed.
+    pub(crate) fn advance(&mut self, id: SequenceId, count: usize) {
+        let Some(entry) = self.running.iter_mut().find(|entry| entry.job.id == id) else { return };
+        entry.computed = (entry.computed + count).min(entry.job.tokens);
+        if let Some(served) = self.served.get_mut(&entry.job.identity) {
+            *served += count as u64;
+        }
+    }
+
+    /// A token was drawn: the sequence is one longer.
+    pub(crate) fn extend(&mut self, id: SequenceId) {
+        if let Some(entry) = self.running.iter_mut().find(|entry| entry.job.id == id) {
+            entry.job.tokens += 1;
+        }
+    }
+
+    /// The running sequence that is last in order: who gives way when memory runs out.
+    pub(crate) fn last(&self) -> Option<SequenceId> {
+        self.running.iter().max_by_key(|entry| self.rank(entry)).map(|entry| entry.job.id)
+    }
+
+    /// Takes a running sequence's slot; all its tokens are to be computed again.
+    pub(crate) fn preempt(&mut self, id: SequenceId) {
+        let Some(at) = self.running.iter().position(|entry| entry.job.id == id) else { return };
+        let entry = self.running.remove(at);
+        self.waiting.push(Entry { computed: 0, last_chunk: 0, was_preempted: true, ..entry });
     }
 
     /// Forgets a sequence, waiting or running; its slot is free for the next step.
     pub(crate) fn remove(&mut self, id: SequenceId) {
-        self.waiting.retain(|entry| entry.id != id);
-        self.running.retain(|entry| entry.id != id);
-    }
-
-    /// Plans the next step and takes it as done. Empty work means: nothing to do.
-    pub(crate) fn next_step(&mut self) -> Step {
-        let mut step = Step { admitted: self.admit(), work: Vec::with_capacity(self.running.len()) };
-        let mut chunk_at = None;
-        for (at, entry) in self.running.iter_mut().enumerate() {
-            if entry.prefilled_tokens >= entry.prompt_tokens {
-                step.work.push((entry.id, Work::Decode));
-            } else if chunk_at.is_none() {
-                let end = (entry.prefilled_tokens + PREFILL_CHUNK_TOKENS).min(entry.prompt_tokens);
-                step.work.push((entry.id, Work::Prefill(entry.prefilled_tokens..end)));
-                entry.prefilled_tokens = end;
-                chunk_at = Some(at);
-            }
+        let list =
+            if self.running.iter().any(|entry| entry.job.id == id) { &mut self.running } else { &mut self.waiting };
+        let Some(at) = list.iter().position(|entry| entry.job.id == id) else { return };
+        let identity = list.remove(at).job.identity;
+        if !self.entries().any(|entry| entry.job.identity == identity) {
+            self.served.remove(&identity);
         }
-        // Behind the others that prefill, so that a long prompt does not hold up a short one.
-        if let Some(at) = chunk_at {
-            let entry = self.running.remove(at);
-            self.running.push(entry);
-        }
-        step
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -126,146 +215,59 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// Prompt tokens still to be prefilled, of running and waiting sequences: what a new request waits for.
-    pub(crate) fn queued_prompt_tokens(&self) -> usize {
-        self.waiting.iter().chain(&self.running).map(|entry| entry.prompt_tokens - entry.prefilled_tokens).sum()
+    /// Running sequences that decode.
+    pub(crate) fn decoding(&self) -> usize {
+        self.running.iter().filter(|entry| entry.lacks() <= 1).count()
     }
 
-    /// Tokens of cache memory that are spoken for.
-    pub(crate) fn reserved_tokens(&self) -> usize {
-        self.running.iter().map(|entry| entry.reserved_tokens).sum()
+    /// Tokens still to be prefilled, of running and waiting sequences: what a new request waits for.
+    pub(crate) fn queued_prompt_tokens(&self) -> usize {
+        self.entries().map(Entry::lacks).filter(|lacks| *lacks > 1).sum()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.waiting.iter().chain(&self.running)
     }
 
     fn free_slots(&self) -> usize {
         self.bounds.running.saturating_sub(self.running.len())
     }
 
-    fn admit(&mut self) -> Vec<SequenceId> {
-        let mut admitted = Vec::new();
-        while self.free_slots() > 0 {
-            let free_tokens = self.bounds.cache_tokens - self.reserved_tokens();
-            let Some(entry) = self.waiting.pop_front_if(|entry| entry.reserved_tokens <= free_tokens) else { break };
-            admitted.push(entry.id);
-            self.running.push(entry);
-        }
-        admitted
+    /// Whoever comes while others are served begins with the least that any of them got: neither ahead of them for the
+    /// time it was away, nor behind.
+    fn begin_account(&mut self, identity: &Identity) {
+        let least = self.served.values().min().copied().unwrap_or(0);
+        self.served.entry(identity.clone()).or_insert(least);
+    }
+
+    fn served(&self, entry: &Entry) -> u64 {
+        self.served.get(&entry.job.identity).copied().unwrap_or(0)
+    }
+
+    fn next_waiting(&self) -> Option<&Entry> {
+        let bulk_first = self.passed_over + 1 >= BULK_SHARE;
+        let rank = |entry: &&Entry| {
+            let behind = (entry.job.priority == Priority::Bulk) != bulk_first;
+            (behind, self.served(entry), entry.arrived)
+        };
+        self.waiting.iter().min_by_key(rank)
+    }
+
+    /// Who keeps its memory: not by tokens served, which would change with every step and let two take turns for ever.
+    fn rank(&self, entry: &Entry) -> (Priority, u64) {
+        (entry.job.priority, entry.arrived)
+    }
+
+    fn chunk_rank(&self, entry: &Entry) -> (Priority, u64, u64, Reverse<bool>) {
+        (entry.job.priority, self.served(entry), entry.last_chunk, Reverse(entry.was_preempted))
+    }
+}
+
+impl Entry {
+    fn lacks(&self) -> usize {
+        self.job.tokens.saturating_sub(self.computed)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::{HashMap, HashSet};
-
-    fn scheduler(running: usize, waiting: usize) -> Scheduler {
-        Scheduler::new(Bounds { running, waiting, cache_tokens: 10_000 })
-    }
-
-    fn prefills(step: &Step) -> Vec<(SequenceId, Range<usize>)> {
-        let only = step.work.iter().filter_map(|(id, work)| match work {
-            Work::Prefill(range) => Some((*id, range.clone())),
-            Work::Decode => None,
-        });
-        only.collect()
-    }
-
-    #[test]
-    fn a_prompt_is_cut_into_chunks_then_decodes() {
-        let mut s = scheduler(4, 4);
-        s.enqueue(1, 130, 200).unwrap();
-        assert_eq!(s.next_step(), Step { admitted: vec![1], work: vec![(1, Work::Prefill(0..64))] });
-        assert_eq!(s.queued_prompt_tokens(), 66);
-        assert_eq!(s.next_step().work, [(1, Work::Prefill(64..128))]);
-        assert_eq!(s.next_step().work, [(1, Work::Prefill(128..130))]);
-        assert_eq!(s.next_step().work, [(1, Work::Decode)]);
-    }
-
-    #[test]
-    fn decoding_goes_on_while_another_prefills_and_a_long_prompt_does_not_hold_up_a_short_one() {
-        let mut s = scheduler(4, 4);
-        s.enqueue(1, 10, 50).unwrap();
-        s.next_step();
-        s.enqueue(2, 1000, 1100).unwrap();
-        s.enqueue(3, 60, 100).unwrap();
-        let step = s.next_step();
-        assert_eq!(step.work, [(1, Work::Decode), (2, Work::Prefill(0..64))]);
-        let step = s.next_step();
-        assert_eq!(prefills(&step), [(3, 0..60)]);
-        assert!(step.work.contains(&(1, Work::Decode)));
-        let step = s.next_step();
-        assert_eq!(prefills(&step), [(2, 64..128)]);
-        assert!(step.work.contains(&(3, Work::Decode)));
-    }
-
-    #[test]
-    fn the_queue_is_bounded_and_a_removed_sequence_makes_room() {
-        let mut s = scheduler(1, 2);
-        for id in 1..=3 {
-            s.enqueue(id, 5, 10).unwrap();
-        }
-        assert_eq!(s.enqueue(4, 5, 10), Err(QueueFull));
-        s.next_step();
-        assert_eq!(s.enqueue(4, 5, 10), Err(QueueFull));
-        s.remove(1);
-        assert_eq!(s.next_step().admitted, [2]);
-        s.enqueue(5, 5, 10).unwrap();
-        assert_eq!(s.waiting(), 2);
-    }
-
-    #[test]
-    fn cache_memory_bounds_admission_in_order_of_arrival() {
-        let mut s = scheduler(8, 8);
-        s.enqueue(1, 10, 9_000).unwrap();
-        s.enqueue(2, 10, 2_000).unwrap();
-        s.enqueue(3, 10, 10).unwrap();
-        assert_eq!(s.next_step().admitted, [1]);
-        s.remove(1);
-        assert_eq!(s.next_step().admitted, [2, 3]);
-        s.enqueue(4, 10, 1_000_000).unwrap();
-        s.remove(2);
-        s.remove(3);
-        assert_eq!(s.next_step().admitted, [4], "one larger than the memory still runs alone");
-    }
-
-    proptest! {
-        #[test]
-        fn every_sequence_is_prefilled_once_in_order_and_bounds_hold(
-            prompts in proptest::collection::vec((1usize..300, 0usize..200, 0usize..6), 1..20),
-            running in 1usize..5,
-        ) {
-            let mut s = Scheduler::new(Bounds { running, waiting: 100, cache_tokens: 1000 });
-            let mut left: HashMap<SequenceId, (usize, usize, usize)> = HashMap::new();
-            for (id, (prompt, more, answers)) in prompts.iter().enumerate() {
-                s.enqueue(id as u64, *prompt, prompt + more).unwrap();
-                left.insert(id as u64, (*prompt, 0, *answers));
-            }
-            let mut begun: Vec<SequenceId> = Vec::new();
-            for _ in 0..10_000 {
-                let step = s.next_step();
-                begun.extend(&step.admitted);
-                prop_assert!(s.running() <= running && s.reserved_tokens() <= 1000);
-                let ids: HashSet<_> = step.work.iter().map(|(id, _)| *id).collect();
-                prop_assert_eq!(ids.len(), step.work.len());
-                prop_assert!(prefills(&step).len() <= 1);
-                for (id, work) in step.work {
-                    let (prompt, done, answers) = left.get_mut(&id).unwrap();
-                    match work {
-                        Work::Prefill(range) => {
-                            prop_assert_eq!(range.start, *done);
-                            prop_assert!(!range.is_empty() && range.start % PREFILL_CHUNK_TOKENS == 0);
-                            *done = range.end;
-                        }
-                        Work::Decode => {
-                            prop_assert_eq!(*done, *prompt);
-                            if *answers == 0 { left.remove(&id); s.remove(id); } else { *answers -= 1; }
-                        }
-                    }
-                }
-                if s.is_idle() { break; }
-            }
-            prop_assert!(left.is_empty() && s.is_idle());
-            prop_assert!(begun.is_sorted(), "first come, first served");
-        }
-    }
-}
+mod tests;

@@ -17,14 +17,16 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
+use crate::embed::Embedder;
 use crate::engine::Engine;
 use crate::error::EngineError;
 
 /// The pause before dialling again: at first, and at most.
 const REDIAL_FIRST: Duration = Duration::from_millis(50);
 const REDIAL_MAX: Duration = Duration::from_secs(2);
-/// How long running answers may take to end at a shutdown.
-const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// How long running answers may take to end at a shutdown: as long as a request may last, since another model's engine may
+/// have taken over. Whoever wants it to end sooner kills it.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
 /// Requests on a connection at the same time; those beyond the queue are refused one by one with a reason.
 const STREAMS_MAX: u32 = 1024;
 /// Bytes of a request's headers.
@@ -34,24 +36,74 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// Serves until `shutdown`: dials the UNIX socket `connect`, and again, with growing pauses, whenever the connection is
-/// lost. At shutdown, running answers have 20 seconds to end.
+/// lost. At shutdown, running answers have ten minutes to end.
 ///
 /// # Errors
 /// [`EngineError::Stopped`] if the engine's worker has died or hangs: the process should end, and be started anew.
-#[expect(clippy::disallowed_methods, reason = "the engine's one connection, to its gateway")]
 pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationToken) -> Result<(), EngineError> {
     let router = api::router(Arc::clone(&engine));
+    serve_any(engine.as_ref(), router, connect, shutdown).await
+}
+
+/// As [`serve`], for a model that makes vectors of texts.
+///
+/// # Errors
+/// None: each computation is by itself, and has no thread that could end.
+pub async fn serve_embeddings(
+    embedder: Arc<Embedder>,
+    connect: &Path,
+    shutdown: CancellationToken,
+) -> Result<(), EngineError> {
+    let router = api::embeddings_router(Arc::clone(&embedder));
+    serve_any(embedder.as_ref(), router, connect, shutdown).await
+}
+
+/// A model that is served.
+pub(crate) trait Served: Sync {
+    fn name(&self) -> &str;
+
+    /// Resolves when it can answer nothing any more.
+    fn stopped(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Served for Engine {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    async fn stopped(&self) {
+        self.stopped().await;
+    }
+}
+
+impl Served for Embedder {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    async fn stopped(&self) {
+        std::future::pending().await
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the engine's one connection, to its gateway")]
+async fn serve_any(
+    served: &impl Served,
+    router: Router,
+    connect: &Path,
+    shutdown: CancellationToken,
+) -> Result<(), EngineError> {
     let mut pause = REDIAL_FIRST;
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(()),
-            () = engine.stopped() => return Err(EngineError::Stopped),
+            () = served.stopped() => return Err(EngineError::Stopped),
             dialled = UnixStream::connect(connect) => match dialled {
                 Ok(stream) => {
-                    tracing::info!(model = engine.name(), "connected to the gateway");
+                    tracing::info!(model = served.name(), "connected to the gateway");
                     pause = REDIAL_FIRST;
-                    serve_connection(stream, router.clone(), &engine, &shutdown).await;
+                    serve_connection(stream, router.clone(), served, &shutdown).await;
                     tracing::info!("the connection to the gateway has ended");
                 }
                 Err(error) => tracing::debug!(%error, "the gateway is not there yet"),
@@ -65,7 +117,7 @@ pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationTo
 }
 
 /// Serves one connection until it ends, the worker dies, or the shutdown is complete.
-pub(crate) async fn serve_connection<S>(stream: S, router: Router, engine: &Engine, shutdown: &CancellationToken)
+pub(crate) async fn serve_connection<S>(stream: S, router: Router, served: &impl Served, shutdown: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -84,7 +136,7 @@ where
             }
             return;
         }
-        () = engine.stopped() => return,
+        () = served.stopped() => return,
         () = shutdown.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -155,7 +207,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn({
             let (engine, shutdown) = (Arc::clone(&engine), shutdown.clone());
-            async move { serve_connection(theirs, api::router(Arc::clone(&engine)), &engine, &shutdown).await }
+            async move { serve_connection(theirs, api::router(Arc::clone(&engine)), engine.as_ref(), &shutdown).await }
         });
         let mut client = client(ours).await;
         let asking = tokio::spawn(async move { ask(&mut client, "?").await });

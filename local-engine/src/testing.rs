@@ -1,5 +1,8 @@
 //! For tests: a tiny model file, and a model that says what it is told to, in its own time.
 
+use std::ops::Range;
+pub(crate) mod random_model;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,15 +12,18 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use tempfile::TempDir;
 
+use crate::batch::Batch;
 use crate::chat_template::ChatTemplate;
 use crate::engine::Engine;
-use crate::kv_cache::CacheShape;
-use crate::model::{Model, Segment};
+use crate::kv_pool::{KvPool, KvShape};
+use crate::model::{Input, Model, Output};
 use crate::options::EngineOptions;
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFile;
 
 pub(crate) const CONTEXT_TOKENS: usize = 512;
+/// What the scripted model could take, if the options let it: a prompt of bytes that tells of functions is long.
+pub(crate) const SCRIPTED_CONTEXT_TOKENS: usize = 4 * CONTEXT_TOKENS;
 /// A message with this breaks the scripted model: its byte is the first one after the control tokens.
 pub(crate) const POISON: &str = "\0";
 /// A message with this keeps the scripted model busy for longer than any test waits.
@@ -38,33 +44,34 @@ struct Scripted {
 
 impl Model for Scripted {
     fn context_tokens(&self) -> usize {
-        CONTEXT_TOKENS
+        SCRIPTED_CONTEXT_TOKENS
     }
 
-    fn cache_shape(&self) -> CacheShape {
-        CacheShape { layers: 1, kv_heads: 1, head_width: 2 }
+    fn layers(&self) -> usize {
+        1
     }
 
-    fn forward(&self, batch: &mut [Segment<'_>]) -> candle_core::Result<Vec<Vec<f32>>> {
+    fn kv_shape(&self) -> KvShape {
+        KvShape { layers: 1, kv_heads: 1, head_width: 2 }
+    }
+
+    fn forward(&self, _: Range<usize>, batch: &Batch, _: Input<'_>, _: &mut KvPool) -> candle_core::Result<Output> {
         std::thread::sleep(self.step_takes);
-        let mut logits = Vec::new();
-        for segment in batch {
-            assert!(!segment.tokens.contains(&3), "poisoned");
-            if segment.tokens.contains(&4) {
-                std::thread::sleep(TRAPPED_FOR);
-            }
-            segment.cache.reserve(segment.tokens.len())?;
-            segment.cache.advance(segment.tokens.len());
-            if segment.wants_logits {
-                let next = match *segment.tokens.last().unwrap() {
-                    last if last + 1 == FIRST_PIECE + self.pieces => END,
-                    last if last >= FIRST_PIECE => last + 1,
-                    _ => FIRST_PIECE,
-                };
-                logits.push((0..FIRST_PIECE + self.pieces).map(|id| if id == next { 50.0 } else { 0.0 }).collect());
-            }
+        assert!(!batch.tokens().contains(&3), "poisoned");
+        if batch.tokens().contains(&4) {
+            std::thread::sleep(TRAPPED_FOR);
         }
-        Ok(logits)
+        let vocabulary = FIRST_PIECE + self.pieces;
+        let mut logits = Vec::new();
+        for row in batch.wanted() {
+            let next = match batch.tokens()[*row as usize] {
+                last if last + 1 == vocabulary => END,
+                last if last >= FIRST_PIECE => last + 1,
+                _ => FIRST_PIECE,
+            };
+            logits.extend((0..vocabulary).map(|id| if id == next { 50.0f32 } else { 0.0 }));
+        }
+        Ok(Output::Logits(Tensor::from_vec(logits, (batch.wanted().len(), vocabulary as usize), &Device::Cpu)?))
     }
 }
 
@@ -76,12 +83,19 @@ pub(crate) fn scripted_engine(
 ) -> Arc<Engine> {
     let file = TinyFile::new(pieces);
     let mut options = EngineOptions::new(file.path.clone(), "tiny");
+    options.context = Some(CONTEXT_TOKENS);
     change(&mut options);
     let weights = WeightFile::open(&file.path, &Device::Cpu).unwrap();
     let tokenizer = Tokenizer::load(&weights).unwrap();
     let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
     let model = Scripted { pieces: pieces.len() as u32, step_takes };
     Arc::new(Engine::start(&options, tokenizer, template, Box::new(model), &Device::Cpu).unwrap())
+}
+
+/// The package's folder. Where this is run from counts, not where it was built: so tests can be carried elsewhere.
+pub(crate) fn manifest_folder() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    here.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
 }
 
 /// A whole model file with random weights, a few kilobytes large.

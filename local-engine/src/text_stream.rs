@@ -14,24 +14,40 @@ pub(crate) struct Shown {
 pub(crate) struct TextStream {
     characters: Characters,
     stops: StopStrings,
+    shown_bytes: usize,
 }
 
 impl TextStream {
     pub(crate) fn new(stops: Vec<String>) -> Self {
-        Self { characters: Characters::default(), stops: StopStrings::new(stops) }
+        Self { characters: Characters::default(), stops: StopStrings::new(stops), shown_bytes: 0 }
+    }
+
+    /// From `mark` on stop strings mean nothing: what follows is not for people.
+    pub(crate) fn stopping_until(mut self, mark: &'static str) -> Self {
+        self.stops.shield = Some(mark);
+        self
+    }
+
+    /// Bytes of text that were given out.
+    pub(crate) fn shown_bytes(&self) -> usize {
+        self.shown_bytes
     }
 
     /// Takes the bytes of the next token.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Shown {
         let text = self.characters.push(bytes);
-        self.stops.push(&text)
+        let shown = self.stops.push(&text);
+        self.shown_bytes += shown.text.len();
+        shown
     }
 
     /// Gives out what was held back, when no more bytes follow.
     pub(crate) fn finish(&mut self) -> String {
         let rest = self.characters.finish();
         let shown = self.stops.push(&rest);
-        if shown.stopped { shown.text } else { shown.text + &std::mem::take(&mut self.stops.held) }
+        let text = if shown.stopped { shown.text } else { shown.text + &std::mem::take(&mut self.stops.held) };
+        self.shown_bytes += text.len();
+        text
     }
 }
 
@@ -79,21 +95,29 @@ fn may_go_on(bytes: &[u8]) -> bool {
 #[derive(Debug)]
 struct StopStrings {
     stops: Vec<String>,
+    /// Ends the search.
+    shield: Option<&'static str>,
     /// Text not shown yet, because a stop string may have begun in it.
     held: String,
 }
 
 impl StopStrings {
     fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new() }
+        Self { stops, shield: None, held: String::new() }
     }
 
     fn push(&mut self, text: &str) -> Shown {
         self.held.push_str(text);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop).map(|at| (at + stop.len(), at)));
-        if let Some((_, begin)) = found.min() {
-            self.held.truncate(begin);
-            return Shown { text: std::mem::take(&mut self.held), stopped: true };
+        let find = |wanted: &str| self.held.find(wanted).map(|at| (at + wanted.len(), at));
+        let shielded_from = self.shield.filter(|_| !self.stops.is_empty()).and_then(find);
+        let found = self.stops.iter().filter_map(|stop| find(stop)).min();
+        match (found, shielded_from) {
+            (Some(stop), shield) if shield.is_none_or(|shield| stop < shield) => {
+                self.held.truncate(stop.1);
+                return Shown { text: std::mem::take(&mut self.held), stopped: true };
+            }
+            (_, Some(_)) => self.stops.clear(),
+            _ => {}
         }
         let kept = self.held.split_off(self.safe_length());
         Shown { text: std::mem::replace(&mut self.held, kept), stopped: false }
@@ -101,11 +125,15 @@ impl StopStrings {
 
     /// Bytes of `held` that cannot belong to a stop string.
     fn safe_length(&self) -> usize {
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        if self.stops.is_empty() {
+            return self.held.len();
+        }
+        let wanted = || self.stops.iter().map(String::as_str).chain(self.shield);
+        let longest = wanted().map(str::len).max().unwrap_or(0);
         let earliest = self.held.len().saturating_sub(longest.saturating_sub(1));
         let begins = self.held.char_indices().map(|(at, _)| at).skip_while(|at| *at < earliest);
         begins
-            .filter(|at| self.held.get(*at..).is_some_and(|end| self.stops.iter().any(|stop| stop.starts_with(end))))
+            .filter(|at| self.held.get(*at..).is_some_and(|end| wanted().any(|wanted| wanted.starts_with(end))))
             .min()
             .unwrap_or(self.held.len())
     }
@@ -171,6 +199,28 @@ mod tests {
     fn the_stop_string_that_ends_first_counts() {
         assert_eq!(run(&[b"xabcd"], &["abcd", "bc"]).0.concat(), "xa");
         assert_eq!(run(&[b"xabc"], &["bc", "abc"]).0.concat(), "x");
+    }
+
+    #[test]
+    fn a_shield_ends_the_search_for_stop_strings() {
+        let shielded = |pieces: &[&str]| {
+            let mut stream = TextStream::new(vec!["x".to_owned()]).stopping_until("<call>");
+            let mut text = String::new();
+            for piece in pieces {
+                let shown = stream.push(piece.as_bytes());
+                text += &shown.text;
+                if shown.stopped {
+                    return (text, true);
+                }
+            }
+            text += &stream.finish();
+            assert_eq!(stream.shown_bytes(), text.len());
+            (text, false)
+        };
+        assert_eq!(shielded(&["ab<ca", "ll>x"]), ("ab<call>x".to_owned(), false));
+        assert_eq!(shielded(&["ab<call>", "cdx"]), ("ab<call>cdx".to_owned(), false));
+        assert_eq!(shielded(&["ax<call>"]), ("a".to_owned(), true));
+        assert_eq!(shielded(&["a<ca", "x"]), ("a<ca".to_owned(), true));
     }
 
     fn cut(bytes: &[u8], cuts: &[usize]) -> Vec<Vec<u8>> {

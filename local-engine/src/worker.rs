@@ -1,24 +1,28 @@
 //! The one thread that owns the model: takes requests, works step by step, gives out text.
 
+mod memory;
+mod running;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use tokio::sync::watch;
 
+use crate::batch::Batch;
 use crate::engine::Shared;
 use crate::error::EngineError;
-use crate::kv_cache::KvCache;
-use crate::model::{Model, Segment};
-use crate::rates::{Average, Rates};
-use crate::sampler::Sampler;
-use crate::scheduler::{Bounds, PREFILL_CHUNK_TOKENS, Scheduler, SequenceId, Step, Work};
+use crate::kv_pool::{BlockTable, KvPool};
+use crate::meters::Meters;
+use crate::model::{self, Model};
+use crate::rates::{Average, PREFILL_TOKENS_MAX, Pace};
+use crate::scheduler::{Bounds, Job, Scheduler, SequenceId, Work};
 use crate::sequence::{FinishReason, GenerationEvent, Submission, Usage};
-use crate::text_stream::TextStream;
 use crate::tokenizer::Tokenizer;
+use memory::Memory;
+use running::Sequence;
 
 /// Tokens generated to measure the speed before the first request.
 const WARM_UP_TOKENS: usize = 4;
@@ -30,12 +34,15 @@ const GATHER_POLL: Duration = Duration::from_millis(1);
 pub(crate) struct Status {
     pub(crate) running: usize,
     pub(crate) queued_prompt_tokens: usize,
-    pub(crate) cache_tokens_reserved: usize,
-    pub(crate) cache_tokens_max: usize,
-    /// Tokens a second.
+    pub(crate) kv_blocks_used: usize,
+    pub(crate) kv_blocks_max: usize,
+    pub(crate) prefix_blocks: usize,
+    /// Prompt tokens a second, beside the answers that are under way.
     pub(crate) prefill_rate: f64,
     /// Tokens a second, all sequences together.
     pub(crate) decode_rate: f64,
+    /// Seconds that a sequence keeps its slot, smoothed.
+    pub(crate) slot_seconds: f64,
     /// From submission to the first token, smoothed, in milliseconds.
     pub(crate) first_token_ms: f64,
     pub(crate) totals: Totals,
@@ -46,6 +53,9 @@ pub(crate) struct Status {
 pub(crate) struct Totals {
     pub(crate) prompt_tokens: u64,
     pub(crate) generated_tokens: u64,
+    pub(crate) prefix_lookup_tokens: u64,
+    pub(crate) prefix_hit_tokens: u64,
+    pub(crate) preemptions: u64,
     pub(crate) stopped: u64,
     pub(crate) at_length: u64,
     pub(crate) cancelled: u64,
@@ -55,46 +65,41 @@ pub(crate) struct Totals {
 pub(crate) struct Worker {
     model: Box<dyn Model>,
     tokenizer: Arc<Tokenizer>,
-    device: Device,
+    memory: Memory,
     bounds: Bounds,
     max_wait: Duration,
     scheduler: Scheduler,
     sequences: HashMap<SequenceId, Sequence>,
     next_id: SequenceId,
-    rates: Rates,
+    pace: Pace,
+    slot_seconds: Average,
     first_token_ms: Average,
+    meters: Meters,
     totals: Totals,
-}
-
-struct Sequence {
-    submission: Submission,
-    cache: KvCache,
-    sampler: Sampler,
-    text: TextStream,
-    /// The token drawn last, which the next step works on.
-    last: u32,
-    generated: usize,
 }
 
 impl Worker {
     pub(crate) fn new(
         model: Box<dyn Model>,
         tokenizer: Arc<Tokenizer>,
-        device: Device,
+        kv: KvPool,
         bounds: Bounds,
         max_wait: Duration,
+        meters: Meters,
     ) -> Self {
         Self {
             model,
             tokenizer,
-            device,
+            memory: Memory::new(kv),
             bounds,
             max_wait,
             scheduler: Scheduler::new(bounds),
             sequences: HashMap::new(),
             next_id: 0,
-            rates: Rates::default(),
+            pace: Pace::default(),
+            slot_seconds: Average::default(),
             first_token_ms: Average::default(),
+            meters,
             totals: Totals::default(),
         }
     }
@@ -102,21 +107,34 @@ impl Worker {
     /// One chunk of prefill and a few tokens: brings the weights into memory and measures the speed, so that the
     /// gateway can predict from the first request on.
     pub(crate) fn warm_up(&mut self, context_tokens: usize) -> Result<(), EngineError> {
-        let chunk = PREFILL_CHUNK_TOKENS.min(context_tokens - 1);
+        let chunk = PREFILL_TOKENS_MAX.min(context_tokens - 1);
         let decode = WARM_UP_TOKENS.min(context_tokens - chunk);
-        let mut cache = KvCache::new(self.model.cache_shape(), chunk + decode, &self.device);
-        let prompt = vec![0; chunk];
         // The first run pays for memory that is touched first; the second one measures.
-        let mut once = KvCache::new(self.model.cache_shape(), 1, &self.device);
-        self.model.forward(&mut [Segment { tokens: &[0], cache: &mut once, wants_logits: true }])?;
-        for (tokens, is_prefill) in
-            std::iter::once((prompt.as_slice(), true)).chain((0..decode).map(|_| (&[0][..], false)))
-        {
+        let mut once = BlockTable::default();
+        self.forward_alone(&mut once, &[0])?;
+        self.memory.kv.clear(&mut once);
+        let mut table = BlockTable::default();
+        let begun = Instant::now();
+        self.forward_alone(&mut table, &vec![0; chunk])?;
+        self.pace.add_step(chunk, 0, begun.elapsed());
+        for _ in 0..decode {
             let begun = Instant::now();
-            self.model.forward(&mut [Segment { tokens, cache: &mut cache, wants_logits: true }])?;
-            let (prefill, decode) = if is_prefill { (tokens.len(), 0) } else { (0, tokens.len()) };
-            self.rates.add_step(prefill, decode, begun.elapsed());
+            self.forward_alone(&mut table, &[0])?;
+            self.pace.add_step(0, 1, begun.elapsed());
         }
+        self.memory.kv.clear(&mut table);
+        Ok(())
+    }
+
+    fn forward_alone(&mut self, table: &mut BlockTable, tokens: &[u32]) -> Result<(), EngineError> {
+        let kv = &mut self.memory.kv;
+        if !kv.reserve(table, tokens.len())? {
+            return Err(EngineError::Unsupported("more memory than there is for its keys and values".to_owned()));
+        }
+        let mut batch = Batch::default();
+        batch.push(tokens, table, 1);
+        model::logits(self.model.as_ref(), &batch, kv)?;
+        table.advance(tokens.len());
         Ok(())
     }
 
@@ -124,13 +142,14 @@ impl Worker {
     pub(crate) fn run(mut self, inbox: &Receiver<Submission>, shared: &Shared, publish: &watch::Sender<Status>) {
         // Also when a panic ends this thread: then nobody waits for answers that never come.
         let _stopped = shared.stopped.clone().drop_guard();
-        self.publish(publish);
         while self.receive(inbox, shared) {
             self.drop_abandoned();
-            let step = self.scheduler.next_step();
+            self.admit();
+            let budget = self.pace.budget(self.scheduler.decoding());
+            let work = self.scheduler.plan(budget);
             self.publish(publish);
             shared.at_step(Some(Instant::now()));
-            self.perform(step);
+            self.perform(work);
             shared.at_step(None);
             self.publish(publish);
         }
@@ -168,118 +187,216 @@ impl Worker {
     }
 
     fn enqueue(&mut self, submission: Submission, shared: &Shared) {
-        let prompt_tokens = submission.generation.prompt.len();
-        shared.inbox_tokens.fetch_sub(prompt_tokens, Ordering::Relaxed);
-        let reserved = prompt_tokens + submission.generation.max_new_tokens;
+        shared.inbox_tokens.fetch_sub(submission.generation.prompt.len(), Ordering::Relaxed);
+        self.accept(submission);
+    }
+
+    fn accept(&mut self, submission: Submission) {
+        let generation = &submission.generation;
+        let tokens = generation.prompt.len();
         let id = self.next_id;
         self.next_id += 1;
-        if self.scheduler.enqueue(id, prompt_tokens, reserved).is_err() {
+        let origin = &generation.origin;
+        let job = Job { id, identity: Arc::clone(&origin.identity), priority: origin.priority, tokens };
+        if self.scheduler.enqueue(job).is_err() {
             // The engine's places are as many as the scheduler's: a defect, but not one to end the process for.
             self.fail(&submission);
             return;
         }
-        let generation = &submission.generation;
-        let sequence = Sequence {
-            cache: KvCache::new(self.model.cache_shape(), reserved, &self.device),
-            sampler: Sampler::new(generation.sampling.clone()),
-            text: TextStream::new(generation.stop.clone()),
-            last: 0,
-            generated: 0,
-            submission,
-        };
-        self.sequences.insert(id, sequence);
+        self.sequences.insert(id, Sequence::new(submission));
     }
 
     /// Ends sequences for whose answer nobody waits any more.
     fn drop_abandoned(&mut self) {
-        let (scheduler, totals) = (&mut self.scheduler, &mut self.totals);
-        self.sequences.retain(|id, sequence| {
-            let abandoned = sequence.submission.events.is_closed();
-            if abandoned {
-                scheduler.remove(*id);
-                totals.cancelled += 1;
-            }
-            !abandoned
-        });
+        let abandoned = self.sequences.iter().filter(|(_, sequence)| sequence.submission.events.is_closed());
+        for id in abandoned.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.totals.cancelled += 1;
+            self.remove(id);
+        }
     }
 
-    fn perform(&mut self, step: Step) {
-        let active = step.work.into_iter();
-        let mut active: Vec<(SequenceId, Work, Sequence)> =
-            active.filter_map(|(id, work)| Some((id, work, self.sequences.remove(&id)?))).collect();
-        if active.is_empty() {
+    /// Gives free slots and memory to those that wait, in order, as long as both are there.
+    fn admit(&mut self) {
+        while let Some(id) = self.scheduler.in_the_way() {
+            self.preempt(id);
+        }
+        while let Some(id) = self.scheduler.candidate() {
+            let promised = self.memory.promised(self.sequences.values());
+            let Some(sequence) = self.sequences.get_mut(&id) else {
+                self.scheduler.remove(id);
+                continue;
+            };
+            if !self.memory.begin(sequence, promised) {
+                return;
+            }
+            let found = sequence.begin();
+            self.totals.prefix_lookup_tokens += sequence.tokens.len() as u64;
+            self.totals.prefix_hit_tokens += found as u64;
+            self.scheduler.admit(id, found);
+        }
+    }
+
+    /// One step.
+    fn perform(&mut self, work: Vec<Work>) {
+        let work = self.reserve(work);
+        if work.is_empty() {
             return;
         }
         let begun = Instant::now();
-        let mut batch: Vec<Segment<'_>> = active.iter_mut().map(|(_, work, sequence)| sequence.segment(work)).collect();
-        let wants: Vec<bool> = batch.iter().map(|segment| segment.wants_logits).collect();
-        let logits = self.model.forward(&mut batch);
-        self.count(&active, begun.elapsed());
+        let logits = self.forward(&work);
+        let count = |decode: bool| work.iter().filter(|w| w.is_decode == decode).map(|w| w.count).sum::<usize>();
+        let (prefilled, decoding) = (count(false), count(true));
+        self.totals.prompt_tokens += prefilled as u64;
+        self.pace.add_step(prefilled, decoding, begun.elapsed());
         let mut logits = match logits {
             Ok(logits) => logits.into_iter(),
             Err(error) => {
-                tracing::error!(%error, sequences = active.len(), "a step failed");
-                for (id, _, sequence) in active {
-                    self.scheduler.remove(id);
-                    self.fail(&sequence.submission);
-                }
-                return;
+                tracing::error!(%error, sequences = work.len(), "a step failed");
+                return work.iter().for_each(|work| self.fail_running(work.id));
             }
         };
-        for ((id, _, mut sequence), wants) in active.into_iter().zip(wants) {
-            if !wants || self.next_token(&mut sequence, logits.next()) {
-                self.sequences.insert(id, sequence);
-            } else {
-                self.scheduler.remove(id);
+        for Work { id, count, .. } in work {
+            let Some(mut sequence) = self.sequences.remove(&id) else { continue };
+            sequence.table.advance(count);
+            self.scheduler.advance(id, count);
+            let drawn = !sequence.is_computed() || self.next_token(id, &mut sequence, logits.next());
+            self.sequences.insert(id, sequence);
+            if !drawn {
+                self.remove(id);
             }
         }
     }
 
+    /// Makes room for a step. Where there is none, the last in order gives way.
+    fn reserve(&mut self, wanted: Vec<Work>) -> Vec<Work> {
+        let mut granted: Vec<Work> = Vec::with_capacity(wanted.len());
+        for work in wanted {
+            while let Some(sequence) = self.sequences.get_mut(&work.id).filter(|sequence| sequence.is_running()) {
+                match self.memory.reserve(&mut sequence.table, work.count) {
+                    Ok(true) => {
+                        granted.push(work);
+                        break;
+                    }
+                    Ok(false) if self.scheduler.running() > 1 => {
+                        let last = self.scheduler.last().unwrap_or(work.id);
+                        granted.retain(|granted| granted.id != last);
+                        self.preempt(last);
+                    }
+                    Ok(false) => {
+                        tracing::error!("a sequence does not fit into the memory for keys and values alone");
+                        self.fail_running(work.id);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "memory for keys and values cannot be had");
+                        self.fail_running(work.id);
+                    }
+                }
+            }
+        }
+        granted
+    }
+
+    fn forward(&mut self, work: &[Work]) -> candle_core::Result<Vec<Vec<f32>>> {
+        let mut batch = Batch::default();
+        for Work { id, count, .. } in work {
+            let Some(sequence) = self.sequences.get(id) else { continue };
+            let next = sequence.next(*count);
+            batch.push(next, &sequence.table, usize::from(sequence.table.tokens() + count == sequence.tokens.len()));
+        }
+        model::logits(self.model.as_ref(), &batch, &mut self.memory.kv)
+    }
+
     /// Draws and gives out one token; false if the sequence ends with it.
-    fn next_token(&mut self, sequence: &mut Sequence, logits: Option<Vec<f32>>) -> bool {
+    fn next_token(&mut self, id: SequenceId, sequence: &mut Sequence, logits: Option<Vec<f32>>) -> bool {
         let Some(token) = logits.and_then(|mut logits| sequence.sampler.draw(&mut logits)) else {
-            tracing::error!("the model's output is not a number");
+            tracing::error!("no token can be drawn: the model's output is not a number, or a grammar cannot go on");
+            // Nor may anybody else begin with it.
+            self.memory.kv.clear(&mut sequence.table);
             self.fail(&sequence.submission);
             return false;
         };
-        sequence.generated += 1;
         self.totals.generated_tokens += 1;
-        if sequence.generated == 1 {
-            self.first_token_ms.add(sequence.submission.submitted.elapsed().as_secs_f64() * 1000.0);
+        if sequence.generated == 0 {
+            self.memory.keep(sequence);
+            for follower in std::mem::take(&mut sequence.submission.followers) {
+                self.accept(follower);
+            }
+            let waited = sequence.submission.submitted.elapsed().as_secs_f64();
+            self.first_token_ms.add(waited * 1000.0);
+            self.meters.first_token_seconds.observe(waited);
             sequence.send(GenerationEvent::Started);
+        } else {
+            self.meters.token_seconds.observe(sequence.drawn.elapsed().as_secs_f64());
         }
+        sequence.add(token);
+        self.scheduler.extend(id);
         if self.tokenizer.is_end(token) {
             self.finish(sequence, FinishReason::Stop);
             return false;
         }
+        sequence.keep_score(&self.tokenizer);
         let shown = sequence.text.push(self.tokenizer.bytes(token));
         sequence.send_text(shown.text);
         if shown.stopped {
             self.end(sequence, FinishReason::Stop);
             return false;
         }
+        if sequence.sampler.is_complete() {
+            self.finish(sequence, FinishReason::Stop);
+            return false;
+        }
         if sequence.generated >= sequence.submission.generation.max_new_tokens {
             self.finish(sequence, FinishReason::Length);
             return false;
         }
-        sequence.last = token;
         true
     }
 
     /// Ends a sequence with the text that was held back.
     fn finish(&mut self, sequence: &mut Sequence, reason: FinishReason) {
-        let rest = sequence.text.finish();
-        sequence.send_text(rest);
+        sequence.send_rest();
         self.end(sequence, reason);
     }
 
     fn end(&mut self, sequence: &Sequence, reason: FinishReason) {
-        let usage =
-            Usage { prompt_tokens: sequence.submission.generation.prompt.len(), completion_tokens: sequence.generated };
+        let usage = Usage {
+            prompt_tokens: sequence.submission.generation.prompt.len(),
+            completion_tokens: sequence.generated,
+            cached_tokens: sequence.cached,
+        };
         sequence.send(GenerationEvent::Finished { reason, usage });
         match reason {
             FinishReason::Stop => self.totals.stopped += 1,
             FinishReason::Length => self.totals.at_length += 1,
+        }
+    }
+
+    /// Takes a sequence's slot and memory; it begins anew when there is room.
+    fn preempt(&mut self, id: SequenceId) {
+        self.totals.preemptions += 1;
+        self.scheduler.preempt(id);
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            self.memory.end(sequence);
+            sequence.stop();
+        }
+    }
+
+    fn remove(&mut self, id: SequenceId) {
+        self.scheduler.remove(id);
+        if let Some(mut sequence) = self.sequences.remove(&id) {
+            self.memory.end(&mut sequence);
+            if let Some(seconds) = sequence.stop() {
+                self.slot_seconds.add(seconds);
+            }
+        }
+    }
+
+    fn fail_running(&mut self, id: SequenceId) {
+        self.scheduler.remove(id);
+        // What a failed step has computed is not kept for others.
+        if let Some(mut sequence) = self.sequences.remove(&id) {
+            self.memory.kv.clear(&mut sequence.table);
+            self.fail(&sequence.submission);
         }
     }
 
@@ -289,50 +406,22 @@ impl Worker {
         let _ = submission.events.try_send(GenerationEvent::Failed);
     }
 
-    fn count(&mut self, active: &[(SequenceId, Work, Sequence)], took: Duration) {
-        let (mut prefill, mut decode) = (0, 0);
-        for (_, work, _) in active {
-            match work {
-                Work::Prefill(range) => prefill += range.len(),
-                Work::Decode => decode += 1,
-            }
-        }
-        self.totals.prompt_tokens += prefill as u64;
-        self.rates.add_step(prefill, decode, took);
+    fn publish(&self, publish: &watch::Sender<Status>) {
+        publish.send_replace(self.status());
     }
 
-    fn publish(&self, publish: &watch::Sender<Status>) {
-        publish.send_replace(Status {
+    pub(crate) fn status(&self) -> Status {
+        Status {
             running: self.scheduler.running(),
             queued_prompt_tokens: self.scheduler.queued_prompt_tokens(),
-            cache_tokens_reserved: self.scheduler.reserved_tokens(),
-            cache_tokens_max: self.bounds.cache_tokens,
-            prefill_rate: self.rates.prefill.value(),
-            decode_rate: self.rates.decode.value(),
+            kv_blocks_used: self.memory.kv.blocks_max() - self.memory.kv.blocks_free(),
+            kv_blocks_max: self.memory.kv.blocks_max(),
+            prefix_blocks: self.memory.prefix_blocks(),
+            prefill_rate: self.pace.prefill_rate(self.scheduler.decoding()),
+            decode_rate: self.pace.decode_rate(),
+            slot_seconds: self.slot_seconds.value(),
             first_token_ms: self.first_token_ms.value(),
             totals: self.totals,
-        });
-    }
-}
-
-impl Sequence {
-    fn segment(&mut self, work: &Work) -> Segment<'_> {
-        let prompt = &self.submission.generation.prompt;
-        let (tokens, wants_logits) = match work {
-            Work::Prefill(range) => (prompt.get(range.clone()).unwrap_or_default(), range.end == prompt.len()),
-            Work::Decode => (std::slice::from_ref(&self.last), true),
-        };
-        Segment { tokens, cache: &mut self.cache, wants_logits }
-    }
-
-    fn send_text(&self, text: String) {
-        if !text.is_empty() {
-            self.send(GenerationEvent::Text(text));
         }
-    }
-
-    /// There is room for every event; if the receiver is gone, the next step finds out.
-    fn send(&self, event: GenerationEvent) {
-        let _ = self.submission.events.try_send(event);
     }
 }

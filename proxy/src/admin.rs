@@ -1,6 +1,7 @@
 //! The operators' side: health, metrics, status. Plain on a loopback address, else over mTLS and with roles: see [`guard`].
 
 mod certificates;
+mod engine;
 pub mod guard;
 mod policies;
 
@@ -41,6 +42,9 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// After an error of accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How a text of metrics ends (OpenMetrics 1.0).
+const END: &str = "# EOF\n";
+
 /// What is where.
 const ADMIN_PAGES: &str = "\
 Postern, for operators.
@@ -54,6 +58,7 @@ POST /api/certificates/revoke     {\"id\": …} or {\"serial\": …}; over mTLS,
 /api/policies                     which policies are in force and how they do, as JSON
 POST /api/policies/NAME/release   call a policy again that was quarantined
 POST /api/reload                  read the configuration again, and exchange the policies
+POST /api/engine/model            {\"model\": …}: answers when the engine of that model has taken over
 ";
 const PROBE_PAGES: &str = "\
 Postern, for probes.
@@ -77,6 +82,7 @@ pub fn admin(admin: Admin) -> Router {
     probe_routes()
         .merge(certificates::routes())
         .merge(policies::routes())
+        .merge(engine::routes())
         .route("/", get(async || ADMIN_PAGES))
         .route("/api/status", get(status))
         .layer(guard)
@@ -236,7 +242,10 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         quarantined: loaded.health.is_quarantined(),
         numbers: loaded.numbers.read(),
     });
-    ([(header::CONTENT_TYPE, kind)], admin.gateway.metrics.text(numbers)).into_response()
+    let own = admin.gateway.metrics.text(numbers);
+    let engine = admin.gateway.dispatcher.engine().metrics().await.unwrap_or_default();
+    let own = own.strip_suffix(END).unwrap_or(&own);
+    ([(header::CONTENT_TYPE, kind)], format!("{own}{engine}{END}")).into_response()
 }
 
 async fn status(State(admin): State<Admin>) -> Json<Value> {
@@ -261,7 +270,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "offline": gateway.config.offline,
-        "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready()},
+        "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready(), "model": gateway.dispatcher.engine().model()},
         "certificate": {"id": admin.certificate.gateway_id().to_string(), "not_after": until},
         "targets": targets,
         "policies": policies.all().iter().map(|loaded| loaded.name()).collect::<Vec<_>>(),

@@ -3,9 +3,10 @@
 mod certs;
 mod check;
 mod engine;
+mod model;
 mod plugin;
 
-pub(crate) use engine::pull;
+pub(crate) use model::pull;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -57,7 +58,7 @@ enum Command {
     Plugin(plugin::PluginCommand),
     /// Language models on this machine.
     #[command(subcommand)]
-    Model(engine::ModelCommand),
+    Model(model::ModelCommand),
     /// A guided run of the real thing in a scratch folder.
     Demo(demo::DemoArguments),
 }
@@ -110,7 +111,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Certs(command) => certs::run(command),
         Command::Plugin(command) => plugin::run(command),
-        Command::Model(command) => engine::model(command),
+        Command::Model(command) => model::run(command),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

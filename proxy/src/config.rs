@@ -220,19 +220,26 @@ pub struct Engine {
     pub max_batch_size: usize,
     /// Wait for more when idle.
     pub max_wait: Duration,
+    /// Requests that may wait.
+    pub max_queue: u16,
+    /// Bytes of keys and values.
+    pub kv_memory: u64,
+    /// How those are kept.
+    pub kv_format: file::KvFormat,
     /// Silent, or at one step, for so long: it hangs.
     pub hung_after: Duration,
 }
 
 impl Engine {
-    /// What its process calls the model: its name in the catalogue, or that of the file without the ending.
+    /// What its process calls the model: its name in the catalogue, or that of the file or folder, without `.gguf`.
     #[must_use]
     pub fn own_name(model: &str) -> String {
         if postern_engine::catalog::known(model).is_some() {
             return model.to_owned();
         }
-        let stem = Path::new(model).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        stem.filter(|stem| !stem.is_empty()).unwrap_or_else(|| "model".to_owned())
+        let name = Path::new(model).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = name.strip_suffix(".gguf").unwrap_or(&name);
+        if name.is_empty() { "model".to_owned() } else { name.to_owned() }
     }
 
     /// Does it answer to `model`?

@@ -260,7 +260,15 @@ impl Dispatcher {
             timeout(within, first_token(sending, choices)).await.map_err(|_| AttemptError::FirstToken(within))?
         };
         let target = match target {
-            Destination::Engine => return in_time(self.engine.send(permit)).await,
+            Destination::Engine => {
+                let tokens = request.masked().classified().request().chat.estimated_prompt_tokens();
+                let predicted = self.engine.predicted_ttft(tokens).filter(|_| stream);
+                let reply = in_time(self.engine.send(permit)).await?;
+                if let Some(predicted) = predicted {
+                    self.metrics.engine_predicted(predicted, started.elapsed());
+                }
+                return Ok(reply);
+            }
             Destination::Remote(target) => target,
         };
         let remote = self.remotes.iter().find(|remote| remote.target.name == target.name);

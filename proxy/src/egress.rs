@@ -87,28 +87,12 @@ impl Remote {
             Some(secret) => Some(bearer(secret).map_err(|what| EgressError::Key { target: name(), what })?),
             None => None,
         };
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|source| EgressError::Tls { target: name(), source })?;
         let roots = match &target.ca {
             Some(path) => authority(path),
             None => machine_authorities(),
         };
         let roots = roots.map_err(|what| EgressError::Authority { target: name(), what })?;
-        let tls = tls.with_root_certificates(roots);
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.with_no_client_auth())
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(http);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_FOR)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .build(Bounded { inner: https, within: timeouts.connect });
+        let client = client(roots, timeouts.connect).map_err(|source| EgressError::Tls { target: name(), source })?;
         let endpoint: Uri = format!("{}/chat/completions", target.base_url)
             .parse()
             .map_err(|_| EgressError::Authority { target: name(), what: "its base_url is no URL".into() })?;
@@ -134,6 +118,58 @@ impl Remote {
         }
         self.client.request(request).await
     }
+}
+
+/// Connections for fetching models from a hub, over HTTPS, or over HTTP to this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Hub(Client<Bounded, Full<Bytes>>);
+
+impl Hub {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// The machine has no trusted authorities, or TLS cannot be set up.
+    pub(crate) fn new(connect_within: Duration) -> Result<Self, String> {
+        client(machine_authorities()?, connect_within).map(Self).map_err(|error| format!("TLS: {error}"))
+    }
+
+    /// One request without a body. Redirects are the caller's affair.
+    ///
+    /// # Errors
+    /// The address is neither HTTPS nor on this machine, or no answer came.
+    pub(crate) async fn get(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
+        let uri = request.uri();
+        let here = matches!(uri.host(), Some("127.0.0.1" | "[::1]" | "localhost"));
+        if uri.scheme_str() != Some("https") && !here {
+            return Err("only https addresses are fetched from".to_owned());
+        }
+        let agent = HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION")));
+        request.headers_mut().insert(USER_AGENT, agent);
+        self.0.request(request).await.map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})")).unwrap_or_default();
+            format!("{error}{cause}")
+        })
+    }
+}
+
+fn client(
+    roots: rustls::RootCertStore,
+    connect_within: Duration,
+) -> Result<Client<Bounded, Full<Bytes>>, rustls::Error> {
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    let https =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_FOR)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .build(Bounded { inner: https, within: connect_within }))
 }
 
 fn bearer(secret: &Secret) -> Result<HeaderValue, String> {

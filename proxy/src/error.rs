@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// A `Postern-*` header that does not exist.
     #[error(
-        "Only Postern-Label, Postern-Placement and Postern-Conversation may be sent; another Postern-* header came."
+        "Only Postern-Label, Postern-Placement, Postern-Conversation and Postern-Priority may be sent; another Postern-* header came."
     )]
     UnknownHeader,
     /// No rule matches the client's SPIFFE ID.

@@ -24,7 +24,7 @@ const MAX_JSON_VALUES: usize = 200_000;
 const MAX_CONVERSATION: usize = 200;
 
 /// What a client may say in headers.
-const MARKS: [&str; 3] = ["postern-label", "postern-placement", "postern-conversation"];
+const MARKS: [&str; 4] = ["postern-label", "postern-placement", "postern-conversation", "postern-priority"];
 
 /// Who asks, and what the rules say of them.
 #[derive(Debug, Clone)]
@@ -82,6 +82,8 @@ pub struct Marks {
     pub placement: Option<Placement>,
     /// The conversation that this belongs to.
     pub conversation: Option<String>,
+    /// Work in bulk, for which nobody waits: at the engine it goes behind what people wait for.
+    pub bulk: bool,
 }
 
 /// A request that is well-formed. Nothing is known yet of what it may reveal.
@@ -170,7 +172,15 @@ fn marks(config: &Config, headers: &HeaderMap) -> Result<Marks, Error> {
         }
         None => None,
     };
-    Ok(Marks { label, placement, conversation })
+    let bulk = match single(headers, "postern-priority")? {
+        Some("bulk") => true,
+        Some("interactive") | None => false,
+        Some(_) => {
+            let expected = "interactive or bulk".to_owned();
+            return Err(Error::Header { name: "Postern-Priority", expected });
+        }
+    };
+    Ok(Marks { label, placement, conversation, bulk })
 }
 
 /// The value of a header that may stand once. Sent twice, it could say two things.

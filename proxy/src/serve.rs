@@ -1,7 +1,7 @@
 //! The gateway process: takes the sockets that the supervisor bound, puts everything together, serves until SIGTERM.
 
 use std::io::Write as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::connection::Front;
 use crate::enrol::{self, Registrar};
 use crate::gateway::Gateway;
 use crate::listener;
+use crate::supervise::Control;
 use crate::tls::Certificate;
 use crate::upstream::local;
 
@@ -32,6 +33,7 @@ struct Inherited {
     gateway: std::net::TcpListener,
     admin: std::net::TcpListener,
     engine: UnixListener,
+    control: UnixDatagram,
     probe: Option<std::net::TcpListener>,
     enrol: Option<std::net::TcpListener>,
 }
@@ -71,10 +73,11 @@ fn inherit(config: &Config) -> anyhow::Result<Inherited> {
         gateway: fds.take_tcp_listener(0)?.ok_or_else(missing)?,
         admin: fds.take_tcp_listener(1)?.ok_or_else(missing)?,
         engine: fds.take_unix_listener(2)?.ok_or_else(missing)?,
-        probe: config.probe.map(|_| fds.take_tcp_listener(3)?.ok_or_else(missing)).transpose()?,
+        control: fds.take_unix_datagram(3)?.ok_or_else(missing)?,
+        probe: config.probe.map(|_| fds.take_tcp_listener(4)?.ok_or_else(missing)).transpose()?,
         enrol: config
             .enrol
-            .map(|_| fds.take_tcp_listener(if config.probe.is_some() { 4 } else { 3 })?.ok_or_else(missing))
+            .map(|_| fds.take_tcp_listener(if config.probe.is_some() { 5 } else { 4 })?.ok_or_else(missing))
             .transpose()?,
     };
     let optional = [&inherited.probe, &inherited.enrol].into_iter().flatten();
@@ -95,6 +98,7 @@ async fn serve(
     let metrics = gateway.metrics.clone();
     gateway.live.try_all().await;
     tokio::spawn(gateway.live.clone().keep(gateway.clone(), hangup));
+    engine.controlled_by(Control::new(inherited.control)?);
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     tokio::spawn(certificate.clone().keep(metrics.clone()));
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());

@@ -1,6 +1,8 @@
 //! The supervisor: binds the listeners, starts gateway and engine, and starts them again when they end. It opens no
 //! connection and reads no key, so that the gateway never needs to execute anything.
 
+mod control;
+mod engines;
 mod folder;
 pub mod pulse;
 mod sockets;
@@ -16,9 +18,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use postern_engine::catalog;
-
-use crate::config::{Config, file::Device};
+use crate::config::{Config, file::Device, file::KvFormat};
+use control::Requests;
+pub use control::{Control, SwapError};
+use engines::Engines;
 use pulse::Pulse;
 pub use sockets::MAX_SOCKET_PATH;
 use sockets::Sockets;
@@ -49,10 +52,7 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     let config_path = std::path::absolute(config_path)?;
 
     let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
-    let mut engine = config.engine.as_ref().map(|engine| {
-        let service = Service::new("engine", || engine_command(config)).hung_after(engine.hung_after);
-        service.needs(|| catalog::locate(&engine.model).map(drop).map_err(|error| error.to_string()))
-    });
+    let mut engines = Engines::new(config, Requests::new(sockets.control.0.try_clone()?)?);
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     loop {
@@ -62,10 +62,10 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
                     return Ok(code);
                 }
             }
-            ended = async { match &mut engine {
-                Some(engine) => engine.step().await,
+            stepped = async { match &mut engines {
+                Some(engines) => engines.step().await,
                 None => std::future::pending().await,
-            } } => { ended?; }
+            } } => stepped?,
             // The policies are the gateway's: it reads the configuration anew and says what it makes of it.
             _ = hangup.recv() => gateway.tell(Signal::HUP),
             _ = term.recv() => break,
@@ -74,8 +74,8 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     }
     tracing::info!("ending: requests under way may finish");
     let code = gateway.end(GATEWAY_WITHIN).await;
-    if let Some(engine) = &mut engine {
-        engine.end(ENGINE_WITHIN).await;
+    if let Some(engines) = &mut engines {
+        engines.end().await;
     }
     Ok(code)
 }
@@ -85,6 +85,7 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
         sockets.gateway.try_clone()?.into(),
         sockets.admin.try_clone()?.into(),
         sockets.engine.try_clone()?.into(),
+        sockets.control.1.try_clone()?.into(),
     ];
     // In the order in which the gateway takes those that its configuration names.
     for socket in [&sockets.probe, &sockets.enrol].into_iter().flatten() {
@@ -100,7 +101,7 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
 }
 
 /// The engine gets no descriptor and none of the gateway's environment: no key of an upstream is in its memory.
-fn engine_command(config: &Config) -> anyhow::Result<Command> {
+fn engine_command(config: &Config, model: &str) -> anyhow::Result<Command> {
     let engine = config.engine.as_ref().context("no engine is configured")?;
     let mut command = std::process::Command::new(own_program()?);
     command.env_clear();
@@ -109,14 +110,14 @@ fn engine_command(config: &Config) -> anyhow::Result<Command> {
             command.env(name, value);
         }
     }
-    command
-        .arg("engine")
-        .arg("--model")
-        .arg(&engine.model)
-        .arg("--connect")
-        .arg(std::path::absolute(config.engine_socket())?);
+    command.arg("engine").arg("--model").arg(model).arg("--connect").arg(std::path::absolute(config.engine_socket())?);
     command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
     command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
+    command.arg("--max-queue").arg(engine.max_queue.to_string());
+    command.arg("--kv-bytes").arg(engine.kv_memory.to_string());
+    if engine.kv_format == KvFormat::Q8 {
+        command.arg("--kv-eight-bit");
+    }
     command.arg("--hung-after-ms").arg(engine.hung_after.as_millis().to_string());
     command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
     command.envs(postern_engine::thread_environment(None));
@@ -146,6 +147,8 @@ struct Service<'a, F> {
     pulse: Option<Pulse>,
     started: Instant,
     pause: Duration,
+    /// It does what it is for: its end is not the next of a row of failures.
+    is_well: bool,
 }
 
 impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
@@ -161,12 +164,28 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
             pulse: None,
             started: Instant::now(),
             pause: Duration::ZERO,
+            is_well: false,
         }
     }
 
     /// Is killed when its [`pulse`] is gone for so long.
     fn hung_after(self, silence: Duration) -> Self {
         Self { hung_after: Some(silence), ..self }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Its next failure is its first again.
+    fn is_well(&mut self) {
+        self.is_well = true;
+    }
+
+    /// Another process, which does what it is for, takes the place; gives the one before.
+    fn replace(&mut self, child: Child, pulse: Option<Pulse>) -> Option<Child> {
+        (self.started, self.is_well, self.pulse) = (Instant::now(), true, pulse);
+        self.child.replace(child)
     }
 
     /// Is started only while `needs` has nothing to say.
@@ -191,7 +210,7 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
             let mut child = (self.command)()?.spawn().with_context(|| format!("starting the {}", self.name))?;
             self.pulse = self.hung_after.map(|silence| Pulse::of(&mut child, silence));
             self.child = Some(child);
-            self.started = Instant::now();
+            (self.started, self.is_well) = (Instant::now(), false);
             return Ok(None);
         };
         let status = loop {
@@ -210,7 +229,7 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
         if self.name == "gateway" && first && status.code() == Some(i32::from(EXIT_CONFIG)) {
             return Ok(Some(EXIT_CONFIG));
         }
-        self.pause = if self.started.elapsed() > WELL_AFTER {
+        self.pause = if self.is_well || self.started.elapsed() > WELL_AFTER {
             FIRST_PAUSE
         } else {
             (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE)
@@ -221,23 +240,36 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
 
     /// Sends a signal to the process, if there is one.
     fn tell(&self, signal: Signal) {
-        if let Some(pid) = self.child.as_ref().and_then(Child::id).and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-            // It may have ended by itself meanwhile.
-            let _gone = kill_process(pid, signal);
+        if let Some(child) = &self.child {
+            tell(child, signal);
         }
     }
 
     /// Asks the process to end, then insists. Returns its exit code.
     async fn end(&mut self, within: Duration) -> u8 {
-        self.tell(Signal::TERM);
-        let Some(mut child) = self.child.take() else { return 0 };
-        match tokio::time::timeout(within, child.wait()).await {
-            Ok(Ok(status)) => exit_code(status),
-            _ => {
-                tracing::warn!(process = self.name, "did not end in time and is killed");
-                let _gone = child.kill().await;
-                1
-            }
+        match self.child.take() {
+            Some(child) => end_child(self.name, child, within).await,
+            None => 0,
+        }
+    }
+}
+
+fn tell(child: &Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+        // It may have ended by itself meanwhile.
+        let _gone = kill_process(pid, signal);
+    }
+}
+
+/// Asks a process to end, then insists. Returns its exit code.
+async fn end_child(name: &'static str, mut child: Child, within: Duration) -> u8 {
+    tell(&child, Signal::TERM);
+    match tokio::time::timeout(within, child.wait()).await {
+        Ok(Ok(status)) => exit_code(status),
+        _ => {
+            tracing::warn!(process = name, "did not end in time and is killed");
+            let _gone = child.kill().await;
+            1
         }
     }
 }

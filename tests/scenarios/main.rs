@@ -11,6 +11,7 @@
     reason = "a test says what it expects by failing"
 )]
 
+mod answers;
 mod at_rest;
 mod bad_input;
 mod branches;
@@ -19,12 +20,14 @@ mod cache;
 mod compile_fail;
 mod connections;
 mod demo;
+mod engine;
 mod enrolment;
 mod examples;
 mod expiry;
 mod identity;
 mod labels;
 mod load;
+mod models;
 mod path;
 mod plugins;
 mod policies;

@@ -266,7 +266,11 @@ impl PooledClient {
 /// There is no answer.
 pub async fn plain(method: Method, uri: &str, body: &str) -> Result<Reply> {
     let started = Instant::now();
-    let request = Request::builder().method(method).uri(uri).body(Full::new(Bytes::from(body.to_owned())))?;
+    let mut request = Request::builder().method(method).uri(uri);
+    if !body.is_empty() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::new(Bytes::from(body.to_owned())))?;
     let pooled: Pooled<HttpConnector, Full<Bytes>> = Pooled::builder(TokioExecutor::new()).build_http();
     let exchange = async { reply::collect(pooled.request(request).await?, started).await };
     tokio::time::timeout(WITHIN, exchange).await.context("no answer in time")?

@@ -170,6 +170,14 @@ impl Postern {
         plain(Method::POST, &format!("http://{}{path}", self.admin), "").await
     }
 
+    /// `POST` of JSON on the admin address.
+    ///
+    /// # Errors
+    /// It is not to be reached.
+    pub async fn admin_post_json(&self, path: &str, body: &serde_json::Value) -> Result<Reply> {
+        plain(Method::POST, &format!("http://{}{path}", self.admin), &body.to_string()).await
+    }
+
     /// `GET` on the admin address.
     ///
     /// # Errors

@@ -15,19 +15,20 @@ use prometheus_client::registry::Registry;
 use super::refuse;
 use crate::engine::{Engine, Load};
 use crate::error::EngineError;
+use crate::meters::Meters;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(super) async fn scrape(State(engine): State<Arc<Engine>>) -> Response {
     let mut text = String::new();
-    match encode(&mut text, &registry(&engine.load_now())) {
+    match encode(&mut text, &registry(&engine.load_now(), engine.meters())) {
         Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(_) => refuse(&EngineError::Stopped),
     }
 }
 
 /// A registry of the present numbers. They live in the worker; a scrape is rare.
-fn registry(load: &Load) -> Registry {
+fn registry(load: &Load, meters: &Meters) -> Registry {
     let status = &load.status;
     let mut registry = Registry::default();
     let mut gauge = |name: &str, help: &str, value: f64| {
@@ -47,13 +48,15 @@ fn registry(load: &Load) -> Registry {
         "Prompt tokens still to be prefilled",
         load.queued_prompt_tokens as f64,
     );
+    gauge("postern_engine_waiting", "Sequences that wait for a slot", load.queue_depth as f64);
     gauge(
-        "postern_engine_cache_tokens_reserved",
-        "KV cache tokens that are spoken for",
-        status.cache_tokens_reserved as f64,
+        "postern_engine_kv_blocks_used",
+        "KV blocks in use, those of kept beginnings too",
+        status.kv_blocks_used as f64,
     );
-    gauge("postern_engine_cache_tokens_max", "KV cache tokens that there may be", status.cache_tokens_max as f64);
-    gauge("postern_engine_prefill_tokens_per_second", "Speed of prompts, smoothed", status.prefill_rate);
+    gauge("postern_engine_kv_blocks_max", "KV blocks that there may be", status.kv_blocks_max as f64);
+    gauge("postern_engine_prefix_blocks", "KV blocks of beginnings that are kept", status.prefix_blocks as f64);
+    gauge("postern_engine_prefill_tokens_per_second", "Speed of prompts at the present load", status.prefill_rate);
     gauge("postern_engine_decode_tokens_per_second", "Speed of all answers together, smoothed", status.decode_rate);
     let totals = &status.totals;
     let mut counter = |name: &str, help: &str, value: u64| {
@@ -63,6 +66,19 @@ fn registry(load: &Load) -> Registry {
     };
     counter("postern_engine_prompt_tokens", "Prompt tokens prefilled", totals.prompt_tokens);
     counter("postern_engine_generated_tokens", "Tokens generated", totals.generated_tokens);
+    counter("postern_engine_prefix_hit_tokens", "Prompt tokens that were computed before", totals.prefix_hit_tokens);
+    counter("postern_engine_prefix_lookup_tokens", "Prompt tokens looked up", totals.prefix_lookup_tokens);
+    counter("postern_engine_preemptions", "Sequences that had to give way and begin anew", totals.preemptions);
+    registry.register(
+        "postern_engine_time_to_first_token_seconds",
+        "From a request's arrival to its first token",
+        meters.first_token_seconds.clone(),
+    );
+    registry.register(
+        "postern_engine_time_per_token_seconds",
+        "From a token of an answer to the next",
+        meters.token_seconds.clone(),
+    );
     let requests = Family::<[(&'static str, &'static str); 1], Counter>::default();
     for (outcome, value) in [
         ("stop", totals.stopped),

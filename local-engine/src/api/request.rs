@@ -1,28 +1,74 @@
 //! A chat completions request, checked. What the engine cannot do is refused, never silently left out.
 //!
-//! Source: the OpenAI API reference, "Create chat completion".
+//! Source: the OpenAI API reference, "Create chat completion"; `top_k`, `min_p` and `repetition_penalty` as other servers
+//! name them.
 
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
+use super::fields::{Fields, missing, unsupported};
+use super::messages::messages;
 use crate::chat_template::Message;
 use crate::error::EngineError;
+use crate::grammar::{self, Constraint, Grammar};
+use crate::origin::Origin;
 use crate::sequence::{Generation, Sampling};
+use crate::tools::Tools;
 
-/// Messages of a request at most.
-const MESSAGES_MAX: usize = 10_000;
 /// Stop strings of a request at most, and the bytes of one.
 const STOPS_MAX: usize = 4;
 const STOP_BYTES_MAX: usize = 1024;
+/// Answers to one request at most.
+const CHOICES_MAX: u64 = 16;
+/// Likely tokens that are told beside each, at most.
+const TOP_LOGPROBS_MAX: u64 = 20;
+/// Tokens with a bias at most.
+const BIASES_MAX: usize = 300;
+/// Fields that would change the answer, of this API and of other servers, which this engine does not know how to obey.
+const UNSUPPORTED: [&str; 26] = [
+    "functions",
+    "function_call",
+    "audio",
+    "prediction",
+    "web_search_options",
+    "best_of",
+    "echo",
+    "suffix",
+    "use_beam_search",
+    "length_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "bad_words",
+    "allowed_token_ids",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "grammar",
+    "json_schema",
+    "typical_p",
+    "mirostat",
+    "prompt_logprobs",
+    "logits_processors",
+];
 
 /// A request that can be served.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct ChatRequest {
     pub(super) model: String,
     pub(super) messages: Vec<Message>,
     /// `None`: as many as the context leaves.
     pub(super) max_tokens: Option<u64>,
     pub(super) stop: Vec<String>,
+    /// Without the grammar.
     pub(super) sampling: Sampling,
+    /// Answers to give.
+    pub(super) choices: usize,
+    /// Functions that an answer may call.
+    pub(super) tools: Option<Tools>,
+    /// The schema of an answer.
+    pub(super) answer_schema: Option<Value>,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
@@ -37,61 +83,34 @@ impl ChatRequest {
         refuse_unsupported(&body)?;
         let model = body.text("model")?.ok_or_else(|| missing("model"))?.to_owned();
         let stream = body.truth("stream")?.unwrap_or(false);
+        let parallel = body.truth("parallel_tool_calls")?;
+        let tools = Tools::from_json(body.value("tools"), body.value("tool_choice"), parallel)?;
         Ok(Self {
             model,
-            messages: messages(&body)?,
+            messages: messages(&body, tools.as_ref())?,
             max_tokens: body.count("max_completion_tokens")?.or(body.count("max_tokens")?),
             stop: stop(&body)?,
             sampling: sampling(&body)?,
+            choices: choices(&body)?,
+            tools,
+            answer_schema: answer_schema(&body)?,
             stream,
             include_usage: include_usage(&body, stream)?,
         })
     }
 
-    pub(super) fn into_generation(self, prompt: Vec<u32>) -> Generation {
+    /// What the answers must spell.
+    pub(super) fn constraint(&self) -> Option<Constraint> {
+        let schema = self.answer_schema.as_ref();
+        let tools = self.tools.as_ref().map(|tools| tools.constraint(schema));
+        tools.or_else(|| schema.map(Constraint::json))
+    }
+
+    pub(super) fn into_generation(self, prompt: Vec<u32>, grammar: Option<Grammar>, origin: Origin) -> Generation {
         let max_new_tokens = self.max_tokens.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
-        Generation { prompt, max_new_tokens, stop: self.stop, sampling: self.sampling }
+        let sampling = Sampling { grammar, ..self.sampling };
+        Generation { prompt, max_new_tokens, stop: self.stop, sampling, origin }
     }
-}
-
-/// Typed access; `null` counts as absent, as the API has it.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    fn value(&self, name: &str) -> Option<&'a Value> {
-        self.0.get(name).filter(|value| !value.is_null())
-    }
-
-    fn typed<T>(
-        &self,
-        name: &str,
-        wanted: &str,
-        read: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, EngineError> {
-        let read = |value| read(value).ok_or_else(|| EngineError::invalid(name, format!("`{name}` must be {wanted}.")));
-        self.value(name).map(read).transpose()
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&'a str>, EngineError> {
-        self.typed(name, "a string", Value::as_str)
-    }
-
-    fn truth(&self, name: &str) -> Result<Option<bool>, EngineError> {
-        self.typed(name, "true or false", Value::as_bool)
-    }
-
-    fn count(&self, name: &str) -> Result<Option<u64>, EngineError> {
-        self.typed(name, "a whole number, 1 or more", |value| value.as_u64().filter(|count| *count > 0))
-    }
-
-    fn number(&self, name: &str, from: f64, to: f64) -> Result<Option<f32>, EngineError> {
-        let within = |value: &Value| value.as_f64().filter(|number| (from..=to).contains(number));
-        Ok(self.typed(name, &format!("a number from {from} to {to}"), within)?.map(|number| number as f32))
-    }
-}
-
-fn missing(name: &str) -> EngineError {
-    EngineError::invalid(name, format!("`{name}` is missing."))
 }
 
 fn refuse_unsupported(body: &Fields<'_>) -> Result<(), EngineError> {
@@ -102,17 +121,8 @@ fn refuse_unsupported(body: &Fields<'_>) -> Result<(), EngineError> {
         Value::Number(number) => number.as_f64() != Some(0.0),
         _ => true,
     };
-    for name in ["tools", "functions", "logprobs", "top_logprobs", "logit_bias", "audio", "prediction"] {
-        if body.value(name).is_some_and(filled) {
-            return Err(unsupported(name));
-        }
-    }
-    let is_text = |format: &Value| format.get("type").and_then(Value::as_str) == Some("text");
-    if body.value("response_format").is_some_and(|format| !is_text(format)) {
-        return Err(unsupported("response_format"));
-    }
-    if body.count("n")?.is_some_and(|n| n != 1) {
-        return Err(unsupported("n"));
+    if let Some(name) = UNSUPPORTED.into_iter().find(|name| body.value(name).is_some_and(filled)) {
+        return Err(unsupported(name));
     }
     let only_text = |modes: &Value| modes.as_array().is_some_and(|modes| modes.iter().all(|mode| mode == "text"));
     if body.value("modalities").is_some_and(|modes| !only_text(modes)) {
@@ -121,65 +131,30 @@ fn refuse_unsupported(body: &Fields<'_>) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn unsupported(name: &str) -> EngineError {
-    let message = match name {
-        "n" => "`n` other than 1 is not supported by the local engine yet.".to_owned(),
-        _ => format!("`{name}` is not supported by the local engine yet."),
-    };
-    EngineError::Invalid { message, param: Some(name.to_owned()), code: Some("unsupported_parameter") }
+fn choices(body: &Fields<'_>) -> Result<usize, EngineError> {
+    let within = |value: &Value| value.as_u64().filter(|n| (1..=CHOICES_MAX).contains(n));
+    let choices = body.typed("n", &format!("a whole number from 1 to {CHOICES_MAX}"), within)?;
+    Ok(choices.and_then(|choices| usize::try_from(choices).ok()).unwrap_or(1))
 }
 
-fn messages(body: &Fields<'_>) -> Result<Vec<Message>, EngineError> {
-    let list = body.typed("messages", "an array of messages", Value::as_array)?.ok_or_else(|| missing("messages"))?;
-    if list.is_empty() {
-        return Err(EngineError::invalid("messages", "`messages` is empty; send at least one message."));
-    }
-    if list.len() > MESSAGES_MAX {
-        let message = format!("`messages` has {} entries; {MESSAGES_MAX} are accepted.", list.len());
-        return Err(EngineError::invalid("messages", message));
-    }
-    list.iter().enumerate().map(|(at, value)| message(at, value)).collect()
-}
-
-fn message(at: usize, value: &Value) -> Result<Message, EngineError> {
-    let param = |field: &str| format!("messages[{at}]{field}");
-    let wrong = |field: &str, wanted: &str| {
-        let param = param(field);
-        EngineError::invalid(param.clone(), format!("`{param}` must be {wanted}."))
-    };
-    let object = value.as_object().ok_or_else(|| wrong("", "an object with `role` and `content`"))?;
-    let fields = Fields(object);
-    let role = match fields.value("role").and_then(Value::as_str) {
-        Some("system" | "developer") => "system",
-        Some("user") => "user",
-        Some("assistant") => "assistant",
-        Some("tool" | "function") => return Err(unsupported(&param(".role (tool)"))),
-        _ => return Err(wrong(".role", "system, developer, user or assistant")),
-    };
-    if fields.value("tool_calls").is_some() || fields.value("function_call").is_some() {
-        return Err(unsupported(&param(".tool_calls")));
-    }
-    let content = match fields.value("content") {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => text_of_parts(parts, &param(".content"))?,
-        _ => return Err(wrong(".content", "a string or an array of text parts")),
-    };
-    Ok(Message { role, content })
-}
-
-fn text_of_parts(parts: &[Value], param: &str) -> Result<String, EngineError> {
-    let mut content = String::new();
-    for (at, part) in parts.iter().enumerate() {
-        match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
-            (Some("text"), Some(text)) => content.push_str(text),
-            (Some("text"), None) => {
-                let param = format!("{param}[{at}].text");
-                return Err(EngineError::invalid(param.clone(), format!("`{param}` must be a string.")));
-            }
-            _ => return Err(unsupported(&format!("{param}[{at}] (not text)"))),
+fn answer_schema(body: &Fields<'_>) -> Result<Option<Value>, EngineError> {
+    let Some(format) = body.typed("response_format", "an object", Value::as_object)? else { return Ok(None) };
+    match format.get("type").and_then(Value::as_str) {
+        Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(json!({"type": "object"}))),
+        Some("json_schema") => {
+            let param = "response_format.json_schema.schema";
+            let schema = format.get("json_schema").and_then(|wanted| wanted.get("schema"));
+            let schema = schema.filter(|schema| !schema.is_null()).ok_or_else(|| missing(param))?;
+            grammar::check(schema, param)?;
+            Ok(Some(schema.clone()))
+        }
+        Some(_) => Err(unsupported("response_format.type")),
+        None => {
+            let message = "`response_format.type` must be text, json_object or json_schema.";
+            Err(EngineError::invalid("response_format.type", message))
         }
     }
-    Ok(content)
 }
 
 fn stop(body: &Fields<'_>) -> Result<Vec<String>, EngineError> {
@@ -202,13 +177,52 @@ fn sampling(body: &Fields<'_>) -> Result<Sampling, EngineError> {
     // Any 64-bit integer is a seed, also a negative one.
     let seed =
         body.typed("seed", "an integer", |value| value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned)))?;
+    // Other servers' word for all is 0 or -1.
+    let top_k = body.typed("top_k", "a whole number, or -1", |value| match value.as_i64()? {
+        -1 => Some(0),
+        top_k => u32::try_from(top_k).ok(),
+    })?;
+    let repetition_penalty = body.number("repetition_penalty", 0.01, 2.0)?;
     Ok(Sampling {
         temperature: body.number("temperature", 0.0, 2.0)?.unwrap_or(default.temperature),
         top_p,
+        top_k: top_k.unwrap_or(default.top_k),
+        min_p: body.number("min_p", 0.0, 1.0)?.unwrap_or(default.min_p),
+        repetition_penalty: repetition_penalty.unwrap_or(default.repetition_penalty),
+        logit_bias: logit_bias(body)?,
+        logprobs: logprobs(body)?,
+        grammar: None,
         frequency_penalty: body.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(default.frequency_penalty),
         presence_penalty: body.number("presence_penalty", -2.0, 2.0)?.unwrap_or(default.presence_penalty),
         seed,
     })
+}
+
+fn logit_bias(body: &Fields<'_>) -> Result<Vec<(u32, f32)>, EngineError> {
+    let wanted = format!("an object of up to {BIASES_MAX} token ids, each with a number from -100 to 100");
+    let read = |value: &Value| {
+        let members = value.as_object().filter(|members| members.len() <= BIASES_MAX)?;
+        let bias = |(token, bias): (&String, &Value)| {
+            let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
+            Some((token.parse::<u32>().ok()?, bias as f32))
+        };
+        members.iter().map(bias).collect::<Option<Vec<_>>>()
+    };
+    Ok(body.typed("logit_bias", &wanted, read)?.unwrap_or_default())
+}
+
+/// How many likely tokens are told beside each one; `None`: no probabilities at all.
+fn logprobs(body: &Fields<'_>) -> Result<Option<usize>, EngineError> {
+    let wanted = body.truth("logprobs")?.unwrap_or(false);
+    let within = |value: &Value| value.as_u64().filter(|top| *top <= TOP_LOGPROBS_MAX);
+    let top = body.typed("top_logprobs", &format!("a whole number from 0 to {TOP_LOGPROBS_MAX}"), within)?;
+    match (wanted, top) {
+        (false, Some(top)) if top > 0 => {
+            Err(EngineError::invalid("top_logprobs", "`top_logprobs` needs `logprobs` to be true."))
+        }
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0))),
+    }
 }
 
 fn include_usage(body: &Fields<'_>, stream: bool) -> Result<bool, EngineError> {
@@ -229,7 +243,7 @@ fn include_usage(body: &Fields<'_>, stream: bool) -> Result<bool, EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::tools::tests::two_tools_json;
 
     fn request(more: Value) -> Result<ChatRequest, EngineError> {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
@@ -286,6 +300,22 @@ mod tests {
             (json!({"max_tokens": 0}), "max_tokens"),
             (json!({"max_tokens": -1}), "max_tokens"),
             (json!({"n": 0}), "n"),
+            (json!({"n": 17}), "n"),
+            (json!({"top_k": 1.5}), "top_k"),
+            (json!({"top_k": -2}), "top_k"),
+            (json!({"min_p": 1.1}), "min_p"),
+            (json!({"repetition_penalty": 0}), "repetition_penalty"),
+            (json!({"logit_bias": {"a": 1}}), "logit_bias"),
+            (json!({"logit_bias": {"1": 101}}), "logit_bias"),
+            (json!({"logit_bias": [1]}), "logit_bias"),
+            (json!({"logprobs": 3}), "logprobs"),
+            (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
+            (json!({"top_logprobs": 2}), "top_logprobs"),
+            (json!({"tools": 7}), "tools"),
+            (json!({"parallel_tool_calls": 7}), "parallel_tool_calls"),
+            (json!({"response_format": "json"}), "response_format"),
+            (json!({"response_format": {}}), "response_format.type"),
+            (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema.schema"),
             (json!({"stream_options": {"include_usage": true}}), "stream_options"),
             (json!({"stream": true, "stream_options": {"include_usage": 1}}), "stream_options.include_usage"),
         ] {
@@ -296,13 +326,10 @@ mod tests {
     #[test]
     fn what_the_engine_cannot_do_is_refused() {
         for (more, param) in [
-            (json!({"n": 2}), "n"),
-            (json!({"tools": [{"type": "function"}]}), "tools"),
-            (json!({"logprobs": true}), "logprobs"),
-            (json!({"top_logprobs": 3}), "top_logprobs"),
-            (json!({"logit_bias": {"5": 10}}), "logit_bias"),
-            (json!({"response_format": {"type": "json_schema"}}), "response_format"),
-            (json!({"response_format": {"type": "json_object"}}), "response_format"),
+            (json!({"functions": [{"name": "a"}]}), "functions"),
+            (json!({"best_of": 2}), "best_of"),
+            (json!({"guided_regex": "a+"}), "guided_regex"),
+            (json!({"response_format": {"type": "grammar"}}), "response_format.type"),
             (json!({"modalities": ["text", "audio"]}), "modalities"),
         ] {
             let (message, at, code) = refused(more);
@@ -311,7 +338,32 @@ mod tests {
         }
         let image = json!([{"type": "image_url", "image_url": {"url": "data:"}}]);
         assert_eq!(refused(json!({"messages": [{"role": "user", "content": image}]})).2, Some("unsupported_parameter"));
-        assert_eq!(refused(json!({"messages": [{"role": "tool", "content": "x"}]})).2, Some("unsupported_parameter"));
+        let function = json!([{"role": "function", "name": "a", "content": "x"}]);
+        assert_eq!(refused(json!({"messages": function})).2, Some("unsupported_parameter"));
+        let schema = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}});
+        assert_eq!(refused(json!({"response_format": schema})).2, Some("unsupported_parameter"));
+    }
+
+    #[test]
+    fn what_shapes_an_answer_is_read() {
+        let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+        let read = request(json!({
+            "n": 3, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.2, "logit_bias": {"5": -100, "7": 1.5},
+            "logprobs": true, "top_logprobs": 2,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": true, "schema": schema}},
+        }));
+        let read = read.unwrap();
+        assert_eq!((read.choices, read.sampling.top_k, read.sampling.logprobs), (3, 0, Some(2)));
+        assert_eq!((read.sampling.min_p, read.sampling.repetition_penalty), (0.1, 1.2));
+        assert_eq!(read.sampling.logit_bias, [(5, -100.0), (7, 1.5)]);
+        assert_eq!(read.answer_schema.as_ref(), Some(&schema));
+        assert_eq!(read.constraint().unwrap().param, "response_format");
+        let plain = request(json!({"tool_choice": "none", "tools": two_tools_json(), "logprobs": false})).unwrap();
+        assert!(plain.tools.is_none() && plain.constraint().is_none() && plain.sampling.logprobs.is_none());
+        assert_eq!(plain.messages.len(), 1, "what may not be called is not told");
+        let tools = request(json!({"tools": two_tools_json()})).unwrap();
+        assert_eq!(tools.constraint().unwrap().param, "tools");
+        assert_eq!(tools.messages.len(), 2);
     }
 
     #[test]

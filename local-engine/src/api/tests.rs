@@ -1,5 +1,8 @@
 //! The HTTP API over a pair of UNIX sockets, with a model that says what it is told to.
 
+mod choices;
+mod structured;
+
 use std::time::{Duration, Instant};
 
 use axum::http::{Method, Request, Response};
@@ -28,7 +31,7 @@ impl Client {
     async fn of(engine: Arc<Engine>) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let router = router(Arc::clone(&engine));
-        tokio::spawn(async move { serve_connection(theirs, router, &engine, &CancellationToken::new()).await });
+        tokio::spawn(async move { serve_connection(theirs, router, engine.as_ref(), &CancellationToken::new()).await });
         let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
         tokio::spawn(connection);
         Self(sender)
@@ -152,7 +155,12 @@ async fn errors_are_openai_errors() {
         ("[".repeat(100_000), 400, Value::Null, Value::Null),
         ("{}".to_owned(), 400, Value::Null, json!("model")),
         (json!({"model": "tiny"}).to_string(), 400, Value::Null, json!("messages")),
-        (json!({"model": "tiny", "messages": [], "n": 3}).to_string(), 400, json!("unsupported_parameter"), json!("n")),
+        (
+            json!({"model": "tiny", "messages": [], "best_of": 3}).to_string(),
+            400,
+            json!("unsupported_parameter"),
+            json!("best_of"),
+        ),
         (
             json!({"model": "other", "messages": [{"role": "user", "content": "x"}]}).to_string(),
             404,
@@ -206,6 +214,10 @@ async fn models_state_and_metrics() {
     for line in [
         "queue_depth 0.0",
         "postern_engine_running 0.0",
+        "postern_engine_waiting 0.0",
+        "postern_engine_preemptions_total 0",
+        "postern_engine_time_to_first_token_seconds_count 1",
+        "postern_engine_time_per_token_seconds_count 5",
         "postern_engine_generated_tokens_total 6",
         "postern_engine_prompt_tokens_total 21",
         "postern_engine_requests_total{outcome=\"stop\"} 1",
@@ -260,7 +272,7 @@ async fn a_full_queue_refuses_and_a_client_that_waits_can_leave() {
     assert!(client.state().await["queued_prompt_tokens"].as_u64().unwrap() >= 21);
     let refused = client.chat(json!({"stream": true})).await;
     assert_eq!(refused.status(), 503);
-    assert_eq!(refused.headers()["retry-after"], "2");
+    assert_eq!(refused.headers()["retry-after"], "1", "nothing is known yet of how long an answer takes");
     assert_eq!(json_of(refused).await["error"]["code"], "queue_full");
     waiting.abort();
     client.wait_for(|state| state["queue_depth"] == 0).await;

@@ -27,7 +27,7 @@ const ALIGNMENT_DEFAULT: u64 = 32;
 /// What the header says.
 #[derive(Debug, Default)]
 pub(crate) struct Header {
-    metadata: HashMap<String, Value>,
+    pub(super) metadata: HashMap<String, Value>,
     pub(super) tensors: HashMap<String, TensorEntry>,
     data_offset: u64,
 }
@@ -40,11 +40,15 @@ pub(super) struct TensorEntry {
     pub(super) dtype: GgmlDType,
     /// From the beginning of the tensor data.
     pub(super) offset: u64,
+    /// Which of the model's files; GGUF models have one.
+    pub(super) file: usize,
+    /// The computation wants one more than what is stored.
+    pub(super) plus_one: bool,
 }
 
-/// A metadata value. Arrays of other things than strings and small integers are skipped: nothing here needs them.
+/// A metadata value. Arrays of other things than strings, floats and small integers are skipped: nothing here needs them.
 #[derive(Debug, PartialEq)]
-enum Value {
+pub(super) enum Value {
     Unsigned(u64),
     Signed(i64),
     Float(f64),
@@ -52,6 +56,7 @@ enum Value {
     Text(String),
     Texts(Vec<String>),
     Integers(Vec<i32>),
+    Floats(Vec<f32>),
     Skipped,
 }
 
@@ -93,6 +98,13 @@ impl Header {
     pub(crate) fn texts(&self, key: &str) -> Option<&[String]> {
         match self.metadata.get(key)? {
             Value::Texts(texts) => Some(texts),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn floats(&self, key: &str) -> Option<&[f32]> {
+        match self.metadata.get(key)? {
+            Value::Floats(floats) => Some(floats),
             _ => None,
         }
     }
@@ -161,7 +173,7 @@ impl<R: Read> Reader<R> {
         let number = self.u32()?;
         let dtype =
             super::dtype(number).ok_or_else(|| format!("tensor `{name}` has type {number}, which is not known"))?;
-        Ok(TensorEntry { dimensions, dtype, offset: self.u64()? })
+        Ok(TensorEntry { dimensions, dtype, offset: self.u64()?, file: 0, plus_one: false })
     }
 
     /// A value of the specification's type `kind`.
@@ -195,7 +207,7 @@ impl<R: Read> Reader<R> {
             }
             0 | 1 | 7 => self.skip(length, 1),
             2 | 3 => self.skip(length, 2),
-            6 => self.skip(length, 4),
+            6 => (0..length).map(|_| self.array().map(f32::from_le_bytes)).collect::<Result<_, _>>().map(Value::Floats),
             10..=12 => self.skip(length, 8),
             9 => Err("arrays of arrays are not supported".to_owned()),
             _ => Err(format!("an array of type {kind}, which is not known")),

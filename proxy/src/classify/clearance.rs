@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use sha2::Digest as _;
 
-use crate::config::{self, Config, Placement, Target};
+use super::label::Labels;
+use crate::config::{Config, Placement, Target};
 use crate::decide::{Form, PlannedRequest};
 
 /// Where a request can go.
@@ -74,6 +76,21 @@ pub struct EgressPermit {
     destination: Destination,
     body: Bytes,
     stream: bool,
+    origin: Option<Origin>,
+}
+
+/// For the engine on this machine alone: on whose behalf it computes, so that it can be fair, and never lets one tenant
+/// or label tell from its speed what another asked. Digests, which are compared and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Whose documents it may know.
+    pub tenant: String,
+    /// What they may reveal.
+    pub label: String,
+    /// Whose turn it is.
+    pub identity: String,
+    /// Nobody waits for the answer.
+    pub bulk: bool,
 }
 
 impl EgressPermit {
@@ -89,25 +106,33 @@ impl EgressPermit {
         self.stream
     }
 
+    /// On whose behalf; only a permit for the engine says so.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
     /// Uses the permit up.
     pub(crate) fn into_body(self) -> Bytes {
         self.body
     }
 }
 
+/// What the engine calls whatever model it has loaded: it may be another one by the time that a request arrives.
+const ENGINE_MODEL: &str = "engine";
+
 /// Decides what may leave.
 #[derive(Debug, Clone)]
 pub struct Clearance {
     offline: bool,
-    engine_model: String,
+    labels: Labels,
 }
 
 impl Clearance {
     /// By a configuration.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let engine_model = config.engine.as_ref().map(|engine| config::Engine::own_name(&engine.model));
-        Self { offline: config.offline, engine_model: engine_model.unwrap_or_default() }
+        Self { offline: config.offline, labels: config.labels.clone() }
     }
 
     /// Leave to send `request` to `destination` once.
@@ -123,15 +148,27 @@ impl Clearance {
         }
         let chat = &request.masked().classified().request().chat;
         let (tree, model) = match destination {
-            Destination::Engine if plan.form == Form::Plain => (chat.body(), self.engine_model.as_str()),
-            Destination::Engine => (request.masked().body(), self.engine_model.as_str()),
+            Destination::Engine if plan.form == Form::Plain => (chat.body(), ENGINE_MODEL),
+            Destination::Engine => (request.masked().body(), ENGINE_MODEL),
             Destination::Remote(target) => {
                 self.check(request, target)?;
                 (request.masked().body(), target.model(&plan.model).ok_or(Refusal::Model)?)
             }
         };
         let body = serialise(tree, model, chat.stream);
-        Ok(EgressPermit { destination: destination.clone(), body, stream: chat.stream })
+        let origin = matches!(destination, Destination::Engine).then(|| self.origin(request));
+        Ok(EgressPermit { destination: destination.clone(), body, stream: chat.stream, origin })
+    }
+
+    fn origin(&self, request: &PlannedRequest) -> Origin {
+        let classified = request.masked().classified();
+        let asked = classified.request();
+        Origin {
+            tenant: digest(&asked.peer.tenant),
+            label: digest(self.labels.name(classified.label())),
+            identity: digest(&asked.peer.id.to_string()),
+            bulk: asked.marks.bulk,
+        }
     }
 
     fn check(&self, request: &PlannedRequest, target: &Target) -> Result<(), Refusal> {
@@ -150,6 +187,11 @@ impl Clearance {
         }
         Ok(())
     }
+}
+
+/// Names of any length and script as one header of a fixed length.
+fn digest(name: &str) -> String {
+    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(name.as_bytes()))
 }
 
 /// The inspected tree, with the target's name for the model. A stream is asked to end with its usage, for the record.

@@ -1,24 +1,21 @@
-//! `postern engine` and `postern model`.
+//! `postern engine`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
-use postern_engine::catalog::{self, PullProgress};
-use postern_engine::{DeviceChoice, Engine, EngineError, EngineOptions, Progress};
+use clap::{Args, ValueEnum};
+use postern_engine::{DeviceChoice, Embedder, Engine, EngineError, EngineOptions, Progress, catalog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::say;
 use crate::config;
 use crate::supervise::{self, pulse};
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArguments {
-    /// A name of `postern model list`, or a GGUF file.
+    /// A name of `postern model list`, a GGUF file, or a folder with safetensors.
     #[arg(long)]
     model: String,
     /// The gateway's UNIX socket.
@@ -33,6 +30,15 @@ pub(super) struct EngineArguments {
     /// How long an idle engine waits for more requests.
     #[arg(long, default_value_t = 50, value_name = "MS")]
     max_wait_ms: u64,
+    /// Requests that may wait for a sequence.
+    #[arg(long, default_value_t = 256)]
+    max_queue: usize,
+    /// Memory for keys and values, in bytes.
+    #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
+    kv_bytes: usize,
+    /// Keep keys and values in eight bits, not sixteen.
+    #[arg(long)]
+    kv_eight_bit: bool,
     /// How long a step of the model may take; an engine that needs longer hangs, and ends.
     #[arg(long, default_value_t = 120_000, value_name = "MS")]
     hung_after_ms: u64,
@@ -49,17 +55,6 @@ enum Device {
     Cpu,
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum ModelCommand {
-    /// Fetch a model by its name; does nothing if it is there already.
-    Pull {
-        /// A name of `postern model list`.
-        name: String,
-    },
-    /// The models that can be fetched by name, and whether they are on this machine.
-    List,
-}
-
 pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     if arguments.supervised {
         supervise::die_with_parent(rustix::process::Signal::KILL)?;
@@ -71,18 +66,11 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     options.device = if arguments.device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Auto };
     options.max_batch_size = arguments.max_batch_size;
     options.max_wait = Duration::from_millis(arguments.max_wait_ms);
+    options.max_queue = arguments.max_queue;
+    options.kv_bytes = arguments.kv_bytes;
+    options.kv_eight_bit = arguments.kv_eight_bit;
     options.hung_after = Duration::from_millis(arguments.hung_after_ms);
-    let mut told = 0;
-    let engine = Engine::load(&options, &mut |progress| match progress {
-        Progress::Weights(share) => {
-            let quarter = (share * 4.0) as u32;
-            if quarter > told {
-                told = quarter;
-                tracing::info!("loading the model: {} %", quarter * 25);
-            }
-        }
-        Progress::WarmUp => tracing::info!("loading the model: first computation"),
-    })?;
+    let loaded = Loaded::load(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         if arguments.supervised {
@@ -96,46 +84,41 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
             term.recv().await;
             ending.cancel();
         });
-        postern_engine::serve(Arc::new(engine), &arguments.connect, shutdown).await?;
+        match loaded {
+            Loaded::Chats(engine) => postern_engine::serve(engine, &arguments.connect, shutdown).await?,
+            Loaded::Vectors(embedder) => {
+                postern_engine::serve_embeddings(embedder, &arguments.connect, shutdown).await?;
+            }
+        }
         Ok(ExitCode::SUCCESS)
     })
 }
 
-pub(super) fn model(command: ModelCommand) -> anyhow::Result<ExitCode> {
-    match command {
-        ModelCommand::Pull { name } => {
-            let path = pull(&name)?;
-            say(&format!("{name}: {}", path.display()));
-        }
-        ModelCommand::List => {
-            for model in catalog::KNOWN {
-                let place = match catalog::locate(model.name) {
-                    Ok(path) => path.display().to_string(),
-                    Err(EngineError::Cut { .. }) => {
-                        format!("damaged; `postern model pull {}` fetches it again", model.name)
-                    }
-                    Err(error @ EngineError::Io { .. }) => error.to_string(),
-                    Err(_) => format!("not here; `postern model pull {}` fetches it", model.name),
-                };
-                say(&format!("{}  {} MB  {}  {place}", model.name, model.bytes / 1_000_000, model.license));
-            }
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+/// A model that is ready.
+enum Loaded {
+    /// It answers chats.
+    Chats(Arc<Engine>),
+    /// It makes vectors of texts.
+    Vectors(Arc<Embedder>),
 }
 
-/// Fetches a model and shows how far it is.
-pub(crate) fn pull(name: &str) -> anyhow::Result<PathBuf> {
-    let bar = indicatif::ProgressBar::new_spinner().with_message(name.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let path = catalog::pull(name, &mut |progress| match progress {
-        PullProgress::Downloading { bytes, of_about } => {
-            bar.set_message(format!("{name}: downloading {} of about {} MB", bytes / 1_000_000, of_about / 1_000_000));
+impl Loaded {
+    fn load(options: &EngineOptions) -> Result<Self, EngineError> {
+        if postern_engine::makes_embeddings(&options.model)? {
+            let embedder = Embedder::load(&options.model, &options.name, options.device)?;
+            return Ok(Self::Vectors(Arc::new(embedder)));
         }
-        PullProgress::Unpacking => bar.set_message(format!("{name}: unpacking")),
-        PullProgress::Checking => bar.set_message(format!("{name}: checking size and SHA-256")),
-    })
-    .with_context(|| format!("fetching the model {name}"))?;
-    bar.finish_and_clear();
-    Ok(path)
+        let mut told = 0;
+        let engine = Engine::load(options, &mut |progress| match progress {
+            Progress::Weights(share) => {
+                let quarter = (share * 4.0) as u32;
+                if quarter > told {
+                    told = quarter;
+                    tracing::info!("loading the model: {} %", quarter * 25);
+                }
+            }
+            Progress::WarmUp => tracing::info!("loading the model: first computation"),
+        })?;
+        Ok(Self::Chats(Arc::new(engine)))
+    }
 }

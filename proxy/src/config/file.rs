@@ -435,10 +435,32 @@ pub struct Engine {
     /// How long an idle engine waits for more requests.
     #[serde(default = "default_wait")]
     pub max_wait: Span,
+    /// Requests that may wait for a sequence; one more is refused.
+    #[serde(default = "default_queue", deserialize_with = "units::count")]
+    pub max_queue: std::num::NonZeroU16,
+    /// Memory for the keys and values of all sequences, and of beginnings that are kept. On the processor it is taken as it
+    /// is needed.
+    #[serde(default = "default_kv_memory")]
+    #[schemars(with = "Size")]
+    pub kv_memory: Spanned<Size>,
+    /// How keys and values are kept.
+    #[serde(default)]
+    pub kv_format: KvFormat,
     /// An engine that says nothing for so long, or works so long on one step, hangs: it is ended and started again.
     #[serde(default = "default_hung_after")]
     #[schemars(with = "Span")]
     pub hung_after: Spanned<Span>,
+}
+
+/// How the engine keeps keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvFormat {
+    /// Half precision.
+    #[default]
+    F16,
+    /// Eight bits: half the memory, a little less exact; on the processor only.
+    Q8,
 }
 
 /// Where the engine computes.
@@ -533,6 +555,14 @@ fn default_batch() -> std::num::NonZeroU16 {
 
 fn default_wait() -> Span {
     Span(Duration::from_millis(50))
+}
+
+fn default_queue() -> std::num::NonZeroU16 {
+    const { std::num::NonZeroU16::new(256).unwrap() }
+}
+
+fn default_kv_memory() -> Spanned<Size> {
+    unplaced(Size(2 << 30))
 }
 
 fn default_hung_after() -> Spanned<Span> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_certs::{RootPlace, spiffe};
+use postern_engine::catalog;
 use postern_plugins::detectors::Kind;
 use serde_saphyr::{Location, Spanned};
 
@@ -57,10 +58,14 @@ fn in_our_words(message: &str) -> String {
         .replace("invalid u64", "expected a whole number")
 }
 
+/// How models of hubs begin.
+const HUB: &str = "hf:";
 /// What an engine takes.
 const MAX_BATCH: u16 = 256;
 /// Several times the pause between two signs of life.
 const MIN_HUNG_AFTER: Duration = Duration::from_secs(2);
+/// Bytes of keys and values: less holds no conversation of a small model.
+const KV_MEMORY: std::ops::RangeInclusive<u64> = 16 << 20..=1024 << 30;
 
 struct Resolver<'a> {
     name: String,
@@ -113,11 +118,14 @@ impl Resolver<'_> {
             classification: self.classification(&file.classification, &labels)?,
             cache: file.cache.map(|cache| Cache { memory: cache.memory.0, ttl: cache.ttl.0 }),
             engine: file.engine.map(|engine| Engine {
-                model: engine.model,
+                model: self.model(&engine.model),
                 models: engine.models,
                 device: engine.device,
                 max_batch_size: usize::from(engine.max_batch_size.get()),
                 max_wait: engine.max_wait.0,
+                max_queue: engine.max_queue.get(),
+                kv_memory: engine.kv_memory.value.0,
+                kv_format: engine.kv_format,
                 hung_after: engine.hung_after.value.0,
             }),
             audit_dir: state_dir.join(&file.audit.dir),
@@ -172,14 +180,21 @@ impl Resolver<'_> {
             let what = format!("`engine.max_batch_size` is {batch}, and {MAX_BATCH} is the most");
             return Err(self.error(&Location::UNKNOWN, &what));
         }
-        let known = |model: &str| postern_engine::catalog::known(model).is_some() || Path::new(model).is_file();
-        if let Some(engine) = file.engine.as_ref().filter(|engine| !known(&engine.model)) {
-            let what = format!("`engine.model: {}` is neither a name of `postern model list` nor a file", engine.model);
+        let named = catalog::names_a_model;
+        if let Some(engine) = file.engine.as_ref().filter(|engine| !named(&self.model(&engine.model))) {
+            let what = format!(
+                "`engine.model: {}` is neither a name of `postern model list`, nor `hf:OWNER/REPOSITORY`, nor a file",
+                engine.model
+            );
             return Err(self.error(&Location::UNKNOWN, &what));
         }
         if let Some(engine) = file.engine.as_ref().filter(|engine| engine.hung_after.value.0 < MIN_HUNG_AFTER) {
             let what = "`hung_after` must be at least 2s: a machine that is busy answers late";
             return Err(self.error(&engine.hung_after.referenced, what));
+        }
+        if let Some(engine) = file.engine.as_ref().filter(|engine| !KV_MEMORY.contains(&engine.kv_memory.value.0)) {
+            let what = "`kv_memory` must be between 16MiB and 1024GiB";
+            return Err(self.error(&engine.kv_memory.referenced, what));
         }
         let counts = [file.limits.connections, file.limits.requests, file.limits.messages];
         if counts.iter().any(|count| !(1..=1_000_000).contains(count)) {
@@ -193,6 +208,14 @@ impl Resolver<'_> {
             return Err(self.error(&Location::UNKNOWN, "`limits.json_depth` must be 1 to 100"));
         }
         Ok(())
+    }
+
+    /// A name or a place on a hub as it is; a file below the folder of the configuration, as all others.
+    fn model(&self, written: &str) -> String {
+        if catalog::known(written).is_some() || written.starts_with(HUB) {
+            return written.to_owned();
+        }
+        self.base.join(written).to_string_lossy().into_owned()
     }
 
     fn labels(&self, names: &Spanned<Vec<String>>) -> Result<Labels, ConfigError> {
@@ -371,6 +394,22 @@ targets:
         assert_eq!(config.targets[0].model("chat"), Some("their-chat"));
         assert!(config.knows_model("chat") && !config.knows_model("other"));
         assert_eq!(config.targets[0].base_url, "https://api.example.com/v1");
+    }
+
+    #[test]
+    fn an_engine_has_a_model_of_the_catalogue_of_a_hub_or_of_this_machine_and_its_name() {
+        let with = |model: &str| read(&format!("{SMALL}engine: {{model: \"{model}\"}}\n"));
+        for (model, name) in [
+            ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+            ("hf:Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
+            ("hf:them/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q4_K_M.gguf", "Qwen3-0.6B-Q4_K_M"),
+        ] {
+            let engine = with(model).unwrap().engine.unwrap();
+            assert_eq!(crate::config::Engine::own_name(&engine.model), name);
+        }
+        for model in ["no-such-model", "hf:them", "hf:them/model/weights.bin", "/no/such/file.gguf"] {
+            assert!(with(model).unwrap_err().contains("neither a name of `postern model list`"), "{model}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -20,6 +20,8 @@ pub(super) struct Sockets {
     pub(super) gateway: TcpListener,
     pub(super) admin: TcpListener,
     pub(super) engine: UnixListener,
+    /// The line between supervisor and gateway, in this order.
+    pub(super) control: (UnixDatagram, UnixDatagram),
     pub(super) probe: Option<TcpListener>,
     pub(super) enrol: Option<TcpListener>,
 }
@@ -35,6 +37,7 @@ impl Sockets {
             gateway: tcp("listen", config.listen).await?,
             admin: tcp("admin", config.admin).await?,
             engine,
+            control: super::control::pair().context("a pair of sockets")?,
             probe: match config.probe {
                 Some(address) => Some(tcp("probe", address).await?),
                 None => None,

@@ -64,6 +64,7 @@ pub struct Metrics {
     records_changed: Family<Words<1>, Counter>,
     handshakes_failed: Family<Words<1>, Counter>,
     engine_connected: Gauge,
+    prediction_error: Histogram,
 }
 
 impl Default for Metrics {
@@ -103,6 +104,7 @@ impl Default for Metrics {
             records_changed: Family::default(),
             handshakes_failed: Family::default(),
             engine_connected: Gauge::default(),
+            prediction_error: Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0]),
         };
         metrics.register();
         metrics
@@ -178,6 +180,11 @@ impl Metrics {
         r.register("postern_audit_changed", "Changes of the records by somebody else", self.records_changed.clone());
         r.register("postern_audit_writable", "1 while records can be written", self.records_writable.clone());
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
+        r.register(
+            "postern_engine_prediction_error_seconds",
+            "By how much the time to the engine's first token was predicted wrongly, either way",
+            self.prediction_error.clone(),
+        );
     }
 
     /// The text that Prometheus reads (OpenMetrics 1.0). `policies` are those in force: what is shown of them is how they are now, and
@@ -324,6 +331,11 @@ impl Metrics {
     /// Records can, or cannot, be written.
     pub fn records_writable(&self, writable: bool) {
         self.records_writable.set(i64::from(writable));
+    }
+
+    /// The engine's first token came `after` so long, when it was expected after `predicted`.
+    pub fn engine_predicted(&self, predicted: Duration, after: Duration) {
+        self.prediction_error.observe(predicted.abs_diff(after).as_secs_f64());
     }
 
     /// The engine came or went.

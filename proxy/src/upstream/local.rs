@@ -2,22 +2,26 @@
 //! connection (HTTP/2, many at a time): so the gateway never has to find the engine, connected means ready, and a crash
 //! shows at once.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{AttemptError, Reply, Upstream, openai};
-use crate::classify::clearance::EgressPermit;
+use crate::classify::clearance::{EgressPermit, Origin};
+use crate::supervise::Control;
 use crate::telemetry::metrics::Metrics;
 
 /// How often the engine is asked for its state.
@@ -27,22 +31,36 @@ const STATE_WITHIN: Duration = Duration::from_secs(2);
 /// The most bytes of its state.
 const MAX_STATE: usize = 64 << 10;
 
+/// Engines that were replaced, at most: so many are remembered.
+const MAX_REPLACED: usize = 16;
+
 /// The engine, whether it is connected or not.
 #[derive(Debug)]
 pub struct Engine {
     link: ArcSwapOption<Link>,
     idle: Duration,
+    control: OnceLock<Control>,
+    /// Processes that another engine took over from. Such a one dials again if its connection ends before it is told to
+    /// end, and must not get the requests back.
+    replaced: Mutex<VecDeque<i32>>,
 }
 
 #[derive(Debug)]
 struct Link {
     requests: SendRequest<Full<Bytes>>,
     state: ArcSwapOption<State>,
+    pid: Option<i32>,
 }
 
 /// What the engine says of itself, as far as predictions need it.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct State {
+    /// The model that it has loaded.
+    #[serde(default)]
+    pub model: String,
+    /// How long a new request waits for its turn, before its prompt is read.
+    #[serde(default)]
+    pub slot_wait_ms: u64,
     /// Requests that wait or run.
     #[serde(default)]
     pub queue_depth: u64,
@@ -58,7 +76,25 @@ impl Engine {
     /// Not connected yet.
     #[must_use]
     pub fn new(idle: Duration) -> Arc<Self> {
-        Arc::new(Self { link: ArcSwapOption::empty(), idle })
+        let (link, control) = (ArcSwapOption::empty(), OnceLock::new());
+        Arc::new(Self { link, idle, control, replaced: Mutex::default() })
+    }
+
+    /// Says who starts engines. Once, before the first connection.
+    pub fn controlled_by(&self, control: Control) {
+        let _only_the_first_counts = self.control.set(control);
+    }
+
+    /// Who starts engines.
+    #[must_use]
+    pub fn control(&self) -> Option<&Control> {
+        self.control.get()
+    }
+
+    /// The model that is loaded, as far as is known.
+    #[must_use]
+    pub fn model(&self) -> Option<String> {
+        self.state().map(|state| state.model.clone()).filter(|model| !model.is_empty())
     }
 
     /// True while it is connected.
@@ -73,13 +109,21 @@ impl Engine {
         self.link.load().as_ref()?.state.load_full()
     }
 
+    /// The engine's own metrics (`postern_engine_…`) as lines of OpenMetrics; `None` while there is none, or it does not say.
+    pub async fn metrics(&self) -> Option<String> {
+        let link = self.link.load_full()?;
+        let text = tokio::time::timeout(STATE_WITHIN, get(link.requests.clone(), "http://engine/metrics")).await;
+        Some(own_metrics(&String::from_utf8(text.ok()??.to_vec()).ok()?))
+    }
+
     /// When the first token of a prompt of `tokens` would come: everything that waits is read before it.
     #[must_use]
     pub fn predicted_ttft(&self, tokens: u64) -> Option<Duration> {
         let state = self.state()?;
         let rate = state.prefill_tokens_per_second.filter(|rate| *rate > 0.0)?;
         let tokens = state.queued_prompt_tokens.saturating_add(tokens).min(10_000_000);
-        Some(Duration::from_secs_f64(tokens as f64 / rate.max(0.001)))
+        let wait = Duration::from_millis(state.slot_wait_ms.min(86_400_000));
+        Some(wait + Duration::from_secs_f64(tokens as f64 / rate.max(0.001)))
     }
 
     /// Accepts the engine's connections for as long as the gateway runs. A newer one replaces the older.
@@ -95,15 +139,37 @@ impl Engine {
                 }
             };
             // The socket lies in a folder of mode 0700; this holds even if somebody changes that.
-            if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own_uid) {
+            let peer = stream.peer_cred().ok().filter(|peer| peer.uid() == own_uid);
+            let Some(peer) = peer else {
                 tracing::warn!("a connection to the engine's socket from another user is refused");
                 continue;
+            };
+            if peer.pid().is_some_and(|pid| self.replaced().contains(&pid)) {
+                continue;
             }
-            tokio::spawn(self.clone().serve(stream, metrics.clone()));
+            tokio::spawn(self.clone().serve(stream, peer.pid(), metrics.clone()));
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: UnixStream, metrics: Arc<Metrics>) {
+    fn replaced(&self) -> MutexGuard<'_, VecDeque<i32>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives what comes from now on to this engine.
+    fn take_over(&self, link: Arc<Link>) {
+        let pid = link.pid;
+        let before = self.link.swap(Some(link));
+        if let Some(old) = before.and_then(|before| before.pid).filter(|old| Some(*old) != pid) {
+            let mut replaced = self.replaced();
+            replaced.truncate(MAX_REPLACED - 1);
+            replaced.push_front(old);
+        }
+        if let (Some(control), Some(pid)) = (self.control(), pid.and_then(|pid| u32::try_from(pid).ok())) {
+            control.connected(pid);
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: UnixStream, pid: Option<i32>, metrics: Arc<Metrics>) {
         let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(10))
@@ -115,9 +181,15 @@ impl Engine {
             Ok(pair) => pair,
             Err(error) => return tracing::warn!(%error, "the engine's connection is not HTTP/2"),
         };
-        let link = Arc::new(Link { requests, state: ArcSwapOption::empty() });
+        let mut connection = pin!(connection);
+        let link = Arc::new(Link { requests, state: ArcSwapOption::empty(), pid });
+        // What it serves is known before it gets a request.
+        tokio::select! {
+            _ended = connection.as_mut() => return tracing::warn!("an engine came and went"),
+            () = refresh(&link) => {}
+        }
         let watch = tokio::spawn(watch(link.clone()));
-        self.link.store(Some(link.clone()));
+        self.take_over(link.clone());
         metrics.engine_connected(true);
         tracing::info!("the engine is connected");
         let ended = connection.await;
@@ -137,37 +209,98 @@ impl Engine {
 impl Upstream for Engine {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
-            let link = self.link.load_full().ok_or(AttemptError::EngineDown)?;
             let stream = permit.stream();
-            let mut request = Request::new(Full::new(permit.into_body()));
-            *request.method_mut() = Method::POST;
-            *request.uri_mut() = Uri::from_static("http://engine/v1/chat/completions");
-            let json = http::HeaderValue::from_static("application/json");
-            request.headers_mut().insert(http::header::CONTENT_TYPE, json);
-            let mut requests = link.requests.clone();
-            requests.ready().await.map_err(|_| AttemptError::EngineDown)?;
-            let response = requests.send_request(request).await.map_err(|_| AttemptError::Broken)?;
+            let headers = permit.origin().map(origin_headers).unwrap_or_default();
+            let body = permit.into_body();
+            let link = self.link.load_full().ok_or(AttemptError::EngineDown)?;
+            let response = match ask(&link, headers.clone(), body.clone()).await {
+                // Another engine took over in this moment, and this one takes nothing new any more.
+                Err(error) => match self.link.load_full().filter(|now| !Arc::ptr_eq(now, &link)) {
+                    Some(now) => ask(&now, headers, body).await?,
+                    None => return Err(error),
+                },
+                Ok(response) => response,
+            };
             openai::read(response, stream, self.idle).await
         }
         .boxed()
     }
 }
 
+async fn ask(link: &Link, headers: HeaderMap, body: Bytes) -> Result<Response<Incoming>, AttemptError> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static("http://engine/v1/chat/completions");
+    *request.headers_mut() = headers;
+    request.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut requests = link.requests.clone();
+    requests.ready().await.map_err(|_| AttemptError::EngineDown)?;
+    requests.send_request(request).await.map_err(|_| AttemptError::Broken)
+}
+
+/// How the engine learns on whose behalf it computes. Nobody else can send it these: it is reached only through our
+/// socket, and clients' headers are never passed on.
+fn origin_headers(origin: &Origin) -> HeaderMap {
+    let priority = if origin.bulk { "bulk" } else { "interactive" };
+    let pairs = [
+        ("postern-tenant", origin.tenant.as_str()),
+        ("postern-label", &origin.label),
+        ("postern-identity", &origin.identity),
+        ("postern-priority", priority),
+    ];
+    let headers = pairs.into_iter().filter_map(|(name, value)| {
+        // Digests are hexadecimal; what could not be sent would be left out, and then nothing is shared.
+        Some((HeaderName::from_static(name), HeaderValue::from_str(value).ok()?))
+    });
+    headers.collect()
+}
+
 /// Keeps the engine's state fresh.
 async fn watch(link: Arc<Link>) {
     loop {
-        if let Ok(Some(state)) = tokio::time::timeout(STATE_WITHIN, state(link.requests.clone())).await {
-            link.state.store(Some(Arc::new(state)));
-        }
         tokio::time::sleep(STATE_EVERY).await;
+        refresh(&link).await;
     }
 }
 
-async fn state(mut requests: SendRequest<Full<Bytes>>) -> Option<State> {
+async fn refresh(link: &Link) {
+    if let Ok(Some(state)) = tokio::time::timeout(STATE_WITHIN, state(link.requests.clone())).await {
+        link.state.store(Some(Arc::new(state)));
+    }
+}
+
+async fn state(requests: SendRequest<Full<Bytes>>) -> Option<State> {
+    serde_json::from_slice(&get(requests, "http://engine/state").await?).ok()
+}
+
+async fn get(mut requests: SendRequest<Full<Bytes>>, uri: &'static str) -> Option<Bytes> {
     let mut request = Request::new(Full::default());
-    *request.uri_mut() = Uri::from_static("http://engine/state");
+    *request.uri_mut() = Uri::from_static(uri);
     requests.ready().await.ok()?;
     let response = requests.send_request(request).await.ok()?;
-    let body = Limited::new(response.into_body(), MAX_STATE).collect().await.ok()?;
-    serde_json::from_slice(&body.to_bytes()).ok()
+    Some(Limited::new(response.into_body(), MAX_STATE).collect().await.ok()?.to_bytes())
+}
+
+/// Without the two that every node of the fleet has under the same name: the gateway's own are on the same page.
+fn own_metrics(text: &str) -> String {
+    let is_own = |line: &&str| {
+        let name = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE ")).unwrap_or(line);
+        name.starts_with("postern_engine_")
+    };
+    text.lines().filter(is_own).flat_map(|line| [line, "\n"]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_that_every_node_has_are_left_out() {
+        let text = "# HELP queue_depth Requests that wait.\n# TYPE queue_depth gauge\nqueue_depth 3.0\n\
+                    # HELP postern_engine_running Sequences.\n# TYPE postern_engine_running gauge\n\
+                    postern_engine_running 2.0\ninference_latency 1.0\n# EOF\n";
+        let own = own_metrics(text);
+        assert_eq!(own.lines().count(), 3, "{own}");
+        assert!(own.ends_with("postern_engine_running 2.0\n"), "{own}");
+    }
 }
