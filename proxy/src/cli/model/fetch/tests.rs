@@ -54,7 +54,7 @@ fn serve(request: &Seen, stream: &mut TcpStream, content: &[u8], tag: &str, send
     let status = if request.range.is_some() { "206 Partial Content" } else { "200 OK" };
     let range = format!("content-range: bytes {begin}-{}/{}", content.len() - 1, content.len());
     let head = format!("{status}\r\ncontent-length: {}\r\netag: \"{tag}\"\r\n{range}", content.len() - begin);
-    let end = (begin + send_max).min(content.len());
+    let end = begin.saturating_add(send_max).min(content.len());
     send(stream, &head, &content[begin..end]);
 }
 
