@@ -70,6 +70,8 @@ pub(super) fn pair() -> std::io::Result<(StdUnixDatagram, StdUnixDatagram)> {
 #[derive(Debug)]
 pub struct Control {
     socket: UnixDatagram,
+    /// The same socket: the runtime would refuse to send before it has looked once whether it can.
+    out: StdUnixDatagram,
     /// Held by the one swap at a time.
     swapping: Mutex<()>,
 }
@@ -81,13 +83,14 @@ impl Control {
     /// It is no socket of the right kind.
     pub fn new(socket: StdUnixDatagram) -> std::io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: UnixDatagram::from_std(socket)?, swapping: Mutex::default() })
+        let out = socket.try_clone()?;
+        Ok(Self { socket: UnixDatagram::from_std(socket)?, out, swapping: Mutex::default() })
     }
 
     /// An engine of this process has dialled. Never waits: if the line is full, the supervisor only takes longer to trust a
     /// new engine.
     pub fn connected(&self, pid: u32) {
-        if let Err(error) = send(&self.socket, &Told::Connected { pid }) {
+        if let Err(error) = send(&self.out, &Told::Connected { pid }) {
             tracing::warn!(%error, "the supervisor was not told of an engine");
         }
     }
@@ -99,7 +102,7 @@ impl Control {
     pub async fn swap(&self, model: &str) -> Result<(), SwapError> {
         let Ok(_one_at_a_time) = self.swapping.try_lock() else { return Err(SwapError::Busy) };
         let id = rand::random();
-        send(&self.socket, &Told::Swap { id, model: model.to_owned() }).map_err(|_| SwapError::Silent)?;
+        send(&self.out, &Told::Swap { id, model: model.to_owned() }).map_err(|_| SwapError::Silent)?;
         match tokio::time::timeout(SWAPPED_WITHIN, self.answer(id)).await {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(error))) => Err(SwapError::Refused(error)),
@@ -125,11 +128,14 @@ impl Control {
 #[derive(Debug)]
 pub(super) struct Requests {
     socket: UnixDatagram,
+    out: StdUnixDatagram,
 }
 
 impl Requests {
     pub(super) fn new(socket: StdUnixDatagram) -> std::io::Result<Self> {
-        Ok(Self { socket: UnixDatagram::from_std(socket)? })
+        socket.set_nonblocking(true)?;
+        let out = socket.try_clone()?;
+        Ok(Self { socket: UnixDatagram::from_std(socket)?, out })
     }
 
     /// The next message. Cancel-safe.
@@ -146,16 +152,17 @@ impl Requests {
 
     /// Answers a wish; if nobody reads that any more, nobody needs to know.
     pub(super) fn answer(&self, id: u64, error: Option<String>) {
-        let _unread = send(&self.socket, &Answer { id, error });
+        let _unread = send(&self.out, &Answer { id, error });
     }
 }
 
-fn send(socket: &UnixDatagram, message: &impl Serialize) -> std::io::Result<()> {
+/// Never waits.
+fn send(socket: &StdUnixDatagram, message: &impl Serialize) -> std::io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MAX_MESSAGE {
         return Err(ErrorKind::InvalidInput.into());
     }
-    socket.try_send(&bytes).map(drop)
+    socket.send(&bytes).map(drop)
 }
 
 #[cfg(test)]
