@@ -311,7 +311,32 @@ routing: {weights: {canary: {sun: 1}}}
         (votes.placement, targets, label, votes.denied.is_some(), votes.strictest)
     }
 
+    /// Names that exist, and any others.
+    fn any_name() -> impl Strategy<Value = String> {
+        let known = ["sun", "moon", "engine", "chat", "asked", "gone", "canary", "internal", "classified", ""];
+        prop_oneof![prop::sample::select(known.to_vec()).prop_map(str::to_owned), "\\PC{0,12}"]
+    }
+
     proptest! {
+        #[test]
+        fn of_any_verdict_only_what_exists_is_taken(
+            label in prop::option::of(any_name()),
+            targets in prop::collection::vec(any_name(), 0..5),
+            model in prop::option::of(any_name()),
+            weight in prop::option::of(any_name()),
+            deny in prop::option::of(any_name()),
+        ) {
+            let verdict = Verdict { label, targets, model, weight, deny, ..Verdict::default() };
+            if let Ok(vote) = read(verdict.clone()) {
+                let all = |targets: Vec<String>| !targets.is_empty() && targets.iter().all(|name| TARGETS.contains(&name.as_str()));
+                prop_assert!(vote.targets.is_none_or(all));
+                prop_assert!(vote.model.is_none_or(|model| ["chat", "asked"].contains(&model.as_str())));
+                prop_assert!(vote.weight.is_none_or(|weight| weight == "canary"));
+                prop_assert_eq!(vote.raised, verdict.label.as_deref().and_then(|name| labels().by_name(name)));
+                prop_assert_eq!(vote.denied, verdict.deny.is_some());
+            }
+        }
+
         #[test]
         fn the_order_of_policies_matters_only_where_it_is_said(
             votes in prop::collection::vec(any_vote(), 0..6), seed in any::<prop::sample::Index>(),
