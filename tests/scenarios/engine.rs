@@ -12,8 +12,14 @@ use tokio_util::sync::CancellationToken;
 /// Words of which prompts of any length are made.
 const WORDS: [&str; 8] = ["river", "stone", "paper", "winter", "garden", "engine", "letter", "bridge"];
 
+/// An engine, and patience: how fast it is where other scenarios run beside it is not what these are about.
+fn config() -> Config {
+    let patience = json!({"first_token": "8m", "idle": "8m", "total": "10m"});
+    Config::new().engine().set("/timeouts", patience)
+}
+
 async fn started() -> Result<Postern> {
-    let postern = Postern::start(&Config::new().engine()).await?;
+    let postern = Postern::start(&config()).await?;
     postern.engine_ready().await?;
     Ok(postern)
 }
@@ -66,7 +72,7 @@ async fn many_streams_at_once_say_what_each_says_alone() -> Result<()> {
 async fn streams_that_do_not_fit_into_memory_together_give_way_and_say_the_same() -> Result<()> {
     let roomy = started().await?;
     // Room for 45 blocks of sixteen tokens.
-    let postern = Postern::start(&Config::new().engine().set("/engine/kv_memory", json!("16MiB"))).await?;
+    let postern = Postern::start(&config().set("/engine/kv_memory", json!("16MiB"))).await?;
     postern.engine_ready().await?;
     let answers = async |postern: &Postern| {
         let client = postern.client("clerk/amy")?;
