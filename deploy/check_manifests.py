@@ -44,7 +44,7 @@ def unexplained_keys(program, documents):
     """config/postern.yaml shows every key that there is; those that exclude others, as comments that look like YAML."""
     schema = json.loads(subprocess.run([program, "config", "schema"], check=True, capture_output=True).stdout)
     text = (DEPLOY / "config/postern.yaml").read_text()
-    commented = r"^( *)# ((?:prefix|files|spiffe|record|replaces): [{/a-z].*)$"
+    commented = r"^( *)# ((?:prefix|files|spiffe|record|replaces|expect): [{/a-z].*)$"
     example = yaml.safe_load(re.sub(commented, r"\1\2", text, flags=re.MULTILINE))
     shown = set(keys(example)) if example else set()
     hidden = set(schema_keys(schema, schema)) - shown - NOT_SHOWN
