@@ -102,39 +102,4 @@ fn answer(base64: bool, model: &str, embedded: &Embedded) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_the_same_numbers_as_little_endian_floats() {
-        let embedded = Embedded { vectors: vec![vec![1.0, -0.5]], tokens: 3 };
-        let told = |base64| answer(base64, "m", &embedded);
-        assert_eq!(told(false)["data"][0]["embedding"], json!([1.0, -0.5]));
-        let bytes = BASE64.decode(told(true)["data"][0]["embedding"].as_str().unwrap().as_bytes()).unwrap();
-        assert_eq!(bytes, [0, 0, 0x80, 0x3f, 0, 0, 0, 0xbf]);
-        assert_eq!(told(true)["usage"], json!({"prompt_tokens": 3, "total_tokens": 3}));
-    }
-
-    #[test]
-    fn inputs_are_a_text_or_some_and_nothing_else() {
-        let parse = |body: Value| EmbeddingsRequest::from_json(&body, 4);
-        let one = parse(json!({"model": "m", "input": "a"})).unwrap();
-        assert_eq!((one.texts, one.base64), (vec!["a".to_owned()], false));
-        let two =
-            parse(json!({"model": "m", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 4})).unwrap();
-        assert_eq!((two.texts.len(), two.base64), (2, true));
-        for (body, param) in [
-            (json!({"input": "a"}), "model"),
-            (json!({"model": "m"}), "input"),
-            (json!({"model": "m", "input": []}), "input"),
-            (json!({"model": "m", "input": ["a", ""]}), "input"),
-            (json!({"model": "m", "input": [1, 2]}), "input"),
-            (json!({"model": "m", "input": vec!["a"; 2049]}), "input"),
-            (json!({"model": "m", "input": "a", "dimensions": 3}), "dimensions"),
-            (json!({"model": "m", "input": "a", "encoding_format": "hex"}), "encoding_format"),
-        ] {
-            let error = parse(body).unwrap_err();
-            assert!(matches!(&error, EngineError::Invalid { param: Some(found), .. } if found == param), "{error}");
-        }
-    }
-}
+mod tests;

@@ -165,4 +165,12 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
         assert!(Recorder::start(Record { file, max: 1 << 20 }).is_err() && !elsewhere.exists());
     }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("seen.jsonl");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        assert!(Recorder::start(Record { file, max: 1 << 20 }).is_err());
+    }
 }

@@ -74,11 +74,12 @@ impl Live {
         metrics: Arc<Metrics>,
     ) -> Result<Self, ConfigError> {
         let policies = loader.load(file, part, None)?;
-        let missing = Served::read(state_dir).map(|before| before.missing(&policies).map(|missing| missing.in_words()));
-        if let Some(message) = missing.unwrap_or_else(Some) {
-            return Err(ConfigError::Invalid { file: file.display().to_string(), line: 0, column: 0, message });
-        }
-        Served::keep(&policies, state_dir);
+        Served::accept(&policies, state_dir).map_err(|message| ConfigError::Invalid {
+            file: file.display().to_string(),
+            line: 0,
+            column: 0,
+            message,
+        })?;
         metrics.reloaded(true);
         let report = Report { at: SystemTime::now(), result: Ok(Vec::new()), needs_restart: Vec::new() };
         Ok(Self {
@@ -187,16 +188,17 @@ impl Live {
             return (marks, Report { needs_restart, ..broken(why) });
         }
         // What a start would refuse must not come into force here either.
-        let served = Served::read(&self.state_dir);
-        if let Some(why) =
-            served.map(|before| before.missing(&new).map(|missing| missing.in_words())).unwrap_or_else(Some)
-        {
+        let (new, state_dir) = (Arc::new(new), self.state_dir.clone());
+        let accepted = tokio::task::spawn_blocking({
+            let new = new.clone();
+            move || Served::accept(&new, &state_dir)
+        });
+        if let Err(why) = accepted.await.unwrap_or_else(|_| Err("accepting broke off".to_owned())) {
             return (marks, Report { needs_restart, ..broken(why) });
         }
-        Served::keep(&new, &self.state_dir);
         let changes = changes(&old, &new);
         // Also if nothing has changed: the order may have, or where a policy stands in the file.
-        self.policies.store(Arc::new(new));
+        self.policies.store(new);
         (marks, Report { at, result: Ok(changes), needs_restart })
     }
 }

@@ -29,21 +29,30 @@ struct Entry {
     steps: Vec<String>,
 }
 
-/// What a policy left out that it did before.
-#[derive(Debug)]
-pub struct Missing {
-    /// Which.
-    pub policy: String,
-    /// The step.
-    pub step: &'static str,
-}
-
 impl Served {
-    /// What was in force before; nothing at the first start.
+    /// Keeps at which steps `policies` take part from now on. Reads and writes a file: not for a thread that must not wait.
     ///
     /// # Errors
-    /// It cannot be read; says what to do.
-    pub fn read(state_dir: &Path) -> Result<Self, String> {
+    /// A file takes part at fewer steps than the one before in its place, or it cannot be seen whether it does; says what to do.
+    pub fn accept(policies: &Policies, state_dir: &Path) -> Result<(), String> {
+        let before = Self::read(state_dir)?;
+        if let Some(missing) = before.missing(policies) {
+            return Err(missing);
+        }
+        let now = Self::of(policies);
+        if before == now {
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(&now).map_err(|error| error.to_string());
+        let kept = text.and_then(|text| write_beside(state_dir, FILE, &text).map_err(|error| error.to_string()));
+        if let Err(error) = kept {
+            tracing::warn!(%error, "it could not be kept at which steps policies take part; free the disk or mend the folder");
+        }
+        Ok(())
+    }
+
+    /// What was in force before; nothing at the first start.
+    fn read(state_dir: &Path) -> Result<Self, String> {
         let path = state_dir.join(FILE);
         let wrong = |error: &dyn std::fmt::Display| {
             format!("{}: {error}; if nobody exchanged the files of policies meanwhile, remove it", path.display())
@@ -55,44 +64,26 @@ impl Served {
         }
     }
 
-    /// What `policies` leave out at the same places.
-    #[must_use]
-    pub fn missing(&self, policies: &Policies) -> Option<Missing> {
+    fn of(policies: &Policies) -> Self {
+        let entry = |loaded: &Loaded| {
+            let steps = Step::ALL.into_iter().filter(|step| loaded.counts_at(*step)).map(|step| step.name().to_owned());
+            Entry { component: loaded.settings.component.clone(), steps: steps.collect() }
+        };
+        Self(policies.all().iter().map(|loaded| (loaded.name().to_owned(), entry(loaded))).collect())
+    }
+
+    /// What `policies` leave out at the same places, in words.
+    fn missing(&self, policies: &Policies) -> Option<String> {
         policies.all().iter().find_map(|loaded| {
             let before = self.0.get(loaded.name()).filter(|before| before.component == loaded.settings.component)?;
             let was = |step: &Step| before.steps.iter().any(|name| name == step.name());
             let step = Step::ALL.into_iter().find(|step| was(step) && !loaded.takes_part_at(*step))?;
-            Some(Missing { policy: loaded.name().to_owned(), step: step.name() })
+            Some(format!(
+                "policy `{}`: its file does not take part at {}, as the one before it does; if that is meant, give the entry \
+                 another name",
+                loaded.name(),
+                step.name()
+            ))
         })
-    }
-
-    /// Keeps what is in force now.
-    pub fn keep(policies: &Policies, state_dir: &Path) {
-        let counts = |loaded: &Loaded| -> Vec<String> {
-            let steps = Step::ALL.into_iter().filter(|step| loaded.counts_at(*step));
-            steps.map(|step| step.name().to_owned()).collect()
-        };
-        let entry = |loaded: &Loaded| Entry { component: loaded.settings.component.clone(), steps: counts(loaded) };
-        let now = Self(policies.all().iter().map(|loaded| (loaded.name().to_owned(), entry(loaded))).collect());
-        if Self::read(state_dir).is_ok_and(|before| before == now) {
-            return;
-        }
-        let text = serde_json::to_vec_pretty(&now).map_err(|error| error.to_string());
-        let kept = text.and_then(|text| write_beside(state_dir, FILE, &text).map_err(|error| error.to_string()));
-        if let Err(error) = kept {
-            tracing::warn!(%error, "it could not be kept at which steps policies take part; free the disk or mend the folder");
-        }
-    }
-}
-
-impl Missing {
-    /// For the operator.
-    #[must_use]
-    pub fn in_words(&self) -> String {
-        format!(
-            "policy `{}`: its file does not take part at {}, as the one before it does; if that is meant, give the entry another \
-             name",
-            self.policy, self.step
-        )
     }
 }

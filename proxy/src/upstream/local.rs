@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -33,6 +33,8 @@ const MAX_STATE: usize = 64 << 10;
 
 /// Engines that were replaced, at most: so many are remembered.
 const MAX_REPLACED: usize = 16;
+/// And for so long: by then such a process has ended, and another one may have its number.
+const REPLACED_FOR: Duration = Duration::from_secs(900);
 
 /// The engine, whether it is connected or not.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub struct Engine {
     control: OnceLock<Control>,
     /// Processes that another engine took over from. Such a one dials again if its connection ends before it is told to
     /// end, and must not get the requests back.
-    replaced: Mutex<VecDeque<i32>>,
+    replaced: Mutex<VecDeque<(i32, Instant)>>,
 }
 
 #[derive(Debug)]
@@ -144,15 +146,19 @@ impl Engine {
                 tracing::warn!("a connection to the engine's socket from another user is refused");
                 continue;
             };
-            if peer.pid().is_some_and(|pid| self.replaced().contains(&pid)) {
+            if peer.pid().is_some_and(|pid| self.is_replaced(pid)) {
                 continue;
             }
             tokio::spawn(self.clone().serve(stream, peer.pid(), metrics.clone()));
         }
     }
 
-    fn replaced(&self) -> MutexGuard<'_, VecDeque<i32>> {
+    fn replaced(&self) -> MutexGuard<'_, VecDeque<(i32, Instant)>> {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_replaced(&self, pid: i32) -> bool {
+        self.replaced().iter().any(|(replaced, at)| *replaced == pid && at.elapsed() < REPLACED_FOR)
     }
 
     /// Gives what comes from now on to this engine.
@@ -162,7 +168,7 @@ impl Engine {
         if let Some(old) = before.and_then(|before| before.pid).filter(|old| Some(*old) != pid) {
             let mut replaced = self.replaced();
             replaced.truncate(MAX_REPLACED - 1);
-            replaced.push_front(old);
+            replaced.push_front((old, Instant::now()));
         }
         if let (Some(control), Some(pid)) = (self.control(), pid.and_then(|pid| u32::try_from(pid).ok())) {
             control.connected(pid);

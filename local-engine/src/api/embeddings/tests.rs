@@ -58,7 +58,10 @@ async fn texts_become_vectors_in_their_order_and_whoever_asks_wrongly_is_told() 
     let (_, one) = ask(&mut client, "/v1/embeddings", json!({"model": "tiny", "input": "w7"})).await;
     assert_eq!(both["data"][1]["embedding"], one["data"][0]["embedding"]);
     assert_ne!(both["data"][0]["embedding"], one["data"][0]["embedding"]);
-    assert_eq!((both["data"][1]["index"].as_u64(), both["data"][1]["embedding"].as_array().unwrap().len()), (Some(1), 32));
+    assert_eq!(
+        (both["data"][1]["index"].as_u64(), both["data"][1]["embedding"].as_array().unwrap().len()),
+        (Some(1), 32)
+    );
     let long = "w9 ".repeat(63);
     for (path, body, status, code) in [
         ("/v1/embeddings", json!({"model": "other", "input": "w7"}), 404, json!("model_not_found")),
@@ -87,8 +90,7 @@ fn inputs_are_a_text_or_some_and_nothing_else() {
     let parse = |body: Value| EmbeddingsRequest::from_json(&body, 4);
     let one = parse(json!({"model": "m", "input": "a"})).unwrap();
     assert_eq!((one.texts, one.base64), (vec!["a".to_owned()], false));
-    let two =
-        parse(json!({"model": "m", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 4})).unwrap();
+    let two = parse(json!({"model": "m", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 4})).unwrap();
     assert_eq!((two.texts.len(), two.base64), (2, true));
     for (body, param) in [
         (json!({"input": "a"}), "model"),

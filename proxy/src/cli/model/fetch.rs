@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use postern_engine::catalog::{self, HubModel};
 
+use crate::config::read::bounded;
 use crate::egress::Hub;
 
 /// Where models are fetched from, unless `HF_ENDPOINT` says otherwise.
@@ -41,6 +42,8 @@ const FOLDER_FILES: [(&str, bool); 5] = [
 ];
 const WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+/// Bytes of an index.
+const INDEX_BYTES_MAX: usize = 64 << 20;
 /// Files that an index may name.
 const SHARDS_MAX: usize = 256;
 
@@ -104,7 +107,7 @@ impl Source {
         if self.file(WEIGHTS, &partial.join(WEIGHTS), told).await?.is_none() {
             let index = partial.join(WEIGHTS_INDEX);
             self.file(WEIGHTS_INDEX, &index, told).await?.ok_or_else(|| no_such_file(WEIGHTS))?;
-            for shard in shards(&fs::read_to_string(&index)?)? {
+            for shard in shards(&String::from_utf8(bounded(&index, INDEX_BYTES_MAX)?)?)? {
                 self.file(&shard, &partial.join(&shard), told).await?.ok_or_else(|| no_such_file(&shard))?;
             }
         }
