@@ -27,8 +27,8 @@ pub use events::{Event, Events, text};
 pub use raw::RawConnection;
 pub use reply::Reply;
 
-/// The longest wait for anything. The model on this machine is slow on a busy processor.
-pub const WITHIN: Duration = Duration::from_secs(120);
+/// The longest wait for anything, so that what hangs fails at last. The model is slow on a busy processor.
+pub const WITHIN: Duration = Duration::from_secs(600);
 /// Bytes of one answer.
 const MAX_ANSWER: usize = 256 << 20;
 

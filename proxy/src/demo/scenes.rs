@@ -70,7 +70,7 @@ pub(super) async fn play(stage: &Stage) -> anyhow::Result<ExitCode> {
     let restored = answer.text.clone();
     claims.header(&answer, "postern-target", "busy-cloud", "a prompt with personal data is answered in the cloud");
     claims.check(
-        !seen.contains("ann.lee@") && !seen.contains("0013"),
+        !seen.contains("ann.lee@") && !seen.contains("138 0013"),
         "what the cloud received holds neither address nor number",
     );
     claims.check(
