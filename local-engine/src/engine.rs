@@ -130,7 +130,7 @@ impl Engine {
         let (submissions, inbox) = std::sync::mpsc::sync_channel(bounds.running + bounds.waiting);
         let (tokenizer, shared) = (Arc::new(tokenizer), Arc::new(Shared::default()));
         let meters = shared.meters.clone();
-        let mut worker = Worker::new(model, Arc::clone(&tokenizer), kv, bounds, options.max_wait, meters);
+        let mut worker = Worker::new(model, Arc::clone(&tokenizer), kv, options, meters);
         worker.warm_up(context_tokens)?;
         let (publish, status) = watch::channel(worker.status());
         let their_shared = Arc::clone(&shared);

@@ -162,7 +162,6 @@ impl KvPool {
     }
 
     /// Forgets all but the first `tokens`, and gives up blocks that hold none of them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tokens that were only guessed come next"))]
     pub(crate) fn truncate(&mut self, table: &mut BlockTable, tokens: usize) {
         table.tokens = table.tokens.min(tokens);
         let kept = table.tokens.div_ceil(BLOCK_TOKENS);

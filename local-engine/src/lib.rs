@@ -4,8 +4,8 @@
 //! text (`chat_template`) and token ids (`tokenizer`), gets a place if one is free (`admission`), waits for its turn
 //! (`scheduler`), and is worked on by the one thread that owns the model (`worker`): what an earlier prompt began with
 //! alike is there already (`prefix_cache`), the rest is prefilled in chunks beside the answers under way (`batch`, `model`,
-//! `attention`, `kv_pool`), then comes one token a step (`sampler`, within a `grammar` if one was asked for; `logprobs`
-//! tells its probability), whose bytes become text again (`text_stream`) and calls of the application's functions
+//! `attention`, `kv_pool`), then comes one token a step, or several where `speculation` guesses well (`sampler`, within a
+//! `grammar` if one was asked for; `logprobs` tells its probability), whose bytes become text again (`text_stream`) and calls of the application's functions
 //! (`tools`). The engine keeps no state on disk, so it may be killed at any time.
 //!
 //! Prompts and answers never appear in logs, errors or metrics.
@@ -36,6 +36,7 @@ mod sampler;
 mod scheduler;
 mod sequence;
 mod serve;
+mod speculation;
 #[cfg(test)]
 mod testing;
 mod text_stream;

@@ -47,6 +47,8 @@ pub struct EngineOptions {
     pub kv_bytes: usize,
     /// Keep keys and values in eight bits instead of sixteen: half the memory, a little less exact. CPU only.
     pub kv_eight_bit: bool,
+    /// Guess tokens from what was said before, where that makes answers come sooner. Texts are the same without.
+    pub speculation: bool,
     /// Context length in tokens; `None`: the model file's. Never more than that.
     pub context: Option<usize>,
     /// A step of the model that takes longer than this will never end: the engine counts as stopped. A step is at most one
@@ -68,6 +70,7 @@ impl EngineOptions {
             max_queue: 256,
             kv_bytes: KV_BYTES,
             kv_eight_bit: false,
+            speculation: true,
             context: None,
             hung_after: Duration::from_secs(120),
         }

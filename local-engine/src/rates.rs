@@ -28,6 +28,47 @@ impl Average {
     }
 }
 
+/// A straight line through measurements, of which old ones are forgotten (least squares with exponential weights).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Line {
+    weight: f64,
+    x: f64,
+    y: f64,
+    xx: f64,
+    xy: f64,
+}
+
+impl Line {
+    /// What is left of a measurement's weight at the next one.
+    const KEPT: f64 = 0.98;
+    /// With a smaller spread (variance) of x, nothing is known of how y depends on it.
+    const SPREAD_MIN: f64 = 0.02;
+
+    fn add(&mut self, x: f64, y: f64) {
+        for (sum, value) in [&mut self.weight, &mut self.x, &mut self.y, &mut self.xx, &mut self.xy].into_iter().zip([
+            1.0,
+            x,
+            y,
+            x * x,
+            x * y,
+        ]) {
+            *sum = *sum * Self::KEPT + value;
+        }
+    }
+
+    /// Never falling, never below 0; level while nothing is known of its slope, 1 while nothing is known at all.
+    fn at(self, x: f64) -> f64 {
+        if self.weight == 0.0 {
+            return 1.0;
+        }
+        let (mean_x, mean_y) = (self.x / self.weight, self.y / self.weight);
+        let spread = self.xx / self.weight - mean_x * mean_x;
+        let slope = if spread < Self::SPREAD_MIN { 0.0 } else { (self.xy / self.weight - mean_x * mean_y) / spread };
+        // A line that would begin below 0 begins at 0.
+        (mean_y + slope.clamp(0.0, mean_y / mean_x) * (x - mean_x)).max(0.0)
+    }
+}
+
 /// How long steps take.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pace {
@@ -38,10 +79,12 @@ pub(crate) struct Pace {
     /// For each number of answers: seconds of a step that works on nothing else.
     steps: Vec<Average>,
     mixed_steps: u32,
+    /// Seconds of steps without prefill, by the number of their rows.
+    rows: Line,
 }
 
 impl Pace {
-    /// One step's rows and time.
+    /// One step's rows and time. A row decodes if its logits are asked for: the last token of an answer, or a guess.
     pub(crate) fn add_step(&mut self, prefill_tokens: usize, decoding: usize, took: Duration) {
         let seconds = took.as_secs_f64();
         match (prefill_tokens, decoding) {
@@ -49,7 +92,7 @@ impl Pace {
             (tokens, 0) => self.prefill.add(seconds / tokens as f64),
             (0, decoding) => {
                 self.mixed_steps = 0;
-                self.decode.add(decoding as f64 / seconds);
+                self.rows.add(decoding as f64, seconds);
                 if self.steps.len() <= decoding {
                     self.steps.resize(decoding + 1, Average::default());
                 }
@@ -65,6 +108,11 @@ impl Pace {
                 }
             }
         }
+    }
+
+    /// So many tokens of answers came out of a step that did nothing else.
+    pub(crate) fn add_answered(&mut self, tokens: usize, took: Duration) {
+        self.decode.add(tokens as f64 / took.as_secs_f64());
     }
 
     /// Prompt tokens that a step with so many answers may take; 0: this once, none.
@@ -89,6 +137,11 @@ impl Pace {
     /// Tokens a second, of all answers together.
     pub(crate) fn decode_rate(&self) -> f64 {
         self.decode.value()
+    }
+
+    /// Seconds of a step with so many decoding rows, for comparisons.
+    pub(crate) fn expected_step(&self, rows: usize) -> f64 {
+        self.rows.at(rows as f64)
     }
 
     /// Seconds of a step with nothing but so many answers; 0: not measured.
@@ -146,9 +199,25 @@ mod tests {
         assert_eq!((pace.prefill_rate(0), pace.decode_rate()), (0.0, 0.0));
         pace.add_step(50, 0, ms(500));
         pace.add_step(0, 8, ms(100));
+        pace.add_answered(8, ms(100));
         let near = |value: f64, wanted: f64| assert!((value - wanted).abs() < 1e-6 * wanted, "{value} {wanted}");
         near(pace.prefill_rate(0), 100.0);
         near(pace.prefill_rate(8), 8.0 / 0.18);
         near(pace.decode_rate(), 80.0);
+    }
+
+    #[test]
+    fn a_line_is_found_and_forgotten() {
+        let mut line = Line::default();
+        assert_eq!(line.at(3.0), 1.0);
+        (0..10).for_each(|_| line.add(1.0, 0.3));
+        assert_eq!(line.at(9.0), line.at(1.0), "as long as nothing else was measured");
+        for at in 0..40 {
+            let rows = f64::from(at % 5 + 1);
+            line.add(rows, 0.2 + 0.1 * rows);
+        }
+        assert!((line.at(9.0) - 1.1).abs() < 1e-6, "{line:?}");
+        (0..1000).for_each(|_| line.add(1.0, 0.3));
+        assert!((line.at(9.0) - 0.3).abs() < 1e-6, "what more rows take may have changed since: {line:?}");
     }
 }

@@ -30,7 +30,7 @@ pub(crate) const POISON: &str = "\0";
 pub(crate) const TRAP: &str = "\u{1}";
 const TRAPPED_FOR: Duration = Duration::from_secs(600);
 /// Control tokens, 256 bytes, and `ab`; pieces follow.
-const FIRST_PIECE: u32 = 3 + 256 + 1;
+pub(crate) const FIRST_PIECE: u32 = 3 + 256 + 1;
 const END: u32 = 2;
 const WIDTH: usize = 32;
 const TEMPLATE: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}\

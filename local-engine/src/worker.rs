@@ -17,9 +17,11 @@ use crate::error::EngineError;
 use crate::kv_pool::{BlockTable, KvPool};
 use crate::meters::Meters;
 use crate::model::{self, Model};
+use crate::options::EngineOptions;
 use crate::rates::{Average, PREFILL_TOKENS_MAX, Pace};
 use crate::scheduler::{Bounds, Job, Scheduler, SequenceId, Work};
 use crate::sequence::{FinishReason, GenerationEvent, Submission, Usage};
+use crate::speculation::{self, Guess};
 use crate::tokenizer::Tokenizer;
 use memory::Memory;
 use running::Sequence;
@@ -56,6 +58,8 @@ pub(crate) struct Totals {
     pub(crate) prefix_lookup_tokens: u64,
     pub(crate) prefix_hit_tokens: u64,
     pub(crate) preemptions: u64,
+    pub(crate) guessed_tokens: u64,
+    pub(crate) guessed_right_tokens: u64,
     pub(crate) stopped: u64,
     pub(crate) at_length: u64,
     pub(crate) cancelled: u64,
@@ -68,6 +72,7 @@ pub(crate) struct Worker {
     memory: Memory,
     bounds: Bounds,
     max_wait: Duration,
+    speculation: bool,
     scheduler: Scheduler,
     sequences: HashMap<SequenceId, Sequence>,
     next_id: SequenceId,
@@ -83,16 +88,17 @@ impl Worker {
         model: Box<dyn Model>,
         tokenizer: Arc<Tokenizer>,
         kv: KvPool,
-        bounds: Bounds,
-        max_wait: Duration,
+        options: &EngineOptions,
         meters: Meters,
     ) -> Self {
+        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue };
         Self {
             model,
             tokenizer,
             memory: Memory::new(kv),
             bounds,
-            max_wait,
+            max_wait: options.max_wait,
+            speculation: options.speculation,
             scheduler: Scheduler::new(bounds),
             sequences: HashMap::new(),
             next_id: 0,
@@ -242,12 +248,16 @@ impl Worker {
         if work.is_empty() {
             return;
         }
+        let guesses = self.guesses(&work);
         let begun = Instant::now();
-        let logits = self.forward(&work);
+        let logits = self.forward(&work, &guesses);
+        let took = begun.elapsed();
         let count = |decode: bool| work.iter().filter(|w| w.is_decode == decode).map(|w| w.count).sum::<usize>();
-        let (prefilled, decoding) = (count(false), count(true));
+        let (prefilled, decoding) =
+            (count(false), count(true) + guesses.iter().map(|guess| guess.computed).sum::<usize>());
         self.totals.prompt_tokens += prefilled as u64;
-        self.pace.add_step(prefilled, decoding, begun.elapsed());
+        self.pace.add_step(prefilled, decoding, took);
+        let generated = self.totals.generated_tokens;
         let mut logits = match logits {
             Ok(logits) => logits.into_iter(),
             Err(error) => {
@@ -255,16 +265,42 @@ impl Worker {
                 return work.iter().for_each(|work| self.fail_running(work.id));
             }
         };
-        for Work { id, count, .. } in work {
+        for (Work { id, count, .. }, guess) in work.into_iter().zip(guesses) {
             let Some(mut sequence) = self.sequences.remove(&id) else { continue };
             sequence.table.advance(count);
             self.scheduler.advance(id, count);
-            let drawn = !sequence.is_computed() || self.next_token(id, &mut sequence, logits.next());
+            let logits = logits.by_ref().take(if sequence.is_computed() { 1 + guess.computed } else { 0 });
+            let goes_on = self.next_tokens(id, &mut sequence, &guess, logits);
             self.sequences.insert(id, sequence);
-            if !drawn {
+            if !goes_on {
                 self.remove(id);
             }
         }
+        if prefilled == 0 {
+            self.pace.add_answered((self.totals.generated_tokens - generated) as usize, took);
+        }
+    }
+
+    /// For each sequence that a step works on, the tokens that are guessed to follow, with memory for them. None while a
+    /// prompt is read: that takes what time there is.
+    fn guesses(&mut self, work: &[Work]) -> Vec<Guess> {
+        let mut guesses = vec![Guess::default(); work.len()];
+        if !self.speculation || work.iter().any(|work| !work.is_decode) {
+            return guesses;
+        }
+        let mut rows = work.len();
+        for (work, guess) in work.iter().zip(&mut guesses) {
+            let Some(sequence) = self.sequences.get_mut(&work.id) else { continue };
+            *guess = sequence.guess();
+            let expected = |rows| self.pace.expected_step(rows);
+            let count = speculation::worth(sequence.luck, guess.tokens.len(), rows, expected);
+            // Nobody gives way for a guess.
+            if count > 0 && matches!(self.memory.reserve(&mut sequence.table, 1 + count), Ok(true)) {
+                rows += count;
+                guess.computed = count;
+            }
+        }
+        guesses
     }
 
     /// Makes room for a step. Where there is none, the last in order gives way.
@@ -296,14 +332,49 @@ impl Worker {
         granted
     }
 
-    fn forward(&mut self, work: &[Work]) -> candle_core::Result<Vec<Vec<f32>>> {
+    fn forward(&mut self, work: &[Work], guesses: &[Guess]) -> candle_core::Result<Vec<Vec<f32>>> {
         let mut batch = Batch::default();
-        for Work { id, count, .. } in work {
+        for (Work { id, count, .. }, guess) in work.iter().zip(guesses) {
             let Some(sequence) = self.sequences.get(id) else { continue };
-            let next = sequence.next(*count);
-            batch.push(next, &sequence.table, usize::from(sequence.table.tokens() + count == sequence.tokens.len()));
+            let next = [sequence.next(*count), guess.computed()].concat();
+            let is_last = sequence.table.tokens() + count == sequence.tokens.len();
+            batch.push(&next, &sequence.table, if is_last { 1 + guess.computed } else { 0 });
         }
         model::logits(self.model.as_ref(), &batch, &mut self.memory.kv)
+    }
+
+    /// Draws the token that comes next, and for as long as it is the one that was guessed, the one after it; false if the
+    /// sequence ends. `logits`: those of the last token and of each guess; none if there are tokens left to compute.
+    fn next_tokens(
+        &mut self,
+        id: SequenceId,
+        sequence: &mut Sequence,
+        guess: &Guess,
+        mut logits: impl Iterator<Item = Vec<f32>>,
+    ) -> bool {
+        if !sequence.is_computed() {
+            return true;
+        }
+        self.totals.guessed_tokens += guess.computed as u64;
+        for at in 0.. {
+            if !self.next_token(id, sequence, logits.next()) {
+                return false;
+            }
+            // Whether the first one was right is seen even if nothing was computed for it.
+            let Some(guessed) = guess.tokens.get(at).filter(|_| at <= guess.computed) else { break };
+            let right = sequence.tokens.last() == Some(guessed);
+            sequence.luck.add(right);
+            if !right || at >= guess.computed {
+                break;
+            }
+            self.totals.guessed_right_tokens += 1;
+            sequence.table.advance(1);
+            self.scheduler.advance(id, 1);
+        }
+        // Room for guesses that were wrong.
+        let tokens = sequence.table.tokens();
+        self.memory.kv.truncate(&mut sequence.table, tokens);
+        true
     }
 
     /// Draws and gives out one token; false if the sequence ends with it.

@@ -68,6 +68,8 @@ fn registry(load: &Load, meters: &Meters) -> Registry {
     counter("postern_engine_generated_tokens", "Tokens generated", totals.generated_tokens);
     counter("postern_engine_prefix_hit_tokens", "Prompt tokens that were computed before", totals.prefix_hit_tokens);
     counter("postern_engine_prefix_lookup_tokens", "Prompt tokens looked up", totals.prefix_lookup_tokens);
+    counter("postern_engine_guessed_tokens", "Tokens guessed from what was said before", totals.guessed_tokens);
+    counter("postern_engine_guessed_right_tokens", "Guessed tokens that were right", totals.guessed_right_tokens);
     counter("postern_engine_preemptions", "Sequences that had to give way and begin anew", totals.preemptions);
     registry.register(
         "postern_engine_time_to_first_token_seconds",

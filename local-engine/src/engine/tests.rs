@@ -2,6 +2,7 @@
 
 mod choices;
 mod pressure;
+mod speculation;
 
 use std::sync::OnceLock;
 

@@ -7,6 +7,7 @@ use crate::kv_pool::BlockTable;
 use crate::logprobs::HeldScores;
 use crate::sampler::Sampler;
 use crate::sequence::{GenerationEvent, Submission};
+use crate::speculation::{self, GUESS_TOKENS_MAX, Guess, Luck};
 use crate::text_stream::TextStream;
 use crate::tokenizer::Tokenizer;
 
@@ -20,6 +21,8 @@ pub(super) struct Sequence {
     pub(super) text: TextStream,
     scores: HeldScores,
     pub(super) generated: usize,
+    /// How well its tokens can be guessed.
+    pub(super) luck: Luck,
     /// Tokens of the prompt that were there already when it first began.
     pub(super) cached: usize,
     /// When the last token was drawn.
@@ -43,6 +46,7 @@ impl Sequence {
             text,
             scores: HeldScores::default(),
             generated: 0,
+            luck: Luck::default(),
             cached: 0,
             drawn: submission.submitted,
             began: None,
@@ -80,6 +84,12 @@ impl Sequence {
     pub(super) fn next(&self, count: usize) -> &[u32] {
         let begin = self.table.tokens();
         self.tokens.get(begin..begin + count).unwrap_or_default()
+    }
+
+    /// What may follow its last token, as far as the answer may go on.
+    pub(super) fn guess(&self) -> Guess {
+        let left = self.submission.generation.max_new_tokens.saturating_sub(self.generated + 1);
+        Guess { tokens: speculation::guess(&self.tokens, left.min(GUESS_TOKENS_MAX)).to_vec(), computed: 0 }
     }
 
     pub(super) fn add(&mut self, token: u32) {

@@ -46,7 +46,7 @@ pub(super) fn usage(events: &[GenerationEvent]) -> crate::sequence::Usage {
 }
 
 /// When the worker has told of its last step.
-fn settled(engine: &Engine) -> Status {
+pub(super) fn settled(engine: &Engine) -> Status {
     loop {
         let load = engine.load_now();
         if load.status.running == 0 && load.queue_depth == 0 {
