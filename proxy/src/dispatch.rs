@@ -133,6 +133,7 @@ impl Dispatcher {
     pub async fn dispatch(&self, request: &PlannedRequest, attempts: &mut Attempts) -> Result<Answer, Error> {
         let plan = request.plan();
         let mut last = AttemptError::EngineDown;
+        let mut failures = 0;
         // The cloud that lost or failed in a race is not asked again.
         let mut raced = None;
         for (index, target) in plan.targets.iter().enumerate() {
@@ -153,16 +154,19 @@ impl Dispatcher {
                 Err(AttemptError::Rejected { context_length: true }) => return Err(Error::ContextLength),
                 Err(error) if !error.is_worth_another_target() => return Err(Error::UpstreamRejected),
                 Err(error) => {
-                    last = error;
+                    failures += 1;
                     if let Some(next) = plan.targets.get(index + 1) {
                         self.metrics.fell_back(target.name(), next.name(), error.code());
                     }
+                    last = error;
                 }
             }
         }
         let only_engine = plan.targets.iter().all(|target| matches!(target, Destination::Engine));
         Err(match last {
             AttemptError::EngineDown if only_engine => Error::EngineStarting,
+            // Whoever cannot take it as it is was not the only one who could: a later attempt may go better.
+            AttemptError::Engine(refusal) if refusal.is_temporary() || failures == 1 => Error::EngineRefused(refusal),
             AttemptError::FirstToken(bound) => Error::DeadlineExceeded(bound),
             AttemptError::NotFound if plan.targets.len() == 1 => Error::ModelUnknown,
             _ => Error::UpstreamUnavailable { tried: plan.targets.len() },

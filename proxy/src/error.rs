@@ -1,6 +1,7 @@
 //! What can go wrong with a request: who is at fault, what the client reads, what the log may hold.
 //!
-//! No variant holds a prompt, a key or text of an upstream, so neither a log line nor a response can.
+//! No variant holds a prompt, a key or text of an upstream, so neither a log line nor a response can. The one exception is
+//! what our own engine says to the client who asked it, which no log line shows.
 
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use postern_certs::CertsError;
 use postern_wire::chat::Invalid;
 use postern_wire::error::ErrorBody;
 use postern_wire::json::JsonError;
+
+use crate::upstream::local::EngineRefusal;
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +167,9 @@ pub enum Error {
     /// The target said that the request is not valid.
     #[error("The model's server refused the request as not valid for this model. Check its parameters.")]
     UpstreamRejected,
+    /// The engine on this machine does not take the request; the client reads the engine's own words.
+    #[error("the engine does not take the request: {}", .0.code())]
+    EngineRefused(Box<EngineRefusal>),
     /// The stream broke after its beginning.
     #[error("The answer broke off before its end, and it could not be continued. What you have is not complete.")]
     StreamBroken,
@@ -193,6 +199,9 @@ impl Error {
     /// The one place where errors become HTTP.
     #[must_use]
     pub fn reply(&self) -> Reply {
+        if let Self::EngineRefused(refusal) = self {
+            return refusal.reply();
+        }
         let (status, code, kind) = self.class();
         let param = match self {
             Self::Invalid(invalid) => invalid.param.clone(),
@@ -250,6 +259,7 @@ impl Error {
             Self::DeadlineExceeded(_) => (S::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER),
             Self::ContextLength => (S::BAD_REQUEST, "context_length_exceeded", INVALID),
             Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),
+            Self::EngineRefused(refusal) => (refusal.status(), refusal.code(), SERVER),
             Self::StreamBroken => (S::BAD_GATEWAY, "stream_broken", SERVER),
             Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
         }

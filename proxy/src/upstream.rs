@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::classify::clearance::EgressPermit;
+use local::EngineRefusal;
 pub use openai::EventStream;
 
 /// Answers a request once.
@@ -28,7 +29,7 @@ pub enum Reply {
 }
 
 /// Why an attempt did not succeed. Holds no text of the upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttemptError {
     /// No permit.
     #[error("not permitted: {0}")]
@@ -63,6 +64,9 @@ pub enum AttemptError {
         /// It said that the context is too short.
         context_length: bool,
     },
+    /// The engine on this machine does not take the request, and says why.
+    #[error("the engine does not take it: {}", .0.code())]
+    Engine(Box<EngineRefusal>),
     /// No first token in time.
     #[error("no first token in time")]
     FirstToken(Duration),
@@ -93,6 +97,7 @@ impl AttemptError {
             Self::Credentials(_) => "credentials",
             Self::NotFound => "not_found",
             Self::Rejected { .. } => "rejected",
+            Self::Engine(refusal) => refusal.code(),
             Self::FirstToken(_) => "first_token_timeout",
             Self::Idle(_) => "idle_timeout",
             Self::Malformed(_) => "malformed",
@@ -107,11 +112,11 @@ impl AttemptError {
             Self::Connect | Self::Broken | Self::Status(_) | Self::Credentials(_) | Self::FirstToken(_) => true,
             Self::Idle(_) | Self::Malformed(_) | Self::Died => true,
             Self::Refused(_) | Self::Limited | Self::EngineDown | Self::RateLimited => false,
-            Self::NotFound | Self::Rejected { .. } => false,
+            Self::NotFound | Self::Rejected { .. } | Self::Engine(_) => false,
         }
     }
 
-    /// Would another target do better?
+    /// Would another target do better? What is too much for the engine may not be for others.
     #[must_use]
     pub fn is_worth_another_target(&self) -> bool {
         !matches!(self, Self::Rejected { .. })

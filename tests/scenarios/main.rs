@@ -21,6 +21,7 @@ mod compile_fail;
 mod connections;
 mod demo;
 mod engine;
+mod engine_away;
 mod enrolment;
 mod examples;
 mod expiry;

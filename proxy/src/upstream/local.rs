@@ -2,6 +2,8 @@
 //! connection (HTTP/2, many at a time): so the gateway never has to find the engine, connected means ready, and a crash
 //! shows at once.
 
+mod refusal;
+
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
@@ -23,6 +25,7 @@ use super::{AttemptError, Reply, Upstream, openai};
 use crate::classify::clearance::{EgressPermit, Origin};
 use crate::supervise::Control;
 use crate::telemetry::metrics::Metrics;
+pub use refusal::EngineRefusal;
 
 /// How often the engine is asked for its state.
 const STATE_EVERY: Duration = Duration::from_millis(500);
@@ -227,7 +230,14 @@ impl Upstream for Engine {
                 },
                 Ok(response) => response,
             };
-            openai::read(response, stream, self.idle).await
+            match response.status() {
+                StatusCode::OK => openai::read(response, stream, self.idle).await,
+                status => Err(match EngineRefusal::read(response).await {
+                    Some(refusal) => AttemptError::Engine(Box::new(refusal)),
+                    None if status == StatusCode::NOT_FOUND => AttemptError::NotFound,
+                    None => AttemptError::Status(status.as_u16()),
+                }),
+            }
         }
         .boxed()
     }
