@@ -65,6 +65,11 @@ async fn many_streams_at_once_say_what_each_says_alone() -> Result<()> {
         assert_eq!(&together?, alone, "request {number}");
     }
     assert!(alone.iter().collect::<std::collections::HashSet<_>>().len() > 16, "{alone:?}");
+    // How wrong the predicted time to the first token was is told of every one of them.
+    let metrics = postern.metrics().await?;
+    let wrong = |of: &str| metrics.value(&format!("postern_engine_prediction_error_seconds_{of}"), &[]);
+    assert_eq!(wrong("count"), Some(64.0));
+    eprintln!("predicted wrongly by {:.0} ms on the average", 1000.0 * wrong("sum").unwrap_or_default() / 64.0);
     Ok(())
 }
 
@@ -104,41 +109,30 @@ async fn streams_that_do_not_fit_into_memory_together_give_way_and_say_the_same(
 async fn a_long_prompt_does_not_stall_those_who_are_being_answered() -> Result<()> {
     let postern = started().await?;
     let client = postern.client("clerk/amy")?;
-    let thorough = std::env::var_os("POSTERN_TEST_ALL").is_some();
-    let mut best = f64::INFINITY;
-    // Other work on the machine takes its share now of the one, now of the other.
-    for round in 0..3 {
-        let quiet = p50(stories(&client, &CancellationToken::new()).await?);
-        let answered = CancellationToken::new();
-        let long = json!({
-            "model": "chat", "max_tokens": 1,
-            "messages": [{"role": "user", "content": words(if thorough { 3900 } else { 600 }, round)}],
-        });
-        let asking = async {
-            let reply = client.post_json("/v1/chat/completions", &long).await;
-            answered.cancel();
-            reply
-        };
-        let beside = async {
-            let mut gaps = Vec::new();
-            while !answered.is_cancelled() {
-                gaps.extend(stories(&client, &answered).await?);
-            }
-            anyhow::Ok(gaps)
-        };
-        let (busy, reply) = tokio::join!(beside, asking);
-        let (busy, reply) = (busy?, reply?);
-        assert!(busy.len() >= 8, "nobody was answered while the prompt was read: {busy:?}");
-        let busy = p50(busy);
-        assert!(reply.json()?["usage"]["prompt_tokens"].as_u64() > Some(600), "{}", reply.text());
-        eprintln!("between two tokens: {quiet:?} without the long prompt, {busy:?} with it (p50)");
-        best = best.min(busy.as_secs_f64() / quiet.as_secs_f64());
-        if best <= 2.0 && !thorough {
-            break;
+    let long = if std::env::var_os("POSTERN_TEST_ALL").is_some() { 3900 } else { 600 };
+    let quiet = p50(stories(&client, &CancellationToken::new()).await?);
+    let answered = CancellationToken::new();
+    let body = json!({
+        "model": "chat", "max_tokens": 1, "messages": [{"role": "user", "content": words(long, 0)}],
+    });
+    let asking = async {
+        let reply = client.post_json("/v1/chat/completions", &body).await;
+        answered.cancel();
+        reply
+    };
+    let beside = async {
+        let mut gaps = Vec::new();
+        while !answered.is_cancelled() {
+            gaps.extend(stories(&client, &answered).await?);
         }
-    }
-    // A chunk of 64 in each step would make it eight times as much. How busy the machine is is not what the usual run is about.
-    assert!(best <= 2.0 || !thorough, "{best} times as long");
+        anyhow::Ok(gaps)
+    };
+    let (busy, reply) = tokio::join!(beside, asking);
+    let (busy, reply) = (busy?, reply?);
+    assert!(reply.json()?["usage"]["prompt_tokens"].as_u64() >= Some(long as u64), "{}", reply.text());
+    // In one piece it would let nobody else have a token; what a step takes beside it, `make bench` measures.
+    assert!(busy.len() >= 32, "nobody was answered while the prompt was read: {busy:?}");
+    eprintln!("between two tokens: {quiet:?} without the long prompt, {:?} with it (p50)", p50(busy));
     Ok(())
 }
 
@@ -189,9 +183,6 @@ async fn a_beginning_is_used_again_within_a_tenant_and_a_label_only() -> Result<
     let (cached, again, said_again) = ask(&bo).await?;
     eprintln!("to the first token: {first:?}, with the beginning at hand {again:?}");
     assert!(cached > 250 && said_again == said, "{cached}");
-    if std::env::var_os("POSTERN_TEST_ALL").is_some() {
-        assert!(again * 4 <= first, "{first:?} {again:?}");
-    }
     assert_eq!(ask(&cy).await?.0, 0, "another tenant");
     assert_eq!(ask(&amy.with_header("postern-label", "classified")).await?.0, 0, "another label");
     Ok(())
