@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use postern_certs::{Authority, LeafRequest, Revocation, Role, Serial, SpiffeId};
+use postern_certs::{Authority, LeafRequest, Revocation, Serial, SpiffeId};
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
@@ -208,7 +208,7 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
 
 fn issue(config: &ConfigArgument, id: &SpiffeId, out: &Path) -> anyhow::Result<()> {
     let (config, authority) = config.authority()?;
-    let leaf = authority.issue(LeafRequest { id: id.clone(), role: Role::Workload })?;
+    let leaf = authority.issue(LeafRequest::below(authority.prefix(), id.clone()))?;
     leaf.write(out, &authority.trust_bundle()).with_context(|| format!("writing to {}", out.display()))?;
     let until = leaf.not_after.format(&Rfc3339)?;
     say(&format!("{}: cert.pem, key.pem and ca.pem for {id}, valid until {until}", out.display()));
