@@ -76,6 +76,15 @@ impl Reason {
     }
 }
 
+/// What went wrong in a handshake, in words for this side's log: those of this crate, where it was this crate that refused.
+#[must_use]
+pub fn in_words(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.to_string(),
+        error => error.to_string(),
+    }
+}
+
 /// A refusal of ours in the words of rustls. The peer sees an alert; the text is for this side's log.
 pub(crate) fn to_rustls(error: CertsError) -> rustls::Error {
     match error {

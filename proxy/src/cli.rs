@@ -6,6 +6,7 @@ mod engine;
 mod model;
 mod plugin;
 
+pub(crate) use certs::workstation;
 pub(crate) use model::pull;
 
 use std::io::Write as _;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_certs::{PathPrefix, RootPlace, spiffe};
+use postern_certs::{PathPrefix, RootPlace, SpiffeId, spiffe};
 
 use crate::classify::label::{Label, Labels};
 pub use file::{OnFailure, Placement, Secret};
