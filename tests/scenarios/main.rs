@@ -28,6 +28,7 @@ mod identity;
 mod labels;
 mod load;
 mod models;
+mod nodes;
 mod path;
 mod plugins;
 mod policies;
