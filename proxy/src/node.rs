@@ -191,17 +191,4 @@ fn refuse(error: &Error) -> Response<Body> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_only_a_gateway_may_say_is_taken_away_and_nothing_else() {
-        let mut headers = HeaderMap::new();
-        for name in ["postern-tenant", "postern-label", "postern-identity", "postern-priority", "content-type"] {
-            headers.append(name, http::HeaderValue::from_static("x"));
-            headers.append(name, http::HeaderValue::from_static("y"));
-        }
-        take_away_origin(&mut headers);
-        assert_eq!(headers.keys().collect::<Vec<_>>(), ["content-type"]);
-    }
-}
+mod tests;

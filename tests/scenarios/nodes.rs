@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use postern_tests::client::text;
 use postern_tests::pki::Authority;
 use postern_tests::tls::Identity;
-use postern_tests::{BusyCloud, Client, Config, Event, Node, Postern, Reply, chat_body};
+use postern_tests::{BusyCloud, Client, Config, Event, Node, Postern, Records, Reply, chat_body};
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -33,10 +33,6 @@ impl Office {
         Ok(Self { dir, config })
     }
 
-    fn set(self, pointer: &str, value: Value) -> Self {
-        Self { config: self.config.set(pointer, value), ..self }
-    }
-
     /// Issues a certificate into a folder, in the place of the one that is there.
     fn issue(&self, id: &str, name: &str) -> Result<PathBuf> {
         let (file, out) = (self.dir.path().join("issue.yaml"), self.dir.path().join(name));
@@ -45,6 +41,10 @@ impl Office {
         let output = postern_tests::postern::run(&["certs", "issue", "--config", &file, "--id", id, "--out", &shown])?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(out)
+    }
+
+    fn records(&self) -> Records {
+        Records::in_folder(self.dir.path().join("s/audit"))
     }
 
     async fn node(&self) -> Result<Node> {
@@ -120,6 +120,10 @@ async fn what_the_cloud_may_not_see_is_answered_by_the_node() -> Result<()> {
     // What the cloud may see goes there as before.
     let reply = postern.client("clerk/amy")?.chat("Good morning").await?;
     assert_eq!((reply.status, reply.header("postern-target")), (200, "sun"));
+    // On whose behalf it was asked is nobody's concern but our own engines'.
+    let stats = cloud.stats().await?;
+    let told: Vec<_> = stats.headers.iter().flat_map(|headers| headers.keys()).collect();
+    assert!(!told.is_empty() && !told.iter().any(|name| name.starts_with("postern-")), "{told:?}");
     // With the highest label nothing leaves this machine, not even to a node.
     let reply = officer.with_header("postern-label", "classified").chat("The vault").await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (403, "no_permitted_target"));
@@ -267,7 +271,7 @@ async fn another_node_than_the_one_that_is_named_gets_nothing() -> Result<()> {
     assert_eq!(stream.whole().await?.error_code(), "upstream_unavailable");
     let said = "the server is spiffe://branch.test/node/gpu-1, not spiffe://branch.test/node/gpu-2";
     assert!(postern.log().contains(said), "{}", postern.log());
-    let outcome = postern.records().of(reply.header("postern-record"), SOON).await?.outcome;
+    let outcome = office.records().of(reply.header("postern-record"), SOON).await?.outcome;
     assert_eq!(outcome["attempts"][0]["result"], "connect", "{outcome}");
     assert!(!node.log().contains("connected"), "{}", node.log());
     Ok(())
@@ -385,7 +389,7 @@ async fn a_node_that_is_killed_is_missed_aloud() -> Result<()> {
     let events = stream.rest().await?;
     assert_eq!(events.last().map(Event::error_code).as_deref(), Some("stream_broken"), "{events:?}");
     assert!(!events.iter().any(Event::is_done), "{events:?}");
-    assert_eq!(postern.records().of(&record, SOON).await?.outcome["result"], "broken");
+    assert_eq!(office.records().of(&record, SOON).await?.outcome["result"], "broken");
     assert!(!node.ended().await?);
     let reply = client.post_json("/v1/chat/completions", &short("Hello")).await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_unavailable"), "{}", reply.text());
