@@ -16,7 +16,7 @@ main() {
   check_configurations
   check_manifests
   check_kustomizations
-  check_unit
+  check_units
   check_alerts
   echo "deploy: good"
 }
@@ -50,13 +50,20 @@ check_kustomizations() {
 
 # With the program's real place, since the unit names the one that a package would have. systemd-analyze warns about an
 # unknown setting and says 0 all the same: so whatever it says of this unit counts.
-check_unit() {
-  local unit=$scratch/postern.service said
+check_units() {
+  local name
   if ! command -v systemd-analyze >/dev/null; then
-    echo "systemd-analyze is not here: the unit was not checked"
+    echo "systemd-analyze is not here: the units were not checked"
     return
   fi
-  sed "s#/usr/bin/postern#$program#" deploy/systemd/postern.service >"$unit"
+  for name in postern postern-node; do
+    check_unit "$name.service"
+  done
+}
+
+check_unit() {
+  local unit=$scratch/$1 said
+  sed "s#/usr/bin/postern #$program #" "deploy/systemd/$1" >"$unit"
   mkdir "$unit.d"
   cp deploy/systemd/offline.conf "$unit.d/"
   said=$(systemd-analyze verify --man=no "$unit" 2>&1) || { echo "$said"; return 1; }
@@ -68,7 +75,7 @@ check_unit() {
   if systemd-analyze --help | grep -q -- --threshold; then
     systemd-analyze security --no-pager --offline=true --threshold="$exposure_max" "$unit" | tail -n 1
   else
-    echo "deploy/systemd/postern.service: good"
+    echo "deploy/systemd/$1: good"
   fi
 }
 

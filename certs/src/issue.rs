@@ -47,8 +47,20 @@ pub enum Role {
         /// DNS names and IP addresses for clients that know no SPIFFE; `localhost`, `127.0.0.1` and `::1` are added.
         names: Vec<String>,
     },
+    /// To serve the gateway, and to renew itself there: an engine on another machine. Only IDs below `/node` may. Such a
+    /// leaf has no name but its SPIFFE ID: a client that checks host names only would take it for the gateway otherwise.
+    Node,
     /// To call a gateway, and nothing else: such a leaf cannot serve.
     Workload,
+}
+
+impl LeafRequest {
+    /// For whoever is not a gateway: what a leaf may be used for stands in its ID, so that a renewal cannot change it.
+    #[must_use]
+    pub fn below(prefix: &PathPrefix, id: SpiffeId) -> Self {
+        let role = if id.is_node_below(prefix) { Role::Node } else { Role::Workload };
+        Self { id, role }
+    }
 }
 
 /// A leaf with its chain and its key. The key is wiped from memory when this is dropped, and never shown by `Debug`.
@@ -95,10 +107,12 @@ pub(crate) fn check(request: &LeafRequest, trust_domain: &SpiffeId, prefix: &Pat
         Role::Gateway { .. } if request.id != SpiffeId::gateway_below(trust_domain.trust_domain(), prefix)? => {
             refuse("only the ID of the gateway itself may serve")
         }
-        Role::Workload if request.id.is_reserved_for_gateway() => {
+        Role::Workload | Role::Node if request.id.is_reserved_for_gateway() => {
             refuse("the path segment `gateway` is reserved for gateways")
         }
-        Role::Gateway { .. } | Role::Workload => Ok(()),
+        Role::Node if !request.id.is_node_below(prefix) => refuse("only an ID below `/node` may serve the gateway"),
+        Role::Workload if request.id.is_node_below(prefix) => refuse("an ID below `/node` is a node's"),
+        Role::Gateway { .. } | Role::Node | Role::Workload => Ok(()),
     }
 }
 
@@ -143,6 +157,10 @@ pub(crate) fn sign(
             params.distinguished_name = subject("Postern gateway");
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             params.subject_alt_names.extend(server_names(names)?);
+        }
+        Role::Node => {
+            params.distinguished_name = subject("Postern node");
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         }
         Role::Workload => {
             params.distinguished_name = subject("Postern workload");

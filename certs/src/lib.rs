@@ -22,8 +22,8 @@
 //! - TLS 1.3, both sides authenticated by a chain up to a root that is valid at that moment, X25519MLKEM768 preferred
 //!   (hybrid post-quantum);
 //! - no resumption of any kind: every handshake proves today's identities, today's expiry and today's revocations;
-//! - a certificate issued to a workload cannot serve, and nothing but the exact gateway ID is accepted as the
-//!   gateway;
+//! - a certificate issued to a workload cannot serve, one issued to a node (`…/node/…`) serves the gateway only, and
+//!   nothing but the exact gateway ID is accepted as the gateway;
 //! - an authority speaks for its own trust domain only, and below its own prefix only.
 //!
 //! What it promises about an authority: a crash at any moment loses nothing that was handed out and lets no invitation
@@ -79,6 +79,6 @@ pub use prefix::PathPrefix;
 pub use refusal::Reason;
 pub use serial::Serial;
 pub use spiffe::SpiffeId;
-pub use tls::{client_config, enrol_server_config, server_config};
+pub use tls::{client_config, enrol_server_config, node_server_config, server_config};
 pub use trust::Trust;
 pub use verify::Peer;

@@ -103,6 +103,28 @@ pub fn check_gateway(
     tls::check_chain(&leaf.chain, &Trust::from_roots(roots)?, gateway.trust_domain(), now)
 }
 
+/// Refuses a leaf that a node could not use at `now`: another ID than `own`, a key that does not belong to it, not for
+/// servers, not valid, or without a chain to one of `roots`.
+///
+/// # Errors
+/// Those of [`check_gateway`].
+pub fn check_node(
+    leaf: &IssuedLeaf,
+    roots: &[CertificateDer<'_>],
+    own: &SpiffeId,
+    now: OffsetDateTime,
+) -> Result<(), CertsError> {
+    let certificate = first(&leaf.chain)?;
+    let id = verify::peer_id(certificate)?;
+    if id != *own {
+        return Err(CertsError::certificate(format!("it is for {id}, and this node is {own}")));
+    }
+    check_key(leaf)?;
+    verify::leaf_for(certificate, Purpose::Server)?;
+    check_validity(leaf, now)?;
+    tls::check_chain(&leaf.chain, &Trust::from_roots(roots)?, own.trust_domain(), now)
+}
+
 /// The certificates that stand one behind the other in `der`, as the SPIFFE Workload API sends chains and bundles.
 ///
 /// # Errors

@@ -28,7 +28,9 @@ pub enum Reason {
     NoIdentity,
     /// It may not be used so: a workload's by a server, an authority's by either side.
     Purpose,
-    /// A server that is not the gateway asked for.
+    /// A client that this node does not serve, whoever vouches for it.
+    NotAllowed,
+    /// A server that is not the gateway, or the node, asked for.
     Gateway,
     /// It, or its chain, is not what the standards say.
     Malformed,
@@ -48,6 +50,7 @@ impl Reason {
             Self::TrustDomain => "wrong_trust_domain",
             Self::NoIdentity => "no_identity",
             Self::Purpose => "purpose",
+            Self::NotAllowed => "not_allowed",
             Self::Gateway => "wrong_gateway",
             Self::Malformed => "malformed",
         }
@@ -70,6 +73,15 @@ impl Reason {
             C::Other(OtherError(inner)) => inner.downcast_ref().and_then(CertsError::reason).unwrap_or(Self::Malformed),
             _ => Self::Malformed,
         })
+    }
+}
+
+/// What went wrong in a handshake, in words for this side's log: those of this crate, where it was this crate that refused.
+#[must_use]
+pub fn in_words(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.to_string(),
+        error => error.to_string(),
     }
 }
 

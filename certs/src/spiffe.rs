@@ -16,6 +16,9 @@ pub const MAX_TRUST_DOMAIN_BYTES: usize = 255;
 /// The path of a gateway's own ID, behind the prefix of its branch if there is one.
 pub const GATEWAY_PATH: &str = "/gateway";
 
+/// Below which path nodes are: engines on other machines, which serve the gateway.
+pub const NODE_PATH: &str = "/node";
+
 /// The segment that makes an ID a gateway's.
 pub(crate) const GATEWAY_SEGMENT: &str = "gateway";
 
@@ -73,6 +76,19 @@ impl SpiffeId {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Whether this is the ID of a node, `<prefix>/node/…`, in the part of a trust domain that an authority speaks for.
+    #[must_use]
+    pub fn is_node_below(&self, prefix: &PathPrefix) -> bool {
+        let below = self.path.strip_prefix(prefix.as_str()).and_then(|path| path.strip_prefix(NODE_PATH));
+        below.is_some_and(|name| name.starts_with('/'))
+    }
+
+    /// Whether this is the ID of a gateway itself, with whatever prefix.
+    #[must_use]
+    pub fn is_gateway(&self) -> bool {
+        self.path.ends_with(GATEWAY_PATH)
     }
 
     /// Whether this is a gateway's ID, with whatever prefix, or one below it: reserved, so that no workload is

@@ -46,11 +46,32 @@ const ALPN_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// - [`CertsError::EmptyBundle`]: no root is valid now.
 /// - [`CertsError::Tls`]: leaf and key do not belong together.
 pub fn server_config(leaf: &IssuedLeaf, trust: &Arc<Trust>) -> Result<Arc<ServerConfig>, CertsError> {
+    server_config_for(leaf, trust, None)
+}
+
+/// A node's side: as [`server_config`], and nobody comes in but who is `allowed`. Whoever else has a certificate of the
+/// same trust domain, as every workstation has, is refused in the handshake.
+///
+/// # Errors
+/// Those of [`server_config`].
+pub fn node_server_config(
+    leaf: &IssuedLeaf,
+    trust: &Arc<Trust>,
+    allowed: &[SpiffeId],
+) -> Result<Arc<ServerConfig>, CertsError> {
+    server_config_for(leaf, trust, Some(allowed))
+}
+
+fn server_config_for(
+    leaf: &IssuedLeaf,
+    trust: &Arc<Trust>,
+    allowed: Option<&[SpiffeId]>,
+) -> Result<Arc<ServerConfig>, CertsError> {
     let provider = provider();
     let own_id = verify::leaf_for(refusal::split(&leaf.chain)?.0, Purpose::Server)?.id;
     trust.check_not_empty(clock::steady_now())?;
     let algorithms = provider.signature_verification_algorithms;
-    let verifier = PeerVerifier::new(Arc::clone(trust), algorithms, own_id.trust_domain());
+    let verifier = PeerVerifier::new(Arc::clone(trust), algorithms, own_id.trust_domain(), allowed);
     let config = ServerConfig::builder_with_details(provider, Arc::new(SteadyTime))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -58,23 +79,19 @@ pub fn server_config(leaf: &IssuedLeaf, trust: &Arc<Trust>) -> Result<Arc<Server
     Ok(Arc::new(without_memory(config)))
 }
 
-/// A workstation's side: TLS 1.3 only; presents `leaf`, and accepts a server only if its chain leads to a root in
-/// `trust`, it may serve, and its SPIFFE ID is exactly `gateway`. The host name in the address is sent as SNI and
-/// means nothing beyond that.
+/// The side of a workstation, and of a gateway towards its nodes: TLS 1.3 only; presents `leaf`, and accepts a server only
+/// if its chain leads to a root in `trust`, it may serve, is not revoked, and its SPIFFE ID is exactly `server`. The host
+/// name in the address is sent as SNI and means nothing beyond that.
 ///
 /// # Errors
 /// - [`CertsError::EmptyBundle`]: no root is valid now.
 /// - [`CertsError::Tls`]: leaf and key do not belong together.
-pub fn client_config(
-    leaf: &IssuedLeaf,
-    trust: &Arc<Trust>,
-    gateway: SpiffeId,
-) -> Result<Arc<ClientConfig>, CertsError> {
+pub fn client_config(leaf: &IssuedLeaf, trust: &Arc<Trust>, server: SpiffeId) -> Result<Arc<ClientConfig>, CertsError> {
     let provider = provider();
-    trust.check_not_empty(OffsetDateTime::now_utc())?;
+    trust.check_not_empty(clock::steady_now())?;
     let algorithms = provider.signature_verification_algorithms;
-    let verifier = GatewayVerifier::new(Arc::clone(trust), algorithms, gateway);
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let verifier = GatewayVerifier::new(Arc::clone(trust), algorithms, server);
+    let mut config = ClientConfig::builder_with_details(provider, Arc::new(SteadyTime))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))

@@ -182,7 +182,8 @@ impl Trust {
         // Mostly one walk is enough. Where it is not, a second one says what is wrong: webpki looks for revocation before it shows
         // us the path, and a certificate that is of another authority as well should be told so.
         let walked = revocation().and_then(&path);
-        if walked.is_err() && lists.is_some() {
+        // Without lists it says the same again, before anything is said of a stranger's name.
+        if walked.is_err() {
             path(None)?;
         }
         let peer = facts.as_ref().map_err(CertsError::restate)?;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 /// Headers between the gateway and its engine. Nothing else can send them: the engine is reached through the gateway's own
-/// socket, or by whoever has the gateway's certificate.
+/// socket, or they are taken away from whoever has not the certificate of a gateway.
 const TENANT: &str = "postern-tenant";
 const LABEL: &str = "postern-label";
 const IDENTITY: &str = "postern-identity";
 const PRIORITY: &str = "postern-priority";
+/// All of them: whoever lets others than the gateway speak to the engine takes them away from those.
+pub const HEADERS: [&str; 4] = [TENANT, LABEL, IDENTITY, PRIORITY];
 /// Bytes of one of them at most; a longer one counts as absent, so nothing is shared under it.
 const BYTES_MAX: usize = 1024;
 

@@ -1,6 +1,6 @@
 //! Dials the gateway and serves HTTP/2 on the connection.
 //!
-//! The engine listens nowhere: it connects to the gateway's UNIX socket, and the gateway is the HTTP client on that
+//! Here the engine listens nowhere: it connects to the gateway's UNIX socket, and the gateway is the HTTP client on that
 //! connection. It dials only when the model is loaded, so for the gateway "connected" means "ready".
 
 use std::path::Path;
@@ -56,6 +56,24 @@ pub async fn serve_embeddings(
 ) -> Result<(), EngineError> {
     let router = api::embeddings_router(Arc::clone(&embedder));
     serve_any(embedder.as_ref(), router, connect, shutdown).await
+}
+
+/// The API of a chat model, for whoever accepts connections himself: the gateway is on another machine then.
+///
+/// Whose headers say on whose behalf a request comes is the caller's question: nothing is shared on the word of somebody
+/// who is not the gateway.
+pub fn router(engine: &Arc<Engine>) -> Router {
+    api::router(Arc::clone(engine))
+}
+
+/// As [`router`], for a model that makes vectors of texts.
+pub fn embeddings_router(embedder: &Arc<Embedder>) -> Router {
+    api::embeddings_router(Arc::clone(embedder))
+}
+
+/// Resolves when the engine's worker has died or hangs: the process should end, and be started anew.
+pub async fn stopped(engine: &Engine) {
+    Served::stopped(engine).await;
 }
 
 /// A model that is served.

@@ -6,6 +6,7 @@ mod engine;
 mod model;
 mod plugin;
 
+pub(crate) use certs::workstation;
 pub(crate) use model::pull;
 
 use std::io::Write as _;
@@ -39,7 +40,7 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
-    /// The language model server; `run` starts it.
+    /// The language model server; `run` starts it, and with --listen it serves gateways on other machines.
     Engine(engine::EngineArguments),
     /// Is this configuration right? Binds no port and changes nothing.
     Check {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_certs::{PathPrefix, RootPlace, spiffe};
+use postern_certs::{PathPrefix, RootPlace, SpiffeId, spiffe};
 
 use crate::classify::label::{Label, Labels};
 pub use file::{OnFailure, Placement, Secret};
@@ -158,6 +158,8 @@ pub struct Target {
     pub api_key: Option<Secret>,
     /// A private authority to trust instead of the machine's.
     pub ca: Option<PathBuf>,
+    /// A node of our own: whom it must prove to be, and the gateway shows it its own certificate. `None`: a service of others.
+    pub node: Option<SpiffeId>,
     /// Our name → theirs; empty: names pass through.
     pub models: std::collections::BTreeMap<String, String>,
     /// Requests a minute that we may send.

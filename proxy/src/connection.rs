@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use postern_certs::Trust;
@@ -36,6 +36,15 @@ const MAX_SEND_BUFFER: usize = 256 << 10;
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
+/// What differs between those who are served.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// For a peer to send headers.
+    pub(crate) receive: Duration,
+    /// Requests at a time on one HTTP/2 connection.
+    pub(crate) streams: u32,
+}
+
 /// What requests are answered with.
 #[derive(Debug)]
 pub(crate) struct Front {
@@ -48,27 +57,46 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     front: Arc<Front>,
     stream: S,
     session: Arc<Session>,
-    mut trust: watch::Receiver<Arc<Trust>>,
+    trust: watch::Receiver<Arc<Trust>>,
     drain: CancellationToken,
     version: Version,
 ) {
-    let receive = front.gateway.config.limits.receive.0;
-    // As agreed in the handshake. Waiting to see what comes first would be a wait without a bound.
-    let http = auto::Builder::new(TokioExecutor::new());
-    let mut http = if version == Version::HTTP_2 { http.http2_only() } else { http.http1_only() };
-    http.http1().timer(TokioTimer::new()).header_read_timeout(receive).max_buf_size(MAX_SEND_BUFFER);
-    http.http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_BYTES)
-        .max_send_buf_size(MAX_SEND_BUFFER)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_EVERY);
+    let bounds = Bounds { receive: front.gateway.config.limits.receive.0, streams: MAX_STREAMS };
     let sessions = session.clone();
     let service = service_fn(move |request| {
         let (front, session) = (front.clone(), sessions.clone());
         async move { Ok::<_, Infallible>(handle(&front, &session, request).await) }
     });
+    drive(stream, service, &session, (trust, drain), version, bounds).await;
+}
+
+/// Serves one connection with `service` until its session ends.
+pub(crate) async fn drive<S, H, B>(
+    stream: S,
+    service: H,
+    session: &Session,
+    (mut trust, drain): (watch::Receiver<Arc<Trust>>, CancellationToken),
+    version: Version,
+    bounds: Bounds,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    H::Future: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    // As agreed in the handshake. Waiting to see what comes first would be a wait without a bound.
+    let http = auto::Builder::new(TokioExecutor::new());
+    let mut http = if version == Version::HTTP_2 { http.http2_only() } else { http.http1_only() };
+    http.http1().timer(TokioTimer::new()).header_read_timeout(bounds.receive).max_buf_size(MAX_SEND_BUFFER);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(bounds.streams)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let end = tokio::select! {
         ended = connection.as_mut() => return note(ended),

@@ -21,6 +21,7 @@ use crate::decide::PlannedRequest;
 use crate::egress::{EgressError, Remote};
 use crate::error::Error;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::Certificate;
 use crate::upstream::health::Observed;
 use crate::upstream::openai::{MAX_EVENT, OpenAi, is_asked_for};
 use crate::upstream::{AttemptError, Reply, Upstream, local};
@@ -78,11 +79,16 @@ impl Dispatcher {
     ///
     /// # Errors
     /// A key or an authority is not to be had.
-    pub fn new(config: &Config, engine: Arc<local::Engine>, metrics: Arc<Metrics>) -> Result<Self, EgressError> {
+    pub fn new(
+        config: &Config,
+        engine: Arc<local::Engine>,
+        certificate: &Arc<Certificate>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, EgressError> {
         let remote = |target: &Arc<Target>| {
             Ok(RemoteTarget {
                 target: target.clone(),
-                upstream: OpenAi::new(Remote::new(target, config.timeouts)?, config.timeouts.idle),
+                upstream: OpenAi::new(Remote::new(target, config.timeouts, certificate)?, config.timeouts.idle),
                 limit: target.requests_per_minute.map(|n| Mutex::new(Ledger::new(n, Instant::now()))),
                 observed: Observed::default(),
             })

@@ -3,7 +3,12 @@
 //! A remote target is reached over HTTPS, HTTP/2 if it offers it. Its certificate is checked against the machine's trust
 //! store or the private authority that the configuration names. Redirects are not followed, cookies are not kept, and
 //! only the headers that are set here go out.
+//!
+//! A target with an `identity` is a node of our own ([`node`]): there the gateway shows its own certificate, and says on whose
+//! behalf it asks.
 #![expect(clippy::disallowed_methods, reason = "this is the one place")]
+
+mod node;
 
 use std::future::Future;
 use std::io;
@@ -18,8 +23,8 @@ use http::{Method, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Builder, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -28,6 +33,9 @@ use tower_service::Service;
 use crate::classify::clearance::EgressPermit;
 use crate::config::read::bounded;
 use crate::config::{Secret, Target, Timeouts};
+use crate::tls::Certificate;
+use crate::upstream::local::origin_headers;
+use node::Node;
 
 /// Idle connections kept to one target, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
@@ -71,52 +79,86 @@ pub enum EgressError {
 /// Connections to one remote target.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    client: Client<Bounded, Full<Bytes>>,
+    way: Way,
     endpoint: Uri,
     authorization: Option<HeaderValue>,
 }
 
+#[derive(Debug, Clone)]
+enum Way {
+    /// To a service of others.
+    Service(Box<Client<Bounded, Full<Bytes>>>),
+    /// To a node of our own.
+    Node(Arc<Node>),
+}
+
+/// Why no answer began. What was said of it is in the log, if it is ours to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// There was no connection.
+    Connect,
+    /// It broke before the answer began.
+    Broken,
+}
+
+impl From<hyper_util::client::legacy::Error> for SendError {
+    fn from(error: hyper_util::client::legacy::Error) -> Self {
+        if error.is_connect() { Self::Connect } else { Self::Broken }
+    }
+}
+
 impl Remote {
-    /// Reads key and authority; connects to nothing yet.
+    /// Reads key and authority; connects to nothing yet. `certificate` is what nodes are shown.
     ///
     /// # Errors
     /// See [`EgressError`].
-    pub fn new(target: &Target, timeouts: Timeouts) -> Result<Self, EgressError> {
+    pub fn new(target: &Target, timeouts: Timeouts, certificate: &Arc<Certificate>) -> Result<Self, EgressError> {
         let name = || target.name.clone();
         let authorization = match &target.api_key {
             Some(secret) => Some(bearer(secret).map_err(|what| EgressError::Key { target: name(), what })?),
             None => None,
         };
-        let roots = match &target.ca {
-            Some(path) => authority(path),
-            None => machine_authorities(),
+        let way = match &target.node {
+            Some(id) => Way::Node(Arc::new(Node::new(name(), id.clone(), certificate.clone(), timeouts.connect))),
+            None => {
+                let roots = match &target.ca {
+                    Some(path) => authority(path),
+                    None => machine_authorities(),
+                };
+                let roots = roots.map_err(|what| EgressError::Authority { target: name(), what })?;
+                let client = client(roots, timeouts.connect);
+                Way::Service(Box::new(client.map_err(|source| EgressError::Tls { target: name(), source })?))
+            }
         };
-        let roots = roots.map_err(|what| EgressError::Authority { target: name(), what })?;
-        let client = client(roots, timeouts.connect).map_err(|source| EgressError::Tls { target: name(), source })?;
         let endpoint: Uri = format!("{}/chat/completions", target.base_url)
             .parse()
             .map_err(|_| EgressError::Authority { target: name(), what: "its base_url is no URL".into() })?;
-        Ok(Self { client, endpoint, authorization })
+        Ok(Self { way, endpoint, authorization })
     }
 
     /// One attempt. Uses the permit up.
     ///
     /// # Errors
-    /// What the client library says; [`is_connect`](hyper_util::client::legacy::Error::is_connect) tells whether a
-    /// connection was made.
-    pub async fn send(&self, permit: EgressPermit) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
+    /// See [`SendError`].
+    pub async fn send(&self, permit: EgressPermit) -> Result<Response<Incoming>, SendError> {
         let accept = if permit.stream() { "text/event-stream" } else { "application/json" };
+        // Only a permit for a node of our own has an origin, and only there it goes.
+        let origin = permit.origin().filter(|_| matches!(self.way, Way::Node(_))).map(origin_headers);
         let mut request = Request::new(Full::new(permit.into_body()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.endpoint.clone();
         let headers = request.headers_mut();
+        headers.extend(origin.unwrap_or_default());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        self.client.request(request).await
+        match &self.way {
+            Way::Service(client) => Ok(client.request(request).await?),
+            Way::Node(node) => node.request(request).await,
+        }
     }
 }
 
@@ -160,16 +202,22 @@ fn client(
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    let https =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp());
+    Ok(pool().build(Bounded { inner: https, within: connect_within }))
+}
+
+fn tcp() -> HttpConnector {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
-    let https =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_FOR)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build(Bounded { inner: https, within: connect_within }))
+    http
+}
+
+fn pool() -> Builder {
+    let mut pool = Client::builder(TokioExecutor::new());
+    pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_FOR).pool_max_idle_per_host(IDLE_CONNECTIONS);
+    pool
 }
 
 fn bearer(secret: &Secret) -> Result<HeaderValue, String> {

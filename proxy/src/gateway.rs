@@ -17,6 +17,7 @@ use crate::route::load::Loader;
 use crate::route::reload::Live;
 use crate::route::shadow::Places;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::Certificate;
 use crate::upstream::local;
 
 /// One running gateway.
@@ -46,11 +47,16 @@ pub struct Gateway {
 
 impl Gateway {
     /// Opens keys and records, compiles the policies. Takes seconds at first start: never call it on a worker thread of
-    /// the runtime. `file` is where the configuration was read.
+    /// the runtime. `file` is where the configuration was read; `certificate` is what nodes of our own are shown.
     ///
     /// # Errors
     /// Says which part cannot be had, and why.
-    pub fn new(file: &Path, mut config: Config, engine: Arc<local::Engine>) -> anyhow::Result<(Self, Flushed)> {
+    pub fn new(
+        file: &Path,
+        mut config: Config,
+        engine: Arc<local::Engine>,
+        certificate: &Arc<Certificate>,
+    ) -> anyhow::Result<(Self, Flushed)> {
         let metrics = Arc::new(Metrics::default());
         let keys = Keys::open(&config.state_dir).context("installation.key in state_dir")?;
         let options = HostOptions { cache_dir: Some(config.compiled_dir.clone()), ..HostOptions::default() };
@@ -60,7 +66,7 @@ impl Gateway {
         let live = Live::start(Loader::new(host, metrics.clone()), (file, &config.state_dir), &part, metrics.clone())?;
         let (audit, flushed) = AuditLog::open(&config.audit_dir, config.audit_retention, metrics.clone())
             .with_context(|| format!("the records in {}", config.audit_dir.display()))?;
-        let dispatcher = Dispatcher::new(&config, engine, metrics.clone())?;
+        let dispatcher = Dispatcher::new(&config, engine, certificate, metrics.clone())?;
         let gateway = Self {
             keys,
             admission: Admission::new(config.limits.requests, config.limits.bodies.0, config.limits.body.0),

@@ -60,7 +60,7 @@ pub enum IssuerError {
     /// A file cannot be used. Likely it is being replaced just now, or it has the wrong owner or mode.
     #[error("`{key}` ({}): {what}", path.display())]
     File {
-        /// The key of the configuration that names the file.
+        /// The key of the configuration that names the file, or its name in a folder.
         key: &'static str,
         /// The file.
         path: PathBuf,

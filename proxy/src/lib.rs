@@ -24,6 +24,7 @@ pub mod gateway;
 pub mod issuer;
 pub mod keys;
 mod listener;
+mod node;
 pub mod open;
 pub mod pipeline;
 pub mod redact;

@@ -24,9 +24,9 @@ use crate::tls::{Certificate, Current};
 /// For a whole handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Handshakes at a time. Nobody is known before its end, so these places are not those of clients that are in.
-const HANDSHAKES: usize = 1024;
+pub(crate) const HANDSHAKES: usize = 1024;
 /// Handshakes at a time from one address: one that only opens connections cannot take all places.
-const HANDSHAKES_PER_ADDRESS: usize = 128;
+pub(crate) const HANDSHAKES_PER_ADDRESS: usize = 128;
 /// After an error of accept, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -120,16 +120,33 @@ pub(crate) async fn anonymous_handshake(
     tls: Arc<ServerConfig>,
     stream: TcpStream,
 ) -> Option<TlsStream<TcpStream>> {
+    match handshake(tls, stream).await {
+        Ok(stream) => Some(stream),
+        Err((reason, error)) => {
+            metrics.handshake_failed(reason);
+            tracing::debug!(error, reason, "a handshake failed");
+            None
+        }
+    }
+}
+
+/// The same for whoever counts himself: the error is a fixed word, and what is to be said of it.
+pub(crate) async fn handshake(
+    tls: Arc<ServerConfig>,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, (&'static str, String)> {
     // Small writes (one token) must not wait for an acknowledgement of the last.
     let _best_effort = stream.set_nodelay(true);
-    let (reason, error) = match tokio::time::timeout(HANDSHAKE_WITHIN, TlsAcceptor::from(tls).accept(stream)).await {
-        Ok(Ok(stream)) => return Some(stream),
-        Ok(Err(error)) => (reason(&error), Some(error)),
-        Err(_) => ("timeout", None),
-    };
-    metrics.handshake_failed(reason);
-    tracing::debug!(error = error.map(tracing::field::display), reason, "a handshake failed");
-    None
+    match tokio::time::timeout(HANDSHAKE_WITHIN, TlsAcceptor::from(tls).accept(stream)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err((reason(&error), in_words(&error))),
+        Err(_) => Err(("timeout", format!("it took longer than {} s", HANDSHAKE_WITHIN.as_secs()))),
+    }
+}
+
+fn in_words(error: &std::io::Error) -> String {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref());
+    tls.map_or_else(|| error.to_string(), postern_certs::refusal::in_words)
 }
 
 /// A fixed word for why a client could not connect.

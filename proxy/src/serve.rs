@@ -51,8 +51,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let inherited =
         inherit(&config).context("`postern gateway` is started by `postern run`, which passes its sockets on")?;
     let engine = local::Engine::new(config.timeouts.idle);
-    let (gateway, flushed) = Gateway::new(config_path, config, engine.clone())?;
-    let certificate = Arc::new(runtime.block_on(Certificate::open(&gateway.config)).context("the certificates")?);
+    let certificate = Arc::new(runtime.block_on(Certificate::open(&config)).context("the certificates")?);
+    let (gateway, flushed) = Gateway::new(config_path, config, engine.clone(), &certificate)?;
     let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, hangup));
     // Dropping the runtime drops what is still running, and with it closes its books.
     runtime.shutdown_timeout(Duration::from_secs(1));

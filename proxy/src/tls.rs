@@ -12,7 +12,7 @@ use postern_certs::{
     Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, Serial, SpiffeId, SystemClock,
     Trust, clock, verify,
 };
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -57,6 +57,7 @@ pub struct Current {
     /// No connection outlives it.
     pub not_after: OffsetDateTime,
     leaf: Arc<IssuedLeaf>,
+    trust: Arc<Trust>,
     schedule: Schedule,
     withdrawn: AtomicBool,
 }
@@ -66,6 +67,15 @@ impl Current {
     #[must_use]
     pub fn is_valid(&self) -> bool {
         clock::steady_now() <= self.not_after && !self.withdrawn.load(Ordering::Relaxed)
+    }
+
+    /// For a connection of ours to a node that must prove to be `server`: the gateway shows the same leaf as to its clients,
+    /// and trusts the same roots and revocation lists.
+    ///
+    /// # Errors
+    /// No root is valid now.
+    pub(crate) fn towards(&self, server: SpiffeId) -> Result<Arc<ClientConfig>, CertsError> {
+        postern_certs::client_config(&self.leaf, &self.trust, server)
     }
 
     fn withdraw(&self) {
@@ -91,7 +101,8 @@ impl Current {
         let tls = postern_certs::server_config(&leaf, trust)?;
         let enrol = enrols.then(|| postern_certs::enrol_server_config(&leaf, &trust.roots())).transpose()?;
         let withdrawn = AtomicBool::new(false);
-        Ok(Self { tls, enrol, not_after: leaf.not_after, leaf, schedule, withdrawn })
+        let trust = Arc::clone(trust);
+        Ok(Self { tls, enrol, not_after: leaf.not_after, leaf, trust, schedule, withdrawn })
     }
 }
 
@@ -208,7 +219,7 @@ impl Certificate {
 
     /// Keeps leaf and trust fresh, for as long as the gateway runs.
     pub async fn keep(self: Arc<Self>, metrics: Arc<Metrics>) {
-        let (mut told, mut ticks) = (Told::default(), 0_u64);
+        let (mut told, mut ticks) = (Told::of("the gateway's certificate"), 0_u64);
         let follow = async {
             match &self.issuer {
                 Issuer::Embedded(_) => std::future::pending().await,
@@ -340,30 +351,34 @@ impl Certificate {
     }
 }
 
-/// What the log was told last about the health of the leaf.
-#[derive(Debug, Default)]
-struct Told {
+/// What the log was told last about the health of a leaf.
+#[derive(Debug)]
+pub(crate) struct Told {
+    what: &'static str,
     last: Option<(Health, OffsetDateTime)>,
 }
 
 impl Told {
-    fn tell(&mut self, health: Health, until: OffsetDateTime, now: OffsetDateTime) {
+    pub(crate) fn of(what: &'static str) -> Self {
+        Self { what, last: None }
+    }
+
+    pub(crate) fn tell(&mut self, health: Health, until: OffsetDateTime, now: OffsetDateTime) {
         let again = self.last.is_none_or(|(last, at)| last != health || now - at > ALARM_EVERY);
         if !again {
             return;
         }
         let before = self.last.replace((health, now)).map(|(health, _)| health);
+        let what = self.what;
         match health {
             Health::Good if before.is_some_and(|before| before != Health::Good) => {
-                tracing::info!(%until, "the gateway's certificate is good again");
+                tracing::info!(%until, "{what} is good again");
             }
             Health::Good => {}
-            Health::Warning => tracing::warn!(%until, "the gateway's certificate should have been renewed long ago"),
-            Health::Alarm => {
-                tracing::error!(%until, "ALARM: the gateway's certificate ends soon and cannot be renewed")
-            }
+            Health::Warning => tracing::warn!(%until, "{what} should have been renewed long ago"),
+            Health::Alarm => tracing::error!(%until, "ALARM: {what} ends soon and cannot be renewed"),
             Health::Expired => {
-                tracing::error!(%until, "the gateway's certificate has ended: no connection is accepted until it is renewed");
+                tracing::error!(%until, "{what} has ended: no connection is accepted until it is renewed");
             }
         }
     }

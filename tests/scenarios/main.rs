@@ -29,6 +29,7 @@ mod identity;
 mod labels;
 mod load;
 mod models;
+mod nodes;
 mod path;
 mod plugins;
 mod policies;

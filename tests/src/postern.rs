@@ -301,7 +301,7 @@ impl Ready {
 }
 
 /// `postern run` has no option for it, so `setpriv` (util-linux) asks the kernel to end it with us.
-fn ends_with_us(program: &Path) -> Command {
+pub(crate) fn ends_with_us(program: &Path) -> Command {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     match std::env::split_paths(&paths).map(|dir| dir.join("setpriv")).find(|path| path.is_file()) {
         Some(setpriv) => {

@@ -65,6 +65,9 @@ impl Process {
         loop {
             // Asked first: what it said before it ended must still be seen.
             let ended = self.child.try_wait()?;
+            if ended.is_some() {
+                self.read_to_the_end().await;
+            }
             if let Some(found) = self.stdout.find(&wanted) {
                 return Ok(found);
             }
@@ -74,6 +77,14 @@ impl Process {
             if Instant::now() > deadline {
                 bail!("{} said nothing of the kind within {within:?}; it said:\n{}", self.name, self.log());
             }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Its last words may still be in the pipe when it has ended. A child of its own may hold that open, so not for ever.
+    async fn read_to_the_end(&self) {
+        let deadline = Instant::now() + KILL_WITHIN;
+        while !(self.stdout.is_complete() && self.stderr.is_complete()) && Instant::now() < deadline {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -221,6 +232,11 @@ impl Lines {
 
     fn find<T>(&self, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(|line| wanted(line))
+    }
+
+    /// The thread that reads lets go of the lines at the end of the stream.
+    fn is_complete(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 
     fn text(&self) -> String {

@@ -7,7 +7,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{Authority, state::State};
 use crate::{
-    CertsError, JoinToken, LeafRequest, Role, Serial, SpiffeId,
+    CertsError, JoinToken, LeafRequest, Serial, SpiffeId,
     csr::Request,
     issue,
     ledger::{Issued, Ledger, MAX_RENEWED_LEAVES},
@@ -44,7 +44,7 @@ impl Authority {
     /// - [`CertsError::NotInvitable`]: `ttl` is nothing or over [`MAX_INVITE_TTL`], or too many invitations wait.
     /// - [`CertsError::ClockSetBack`], [`CertsError::Io`], [`CertsError::Locked`], [`CertsError::Replaced`].
     pub fn invite(&self, id: &SpiffeId, ttl: StdDuration) -> Result<JoinToken, CertsError> {
-        issue::check(&workload(id), &self.settings.trust_domain, &self.settings.prefix)?;
+        issue::check(&self.wanted(id), &self.settings.trust_domain, &self.settings.prefix)?;
         if ttl.is_zero() || ttl > MAX_INVITE_TTL {
             return Err(CertsError::NotInvitable("a join token is good for ten minutes at most"));
         }
@@ -97,6 +97,10 @@ impl Authority {
         })
     }
 
+    fn wanted(&self, id: &SpiffeId) -> LeafRequest {
+        LeafRequest::below(&self.settings.prefix, id.clone())
+    }
+
     /// Signs a workload's leaf, and registers it in the same write that `admit` changes the ledger by.
     fn sign(
         &self,
@@ -114,7 +118,7 @@ impl Authority {
         if ledger.knows_key(&request.key_digest()) {
             return Err(CertsError::Csr("its key has a certificate already: make a new one each time"));
         }
-        let wanted = workload(&id);
+        let wanted = self.wanted(&id);
         issue::check(&wanted, &self.settings.trust_domain, &self.settings.prefix)?;
         let signer = state.issuer_of_workloads(&self.settings, now);
         let chain = issue::sign(&wanted, &request.key, signer, now, self.settings.leaf_ttl)?;
@@ -137,8 +141,4 @@ impl State {
         let ours = std::iter::once(&self.intermediate).chain(&self.retired);
         ours.filter(|signer| signer.key_id == peer.issuer_key_id).map(|signer| signer.name()).next()
     }
-}
-
-fn workload(id: &SpiffeId) -> LeafRequest {
-    LeafRequest { id: id.clone(), role: Role::Workload }
 }

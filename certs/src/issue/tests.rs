@@ -93,10 +93,43 @@ fn refuses_who_must_not_have_a_leaf() {
         (request("spiffe://td/gateway/spare", Role::Workload), "reserved"),
         (request("spiffe://td/clerk/ada", Role::Gateway { names: vec![] }), "may serve"),
         (request("spiffe://other/gateway", Role::Gateway { names: vec![] }), "another trust domain"),
+        (request("spiffe://td/clerk/ada", Role::Node), "only an ID below `/node`"),
+        (request("spiffe://td/node", Role::Node), "only an ID below `/node`"),
+        (request("spiffe://td/nodes/gpu-1", Role::Node), "only an ID below `/node`"),
+        (request("spiffe://td/gateway", Role::Node), "reserved"),
+        (request("spiffe://td/node/gateway", Role::Node), "reserved"),
+        (request("spiffe://td/node/gpu-1", Role::Workload), "a node's"),
+        (request("spiffe://td/node/gpu-1", Role::Gateway { names: vec![] }), "may serve"),
     ] {
         let error = check(&request, &td, &whole).unwrap_err().to_string();
         assert!(error.contains(word), "{request:?}: {error}");
     }
+}
+
+#[test]
+fn what_a_leaf_is_for_stands_in_its_id() {
+    let (whole, branch): (PathPrefix, PathPrefix) = (PathPrefix::whole_domain(), "/branch-17".parse().unwrap());
+    for (prefix, text, role) in [
+        (&whole, "spiffe://td/node/gpu-1", Role::Node),
+        (&whole, "spiffe://td/clerk/ada", Role::Workload),
+        (&whole, "spiffe://td/branch-17/node/gpu-1", Role::Workload),
+        (&branch, "spiffe://td/branch-17/node/gpu-1", Role::Node),
+        (&branch, "spiffe://td/branch-17/node", Role::Workload),
+        (&branch, "spiffe://td/node/gpu-1", Role::Workload),
+    ] {
+        assert_eq!(LeafRequest::below(prefix, id(text)).role, role, "{text} below {prefix}");
+    }
+}
+
+#[test]
+fn a_nodes_leaf_serves_and_has_no_name_that_a_gateway_could_have() {
+    let request = LeafRequest::below(&PathPrefix::whole_domain(), id("spiffe://td/node/gpu-1"));
+    let leaf = issue(request, &intermediate(), NOW, THREE_DAYS).unwrap();
+    assert_eq!(names_in(&leaf), ["spiffe://td/node/gpu-1"]);
+    assert!(verify::leaf_for(&leaf.chain[0], Purpose::Server).is_ok());
+    assert!(verify::leaf_for(&leaf.chain[0], Purpose::Client).is_ok(), "it renews itself");
+    let workstation = issue(workload(), &intermediate(), NOW, THREE_DAYS).unwrap();
+    assert!(verify::leaf_for(&workstation.chain[0], Purpose::Server).is_err());
 }
 
 #[test]

@@ -181,3 +181,19 @@ fn what_is_accepted_makes_a_server() {
     check_gateway(&read, &roots, authority.gateway_id(), OffsetDateTime::now_utc()).unwrap();
     tls::server_config(&read, &Arc::new(Trust::from_roots(&roots).unwrap())).unwrap();
 }
+
+#[test]
+fn what_a_node_cannot_use_is_refused_in_words() {
+    let branch = Branch::new();
+    let (roots, own) = (branch.authority.trust_bundle(), id("spiffe://td/node/gpu-1"));
+    let node = foreign(&branch.leaf("spiffe://td/node/gpu-1", Role::Node));
+    check_node(&node, &roots, &own, NOW).unwrap();
+    let refused = |leaf: &IssuedLeaf, own: &SpiffeId, now| check_node(leaf, &roots, own, now).unwrap_err().to_string();
+    let clerk = foreign(&branch.leaf("spiffe://td/clerk/ada", Role::Workload));
+    assert!(refused(&clerk, &clerk.id, NOW).contains("may not be used by a server"));
+    assert!(refused(&clerk, &own, NOW).contains("it is for spiffe://td/clerk/ada, and this node is"));
+    assert!(refused(&node, &own, node.not_after + Duration::SECOND).contains("it expired at"));
+    assert!(check_node(&node, &Branch::new().authority.trust_bundle(), &own, NOW).is_err());
+    let torn = leaf(node.chain.clone(), clerk.key.clone_key()).unwrap();
+    assert!(refused(&torn, &own, NOW).contains("TLS"));
+}

@@ -1,4 +1,4 @@
-//! Which clients a gateway accepts.
+//! Which clients a gateway, or a node, accepts.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use crate::{Trust, refusal::to_rustls, verify::Purpose};
+use crate::{CertsError, Reason, SpiffeId, Trust, refusal::to_rustls, verify::Purpose};
 
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
@@ -19,12 +19,19 @@ pub(super) struct PeerVerifier {
     hints: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
     trust_domain: String,
+    /// `None`: whoever is of the trust domain; what they may do is asked later.
+    allowed: Option<Vec<SpiffeId>>,
 }
 
 impl PeerVerifier {
-    pub(super) fn new(trust: Arc<Trust>, algorithms: WebPkiSupportedAlgorithms, trust_domain: &str) -> Self {
+    pub(super) fn new(
+        trust: Arc<Trust>,
+        algorithms: WebPkiSupportedAlgorithms,
+        trust_domain: &str,
+        allowed: Option<&[SpiffeId]>,
+    ) -> Self {
         let hints = trust.anchors().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Self { trust, hints, algorithms, trust_domain: trust_domain.to_owned() }
+        Self { trust, hints, algorithms, trust_domain: trust_domain.to_owned(), allowed: allowed.map(<[_]>::to_vec) }
     }
 }
 
@@ -40,7 +47,11 @@ impl ClientCertVerifier for PeerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.trust.verify(end_entity, intermediates, Purpose::Client, &self.trust_domain, now);
-        verified.map_err(to_rustls)?;
+        let peer = verified.map_err(to_rustls)?;
+        if self.allowed.as_ref().is_some_and(|allowed| !allowed.contains(&peer.id)) {
+            let why = format!("{} is not among those who may use this node", peer.id);
+            return Err(to_rustls(CertsError::refused(Reason::NotAllowed, why)));
+        }
         Ok(ClientCertVerified::assertion())
     }
 

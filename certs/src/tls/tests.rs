@@ -20,10 +20,11 @@ use crate::{
 const TRUST_DOMAIN: &str = "td";
 const THREE_DAYS: StdDuration = StdDuration::from_secs(72 * 3600);
 
-/// An authority of `spiffe://td`, a gateway's leaf and a workload's.
+/// An authority of `spiffe://td`, a gateway's leaf, a node's and a workload's.
 struct Branch {
     bundle: Vec<CertificateDer<'static>>,
     gateway: IssuedLeaf,
+    node: IssuedLeaf,
     ada: IssuedLeaf,
 }
 
@@ -46,6 +47,7 @@ fn branch_at(clock: Arc<dyn crate::Clock>) -> Branch {
     Branch {
         bundle: authority.trust_bundle(),
         gateway: authority.issue(gateway_request()).unwrap(),
+        node: authority.issue(LeafRequest::below(authority.prefix(), id("spiffe://td/node/gpu-1"))).unwrap(),
         ada: authority.issue(workload("spiffe://td/clerk/ada")).unwrap(),
     }
 }
@@ -280,6 +282,46 @@ fn a_workloads_leaf_cannot_serve() {
     let expecting_ada = client_config(&branch.ada, &branch.bundle, id("spiffe://td/clerk/ada")).unwrap();
     assert!(purpose(refused(&rogue, &expecting_ada)), "not even for a client that asks for exactly this ID");
     assert!(purpose(refused(&rogue, &Arc::new(branch.ordinary_client(Some(&branch.ada))))));
+}
+
+#[test]
+fn a_node_serves_its_gateway_and_nobody_else() {
+    let (branch, other) = (branch(), branch());
+    let trust = Arc::new(Trust::from_roots(&branch.bundle).unwrap());
+    let node = |allowed: &[&str]| {
+        let allowed: Vec<_> = allowed.iter().map(|text| id(text)).collect();
+        node_server_config(&branch.node, &trust, &allowed).unwrap()
+    };
+    let towards = |leaf: &IssuedLeaf, server: &str| super::client_config(leaf, &trust, id(server)).unwrap();
+    let (server, _) =
+        handshake(&node(&["spiffe://td/gateway"]), &towards(&branch.gateway, "spiffe://td/node/gpu-1")).unwrap();
+    assert_eq!(verify::peer(&server.peer_certificates().unwrap()[0]).unwrap().id, id("spiffe://td/gateway"));
+    // A workstation of the same office, unless it is named.
+    let ada = towards(&branch.ada, "spiffe://td/node/gpu-1");
+    let error = refused(&node(&["spiffe://td/gateway"]), &ada);
+    assert_eq!(Reason::of_handshake(&error), Some(Reason::NotAllowed), "{error}");
+    assert!(handshake(&node(&["spiffe://td/clerk/ada"]), &ada).is_ok());
+    // Nobody without a certificate, nor a gateway of the same name that another root vouches for.
+    let anonymous = Arc::new(branch.ordinary_client(None));
+    assert!(handshake(&node(&["spiffe://td/gateway"]), &anonymous).is_err());
+    let stranger = super::client_config(&other.gateway, &trust, id("spiffe://td/node/gpu-1")).unwrap();
+    let error = refused(&node(&["spiffe://td/gateway"]), &stranger);
+    assert_eq!(Reason::of_handshake(&error), Some(Reason::UnknownAuthority), "{error}");
+    // The gateway asks for this node, and no other.
+    let error = refused(&node(&["spiffe://td/gateway"]), &towards(&branch.gateway, "spiffe://td/node/gpu-2"));
+    assert_eq!(Reason::of_handshake(&error), Some(Reason::Gateway), "{error}");
+    // What a workstation has cannot serve here either.
+    assert!(node_server_config(&branch.ada, &trust, &[id("spiffe://td/gateway")]).is_err());
+}
+
+#[test]
+fn a_node_is_never_taken_for_the_gateway() {
+    let branch = branch();
+    let node = branch.ordinary_server(&branch.node);
+    let error = refused(&node, &branch.client());
+    assert_eq!(Reason::of_handshake(&error), Some(Reason::Gateway), "{error}");
+    // Clients that know no SPIFFE look for the host name, which the leaf of a node has not.
+    assert!(handshake(&node, &Arc::new(branch.ordinary_client(None))).is_err());
 }
 
 #[test]

@@ -115,6 +115,9 @@ fn says_expired_not_yet_valid_and_unknown_authority() {
     assert_eq!(judge(&trust, &chain[..1], NOW), Err(Reason::UnknownAuthority));
     let stranger = Trust::from_roots(&[self::root().certificate.clone()]).unwrap();
     assert_eq!(judge(&stranger, &chain, NOW), Err(Reason::UnknownAuthority));
+    let td2 = Signer::create_root(&id("spiffe://td2"), NOW).unwrap();
+    let unvouched = judge(&trust, &chain_for(&below(&td2, ""), "spiffe://td2/x"), NOW);
+    assert_eq!(unvouched, Err(Reason::UnknownAuthority), "nobody vouches for this name, so nothing is said of it");
     let other = trust.verify(&chain[0], &chain[1..], Purpose::Client, "td2", unix_time(NOW));
     assert_eq!(other.unwrap_err().reason(), Some(Reason::TrustDomain));
     let serving = trust.verify(&chain[0], &chain[1..], Purpose::Server, "td", unix_time(NOW));

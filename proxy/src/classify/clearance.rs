@@ -79,7 +79,7 @@ pub struct EgressPermit {
     origin: Option<Origin>,
 }
 
-/// For the engine on this machine alone: on whose behalf it computes, so that it can be fair, and never lets one tenant
+/// For engines of our own alone, here or on a node: on whose behalf it computes, so that it can be fair, and never lets one tenant
 /// or label tell from its speed what another asked. Digests, which are compared and nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -106,7 +106,7 @@ impl EgressPermit {
         self.stream
     }
 
-    /// On whose behalf; only a permit for the engine says so.
+    /// On whose behalf; only a permit for an engine of our own says so.
     #[must_use]
     pub fn origin(&self) -> Option<&Origin> {
         self.origin.as_ref()
@@ -156,7 +156,11 @@ impl Clearance {
             }
         };
         let body = serialise(tree, model, chat.stream);
-        let origin = matches!(destination, Destination::Engine).then(|| self.origin(request));
+        let is_ours = match destination {
+            Destination::Engine => true,
+            Destination::Remote(target) => target.node.is_some(),
+        };
+        let origin = is_ours.then(|| self.origin(request));
         Ok(EgressPermit { destination: destination.clone(), body, stream: chat.stream, origin })
     }
 

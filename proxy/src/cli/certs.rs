@@ -2,7 +2,7 @@
 //! notices changes within a second.
 
 mod root;
-mod workstation;
+pub(crate) mod workstation;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use postern_certs::{Authority, LeafRequest, Revocation, Role, Serial, SpiffeId};
+use postern_certs::{Authority, LeafRequest, Revocation, Serial, SpiffeId};
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
@@ -30,7 +30,7 @@ pub(super) enum CertsCommand {
     Issue {
         #[command(flatten)]
         config: ConfigArgument,
-        /// Whom it is for, such as spiffe://branch.example.org/clerk/amy.
+        /// Whom it is for, such as spiffe://branch.example.org/clerk/amy; .../node/gpu-1 for an engine on another machine.
         #[arg(long, value_name = "SPIFFE-ID")]
         id: SpiffeId,
         /// Where to write cert.pem, key.pem and ca.pem.
@@ -41,7 +41,7 @@ pub(super) enum CertsCommand {
     Invite {
         #[command(flatten)]
         config: ConfigArgument,
-        /// Whom it is for, such as spiffe://branch.example.org/clerk/amy.
+        /// Whom it is for, such as spiffe://branch.example.org/clerk/amy; .../node/gpu-1 for an engine on another machine.
         #[arg(long, value_name = "SPIFFE-ID")]
         id: SpiffeId,
         /// Seconds for which it may be used; ten minutes at most.
@@ -208,8 +208,10 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
 
 fn issue(config: &ConfigArgument, id: &SpiffeId, out: &Path) -> anyhow::Result<()> {
     let (config, authority) = config.authority()?;
-    let leaf = authority.issue(LeafRequest { id: id.clone(), role: Role::Workload })?;
-    leaf.write(out, &authority.trust_bundle()).with_context(|| format!("writing to {}", out.display()))?;
+    let leaf = authority.issue(LeafRequest::below(authority.prefix(), id.clone()))?;
+    workstation::write_gateway(out, authority.gateway_id())
+        .and_then(|()| leaf.write(out, &authority.trust_bundle()))
+        .with_context(|| format!("writing to {}", out.display()))?;
     let until = leaf.not_after.format(&Rfc3339)?;
     say(&format!("{}: cert.pem, key.pem and ca.pem for {id}, valid until {until}", out.display()));
     note_unmatched(&config, id);
@@ -234,6 +236,9 @@ fn revoke(config: &ConfigArgument, id: Option<SpiffeId>, serial: Option<Serial>)
 }
 
 fn note_unmatched(config: &Config, id: &SpiffeId) {
+    if id.is_node_below(&config.prefix) {
+        return;
+    }
     if !config.identities.iter().any(|rule| rule.pattern.matches(id)) {
         note("no rule under `identities` matches this ID, so the gateway will refuse it");
     }

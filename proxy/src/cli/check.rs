@@ -7,7 +7,7 @@ use postern_engine::catalog;
 use postern_plugins::{HostOptions, PolicyHost};
 
 use super::say;
-use crate::config::{self, Config, ConfigError, PolicyPart};
+use crate::config::{self, Config, ConfigError, PolicyPart, trust};
 use crate::route::load::Loader;
 use crate::route::probe;
 use crate::supervise::MAX_SOCKET_PATH;
@@ -56,6 +56,15 @@ fn warnings(config: &Config) -> Vec<String> {
             found.push(format!("the `openai.ca` of target `{name}`, {}, is not there; `run` needs it", ca.display()));
         }
     }
+    for target in &config.targets {
+        let foreign = target.node.as_ref().filter(|id| !id.is_node_below(&config.prefix));
+        if let (Some(id), trust::Issuer::Embedded) = (foreign, &config.issuer) {
+            let (name, domain, prefix) = (&target.name, &config.trust_domain, &config.prefix);
+            found.push(format!(
+                "the `openai.identity` of target `{name}` is {id}, and the authority here issues certificates that serve only below spiffe://{domain}{prefix}/node"
+            ));
+        }
+    }
     match (&config.engine, config.offline, config.targets.is_empty()) {
         (None, true, _) => found.push("`offline: true` without an `engine`: nobody may answer".to_owned()),
         (None, false, true) => found.push("neither `targets` nor an `engine`: nobody can answer".to_owned()),
@@ -93,6 +102,13 @@ mod tests {
         };
         assert_eq!(of(&target("")), "");
         assert!(of(&target(", ca: gone.pem")).contains("target `sun`, /nowhere/gone.pem, is not there"));
+        let node = |id: &str| {
+            target("")
+                .replace("cloud, clear", "edge, clear")
+                .replace("/v1'", &format!("/v1', identity: 'spiffe://b.example/{id}'"))
+        };
+        assert_eq!(of(&node("node/gpu-1")), "");
+        assert!(of(&node("clerk/amy")).contains("only below spiffe://b.example/node"));
         assert!(of(&format!("{}, offline: true", target(""))).contains("without an `engine`"));
         assert!(of("state_dir: s").contains("nobody can answer"));
         assert!(of(&format!("state_dir: {}", "s".repeat(100))).contains("has a path of 121 bytes"));

@@ -1,26 +1,37 @@
 //! `postern engine`.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use axum::Router;
 use clap::{Args, ValueEnum};
+use postern_certs::SpiffeId;
 use postern_engine::{DeviceChoice, Embedder, Engine, EngineError, EngineOptions, Progress, catalog};
+use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::say;
 use crate::config;
+use crate::issuer::Files;
+use crate::node::Node;
+use crate::node::identity::Identity;
 use crate::supervise::{self, pulse};
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArguments {
     /// A name of `postern model list`, a GGUF file, or a folder with safetensors.
     #[arg(long)]
     model: String,
-    /// The gateway's UNIX socket.
-    #[arg(long, value_name = "SOCKET")]
-    connect: PathBuf,
+    #[command(flatten)]
+    served: ServedArguments,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     device: Device,
@@ -47,6 +58,27 @@ pub(super) struct EngineArguments {
     supervised: bool,
 }
 
+#[derive(Debug, Args)]
+struct ServedArguments {
+    /// The UNIX socket of a gateway on this machine.
+    #[arg(long, value_name = "SOCKET", required_unless_present = "listen", conflicts_with = "listen")]
+    connect: Option<PathBuf>,
+    /// Serve gateways elsewhere, over TLS with client certificates, on this address, such as 0.0.0.0:8445.
+    #[arg(long, value_name = "ADDRESS", requires = "identity", conflicts_with = "supervised")]
+    listen: Option<SocketAddr>,
+    /// With --listen: a folder that `postern certs enrol` or `certs issue` wrote for spiffe://DOMAIN/node/NAME. Its files are
+    /// read again when they change.
+    #[arg(long, value_name = "FOLDER", requires = "listen")]
+    identity: Option<PathBuf>,
+    /// With --listen: who may come in, as often as needed. If it is not given, the gateway that the folder names.
+    #[arg(long, value_name = "SPIFFE-ID", requires = "listen")]
+    allow: Vec<SpiffeId>,
+    /// With --listen: the gateway's own address, such as ai.branch-17.example.org:8443, to renew the certificate there at half
+    /// of its life. If it is not given, somebody else renews it.
+    #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+    gateway: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Device {
     /// The best there is.
@@ -70,8 +102,15 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     options.kv_bytes = arguments.kv_bytes;
     options.kv_eight_bit = arguments.kv_eight_bit;
     options.hung_after = Duration::from_millis(arguments.hung_after_ms);
-    let loaded = Loaded::load(&options)?;
+    let places = options.max_batch_size.saturating_add(options.max_queue);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = arguments.served;
+    // What is wrong with certificates or the address is said before minutes are spent on the model.
+    let opened = match (&served.listen, &served.identity) {
+        (Some(address), Some(dir)) => Some(runtime.block_on(Opened::new(*address, dir, served.allow))?),
+        _ => None,
+    };
+    let loaded = Loaded::load(&options)?;
     runtime.block_on(async {
         if arguments.supervised {
             tokio::spawn(pulse::beat());
@@ -84,14 +123,62 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
             term.recv().await;
             ending.cancel();
         });
-        match loaded {
-            Loaded::Chats(engine) => postern_engine::serve(engine, &arguments.connect, shutdown).await?,
-            Loaded::Vectors(embedder) => {
-                postern_engine::serve_embeddings(embedder, &arguments.connect, shutdown).await?;
-            }
+        match (opened, served.connect) {
+            (Some(opened), _) => opened.serve(loaded, places, served.gateway, shutdown).await?,
+            (None, Some(socket)) => match loaded {
+                Loaded::Chats(engine) => postern_engine::serve(engine, &socket, shutdown).await?,
+                Loaded::Vectors(embedder) => postern_engine::serve_embeddings(embedder, &socket, shutdown).await?,
+            },
+            (None, None) => anyhow::bail!("say --connect or --listen"),
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// A node, before its model is loaded.
+struct Opened {
+    identity: Arc<Identity>,
+    files: Files,
+    socket: TcpSocket,
+}
+
+impl Opened {
+    async fn new(address: SocketAddr, dir: &Path, allow: Vec<SpiffeId>) -> anyhow::Result<Self> {
+        // Prompts are in the memory of this process, and belong in no core file.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+        let (identity, files) = Identity::open(dir, allow).await?;
+        // Bound, but not listening yet: until the model is there, the gateway is refused at once and asks another target.
+        let bind = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok::<_, std::io::Error>(socket)
+        };
+        let socket = bind().with_context(|| format!("the address {address} of --listen"))?;
+        Ok(Self { identity: Arc::new(identity), files, socket })
+    }
+
+    async fn serve(
+        self,
+        loaded: Loaded,
+        places: usize,
+        gateway: Option<String>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let listener = self.socket.listen(BACKLOG)?;
+        // The line that scripts wait for.
+        say(&format!("postern ready engine={}", listener.local_addr()?));
+        let allowed = self.identity.allowed().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        tracing::info!(id = %self.identity.own(), allowed, "serving");
+        let keeping = tokio::spawn(self.identity.clone().keep(self.files, gateway));
+        let node = Node::new(self.identity, loaded.router(), places);
+        let served = tokio::select! {
+            () = node.serve(listener, shutdown) => Ok(()),
+            () = loaded.stopped() => Err(EngineError::Stopped.into()),
+        };
+        keeping.abort();
+        served
+    }
 }
 
 /// A model that is ready.
@@ -103,6 +190,21 @@ enum Loaded {
 }
 
 impl Loaded {
+    fn router(&self) -> Router {
+        match self {
+            Self::Chats(engine) => postern_engine::router(engine),
+            Self::Vectors(embedder) => postern_engine::embeddings_router(embedder),
+        }
+    }
+
+    /// Resolves when it can answer nothing any more.
+    async fn stopped(&self) {
+        match self {
+            Self::Chats(engine) => postern_engine::stopped(engine).await,
+            Self::Vectors(_) => std::future::pending().await,
+        }
+    }
+
     fn load(options: &EngineOptions) -> Result<Self, EngineError> {
         if postern_engine::makes_embeddings(&options.model)? {
             let embedder = Embedder::load(&options.model, &options.name, options.device)?;

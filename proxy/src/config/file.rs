@@ -258,6 +258,11 @@ pub struct OpenAi {
     /// PEM file of a private authority to trust instead of the machine's own.
     #[serde(default)]
     pub ca: Option<PathBuf>,
+    /// The SPIFFE ID that it must have, if it is one of our own engines (`postern engine --listen`): then the gateway shows its
+    /// own certificate there, and trusts the roots of the office alone.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub identity: Option<Placed>,
 }
 
 /// Where a secret comes from; never the secret itself.

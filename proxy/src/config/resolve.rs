@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_certs::{RootPlace, spiffe};
+use postern_certs::{RootPlace, SpiffeId, spiffe};
 use postern_engine::catalog;
 use postern_plugins::detectors::Kind;
 use serde_saphyr::{Location, Spanned};
@@ -77,7 +77,9 @@ impl Resolver<'_> {
         let labels = self.labels(&file.labels)?;
         self.check(&file)?;
         let state_dir = self.base.join(&file.state_dir);
-        let targets = file.targets.iter().map(|target| self.target(target, &labels)).collect::<Result<Vec<_>, _>>()?;
+        let domain = &file.trust.domain.value;
+        let targets =
+            file.targets.iter().map(|target| self.target(target, domain, &labels)).collect::<Result<Vec<_>, _>>()?;
         self.unique(file.targets.iter().map(|target| &target.name), "target")?;
         self.unique(policies::names(&file.policies), "policy")?;
         let compiled_dir = state_dir.join(&file.plugins.compiled);
@@ -253,7 +255,7 @@ impl Resolver<'_> {
         Ok(IdentityRule { pattern, tenant: rule.tenant.clone(), floor, ceiling, limits: rule.limits })
     }
 
-    fn target(&self, target: &file::Target, labels: &Labels) -> Result<Arc<Target>, ConfigError> {
+    fn target(&self, target: &file::Target, domain: &str, labels: &Labels) -> Result<Arc<Target>, ConfigError> {
         let name = &target.name;
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
         if name.value.is_empty() || name.value.len() > 64 || !name.value.chars().all(plain) || name.value == "engine" {
@@ -275,10 +277,35 @@ impl Resolver<'_> {
             base_url: self.base_url(&target.openai.base_url)?,
             api_key: target.openai.api_key.clone().map(|secret| self.secret(secret)),
             ca: target.openai.ca.as_ref().map(|path| self.base.join(path)),
+            node: target.openai.identity.as_ref().map(|id| self.node(target, id, domain)).transpose()?,
             models: target.models.clone(),
             requests_per_minute: target.limits.requests_per_minute,
             price: target.price.as_ref().map(|price| self.price(price)).transpose()?,
         }))
+    }
+
+    /// Whom a node of our own has to prove to be.
+    fn node(&self, target: &file::Target, written: &Placed, domain: &str) -> Result<SpiffeId, ConfigError> {
+        let wanted = |what: &str| Err(self.error(&written.referenced, what));
+        let Ok(id) = written.value.parse::<SpiffeId>() else {
+            return wanted(&format!("expected the SPIFFE ID of the node, such as spiffe://{domain}/node/gpu-1"));
+        };
+        if id.trust_domain() != domain || id.path().is_empty() {
+            return wanted(&format!("no node of the trust domain `{domain}` could ever be called so"));
+        }
+        if id.is_reserved_for_gateway() {
+            return wanted("a gateway is no engine: name the node, such as spiffe://domain/node/gpu-1");
+        }
+        if target.placement != file::TargetKind::Edge {
+            return wanted("a target with an `identity` is a node of our own, so its `placement` is `edge`");
+        }
+        if target.openai.ca.is_some() || target.openai.api_key.is_some() {
+            return wanted("certificates of the trust domain say who is who, so leave out `ca` and `api_key`");
+        }
+        if !target.openai.base_url.value.starts_with("https://") {
+            return wanted("`identity` is proved in TLS, so `base_url` must begin with https://");
+        }
+        Ok(id)
     }
 
     fn price(&self, price: &Spanned<file::Price>) -> Result<file::Price, ConfigError> {
@@ -409,6 +436,35 @@ targets:
         }
         for model in ["no-such-model", "hf:them", "hf:them/model/weights.bin", "/no/such/file.gguf"] {
             assert!(with(model).unwrap_err().contains("neither a name of `postern model list`"), "{model}");
+        }
+    }
+
+    #[test]
+    fn a_node_of_our_own_is_named_exactly_and_needs_nothing_else() {
+        let target = |placement: &str, openai: &str| {
+            let node =
+                format!("  - {{name: gpu, placement: {placement}, clearance: confidential, openai: {{{openai}}}}}\n");
+            read(&format!("{SMALL}{node}"))
+        };
+        let url = "base_url: 'https://gpu-1:8445/v1'";
+        let good = target("edge", &format!("{url}, identity: spiffe://branch.example.org/node/gpu-1")).unwrap();
+        let ids: Vec<_> = good.targets.iter().map(|target| target.node.as_ref().map(SpiffeId::to_string)).collect();
+        assert_eq!(ids, [None, Some("spiffe://branch.example.org/node/gpu-1".to_owned())]);
+        for (placement, openai, expected) in [
+            ("edge", format!("{url}, identity: gpu-1"), "expected the SPIFFE ID of the node"),
+            ("edge", format!("{url}, identity: spiffe://other.example/node/gpu-1"), "could ever be called so"),
+            ("edge", format!("{url}, identity: spiffe://branch.example.org"), "could ever be called so"),
+            ("edge", format!("{url}, identity: spiffe://branch.example.org/gateway"), "a gateway is no engine"),
+            ("cloud", format!("{url}, identity: spiffe://branch.example.org/node/gpu-1"), "its `placement` is `edge`"),
+            ("edge", format!("{url}, identity: spiffe://branch.example.org/node/gpu-1, ca: x.pem"), "leave out `ca`"),
+            (
+                "edge",
+                "base_url: 'http://127.0.0.1:1/v1', identity: spiffe://branch.example.org/node/gpu-1".to_owned(),
+                "must begin with https://",
+            ),
+        ] {
+            let error = target(placement, &openai).unwrap_err();
+            assert!(error.contains(expected) && error.contains(":15:"), "{openai}: {error}");
         }
     }
 

@@ -10,10 +10,18 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// For requests under way, after a connection was asked to end.
-pub(crate) const DRAIN_WITHIN: Duration = Duration::from_secs(30);
-/// No connection lives longer, so that load moves and rules take hold.
-const MAX_AGE: Duration = Duration::from_secs(3600);
+/// How long a connection may live, whatever the leaves say, and how long requests under way may take after it was asked to end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Life {
+    age: Duration,
+    drain: Duration,
+}
+
+/// Of clients: load moves and rules take hold within the hour.
+pub(crate) const CLIENT: Life = Life { age: Duration::from_secs(3600), drain: Duration::from_secs(30) };
+/// Between the gateway and a node of its own: the streams of many clients are on it, and each may take as long as a request
+/// may last.
+pub(crate) const NODE: Life = Life { age: Duration::from_secs(7 * 86_400), drain: Duration::from_secs(600) };
 
 /// One authenticated connection.
 #[derive(Debug)]
@@ -26,6 +34,7 @@ pub struct Session {
     soft_end: Instant,
     /// Cut here.
     hard_end: Instant,
+    drain: Duration,
     /// A request came after `until`: the machine slept, or its clock was set.
     overdue: CancellationToken,
     cut: OnceLock<&'static str>,
@@ -41,13 +50,20 @@ pub(crate) enum End {
 }
 
 impl Session {
-    /// `own_end` is the end of our own leaf.
+    /// Of a client; `own_end` is the end of our own leaf.
     #[must_use]
     pub fn new(peer: Peer, own_end: OffsetDateTime) -> Self {
-        let (until, soft, hard) = ends(peer.not_after, own_end, SystemClock.now());
+        Self::with(peer, own_end, CLIENT)
+    }
+
+    /// With another life than a client's.
+    #[must_use]
+    pub(crate) fn with(peer: Peer, own_end: OffsetDateTime, life: Life) -> Self {
+        let (until, soft, hard) = ends(peer.not_after, own_end, SystemClock.now(), life);
         let now = Instant::now();
         let (soft_end, hard_end) = (now + soft, now + hard);
-        Self { peer, until, soft_end, hard_end, overdue: CancellationToken::new(), cut: OnceLock::new() }
+        let drain = life.drain;
+        Self { peer, until, soft_end, hard_end, drain, overdue: CancellationToken::new(), cut: OnceLock::new() }
     }
 
     /// False if a leaf has ended meanwhile; the connection is then asked to end. By wall time, which goes on while a machine
@@ -84,7 +100,7 @@ impl Session {
 
     /// Waits, after it was asked to end, until it has to be cut.
     pub(crate) async fn end_now(&self, trust: &mut watch::Receiver<Arc<Trust>>) -> &'static str {
-        let drained = Instant::now() + DRAIN_WITHIN;
+        let drained = Instant::now() + self.drain;
         let revoked = async {
             loop {
                 if let End::Now(code) = self.distrusted(trust).await {
@@ -96,6 +112,18 @@ impl Session {
             code = revoked => code,
             () = sleep_until(drained) => "drain_timeout",
             () = sleep_until(self.hard_end) => "connection_expired",
+        }
+    }
+
+    /// Waits until a connection has to be cut that is ours, so that the other side has to be asked by nobody to end it.
+    pub(crate) async fn over(&self, trust: &mut watch::Receiver<Arc<Trust>>) -> &'static str {
+        let end = tokio::select! {
+            end = self.distrusted(trust) => end,
+            () = sleep_until(self.hard_end) => End::Now("connection_expired"),
+        };
+        match end {
+            End::Now(code) => code,
+            End::Soon => self.end_now(trust).await,
         }
     }
 
@@ -122,12 +150,17 @@ impl Session {
 }
 
 /// The end of the leaf that ends first; after how long the connection is asked to end, and cut.
-fn ends(theirs: OffsetDateTime, ours: OffsetDateTime, now: OffsetDateTime) -> (OffsetDateTime, Duration, Duration) {
+fn ends(
+    theirs: OffsetDateTime,
+    ours: OffsetDateTime,
+    now: OffsetDateTime,
+    life: Life,
+) -> (OffsetDateTime, Duration, Duration) {
     let until = theirs.min(ours);
     let left = Duration::try_from(until - now).unwrap_or_default();
     // Asked early enough that what is under way ends before the leaf does.
-    let soft = left.saturating_sub(DRAIN_WITHIN.min(left / 2)).min(MAX_AGE);
-    (until, soft, left.min(soft + DRAIN_WITHIN))
+    let soft = left.saturating_sub(life.drain.min(left / 2)).min(life.age);
+    (until, soft, left.min(soft + life.drain))
 }
 
 #[cfg(test)]
@@ -140,8 +173,11 @@ mod tests {
         let at = |seconds: i64| now + time::Duration::seconds(seconds);
         for (first, soft, hard) in [(600, 570, 600), (10, 5, 10), (-1, 0, 0), (80_000, 3600, 3630)] {
             let expected = (at(first), Duration::from_secs(soft), Duration::from_secs(hard));
-            assert_eq!(ends(at(first), at(86_400), now), expected, "theirs");
-            assert_eq!(ends(at(86_400), at(first), now), expected, "ours");
+            assert_eq!(ends(at(first), at(86_400), now, CLIENT), expected, "theirs");
+            assert_eq!(ends(at(86_400), at(first), now, CLIENT), expected, "ours");
         }
+        // Nothing is cut on a node but by the end of a leaf, and what is under way has ten minutes before it.
+        let expected = (at(80_000), Duration::from_secs(79_400), Duration::from_secs(80_000));
+        assert_eq!(ends(at(80_000), at(86_400), now, NODE), expected);
     }
 }

@@ -45,10 +45,24 @@ pub struct Paths {
     pub crl: Option<PathBuf>,
 }
 
+/// What names the files, for whoever reads an error.
+#[derive(Debug, Clone, Copy)]
+struct Keys {
+    cert: &'static str,
+    key: &'static str,
+    ca: &'static str,
+    crl: &'static str,
+}
+
+const OF_THE_CONFIGURATION: Keys =
+    Keys { cert: "trust.files.cert", key: "trust.files.key", ca: "trust.files.ca", crl: "trust.files.crl" };
+const OF_A_FOLDER: Keys = Keys { cert: "cert.pem", key: "key.pem", ca: "ca.pem", crl: "crl.pem" };
+
 /// The files, and what was seen of them last.
 #[derive(Debug)]
 pub struct Files {
     paths: Paths,
+    keys: Keys,
     /// When they are read next.
     due: Instant,
     /// What the caller has.
@@ -63,7 +77,14 @@ impl Files {
     /// Reads nothing yet.
     #[must_use]
     pub fn new(paths: Paths) -> Self {
-        Self { paths, due: Instant::now(), delivered: None, told: None, suspected: None }
+        Self { paths, keys: OF_THE_CONFIGURATION, due: Instant::now(), delivered: None, told: None, suspected: None }
+    }
+
+    /// Those that `postern certs enrol` and `certs issue` write into a folder.
+    #[must_use]
+    pub fn of_folder(dir: &Path) -> Self {
+        let [cert, key, ca] = [OF_A_FOLDER.cert, OF_A_FOLDER.key, OF_A_FOLDER.ca].map(|name| dir.join(name));
+        Self { keys: OF_A_FOLDER, ..Self::new(Paths { cert, key, ca, crl: None }) }
     }
 
     /// At first: what is there now. Later: waits until the content changed, or until a fault is over that was told.
@@ -75,10 +96,10 @@ impl Files {
     pub async fn next(&mut self) -> Result<Material, IssuerError> {
         loop {
             tokio::time::sleep_until(self.due).await;
-            let paths = self.paths.clone();
+            let (paths, keys) = (self.paths.clone(), self.keys);
             // After a fault that was told, the same content as before is news.
             let known = self.delivered.filter(|_| self.told.is_none());
-            let read = tokio::task::spawn_blocking(move || read(&paths, known)).await;
+            let read = tokio::task::spawn_blocking(move || read(&paths, keys, known)).await;
             self.due = Instant::now() + POLL;
             match read.map_err(|_| IssuerError::Stopping)? {
                 Ok(None) => self.suspected = None,
@@ -110,12 +131,12 @@ impl Files {
 }
 
 /// `None`: the content is that of `known`.
-fn read(paths: &Paths, known: Option<Fingerprint>) -> Result<Option<(Fingerprint, Material)>, IssuerError> {
-    let cert = Source::open("trust.files.cert", &paths.cert)?.read(MAX_CERTIFICATES_BYTES)?;
-    let key = Source::open("trust.files.key", &paths.key)?.not_exposed()?.read(MAX_KEY_BYTES)?;
-    let ca = Source::open("trust.files.ca", &paths.ca)?.read(MAX_CERTIFICATES_BYTES)?;
+fn read(paths: &Paths, keys: Keys, known: Option<Fingerprint>) -> Result<Option<(Fingerprint, Material)>, IssuerError> {
+    let cert = Source::open(keys.cert, &paths.cert)?.read(MAX_CERTIFICATES_BYTES)?;
+    let key = Source::open(keys.key, &paths.key)?.not_exposed()?.read(MAX_KEY_BYTES)?;
+    let ca = Source::open(keys.ca, &paths.ca)?.read(MAX_CERTIFICATES_BYTES)?;
     let crl = match &paths.crl {
-        Some(path) => Some(Source::open("trust.files.crl", path)?.read(MAX_CRL_BYTES)?),
+        Some(path) => Some(Source::open(keys.crl, path)?.read(MAX_CRL_BYTES)?),
         None => None,
     };
     let crl_bytes = crl.as_ref().map(|crl| crl.bytes.as_slice()).unwrap_or_default();
@@ -137,10 +158,11 @@ fn parse(
         PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| key.unreadable("unencrypted private key", &error))?;
     let leaf = material::leaf(chain, private).map_err(|error| cert.fault(error.to_string()))?;
     material::check_key(&leaf).map_err(|_| {
-        key.fault(
-            "it cannot be used by TLS, or is not the key of the certificate in `trust.files.cert`; perhaps one of the \
-             two was replaced already and the other was not",
-        )
+        key.fault(format!(
+            "it cannot be used by TLS, or is not the key of the certificate in `{}`; perhaps one of the two was replaced \
+             already and the other was not",
+            cert.key
+        ))
     })?;
     material::check_validity(&leaf, SystemClock.now()).map_err(|error| cert.fault(error.to_string()))?;
     let roots: Vec<CertificateDer<'static>> = ca.sections("certificate", material::MAX_ROOTS)?;

@@ -254,9 +254,9 @@ async fn ask(link: &Link, headers: HeaderMap, body: Bytes) -> Result<Response<In
     requests.send_request(request).await.map_err(|_| AttemptError::Broken)
 }
 
-/// How the engine learns on whose behalf it computes. Nobody else can send it these: it is reached only through our
-/// socket, and clients' headers are never passed on.
-fn origin_headers(origin: &Origin) -> HeaderMap {
+/// How an engine of our own, here or on a node, learns on whose behalf it computes. Nobody else can send it these: it is
+/// reached only through our socket, or believes them only from a gateway; and clients' headers are never passed on.
+pub(crate) fn origin_headers(origin: &Origin) -> HeaderMap {
     let priority = if origin.bulk { "bulk" } else { "interactive" };
     let pairs = [
         ("postern-tenant", origin.tenant.as_str()),

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{AttemptError, Reply, Upstream};
 use crate::classify::clearance::EgressPermit;
-use crate::egress::Remote;
+use crate::egress::{Remote, SendError};
 
 /// The most bytes of a whole answer.
 const MAX_ANSWER: usize = 16 << 20;
@@ -49,11 +49,10 @@ impl Upstream for OpenAi {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
             let stream = permit.stream();
-            let response = self
-                .remote
-                .send(permit)
-                .await
-                .map_err(|error| if error.is_connect() { AttemptError::Connect } else { AttemptError::Broken })?;
+            let response = self.remote.send(permit).await.map_err(|error| match error {
+                SendError::Connect => AttemptError::Connect,
+                SendError::Broken => AttemptError::Broken,
+            })?;
             read(response, stream, self.idle).await
         }
         .boxed()

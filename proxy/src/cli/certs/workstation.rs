@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use postern_certs::issue::write_beside;
 use postern_certs::rotate::{Action, Failures, Schedule};
-use postern_certs::{Clock as _, Csr, IssuedLeaf, JoinToken, SpiffeId, SystemClock, Trust, material};
+use postern_certs::{CertsError, Clock as _, Csr, IssuedLeaf, JoinToken, SpiffeId, SystemClock, Trust, material};
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -67,7 +67,7 @@ pub(super) fn enrol(arguments: &Enrol) -> anyhow::Result<()> {
     let roots = certificates(&answer, "ca")?;
     let trusted = token.pinned(&roots);
     ensure!(!trusted.is_empty(), "none of the gateway's roots is the one that the token names");
-    finish(&arguments.out, &csr, &answer, &trusted, token.gateway())
+    told(&arguments.out, &finish(&arguments.out, &csr, &answer, &trusted, token.gateway())?)
 }
 
 pub(super) fn renew(arguments: &Renew) -> anyhow::Result<()> {
@@ -81,12 +81,22 @@ pub(super) fn renew(arguments: &Renew) -> anyhow::Result<()> {
         say(&format!("not due before {}; nothing was done", due.due().format(&Rfc3339)?));
         return Ok(());
     }
+    told(dir, &renew_leaf(dir, &leaf, &arguments.gateway)?)
+}
+
+/// Replaces certificate and key in a folder now, for a process that keeps its own.
+pub(crate) fn renew_in(dir: &Path, gateway: &str) -> anyhow::Result<IssuedLeaf> {
+    IssuedLeaf::complete(dir)?;
+    renew_leaf(dir, &read_leaf(dir)?, gateway)
+}
+
+fn renew_leaf(dir: &Path, leaf: &IssuedLeaf, address: &str) -> anyhow::Result<IssuedLeaf> {
     let roots = certificates_of(&dir.join("ca.pem"))?;
     let gateway = gateway_id(dir, &leaf.id)?;
     let trust = Arc::new(Trust::from_roots(&roots)?);
-    let tls = postern_certs::client_config(&leaf, &trust, gateway.clone())?;
+    let tls = postern_certs::client_config(leaf, &trust, gateway.clone())?;
     let csr = Csr::generate(&leaf.id)?;
-    let answer = exchange(&arguments.gateway, tls, RENEW_PATH, &json!({"csr": postern_certs::pem::request(&csr.der)}))?;
+    let answer = exchange(address, tls, RENEW_PATH, &json!({"csr": postern_certs::pem::request(&csr.der)}))?;
     // Over a connection that the present roots vouch for, so new roots may be taken up.
     let roots = certificates(&answer, "ca")?;
     finish(dir, &csr, &answer, &roots, &gateway)
@@ -98,13 +108,21 @@ fn finish(
     answer: &Value,
     roots: &[CertificateDer<'static>],
     gateway: &SpiffeId,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<IssuedLeaf> {
     let leaf = material::leaf(certificates(answer, "certificate")?, csr.key.clone_key())?;
     material::check_key(&leaf).context("what the gateway signed is not for the key that was made here")?;
-    let about = json!({"gateway": gateway.to_string()}).to_string();
-    write_beside(dir, GATEWAY_FILE, about.as_bytes())
+    write_gateway(dir, gateway)
         .and_then(|()| leaf.write(dir, roots))
         .with_context(|| format!("writing to {}", dir.display()))?;
+    Ok(leaf)
+}
+
+/// Notes who the gateway is, for whoever uses the certificate in this folder.
+pub(crate) fn write_gateway(dir: &Path, gateway: &SpiffeId) -> Result<(), CertsError> {
+    write_beside(dir, GATEWAY_FILE, json!({"gateway": gateway.to_string()}).to_string().as_bytes())
+}
+
+fn told(dir: &Path, leaf: &IssuedLeaf) -> anyhow::Result<()> {
     let until = leaf.not_after.format(&Rfc3339)?;
     say(&format!("{}: cert.pem, key.pem and ca.pem for {}, valid until {until}", dir.display(), leaf.id));
     Ok(())
@@ -118,7 +136,7 @@ fn read_leaf(dir: &Path) -> anyhow::Result<IssuedLeaf> {
 }
 
 /// As noted when it was enrolled; else the gateway of the whole trust domain.
-fn gateway_id(dir: &Path, own: &SpiffeId) -> anyhow::Result<SpiffeId> {
+pub(crate) fn gateway_id(dir: &Path, own: &SpiffeId) -> anyhow::Result<SpiffeId> {
     let Ok(text) = std::fs::read_to_string(dir.join(GATEWAY_FILE)) else {
         return Ok(SpiffeId::gateway(own.trust_domain())?);
     };

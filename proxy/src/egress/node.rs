@@ -1,0 +1,255 @@
+//! Connections to a node of our own: an engine on another machine, which proves to be exactly the one that the configuration
+//! names, and lets in nobody but the gateway.
+//!
+//! Each leaf and each change of trust has connections of its own. What was connected with the one before takes no new request;
+//! what is under way there ends by itself, unless a leaf ends or is revoked meanwhile: then it is cut.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioTimer;
+use postern_certs::{CertsError, SpiffeId, refusal, verify};
+use tower_service::Service;
+
+use super::{Bounded, ConnectError, SendError, pool, tcp};
+use crate::connection::session::{NODE, Session};
+use crate::tls::{Certificate, Current};
+
+/// How often a silent connection is asked whether the node is still there.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// How often the same complaint is repeated in the log.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+type Requests = Client<Watched, Full<Bytes>>;
+
+/// One node.
+#[derive(Debug)]
+pub(super) struct Node {
+    target: String,
+    identity: SpiffeId,
+    certificate: Arc<Certificate>,
+    connect_within: Duration,
+    held: ArcSwapOption<Held>,
+    complained: Mutex<Option<(String, Instant)>>,
+}
+
+/// Connections that were made with one leaf and one trust.
+#[derive(Debug)]
+struct Held {
+    with: Arc<Current>,
+    requests: Requests,
+}
+
+impl Node {
+    /// Connects to nothing yet. `identity` is whom the node must prove to be.
+    pub(super) fn new(
+        target: String,
+        identity: SpiffeId,
+        certificate: Arc<Certificate>,
+        connect_within: Duration,
+    ) -> Self {
+        let (held, complained) = (ArcSwapOption::empty(), Mutex::default());
+        Self { target, identity, certificate, connect_within, held, complained }
+    }
+
+    pub(super) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+        let current = self.certificate.current();
+        if !current.is_valid() {
+            self.complain("the gateway's own certificate has ended");
+            return Err(SendError::Connect);
+        }
+        let requests = self.requests(&current).map_err(|error| {
+            self.complain(&error.to_string());
+            SendError::Connect
+        })?;
+        requests.request(request).await.map_err(|error| {
+            self.complain(&in_words(&error));
+            SendError::from(error)
+        })
+    }
+
+    fn requests(&self, current: &Arc<Current>) -> Result<Requests, CertsError> {
+        if let Some(held) = self.held.load().as_ref().filter(|held| Arc::ptr_eq(&held.with, current)) {
+            return Ok(held.requests.clone());
+        }
+        let mut tls = rustls::ClientConfig::clone(&*current.towards(self.identity.clone())?);
+        // The builder of the connector says itself what is offered.
+        tls.alpn_protocols.clear();
+        let https =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_all_versions().wrap_connector(tcp());
+        let inner = Bounded { inner: https, within: self.connect_within };
+        let connector = Watched { inner, certificate: self.certificate.clone(), with: current.clone() };
+        let requests = pool()
+            .timer(TokioTimer::new())
+            .http2_keep_alive_interval(PING_EVERY)
+            .http2_keep_alive_timeout(PING_EVERY)
+            .build(connector);
+        self.held.store(Some(Arc::new(Held { with: current.clone(), requests: requests.clone() })));
+        Ok(requests)
+    }
+
+    /// Says what is wrong: a node is ours, so somebody can mend it. Nothing of a request is in such a text.
+    fn complain(&self, what: &str) {
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = |(before, at): &(String, Instant)| before != what || at.elapsed() > COMPLAIN_EVERY;
+        if complained.as_ref().is_none_or(again) {
+            let (target, identity) = (self.target.as_str(), &self.identity);
+            tracing::warn!(target, %identity, error = what, "a node of our own cannot be used");
+            *complained = Some((what.to_owned(), Instant::now()));
+        }
+    }
+}
+
+/// The reason of ours, if it was TLS; else all that the library says, the cause last.
+fn in_words(error: &(dyn Error + 'static)) -> String {
+    let (mut next, mut said) = (Some(error), Vec::new());
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref() {
+            return refusal::in_words(tls);
+        }
+        said.push(error.to_string());
+        // What an `io::Error` was made of is not its source.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    said.dedup();
+    said.join(": ")
+}
+
+/// A connector whose connections end with the leaf of either side, and when the node's is revoked.
+#[derive(Debug, Clone)]
+struct Watched {
+    inner: Bounded,
+    certificate: Arc<Certificate>,
+    with: Arc<Current>,
+}
+
+impl Service<Uri> for Watched {
+    type Response = Guarded;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Guarded, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        // Before the handshake, so that no change of trust is missed.
+        let mut trust = self.certificate.trust();
+        let (connecting, own_end) = (self.inner.call(uri), self.with.not_after);
+        Box::pin(async move {
+            let stream = connecting.await?;
+            let leaf = match &stream {
+                MaybeHttpsStream::Https(tls) => tls.inner().get_ref().1.peer_certificates().and_then(<[_]>::first),
+                MaybeHttpsStream::Http(_) => None,
+            };
+            let peer = leaf.map(verify::peer).ok_or("the node showed no certificate")??;
+            let session = Arc::new(Session::with(peer, own_end, NODE));
+            let watched = session.clone();
+            let over = Box::pin(async move { watched.over(&mut trust).await });
+            Ok(Guarded { stream, session, over, ended: None })
+        })
+    }
+}
+
+/// A connection to a node, as long as both leaves are good.
+struct Guarded {
+    stream: <Bounded as Service<Uri>>::Response,
+    session: Arc<Session>,
+    over: Pin<Box<dyn Future<Output = &'static str> + Send>>,
+    ended: Option<&'static str>,
+}
+
+impl Guarded {
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.ended.is_none()
+            && let Poll::Ready(code) = self.over.as_mut().poll(context)
+        {
+            self.ended = Some(code);
+        }
+        self.check_now()
+    }
+
+    /// Without waking anybody: only reads wait for the end, since one is always under way.
+    fn check_now(&self) -> io::Result<()> {
+        // By the clock of the wall as well: timers stand still while a machine sleeps.
+        match self.ended {
+            Some(code) => Err(io::Error::other(code)),
+            None if !self.session.is_current() => Err(io::Error::other("connection_expired")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Read for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(context)?;
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl Write for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_now()?;
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check_now()?;
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+}
+
+impl Connection for Guarded {
+    fn connected(&self) -> Connected {
+        self.stream.connected()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_tls_is_told_in_our_words_however_deep_it_lies() {
+        let refused = rustls::Error::General("the server is not the one".into());
+        let deep = io::Error::other(io::Error::other(refused));
+        assert_eq!(in_words(&deep), "unexpected error: the server is not the one");
+        let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens");
+        assert_eq!(in_words(&io::Error::other(refused)), "nobody listens");
+    }
+}
