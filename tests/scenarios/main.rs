@@ -27,6 +27,7 @@ mod expiry;
 mod identity;
 mod labels;
 mod load;
+mod memory;
 mod models;
 mod path;
 mod plugins;
