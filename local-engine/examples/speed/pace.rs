@@ -12,7 +12,7 @@ use crate::{Done, SHORT_PROMPT_TOKENS, begin, milliseconds, prompt, rounded, sub
 
 const STREAMS: usize = 8;
 const LONG_PROMPT_TOKENS: usize = 4000;
-/// Until all have begun and go at their pace.
+/// Until all go at their pace.
 const SETTLE: Duration = Duration::from_secs(1);
 const ALONE: Duration = Duration::from_secs(5);
 /// Longer than the measurement takes.
@@ -20,12 +20,17 @@ const ANSWER_TOKENS: usize = 1 << 20;
 
 pub(crate) async fn measured(engine: &Engine) -> Done<Value> {
     let enough = CancellationToken::new();
-    let mut streams = Vec::new();
+    let mut answers = Vec::new();
     for at in 0..STREAMS {
         // With probabilities each token is told by itself, also one that ends within a character.
         let scored = Sampling { logprobs: Some(0), ..Sampling::default() };
         let prompt = prompt(SHORT_PROMPT_TOKENS, 8000 + at);
         let answer = submit_as(engine, prompt, ANSWER_TOKENS, Origin::default(), scored)?;
+        answers.push(answer);
+    }
+    let mut streams = Vec::new();
+    for mut answer in answers {
+        begin(&mut answer).await?;
         streams.push(tokio::spawn(times(answer, enough.clone())));
     }
     tokio::time::sleep(SETTLE).await;
@@ -40,10 +45,8 @@ pub(crate) async fn measured(engine: &Engine) -> Done<Value> {
     enough.cancel();
     let mut all = Vec::new();
     for stream in streams {
-        all.push(stream.await?);
-    }
-    if all.iter().any(|times| times.last().is_none_or(|last| *last + SETTLE < beside.end)) {
-        return Err("an answer ended while the long prompt was read, so what was measured means nothing".into());
+        let ended = "an answer ended while the long prompt was read, so what was measured means nothing";
+        all.push(stream.await?.ok_or(ended)?);
     }
     let took = beside.end - beside.start;
     Ok(json!({
@@ -52,15 +55,15 @@ pub(crate) async fn measured(engine: &Engine) -> Done<Value> {
     }))
 }
 
-/// When each token came.
-async fn times(mut answer: Receiver<GenerationEvent>, enough: CancellationToken) -> Vec<Instant> {
+/// When each token came; `None` if the answer ended before it was enough.
+async fn times(mut answer: Receiver<GenerationEvent>, enough: CancellationToken) -> Option<Vec<Instant>> {
     let mut times = Vec::new();
     while let Some(Some(event)) = enough.run_until_cancelled(answer.recv()).await {
         if let GenerationEvent::Scored { .. } = event {
             times.push(Instant::now());
         }
     }
-    times
+    enough.is_cancelled().then_some(times)
 }
 
 /// Between two tokens of the same answer that both came within `when`.
