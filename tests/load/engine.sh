@@ -38,11 +38,11 @@ if ((with_peers)); then
         echo "fetching llama.cpp" >&2
         python3 -m venv $venv
         $venv/bin/pip install --quiet --disable-pip-version-check -r $peers/requirements.txt
-        package=$(echo $venv/lib/python3*/site-packages/llama_cpp_py_sync)
+        package=("$venv"/lib/python3*/site-packages/llama_cpp_py_sync)
         preloaded=
         libc=$(getconf GNU_LIBC_VERSION | cut -d' ' -f2)
         if [[ $(printf '2.38\n%s\n' "$libc" | sort -V | head -1) != 2.38 ]]; then
-            preloaded=$(realpath "$(python3 $peers/older_libc.py "$package")")
+            preloaded=$(realpath "$(python3 $peers/older_libc.py "${package[0]}")")
         fi
         echo "$preloaded" >$venv/ready
     fi
