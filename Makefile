@@ -4,7 +4,7 @@
 #   make test    every test; of the example policies, the one in Rust
 #   make test-all  with the example policies in JavaScript, Python, C and Zig; fetches their compilers
 #   make lint    formatting, clippy, licences and bans of dependencies
-#   make bench   beside nginx, in one run; and calls of policies
+#   make bench   beside nginx, in one run; the engine beside llama.cpp and candle, in another; and calls of policies
 #   make fuzz    broken input for the parsers of foreign bytes, a minute each
 #   make check-cuda  builds the engine for NVIDIA GPUs and runs its tests; needs no GPU
 
@@ -90,6 +90,7 @@ bench: build examples model
 	tests/load/policies.sh
 	tests/load/bench.sh
 	tests/load/handshakes.sh
+	tests/load/engine.sh
 
 # One, with more time: tests/fuzz/run.sh --seconds 3600 csr
 fuzz:

@@ -28,6 +28,7 @@ mod expiry;
 mod identity;
 mod labels;
 mod load;
+mod memory;
 mod models;
 mod nodes;
 mod path;

@@ -182,7 +182,17 @@ pub fn command_line(pid: u32) -> String {
 /// Resident memory of a process, in bytes; `None` if it is gone.
 #[must_use]
 pub fn resident_bytes(pid: u32) -> Option<u64> {
-    let kib: u64 = status_field(pid, "VmRSS:")?.split_whitespace().next()?.parse().ok()?;
+    status_bytes(pid, "VmRSS:")
+}
+
+/// Of those, the ones that are no file's: what cannot be given up under pressure; `None` if the process is gone.
+#[must_use]
+pub fn anonymous_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "RssAnon:")
+}
+
+fn status_bytes(pid: u32, name: &str) -> Option<u64> {
+    let kib: u64 = status_field(pid, name)?.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }
 
