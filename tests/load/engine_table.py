@@ -1,4 +1,5 @@
-"""Medians over the rounds of engine.sh, as a table: python3 engine_table.py RESULTS THREADS.
+"""Medians over the rounds of engine.sh, as a table: python3 engine_table.py RESULTS THREADS. `times`: how many times as fast the engine
+is; `spread`: of the engine's own rounds.
 
 A line of RESULTS is who was measured, and its report in JSON.
 """
@@ -33,7 +34,8 @@ def rates(runs, name, row):
 
 
 def speeds(runs, threads):
-    print(f"tokens/s, {threads} threads        engine" + "".join(f"{peer:>12}    ×{peer:9}" for peer in PEERS) + "  spread of the engine's")
+    heads = "".join(f"{peer:>12} {'times':>9}    " for peer in PEERS)
+    print(f"{f'tokens/s, {threads} threads':22} {'engine':>12}{heads}  spread")
     for row, words in ROWS.items():
         own = rates(runs, "engine", row)
         middle = statistics.median(own)
