@@ -269,8 +269,10 @@ impl Worker {
             let Some(mut sequence) = self.sequences.remove(&id) else { continue };
             sequence.table.advance(count);
             self.scheduler.advance(id, count);
-            let logits = logits.by_ref().take(if sequence.is_computed() { 1 + guess.computed } else { 0 });
-            let goes_on = self.next_tokens(id, &mut sequence, &guess, logits);
+            // All of its rows: what a wrong guess leaves unread is not another sequence's.
+            let rows = if sequence.is_computed() { 1 + guess.computed } else { 0 };
+            let own: Vec<_> = logits.by_ref().take(rows).collect();
+            let goes_on = self.next_tokens(id, &mut sequence, &guess, own);
             self.sequences.insert(id, sequence);
             if !goes_on {
                 self.remove(id);
@@ -345,16 +347,11 @@ impl Worker {
 
     /// Draws the token that comes next, and for as long as it is the one that was guessed, the one after it; false if the
     /// sequence ends. `logits`: those of the last token and of each guess; none if there are tokens left to compute.
-    fn next_tokens(
-        &mut self,
-        id: SequenceId,
-        sequence: &mut Sequence,
-        guess: &Guess,
-        mut logits: impl Iterator<Item = Vec<f32>>,
-    ) -> bool {
+    fn next_tokens(&mut self, id: SequenceId, sequence: &mut Sequence, guess: &Guess, logits: Vec<Vec<f32>>) -> bool {
         if !sequence.is_computed() {
             return true;
         }
+        let mut logits = logits.into_iter();
         self.totals.guessed_tokens += guess.computed as u64;
         for at in 0.. {
             if !self.next_token(id, sequence, logits.next()) {

@@ -56,7 +56,7 @@ pub(super) fn settled(engine: &Engine) -> Status {
     }
 }
 
-fn all_at_once(engine: &Engine, requests: impl Iterator<Item = Generation>) -> Vec<Vec<GenerationEvent>> {
+pub(super) fn all_at_once(engine: &Engine, requests: impl Iterator<Item = Generation>) -> Vec<Vec<GenerationEvent>> {
     let mut receivers: Vec<_> = requests.map(|request| engine.submit(request).unwrap()).collect();
     receivers.iter_mut().map(|receiver| std::iter::from_fn(|| receiver.blocking_recv()).collect()).collect()
 }

@@ -1,6 +1,6 @@
 //! Tokens that are guessed change when an answer comes, and nothing else of it.
 
-use super::pressure::{settled, text, tiny_engine, usage};
+use super::pressure::{all_at_once, settled, text, tiny_engine, usage};
 use super::*;
 use crate::origin::Priority;
 use crate::testing::{FIRST_PIECE, scripted_engine};
@@ -71,6 +71,20 @@ fn scored(events: &[GenerationEvent]) -> Vec<crate::logprobs::TokenScore> {
         _ => Vec::new(),
     };
     events.iter().flat_map(of).collect()
+}
+
+#[test]
+fn guesses_of_one_do_not_reach_another() {
+    let (guessing, plain) = (tiny_engine(|_| {}), tiny_engine(|options| options.speculation = false));
+    let alone: Vec<_> = requests().into_iter().map(|request| text(&events_of(&plain, request))).collect();
+    for round in 0..3 {
+        let together = all_at_once(&guessing, requests().into_iter());
+        for (number, (together, alone)) in together.iter().zip(&alone).enumerate() {
+            assert_eq!(&text(together), alone, "answer {number} in round {round}");
+        }
+    }
+    let totals = settled(&guessing).totals;
+    assert!(totals.guessed_right_tokens > 0 && totals.guessed_tokens > totals.guessed_right_tokens, "{totals:?}");
 }
 
 #[test]
