@@ -14,8 +14,10 @@ use crate::kv_pool::{BLOCK_TOKENS, HostStore, KvShape};
 const TILE_ROWS: usize = 16;
 /// Below so many multiplications, other threads are not worth waking.
 const ALONE_MAX: usize = 200_000;
-/// Numbers of an output that are summed side by side.
-const LANES: usize = 16;
+/// Numbers of an output that are summed side by side: as many as keep the processor's adders busy while each waits for its sum.
+const LANES: usize = 64;
+/// And of what is left where a head is no multiple of that.
+const FEW_LANES: usize = 16;
 
 pub(super) fn write(
     layer: usize,
@@ -163,11 +165,10 @@ fn look(
     let mut scores = [[0.0; BLOCK_TOKENS]; 4];
     match &*looking {
         [a, b, c, d] => dot([a.query, b.query, c.query, d.query], keys, &mut scores),
-        fewer => {
-            for (scores, looking) in scores.iter_mut().zip(fewer) {
-                dot([looking.query], keys, std::slice::from_mut(scores));
-            }
-        }
+        [a, b, c] => dot([a.query, b.query, c.query], keys, &mut scores),
+        [a, b] => dot([a.query, b.query], keys, &mut scores),
+        [a] => dot([a.query], keys, &mut scores),
+        _ => {}
     }
     for (looking, scores) in looking.iter_mut().zip(&mut scores) {
         if looking.end > position && looking.begin < position + BLOCK_TOKENS {
@@ -214,23 +215,40 @@ impl Looking<'_> {
         }
         self.sum = scores.iter().fold(self.sum * fade, |sum, weight| sum + weight);
         let width = self.seen.len();
-        for begin in (0..width).step_by(LANES) {
-            let Some(place) = self.seen.get_mut(begin..(begin + LANES).min(width)) else { return };
-            let mut sums = [0.0f32; LANES];
-            for (sum, seen) in sums.iter_mut().zip(&*place) {
-                *sum = seen * fade;
-            }
-            for (weight, value) in scores.iter().zip(values.chunks_exact(width)) {
-                let Some(value) = value.get(begin..) else { return };
-                for (sum, value) in sums.iter_mut().zip(value) {
-                    *sum = multiply_add(*weight, *value, *sum);
-                }
-            }
-            for (seen, sum) in place.iter_mut().zip(sums) {
-                *seen = sum;
-            }
+        let (many, rest) = self.seen.as_chunks_mut::<LANES>();
+        let rest_begin = many.len() * LANES;
+        for (place, begin) in many.iter_mut().zip((0..).step_by(LANES)) {
+            add_weighted(place, fade, scores, values, width, begin);
+        }
+        let (few, single) = rest.as_chunks_mut::<FEW_LANES>();
+        let single_begin = rest_begin + few.len() * FEW_LANES;
+        for (place, begin) in few.iter_mut().zip((rest_begin..).step_by(FEW_LANES)) {
+            add_weighted(place, fade, scores, values, width, begin);
+        }
+        for (place, begin) in single.iter_mut().zip(single_begin..) {
+            add_weighted(std::array::from_mut(place), fade, scores, values, width, begin);
         }
     }
+}
+
+/// Fades what was seen of some features, from `begin` on, and adds a block's values of them, weighted. Each feature is summed in
+/// order of position, however many are summed side by side.
+fn add_weighted<const N: usize>(
+    place: &mut [f32; N],
+    fade: f32,
+    weights: &[f32; BLOCK_TOKENS],
+    values: &[f32],
+    width: usize,
+    begin: usize,
+) {
+    let mut sums = place.map(|seen| seen * fade);
+    for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+        let Some(value) = value.get(begin..).and_then(<[f32]>::first_chunk::<N>) else { return };
+        for (sum, value) in sums.iter_mut().zip(value) {
+            *sum = multiply_add(*weight, *value, *sum);
+        }
+    }
+    *place = sums;
 }
 
 /// `a · b + c`, rounded once where the processor can do that in one instruction.
