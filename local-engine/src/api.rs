@@ -75,9 +75,11 @@ async fn answer_chat(engine: Arc<Engine>, request: ChatRequest, origin: Origin) 
     let (stream, include_usage, choices) = (request.stream, request.include_usage, request.choices);
     let (model, calls) = (engine.name().to_owned(), request.tools.is_some());
     let arrival = engine.arrival();
+    let turn = engine.turn(&origin).await?;
     let submitting = tokio::task::spawn_blocking(move || {
         // Moved here so that it is counted until the request is submitted, even if the client goes away.
         let _arrival = arrival;
+        let _turn = turn;
         let prompt = engine.tokenize(&request.messages)?;
         let grammar = request.constraint().map(|constraint| engine.grammar(&constraint)).transpose()?;
         engine.submit_choices(request.into_generation(prompt, grammar, origin), choices)

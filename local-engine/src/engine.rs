@@ -16,15 +16,19 @@ use crate::kv_pool::{BLOCK_TOKENS, KvFormat, KvPool};
 use crate::meters::Meters;
 use crate::model::{self, Model};
 use crate::options::EngineOptions;
+use crate::origin::Origin;
 use crate::scheduler::Bounds;
 use crate::sequence::{Generation, GenerationEvent, Submission};
 use crate::tokenizer::Tokenizer;
+use crate::turns::{Turn, Turns};
 use crate::weights::WeightFile;
 use crate::worker::{Status, Worker};
 use crate::{device, options::thread_environment};
 
 /// Events of a request beside one for each token: it began, the text held back, it ended.
 const EXTRA_EVENTS: usize = 3;
+/// Enough for references behind references, as many as a schema may have. Only what is used becomes memory.
+const GRAMMAR_STACK_BYTES: usize = 256 << 20;
 /// How often it is looked whether the worker hangs.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -46,6 +50,7 @@ pub struct Engine {
     template: ChatTemplate,
     submissions: SyncSender<Submission>,
     places: Places,
+    turns: Turns,
     slots: usize,
     hung_after: Duration,
     shared: Arc<Shared>,
@@ -96,7 +101,12 @@ impl Engine {
         let tokenizer = Tokenizer::load(&file)?;
         let header = file.header();
         let source = file.chat_template();
-        let source = source.ok_or_else(|| EngineError::Unsupported("a model without a chat template".to_owned()))?;
+        let source = source.ok_or_else(|| {
+            EngineError::Options(format!(
+                "the model in {} has no chat template, so it answers no chats",
+                options.model.display()
+            ))
+        })?;
         let template = ChatTemplate::new(&source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
         let model = model::load(&file, &mut |share| progress(Progress::Weights(share)))?;
         progress(Progress::WarmUp);
@@ -152,6 +162,7 @@ impl Engine {
             template,
             submissions,
             places,
+            turns: Turns::default(),
             slots,
             hung_after,
             shared,
@@ -221,7 +232,18 @@ impl Engine {
 
     /// What an answer must spell, ready for use. Takes milliseconds: not for an async task.
     pub(crate) fn grammar(&self, constraint: &Constraint) -> Result<Grammar, EngineError> {
-        self.grammars.compile(constraint)
+        // References within references are followed by recursion.
+        let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(GRAMMAR_STACK_BYTES);
+        std::thread::scope(|scope| {
+            let compiling = thread.spawn_scoped(scope, || self.grammars.compile(constraint));
+            compiling.map_err(|_| EngineError::Stopped)?.join().map_err(|_| EngineError::Stopped)?
+        })
+    }
+
+    /// Waits for a turn to tokenise a prompt and to compile what an answer must spell: few do that at a time, and one of each
+    /// identity, so that whoever asks for much waits by himself. Whoever goes away meanwhile costs nothing.
+    pub(crate) async fn turn(&self, origin: &Origin) -> Result<Turn, EngineError> {
+        self.turns.take(&origin.identity).await.ok_or(EngineError::Stopped)
     }
 
     /// The prompt of a conversation as token ids. Takes milliseconds for a long one: not for an async task.

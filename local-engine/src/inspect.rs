@@ -72,10 +72,36 @@ pub fn inspect(path: &Path) -> Result<Inspection, EngineError> {
     })
 }
 
+/// Whether the engine can answer chats with the model of a file or folder. Reads its header.
+///
+/// # Errors
+/// Why not, in words; or the file cannot be read.
+pub fn check_chats(path: &Path) -> Result<(), EngineError> {
+    let file = WeightFile::open(path, &Device::Cpu)?;
+    crate::model::check(&file)?;
+    let lacks = if file.header().text("general.architecture") == Some("bert") {
+        "makes vectors of texts, and answers no chats"
+    } else if file.chat_template().is_none() {
+        "has no chat template, so it answers no chats"
+    } else {
+        return Ok(());
+    };
+    Err(EngineError::Options(format!("the model in {} {lacks}", path.display())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::TinyFile;
+
+    #[test]
+    fn a_model_without_a_template_answers_no_chats() {
+        assert!(check_chats(&TinyFile::new(&[]).path).is_ok());
+        let bare = TinyFile::with(&[], |metadata| metadata.retain(|(key, _)| key != "tokenizer.chat_template"));
+        let error = check_chats(&bare.path).unwrap_err().to_string();
+        assert!(error.contains("no chat template"), "{error}");
+        assert_eq!(inspect(&bare.path).unwrap().refusal, None, "it can be computed all the same");
+    }
 
     #[test]
     fn a_file_tells_what_it_is_and_a_cut_one_why_it_cannot_be_run() {

@@ -42,6 +42,7 @@ mod testing;
 mod text_stream;
 mod tokenizer;
 mod tools;
+mod turns;
 mod weights;
 mod worker;
 
@@ -49,7 +50,7 @@ pub use embed::{Embedder, makes_embeddings};
 pub use engine::{Engine, Progress};
 pub use error::EngineError;
 pub use grammar::Grammar;
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, check_chats, inspect};
 pub use logprobs::{ScoredToken, TokenScore};
 pub use measure::{Measurement, measure};
 pub use options::{DeviceChoice, EngineOptions, thread_environment};

@@ -124,9 +124,25 @@ impl Scheduler {
         self.running.push(entry);
     }
 
-    /// A running bulk sequence that should make room, since all slots are taken and an interactive request waits; one
-    /// in [`BULK_SHARE`] slots stays bulk's.
+    /// A running sequence that should make room for whoever is next, since all slots are taken.
     pub(crate) fn in_the_way(&self) -> Option<SequenceId> {
+        self.bulk_in_the_way().or_else(|| self.greedy_in_the_way())
+    }
+
+    /// The last sequence of the identity that has the most slots, if the next one to come has two fewer at least: so that
+    /// nobody waits for the end of answers of somebody who has them all. It got fewer tokens, too, so it is next indeed.
+    fn greedy_in_the_way(&self) -> Option<SequenceId> {
+        let waiter = self.next_waiting().filter(|_| self.free_slots() == 0)?;
+        let slots = |identity: &Identity| self.running.iter().filter(|entry| entry.job.identity == *identity).count();
+        let most = self.running.iter().max_by_key(|entry| (slots(&entry.job.identity), entry.arrived))?;
+        let (of_waiter, of_most) = (slots(&waiter.job.identity), slots(&most.job.identity));
+        let is_next = self.served(waiter) < self.served(most) && waiter.job.priority <= most.job.priority;
+        (of_waiter + 1 < of_most && is_next).then_some(most.job.id)
+    }
+
+    /// A running bulk sequence that should make room, since an interactive request waits; one in [`BULK_SHARE`] slots
+    /// stays bulk's.
+    fn bulk_in_the_way(&self) -> Option<SequenceId> {
         let interactive_waits = self.next_waiting().is_some_and(|entry| entry.job.priority == Priority::Interactive);
         let bulk = self.running.iter().filter(|entry| entry.job.priority == Priority::Bulk);
         let kept = (self.bounds.running as u64).div_ceil(BULK_SHARE) as usize;

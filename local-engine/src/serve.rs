@@ -111,7 +111,7 @@ async fn serve_any(
     connect: &Path,
     shutdown: CancellationToken,
 ) -> Result<(), EngineError> {
-    let mut pause = REDIAL_FIRST;
+    let (mut pause, mut told) = (REDIAL_FIRST, false);
     loop {
         tokio::select! {
             biased;
@@ -120,9 +120,13 @@ async fn serve_any(
             dialled = UnixStream::connect(connect) => match dialled {
                 Ok(stream) => {
                     tracing::info!(model = served.name(), "connected to the gateway");
-                    pause = REDIAL_FIRST;
+                    (pause, told) = (REDIAL_FIRST, false);
                     serve_connection(stream, router.clone(), served, &shutdown).await;
                     tracing::info!("the connection to the gateway has ended");
+                }
+                Err(error) if pause == REDIAL_MAX && !told => {
+                    told = true;
+                    tracing::warn!(%error, socket = %connect.display(), "the gateway is not there; it is dialled on");
                 }
                 Err(error) => tracing::debug!(%error, "the gateway is not there yet"),
             }

@@ -172,7 +172,9 @@ impl Dispatcher {
         Err(match last {
             AttemptError::EngineDown if only_engine => Error::EngineStarting,
             // Whoever cannot take it as it is was not the only one who could: a later attempt may go better.
-            AttemptError::Engine(refusal) if refusal.is_temporary() || failures == 1 => Error::EngineRefused(refusal),
+            AttemptError::Engine(refusal) if refusal.is_temporary() || refusal.is_final() || failures == 1 => {
+                Error::EngineRefused(refusal)
+            }
             AttemptError::FirstToken(bound) => Error::DeadlineExceeded(bound),
             AttemptError::NotFound if plan.targets.len() == 1 => Error::ModelUnknown,
             _ => Error::UpstreamUnavailable { tried: plan.targets.len() },

@@ -8,6 +8,7 @@
 //! behalf it asks.
 #![expect(clippy::disallowed_methods, reason = "this is the one place")]
 
+mod complaints;
 mod node;
 
 use std::future::Future;
@@ -31,10 +32,12 @@ use rustls::pki_types::pem::PemObject as _;
 use tower_service::Service;
 
 use crate::classify::clearance::EgressPermit;
+use crate::config::file::TargetKind;
 use crate::config::read::bounded;
 use crate::config::{Secret, Target, Timeouts};
 use crate::tls::Certificate;
 use crate::upstream::local::origin_headers;
+use complaints::{Complaints, in_words};
 use node::Node;
 
 /// Idle connections kept to one target, and for how long.
@@ -87,7 +90,7 @@ pub struct Remote {
 #[derive(Debug, Clone)]
 enum Way {
     /// To a service of others.
-    Service(Box<Client<Bounded, Full<Bytes>>>),
+    Service(Box<Client<Bounded, Full<Bytes>>>, Arc<Complaints>),
     /// To a node of our own.
     Node(Arc<Node>),
 }
@@ -127,7 +130,13 @@ impl Remote {
                 };
                 let roots = roots.map_err(|what| EgressError::Authority { target: name(), what })?;
                 let client = client(roots, timeouts.connect);
-                Way::Service(Box::new(client.map_err(|source| EgressError::Tls { target: name(), source })?))
+                let client = client.map_err(|source| EgressError::Tls { target: name(), source })?;
+                let hint = match (target.kind, &target.ca) {
+                    (TargetKind::Edge, None) => " (if it is a node of ours, `openai.identity` says which)",
+                    _ => "",
+                };
+                let complaints = Complaints::of(name(), format!("the target cannot be reached{hint}"));
+                Way::Service(Box::new(client), Arc::new(complaints))
             }
         };
         let endpoint: Uri = format!("{}/chat/completions", target.base_url)
@@ -156,7 +165,12 @@ impl Remote {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         match &self.way {
-            Way::Service(client) => Ok(client.request(request).await?),
+            Way::Service(client, complaints) => client.request(request).await.map_err(|error| {
+                if error.is_connect() {
+                    complaints.tell(&in_words(&error));
+                }
+                SendError::from(error)
+            }),
             Way::Node(node) => node.request(request).await,
         }
     }

@@ -234,3 +234,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whoever_has_all_slots_gives_one_to_somebody_who_has_none() {
+    let mut s = scheduler(4, 8);
+    (1..=5).for_each(|id| add(&mut s, id, 2));
+    step(&mut s, 64);
+    assert_eq!(s.in_the_way(), None, "one's own requests wait for each other");
+    s.enqueue(job(9, "b", Priority::Interactive, 2)).unwrap();
+    step(&mut s, 64);
+    assert_eq!(s.in_the_way(), Some(4), "the last to come");
+    s.preempt(4);
+    assert_eq!(admit_all(&mut s), [9]);
+    s.enqueue(job(10, "b", Priority::Interactive, 2)).unwrap();
+    step(&mut s, 64);
+    assert_eq!(s.in_the_way(), Some(3));
+    s.preempt(3);
+    assert_eq!(admit_all(&mut s), [10]);
+    s.enqueue(job(11, "b", Priority::Interactive, 2)).unwrap();
+    step(&mut s, 64);
+    assert_eq!(s.in_the_way(), None, "two and two: nobody takes turns for ever");
+}

@@ -75,8 +75,16 @@ struct ServedArguments {
     allow: Vec<SpiffeId>,
     /// With --listen: the gateway's own address, such as ai.branch-17.example.org:8443, to renew the certificate there at half
     /// of its life. If it is not given, somebody else renews it.
-    #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+    #[arg(long, value_name = "HOST:PORT", requires = "listen", value_parser = host_and_port)]
     gateway: Option<String>,
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    port.filter(|port| *port > 0)
+        .map(|_| text.to_owned())
+        .ok_or_else(|| "it has a host and a port, such as ai.example.org:8443".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +102,10 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     // Loading may take minutes, and no other thread of this process runs meanwhile.
     let loading = arguments.supervised.then(pulse::beat_from_a_thread).transpose()?;
     let file = catalog::locate(&arguments.model)?;
+    if arguments.supervised {
+        // A gateway passes chats on, and nothing else.
+        postern_engine::check_chats(&file)?;
+    }
     let mut options = EngineOptions::new(file, config::Engine::own_name(&arguments.model));
     options.device = if arguments.device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Auto };
     options.max_batch_size = arguments.max_batch_size;

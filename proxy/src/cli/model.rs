@@ -92,6 +92,10 @@ fn inspect(path: &Path) -> anyhow::Result<ExitCode> {
     }
     say(&format!("chat template: {}", if found.has_chat_template { "yes" } else { "no" }));
     match found.refusal {
+        None if found.architecture != "bert" && !found.has_chat_template => {
+            say("the engine can compute it, but it has no chat template: it answers no chats");
+            Ok(ExitCode::SUCCESS)
+        }
         None => {
             say("the engine can run it");
             Ok(ExitCode::SUCCESS)

@@ -4,13 +4,12 @@
 //! Each leaf and each change of trust has connections of its own. What was connected with the one before takes no new request;
 //! what is under way there ends by itself, unless a leaf ends or is revoked meanwhile: then it is cut.
 
-use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -22,29 +21,27 @@ use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioTimer;
-use postern_certs::{CertsError, SpiffeId, refusal, verify};
+use postern_certs::{CertsError, SpiffeId, verify};
 use tower_service::Service;
 
+use super::complaints::{Complaints, in_words};
 use super::{Bounded, ConnectError, SendError, pool, tcp};
 use crate::connection::session::{NODE, Session};
 use crate::tls::{Certificate, Current};
 
 /// How often a silent connection is asked whether the node is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// How often the same complaint is repeated in the log.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 type Requests = Client<Watched, Full<Bytes>>;
 
 /// One node.
 #[derive(Debug)]
 pub(super) struct Node {
-    target: String,
     identity: SpiffeId,
     certificate: Arc<Certificate>,
     connect_within: Duration,
     held: ArcSwapOption<Held>,
-    complained: Mutex<Option<(String, Instant)>>,
+    complaints: Complaints,
 }
 
 /// Connections that were made with one leaf and one trust.
@@ -62,22 +59,22 @@ impl Node {
         certificate: Arc<Certificate>,
         connect_within: Duration,
     ) -> Self {
-        let (held, complained) = (ArcSwapOption::empty(), Mutex::default());
-        Self { target, identity, certificate, connect_within, held, complained }
+        let complaints = Complaints::of(target, format!("the node of our own {identity} cannot be used"));
+        Self { identity, certificate, connect_within, held: ArcSwapOption::empty(), complaints }
     }
 
     pub(super) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
         let current = self.certificate.current();
         if !current.is_valid() {
-            self.complain("the gateway's own certificate has ended");
+            self.complaints.tell("the gateway's own certificate has ended");
             return Err(SendError::Connect);
         }
         let requests = self.requests(&current).map_err(|error| {
-            self.complain(&error.to_string());
+            self.complaints.tell(&error.to_string());
             SendError::Connect
         })?;
         requests.request(request).await.map_err(|error| {
-            self.complain(&in_words(&error));
+            self.complaints.tell(&in_words(&error));
             SendError::from(error)
         })
     }
@@ -101,33 +98,6 @@ impl Node {
         self.held.store(Some(Arc::new(Held { with: current.clone(), requests: requests.clone() })));
         Ok(requests)
     }
-
-    /// Says what is wrong: a node is ours, so somebody can mend it. Nothing of a request is in such a text.
-    fn complain(&self, what: &str) {
-        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = |(before, at): &(String, Instant)| before != what || at.elapsed() > COMPLAIN_EVERY;
-        if complained.as_ref().is_none_or(again) {
-            let (target, identity) = (self.target.as_str(), &self.identity);
-            tracing::warn!(target, %identity, error = what, "a node of our own cannot be used");
-            *complained = Some((what.to_owned(), Instant::now()));
-        }
-    }
-}
-
-/// The reason of ours, if it was TLS; else all that the library says, the cause last.
-fn in_words(error: &(dyn Error + 'static)) -> String {
-    let (mut next, mut said) = (Some(error), Vec::new());
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref() {
-            return refusal::in_words(tls);
-        }
-        said.push(error.to_string());
-        // What an `io::Error` was made of is not its source.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
-    }
-    said.dedup();
-    said.join(": ")
 }
 
 /// A connector whose connections end with the leaf of either side, and when the node's is revoked.
@@ -237,19 +207,5 @@ impl Write for Guarded {
 impl Connection for Guarded {
     fn connected(&self) -> Connected {
         self.stream.connected()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_of_tls_is_told_in_our_words_however_deep_it_lies() {
-        let refused = rustls::Error::General("the server is not the one".into());
-        let deep = io::Error::other(io::Error::other(refused));
-        assert_eq!(in_words(&deep), "unexpected error: the server is not the one");
-        let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens");
-        assert_eq!(in_words(&io::Error::other(refused)), "nobody listens");
     }
 }

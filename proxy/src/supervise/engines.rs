@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use postern_engine::catalog;
+use postern_engine::{catalog, check_chats};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
@@ -116,7 +116,7 @@ impl<'a> Engines<'a> {
         if model.is_empty() || model.len() > MAX_MODEL {
             return Err(format!("a model's name has 1 to {MAX_MODEL} bytes"));
         }
-        catalog::locate(model).map_err(|error| error.to_string())?;
+        catalog::locate(model).and_then(|path| check_chats(&path)).map_err(|error| error.to_string())?;
         let child =
             engine_command(self.config, model).and_then(|mut command| Ok(command.kill_on_drop(true).spawn()?));
         let mut child = child.map_err(|error| format!("its engine cannot be started: {error}"))?;

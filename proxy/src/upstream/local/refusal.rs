@@ -80,6 +80,12 @@ impl EngineRefusal {
         matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 
+    /// It is wrong for whoever would be asked.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.code == "invalid_value"
+    }
+
     /// The word for programs, records and metrics.
     #[must_use]
     pub fn code(&self) -> &'static str {
