@@ -17,7 +17,6 @@ use crate::meters::Meters;
 use crate::model::{self, Model};
 use crate::options::EngineOptions;
 use crate::origin::Origin;
-use crate::scheduler::Bounds;
 use crate::sequence::{Generation, GenerationEvent, Submission};
 use crate::tokenizer::Tokenizer;
 use crate::turns::{Turn, Turns};
@@ -133,7 +132,7 @@ impl Engine {
         let format = if options.kv_eight_bit { KvFormat::Q8 } else { KvFormat::F16 };
         let blocks = options.kv_bytes / model.kv_shape().block_bytes(format).max(1);
         let context_tokens = context_tokens(options, model.context_tokens(), blocks * BLOCK_TOKENS)?;
-        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue };
+        let bounds = options.bounds();
         // On a device all blocks are there from the beginning, so no more than all sequences could ever fill.
         let blocks = blocks.min(options.max_batch_size * (context_tokens.div_ceil(BLOCK_TOKENS) + 1));
         let kv = KvPool::new(model.kv_shape(), format, blocks, device)?;

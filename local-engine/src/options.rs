@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::EngineError;
+use crate::scheduler::Bounds;
 
 /// Sequences that may be worked on at the same time, at most.
 const BATCH_SIZE_MAX: usize = 256;
@@ -74,6 +75,11 @@ impl EngineOptions {
             context: None,
             hung_after: Duration::from_secs(120),
         }
+    }
+
+    /// What the schedule may hold.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds { running: self.max_batch_size, waiting: self.max_queue }
     }
 
     pub(crate) fn check(&self) -> Result<(), EngineError> {

@@ -91,7 +91,7 @@ impl Worker {
         options: &EngineOptions,
         meters: Meters,
     ) -> Self {
-        let bounds = Bounds { running: options.max_batch_size, waiting: options.max_queue };
+        let bounds = options.bounds();
         Self {
             model,
             tokenizer,

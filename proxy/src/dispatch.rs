@@ -171,7 +171,7 @@ impl Dispatcher {
         let only_engine = plan.targets.iter().all(|target| matches!(target, Destination::Engine));
         Err(match last {
             AttemptError::EngineDown if only_engine => Error::EngineStarting,
-            // Whoever cannot take it as it is was not the only one who could: a later attempt may go better.
+            // What only the engine does not take, another target may take later, if it failed for a reason of its own.
             AttemptError::Engine(refusal) if refusal.is_temporary() || refusal.is_final() || failures == 1 => {
                 Error::EngineRefused(refusal)
             }

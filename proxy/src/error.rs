@@ -118,7 +118,7 @@ pub enum Error {
         retry_after: Duration,
     },
     /// A limit of the gateway.
-    #[error("The gateway is handling as many requests as it may. Try again in a second.")]
+    #[error("As many requests are under way here as there may be. Try again in a second.")]
     Busy,
     /// A policy said no.
     #[error("The policy `{policy}` of this office does not allow this request.")]

@@ -2,6 +2,7 @@
 
 pub(crate) mod places;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,20 +41,7 @@ pub(crate) async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(front.gateway.config.limits.connections));
     let handshakes = Places::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = drain.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
+    while let Some((stream, address)) = next(&listener, &drain).await {
         // Full: the connection is closed at once, which costs the client less than waiting would.
         let Some(handshake) = handshakes.take(address.ip()) else {
             front.gateway.metrics.handshake_failed("too_many");
@@ -61,6 +49,24 @@ pub(crate) async fn serve(
         };
         let guest = Guest { stream, handshake, places: places.clone() };
         connections.spawn(greet(front.clone(), certificate.clone(), guest, drain.clone()));
+    }
+}
+
+/// The next one to connect; `None` when it is time to end.
+pub(crate) async fn next(listener: &TcpListener, drain: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.cancelled() => return None,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(accepted) => return Some(accepted),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
 }
 

@@ -30,7 +30,7 @@ use crate::connection::session::{self, Session};
 use crate::connection::{self, Bounds};
 use crate::error::Error;
 use crate::listener::places::{Place, Places};
-use crate::listener::{HANDSHAKES, HANDSHAKES_PER_ADDRESS, handshake};
+use crate::listener::{self, HANDSHAKES, HANDSHAKES_PER_ADDRESS, handshake};
 use crate::response;
 
 /// Connections at a time. A gateway needs one, and one more while a certificate is replaced.
@@ -39,8 +39,6 @@ const CONNECTIONS: usize = 1024;
 const BOUNDS: Bounds = Bounds { receive: Duration::from_secs(20), streams: 1024 };
 /// Requests beyond those that the engine has places for: being read, or about to be refused by it with a time to come again.
 const ARRIVING: usize = 64;
-/// After an error of accept, such as too many open files.
-const PAUSE: Duration = Duration::from_millis(50);
 /// For answers under way when it is asked to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(605);
 /// How often the same reason is told.
@@ -67,20 +65,7 @@ impl Node {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let handshakes = Places::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
         let connections = TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = drain.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, address) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
+        while let Some((stream, address)) = listener::next(&listener, &drain).await {
             let Some(place) = handshakes.take(address.ip()) else {
                 self.tell("too_many", "too many handshakes are under way", address);
                 continue;

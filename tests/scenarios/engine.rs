@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::join_all;
 use postern_tests::{Client, Config, Postern};
 use rustix::process::Signal;
@@ -244,8 +244,18 @@ async fn another_model_takes_over_under_load_and_nobody_loses_an_answer() -> Res
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert_eq!(reply.json()?["model"].as_str(), model.file_stem().and_then(|stem| stem.to_str()));
     }
-    let refused = postern.admin_post_json("/api/engine/model", &json!({"model": "no-such-model"})).await?;
-    assert_eq!(refused.status, 422, "{}", refused.text());
+    // Its template goes by a name that nobody looks for: it could be loaded, and would answer no chat.
+    let bare = folder.join("bare.gguf");
+    let mut bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../local-engine/tests/oracles/llama.gguf"))?;
+    let key = b"tokenizer.chat_template";
+    let at = bytes.windows(key.len()).position(|bytes| bytes == key).context("a template")?;
+    bytes[at] = b'T';
+    std::fs::write(&bare, bytes)?;
+    let bare = bare.to_str().context("a path")?;
+    for (model, why) in [("no-such-model", "neither a file nor a known model"), (bare, "no chat template")] {
+        let refused = postern.admin_post_json("/api/engine/model", &json!({"model": model})).await?;
+        assert!(refused.status == 422 && refused.text().contains(why), "{}", refused.text());
+    }
     ending.cancel();
     for user in users {
         let (answered, errors) = user.await??;

@@ -82,6 +82,15 @@ async fn what_the_engine_does_not_take_it_says_in_its_own_words_and_others_may()
     assert_eq!(ask(&first, &body("Hello", 1)).await?.header("postern-target"), "sun");
     drop(running);
     assert_eq!(waiting.await??.status, 200);
+    // The cloud may take what the engine does not, once it is well again; what is wrong is wrong for it as well.
+    cloud.switch(json!({"unavailable_share": 1.0})).await?;
+    let later = ask(&clerk, &unsupported).await?;
+    assert_eq!((later.status, later.error_code().as_str()), (503, "upstream_unavailable"));
+    let mut wrong = body("Hello", 4);
+    wrong["min_p"] = json!(9);
+    let refused = ask(&clerk, &wrong).await?;
+    let error = words(&refused)?;
+    assert_eq!((refused.status, &error["code"], &error["param"]), (400, &json!("invalid_value"), &json!("min_p")));
     let records = postern.records().all()?;
     let said: Vec<_> = records.iter().map(|record| record.outcome["code"].clone()).collect();
     for code in ["unsupported_parameter", "context_length_exceeded", "queue_full"] {

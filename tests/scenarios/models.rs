@@ -102,6 +102,22 @@ async fn a_model_of_a_hub_is_fetched_in_two_goes_told_of_and_measured() -> Resul
     .await?
 }
 
+#[tokio::test]
+async fn a_folder_with_a_pipe_in_it_is_refused_and_not_waited_for() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(oracles().join("llama").join(name), folder.path().join(name))?;
+    }
+    for name in ["tokenizer_config.json", "tokenizer.json"] {
+        let made = Command::new("mkfifo").arg(folder.path().join(name)).status()?;
+        assert!(made.success(), "mkfifo: {made}");
+    }
+    let mut inspecting = tokio::process::Command::new(binary()?);
+    inspecting.args(["model", "inspect"]).arg(folder.path()).kill_on_drop(true);
+    tokio::time::timeout(SOON, inspecting.output()).await.context("it waits for somebody to write")??;
+    Ok(())
+}
+
 /// The tiny encoder, with a tokenizer of its 96 tokens: some special ones, then words `w5`, `w6`, …
 fn encoder(folder: &Path) -> Result<()> {
     for name in ["config.json", "model.safetensors"] {

@@ -85,6 +85,26 @@ async fn headers_of_an_upstream_never_reach_a_client() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_target_that_cannot_be_reached_is_named_in_the_log_with_the_reason() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let openai = json!({"base_url": "https://127.0.0.1:1/v1"});
+    let gone = json!({"name": "gone", "placement": "edge", "clearance": "internal", "openai": openai});
+    // A certificate of nobody we know: what a node shows whose `identity` was forgotten.
+    let stranger = config(&cloud).set("/targets/0/openai/ca", json!(null)).set("/targets/0/placement", json!("edge"));
+    let postern = Postern::start(&stranger.push("/targets", gone)).await?;
+    let client = postern.client("clerk/amy")?;
+    let reply = client.post_json("/v1/chat/completions", &chat_body("Anybody?")).await?;
+    assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_unavailable"));
+    let log = postern.log();
+    for (target, why) in [("gone", "Connection refused"), ("sun", "UnknownIssuer")] {
+        let said = log.lines().find(|line| line.contains("cannot be reached") && line.contains(target));
+        assert!(said.is_some_and(|line| line.contains(why) && line.contains("openai.identity")), "{target}: {log}");
+    }
+    assert!(!log.contains("Anybody?"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_hanging_cloud_is_left_at_the_deadline() -> Result<()> {
     let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
     let timeouts = json!({"first_token": "400ms", "idle": "400ms", "total": "5s"});

@@ -67,6 +67,23 @@ impl Client {
     }
 }
 
+/// What is done before a request has a place, one identity does one at a time.
+#[tokio::test]
+async fn requests_of_one_identity_are_prepared_one_after_the_other() {
+    let engine = scripted_engine(PIECES, QUICK, |_| {});
+    let (mut client, mut other) = (Client::of(Arc::clone(&engine)).await, Client::of(Arc::clone(&engine)).await);
+    // Of whom the gateway does not speak, that is nobody: an identity like others.
+    let turn = engine.turn(&Origin::default()).await.unwrap();
+    let mut asking = std::pin::pin!(client.chat(json!({})));
+    assert!(tokio::time::timeout(Duration::from_millis(200), asking.as_mut()).await.is_err(), "it did not wait");
+    let body = json!({"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}).to_string();
+    let request = Request::post("http://engine/v1/chat/completions").header("postern-identity", "somebody else");
+    let answer = other.0.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    drop(turn);
+    assert_eq!(asking.await.status(), 200);
+}
+
 async fn json_of(response: Response<Incoming>) -> Value {
     serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
 }

@@ -215,40 +215,34 @@ impl Looking<'_> {
         }
         self.sum = scores.iter().fold(self.sum * fade, |sum, weight| sum + weight);
         let width = self.seen.len();
-        let (many, rest) = self.seen.as_chunks_mut::<LANES>();
-        let rest_begin = many.len() * LANES;
-        for (place, begin) in many.iter_mut().zip((0..).step_by(LANES)) {
-            add_weighted(place, fade, scores, values, width, begin);
-        }
-        let (few, single) = rest.as_chunks_mut::<FEW_LANES>();
-        let single_begin = rest_begin + few.len() * FEW_LANES;
-        for (place, begin) in few.iter_mut().zip((rest_begin..).step_by(FEW_LANES)) {
-            add_weighted(place, fade, scores, values, width, begin);
-        }
-        for (place, begin) in single.iter_mut().zip(single_begin..) {
-            add_weighted(std::array::from_mut(place), fade, scores, values, width, begin);
-        }
+        let rest = add_weighted::<LANES>(self.seen, fade, scores, values, width);
+        let rest = add_weighted::<FEW_LANES>(rest, fade, scores, values, width);
+        add_weighted::<1>(rest, fade, scores, values, width);
     }
 }
 
-/// Fades what was seen of some features, from `begin` on, and adds a block's values of them, weighted. Each feature is summed in
-/// order of position, however many are summed side by side.
-fn add_weighted<const N: usize>(
-    place: &mut [f32; N],
+/// Fades what was seen of the last features of a head, `N` at a time, and adds a block's values of them, weighted; gives the
+/// features that are left. Each is summed in order of position, however many are summed side by side.
+fn add_weighted<'a, const N: usize>(
+    seen: &'a mut [f32],
     fade: f32,
     weights: &[f32; BLOCK_TOKENS],
     values: &[f32],
     width: usize,
-    begin: usize,
-) {
-    let mut sums = place.map(|seen| seen * fade);
-    for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
-        let Some(value) = value.get(begin..).and_then(<[f32]>::first_chunk::<N>) else { return };
-        for (sum, value) in sums.iter_mut().zip(value) {
-            *sum = multiply_add(*weight, *value, *sum);
+) -> &'a mut [f32] {
+    let first = width - seen.len();
+    let (places, rest) = seen.as_chunks_mut::<N>();
+    for (place, begin) in places.iter_mut().zip((first..).step_by(N)) {
+        let mut sums = place.map(|seen| seen * fade);
+        for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+            let Some(value) = value.get(begin..).and_then(<[f32]>::first_chunk::<N>) else { break };
+            for (sum, value) in sums.iter_mut().zip(value) {
+                *sum = multiply_add(*weight, *value, *sum);
+            }
         }
+        *place = sums;
     }
-    *place = sums;
+    rest
 }
 
 /// `a · b + c`, rounded once where the processor can do that in one instruction.

@@ -114,6 +114,10 @@ pub(super) fn read_json(path: &Path) -> Result<Json, String> {
 
 fn read_text(path: &Path) -> Result<String, String> {
     let wrong = |problem: String| format!("`{}`: {problem}", shown(path));
+    // Whoever opens a pipe waits for somebody to write.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(wrong("it is not a file".to_owned()));
+    }
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
     let mut text = String::new();
     let read = file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;

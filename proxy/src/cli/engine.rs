@@ -102,10 +102,6 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     // Loading may take minutes, and no other thread of this process runs meanwhile.
     let loading = arguments.supervised.then(pulse::beat_from_a_thread).transpose()?;
     let file = catalog::locate(&arguments.model)?;
-    if arguments.supervised {
-        // A gateway passes chats on, and nothing else.
-        postern_engine::check_chats(&file)?;
-    }
     let mut options = EngineOptions::new(file, config::Engine::own_name(&arguments.model));
     options.device = if arguments.device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Auto };
     options.max_batch_size = arguments.max_batch_size;
@@ -234,5 +230,20 @@ impl Loaded {
             Progress::WarmUp => tracing::info!("loading the model: first computation"),
         })?;
         Ok(Self::Chats(Arc::new(engine)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_and_port;
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for good in ["ai.example.org:8443", "192.0.2.1:1", "[2001:db8::1]:65535"] {
+            assert_eq!(host_and_port(good).as_deref(), Ok(good));
+        }
+        for wrong in ["ai.example.org", "ai.example.org:", ":8443", "ai.example.org:0", "ai.example.org:65536", ""] {
+            assert!(host_and_port(wrong).is_err(), "{wrong}");
+        }
     }
 }

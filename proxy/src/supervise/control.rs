@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 /// The most bytes of a message; a model's name or path is the longest part.
 const MAX_MESSAGE: usize = 8 << 10;
 /// The most bytes of a model's name.
-pub(super) const MAX_MODEL: usize = 4096;
+const MAX_MODEL: usize = 4096;
 /// How long a swap may take: the supervisor gives up on a model before this.
 const SWAPPED_WITHIN: Duration = Duration::from_secs(330);
 
@@ -100,6 +100,9 @@ impl Control {
     /// # Errors
     /// See [`SwapError`]. The old engine goes on.
     pub async fn swap(&self, model: &str) -> Result<(), SwapError> {
+        if model.is_empty() || model.len() > MAX_MODEL {
+            return Err(SwapError::Refused(format!("a model's name has 1 to {MAX_MODEL} bytes")));
+        }
         let Ok(_one_at_a_time) = self.swapping.try_lock() else { return Err(SwapError::Busy) };
         let id = rand::random();
         send(&self.out, &Told::Swap { id, model: model.to_owned() }).map_err(|_| SwapError::Silent)?;
@@ -200,6 +203,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_too_long_is_not_sent() {
         let (control, _requests) = both().await;
-        assert!(matches!(control.swap(&"x".repeat(MAX_MESSAGE)).await, Err(SwapError::Silent)));
+        for model in [String::new(), "x".repeat(MAX_MODEL + 1)] {
+            assert!(matches!(control.swap(&model).await, Err(SwapError::Refused(_))));
+        }
+        // As JSON, each of these is six bytes.
+        assert!(matches!(control.swap(&"\u{1}".repeat(MAX_MODEL)).await, Err(SwapError::Silent)));
     }
 }

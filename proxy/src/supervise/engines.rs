@@ -8,7 +8,7 @@ use postern_engine::{catalog, check_chats};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use super::control::{MAX_MODEL, Requests, Told};
+use super::control::{Requests, Told};
 use super::pulse::{self, Pulse};
 use super::{ENGINE_WITHIN, Service, end_child, engine_command};
 use crate::config::Config;
@@ -49,7 +49,7 @@ impl<'a> Engines<'a> {
         let start: Starter<'a> = Box::new(move || engine_command(config, &present(&to_start)));
         let current = Service::new("engine", start)
             .hung_after(engine.hung_after)
-            .needs(move || catalog::locate(&present(&to_find)).map(drop).map_err(|error| error.to_string()));
+            .needs(move || answers_chats(&present(&to_find)));
         Some(Self { config, model, current, next: None, finishing: JoinSet::new(), requests })
     }
 
@@ -110,13 +110,11 @@ impl<'a> Engines<'a> {
         if self.next.is_some() {
             return Err("another model is being loaded".to_owned());
         }
+        // First what waiting does not mend.
+        answers_chats(model)?;
         if self.finishing.len() >= MAX_FINISHING {
             return Err("engines of earlier models still finish their requests; try again later".to_owned());
         }
-        if model.is_empty() || model.len() > MAX_MODEL {
-            return Err(format!("a model's name has 1 to {MAX_MODEL} bytes"));
-        }
-        catalog::locate(model).and_then(|path| check_chats(&path)).map_err(|error| error.to_string())?;
         let child =
             engine_command(self.config, model).and_then(|mut command| Ok(command.kill_on_drop(true).spawn()?));
         let mut child = child.map_err(|error| format!("its engine cannot be started: {error}"))?;
@@ -142,6 +140,11 @@ impl<'a> Engines<'a> {
         tracing::error!(model = next.model, why, "the other model does not come; the present one goes on");
         self.requests.answer(next.id, Some(format!("model `{}` is not there: {why}", next.model)));
     }
+}
+
+/// A gateway passes chats on, and nothing else: whether there is such a model, and why not.
+fn answers_chats(model: &str) -> Result<(), String> {
+    catalog::locate(model).and_then(|path| check_chats(&path)).map_err(|error| error.to_string())
 }
 
 fn present(model: &Mutex<String>) -> String {

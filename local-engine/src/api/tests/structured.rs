@@ -150,10 +150,10 @@ async fn an_answer_under_a_schema_does_not_depend_on_its_company() {
 fn the_deepest_schema_that_is_taken_does_not_break_the_engine() {
     use crate::grammar::{Constraint, check};
     let engine = crate::engine::tests::real_engine();
-    for part in ["items", "anyOf", "properties"] {
+    for (part, depth) in [("items", 22), ("anyOf", 11), ("properties", 7)] {
         let nested = |target: usize| {
             let target = json!({"$ref": format!("#/$defs/a{target}")});
-            (0..20).fold(target, |inner, _| match part {
+            (0..depth).fold(target, |inner, _| match part {
                 "items" => json!({"type": "array", "items": inner}),
                 "anyOf" => json!({"anyOf": [{"type": "null"}, inner]}),
                 _ => json!({"type": "object", "properties": {"p": inner}, "required": ["p"]}),
@@ -162,9 +162,8 @@ fn the_deepest_schema_that_is_taken_does_not_break_the_engine() {
         let mut links: serde_json::Map<String, Value> = (0..62).map(|at| (format!("a{at}"), nested(at + 1))).collect();
         links.insert("a62".to_owned(), json!({"type": "null"}));
         let schema = json!({"$defs": links, "$ref": "#/$defs/a0"});
-        if check(&schema, "p").is_ok() {
-            // Taken or refused: both are answers.
-            let _ = engine.grammar(&Constraint::json(&schema));
-        }
+        check(&schema, "p").unwrap();
+        // Whether it can be enforced is the compiler's to say.
+        let _ = engine.grammar(&Constraint::json(&schema));
     }
 }
