@@ -252,12 +252,14 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
     let gateway = &admin.gateway;
     let targets: Vec<Value> = gateway
         .dispatcher
-        .predictions()
+        .standings(0)
         .iter()
-        .map(|(target, ttft)| {
+        .map(|(target, now)| {
             json!({
                 "name": target.name, "clearance": gateway.config.labels.name(target.clearance),
-                "predicted_ttft_ms": ttft.map(|span| span.as_millis() as u64),
+                "breaker": now.breaker.as_str(), "available": now.available,
+                "predicted_ttft_ms": now.ttft.map(|span| span.as_millis() as u64),
+                "queue": now.queue, "requests_left": now.requests_left,
             })
         })
         .collect();

@@ -32,8 +32,6 @@ const CHARGE: u64 = 1024;
 const VALUE_BYTES: u64 = 60;
 /// The part of all bodies that one identity may hold: several clients must be needed to keep everybody else out.
 const SHARE: u64 = 4;
-/// Tokens assumed for an answer that names no bound.
-const ASSUMED_ANSWER_TOKENS: u64 = 512;
 
 /// Admits requests.
 #[derive(Debug)]
@@ -168,8 +166,7 @@ impl Admitted {
     /// [`Error::RateLimited`].
     pub fn reserve(&mut self, chat: &ChatRequest) -> Result<(), Error> {
         let Some(ledger) = &self.budget.tokens else { return Ok(()) };
-        let answer = chat.max_tokens.unwrap_or(ASSUMED_ANSWER_TOKENS).saturating_mul(chat.choices);
-        let wanted = chat.estimated_prompt_tokens().saturating_add(answer);
+        let wanted = chat.estimated_prompt_tokens().saturating_add(chat.max_answer_tokens());
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         self.reserved = ledger
             .reserve(Instant::now(), wanted)

@@ -19,7 +19,7 @@ use std::time::Duration;
 use postern_certs::{PathPrefix, RootPlace, SpiffeId, spiffe};
 
 use crate::classify::label::{Label, Labels};
-pub use file::{OnFailure, Placement, Secret};
+pub use file::{Balance, OnFailure, Placement, Secret};
 pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
 use sections::Sections;
@@ -162,8 +162,10 @@ pub struct Target {
     pub node: Option<SpiffeId>,
     /// Our name → theirs; empty: names pass through.
     pub models: std::collections::BTreeMap<String, String>,
-    /// Requests a minute that we may send.
+    /// Requests that we may send in any minute.
     pub requests_per_minute: Option<std::num::NonZeroU32>,
+    /// Tokens likewise.
+    pub tokens_per_minute: Option<std::num::NonZeroU32>,
     /// What it costs.
     pub price: Option<file::Price>,
 }
@@ -187,6 +189,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// The whole request.
     pub total: Duration,
+    /// Waiting for a target that may be asked.
+    pub queue: Duration,
 }
 
 /// What the host recognises by itself.

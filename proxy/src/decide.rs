@@ -16,12 +16,16 @@
 //! | `edge-first`, none meets the goal | clouds, edges and engine; reason `predicted_slow` |
 //! | `local` | engine |
 //!
+//! Who may not be asked now (its breaker is open, its limit reached, it asked us to wait) comes after the others of its group, and
+//! meets no goal.
+//!
 //! | what the votes say of the order | targets of a group |
 //! | --- | --- |
-//! | nothing | as configured; those that meet the goal: the quickest first |
+//! | nothing | clouds as configured; edges and engine balanced (see [`balance`]) |
 //! | names, no weight | as named; with `cloud`, that is the order of all of them, whatever their group |
 //! | a weight | those with a share of the requests, one of them first for each conversation, as often as its share says; then the others, as named |
 
+pub mod balance;
 mod order;
 
 use std::sync::Arc;
@@ -31,10 +35,12 @@ use crate::classify::Conversation;
 use crate::classify::clearance::Destination;
 use crate::classify::label::{Label, Labels};
 use crate::config::file::TargetKind;
-use crate::config::{Placement, Target, Weights};
+use crate::config::{Balance, Placement, Target, Weights};
 use crate::error::Error;
 use crate::redact::MaskedRequest;
 use crate::route::Votes;
+use crate::upstream::standing::Now;
+use balance::Load;
 use order::{Candidate, Group, Preference};
 
 /// Which text the targets of a plan see. A plan has one form: race, failover and cache keep it.
@@ -128,6 +134,8 @@ pub struct EngineFacts {
     pub ready: bool,
     /// When its first token would come.
     pub ttft: Option<Duration>,
+    /// What it has to do.
+    pub load: Load,
 }
 
 /// Everything that a decision depends on, beside the request.
@@ -135,8 +143,8 @@ pub struct EngineFacts {
 pub struct Facts<'a> {
     /// The lattice.
     pub labels: &'a Labels,
-    /// Remote targets in the order of preference, with the predicted time to first token of each.
-    pub targets: &'a [(Arc<Target>, Option<Duration>)],
+    /// Remote targets as configured, and how each of them stands.
+    pub targets: &'a [(Arc<Target>, Now)],
     /// The engine.
     pub engine: EngineFacts,
     /// What policies said.
@@ -151,6 +159,10 @@ pub struct Facts<'a> {
     pub edge_goal: Option<Duration>,
     /// Only the engine.
     pub offline: bool,
+    /// How nodes are balanced.
+    pub balance: Balance,
+    /// See [`balance::scores`].
+    pub spread: u64,
 }
 
 /// Plans a request whose label is final.
@@ -183,12 +195,15 @@ pub fn decide(
     let named = |name: &str| names.is_none_or(|names| names.iter().any(|known| known == name));
     let serves = facts.engine.serves && named("engine");
     let remote = cleared.iter().filter(|(target, _)| target.model(model).is_some() && named(&target.name));
-    let remote = remote.map(|(target, ttft)| Candidate {
+    let remote = remote.map(|(target, now)| Candidate {
         to: Destination::Remote(target.clone()),
-        ttft: *ttft,
+        ttft: now.ttft,
         group: if target.kind == TargetKind::Cloud { Group::Cloud } else { Group::Edge },
+        available: now.available,
+        load: Load { base_ms: now.base_ms, latency_ms: now.latency_ms, queue: now.queue },
     });
-    let engine = Candidate { to: Destination::Engine, ttft: facts.engine.ttft, group: Group::Engine };
+    let EngineFacts { ttft, load, .. } = facts.engine;
+    let engine = Candidate { to: Destination::Engine, ttft, group: Group::Engine, available: true, load };
     let mut candidates: Vec<_> = remote.chain((serves && facts.engine.ready).then_some(engine)).collect();
 
     let mut race_after = None;
@@ -198,7 +213,7 @@ pub fn decide(
         Placement::EdgeFirst => {
             let goal = facts.edge_goal;
             for near in candidates.iter_mut().filter(|candidate| candidate.group != Group::Cloud) {
-                let in_time = near.ttft.zip(goal).is_none_or(|(ttft, goal)| ttft <= goal);
+                let in_time = near.available && near.ttft.zip(goal).is_none_or(|(ttft, goal)| ttft <= goal);
                 near.group = if in_time { Group::Quick } else { Group::Slow };
             }
             let any = |group| candidates.iter().any(|candidate| candidate.group == group);
@@ -211,7 +226,9 @@ pub fn decide(
     }
     let over_groups = placement == Placement::Cloud;
     let (weights, conversation) = (facts.weights, facts.conversation);
-    order::sort(&mut candidates, &Preference { named: names, weights, conversation, over_groups });
+    let (balance, spread) = (facts.balance, facts.spread);
+    let preference = Preference { named: names, weights, conversation, over_groups, balance, spread };
+    order::sort(&mut candidates, &preference);
     let targets: Vec<_> = candidates.into_iter().map(|candidate| candidate.to).collect();
     if targets.is_empty() {
         return Err(match (serves && !facts.engine.ready, facts.offline) {
@@ -281,11 +298,13 @@ targets:
         node_ttft_ms: Option<u64>,
         weights: Option<Weights>,
         conversation: u8,
+        away: Option<&'static str>,
+        spread: u64,
     }
 
     impl Default for Case {
         fn default() -> Self {
-            let engine = EngineFacts { serves: true, ready: true, ttft: Some(Duration::from_millis(90)) };
+            let engine = EngineFacts { serves: true, ready: true, ttft: Some(Duration::from_millis(90)), ..EngineFacts::default() };
             Self {
                 votes: Votes::default(),
                 offline: false,
@@ -293,6 +312,8 @@ targets:
                 node_ttft_ms: Some(50),
                 weights: None,
                 conversation: 0,
+                away: None,
+                spread: 0,
             }
         }
     }
@@ -300,8 +321,12 @@ targets:
     fn run(case: &Case, label: &str, asked: Option<Placement>) -> Result<Plan, Error> {
         let config = config();
         let node_ttft = case.node_ttft_ms.map(Duration::from_millis);
-        let targets: Vec<_> =
-            config.targets.iter().map(|t| (t.clone(), node_ttft.filter(|_| t.name == "node"))).collect();
+        let now = |name: &str| Now {
+            ttft: node_ttft.filter(|_| name == "node"),
+            available: case.away != Some(name),
+            ..Now::default()
+        };
+        let targets: Vec<_> = config.targets.iter().map(|t| (t.clone(), now(&t.name))).collect();
         let facts = Facts {
             labels: &config.labels,
             targets: &targets,
@@ -312,6 +337,8 @@ targets:
             default: Placement::Cloud,
             edge_goal: Some(Duration::from_millis(150)),
             offline: case.offline,
+            balance: Balance::LeastQueue,
+            spread: case.spread,
         };
         decide(&facts, config.labels.by_name(label).unwrap(), asked, "chat", true)
     }
@@ -333,13 +360,35 @@ targets:
     #[test]
     fn edge_first_takes_what_is_quick_and_races_the_cloud() {
         let plan = run(&Case::default(), "internal", Some(Placement::EdgeFirst)).unwrap();
-        assert_eq!(names(&plan), ["node", "engine", "sun"]);
+        let mut near = names(&plan)[..2].to_vec();
+        near.sort_unstable();
+        assert_eq!((near, names(&plan)[2]), (vec!["engine", "node"], "sun"));
         assert_eq!((plan.race_after, plan.reason), (Some(Duration::from_millis(150)), Reason::Asked));
         let slow = EngineFacts { ttft: Some(Duration::from_secs(3)), ..Case::default().engine };
         let case = Case { node_ttft_ms: Some(400), engine: slow, ..Case::default() };
         let plan = run(&case, "internal", Some(Placement::EdgeFirst)).unwrap();
-        assert_eq!((names(&plan), plan.race_after), (vec!["sun", "node", "engine"], None));
+        assert_eq!((names(&plan)[0], names(&plan).len(), plan.race_after), ("sun", 3, None));
         assert_eq!(plan.reason, Reason::PredictedSlow);
+    }
+
+    #[test]
+    fn who_may_not_be_asked_now_comes_last_and_meets_no_goal() {
+        let case = Case { away: Some("sun"), ..Case::default() };
+        assert_eq!(names(&run(&case, "public", None).unwrap()), ["moon", "sun", "node", "engine"]);
+        let case = Case { away: Some("node"), ..Case::default() };
+        let plan = run(&case, "internal", Some(Placement::EdgeFirst)).unwrap();
+        assert_eq!(names(&plan), ["engine", "sun", "node"]);
+    }
+
+    #[test]
+    fn nodes_share_the_requests_and_clouds_do_not() {
+        let first = |spread| {
+            let plan = run(&Case { spread, ..Case::default() }, "public", Some(Placement::EdgeFirst)).unwrap();
+            assert_eq!(names(&plan)[2..], ["sun", "moon"]);
+            names(&plan)[0].to_owned()
+        };
+        let nodes = (0..100).filter(|spread| first(*spread) == "node").count();
+        assert!((25..75).contains(&nodes), "{nodes}");
     }
 
     #[test]
@@ -398,7 +447,7 @@ targets:
 
     #[test]
     fn refusals_say_why() {
-        let down = EngineFacts { serves: true, ready: false, ttft: None };
+        let down = EngineFacts { serves: true, ..EngineFacts::default() };
         let case = Case { engine: down, ..Case::default() };
         assert!(matches!(run(&case, "classified", None), Err(Error::EngineStarting)));
         let case = Case { engine: EngineFacts::default(), offline: true, ..Case::default() };
@@ -442,7 +491,7 @@ targets:
         ) {
             let placements = [None, Some(Placement::Cloud), Some(Placement::EdgeFirst), Some(Placement::Local)];
             let votes = Votes { placement: placements[vote], strictest, ..Votes::default() };
-            let engine = EngineFacts { serves, ready, ttft: None };
+            let engine = EngineFacts { serves, ready, ..EngineFacts::default() };
             let case = Case { votes, offline, engine, node_ttft_ms, ..Case::default() };
             let name = ["public", "internal", "confidential", "classified"][label];
             let Ok(plan) = run(&case, name, placements[asked]) else { return Ok(()) };

@@ -1,18 +1,21 @@
-//! Carries a plan out: one attempt after the other, or two in a race, until one has its first token.
+//! Carries a plan out: asks one target after the other, or two in a race, until one has its first token. [`course`] says whom and
+//! when; here it is asked.
 //!
 //! Everything happens inside one future and the stream it gives back. Dropping either drops the connection to the
 //! upstream with it, so a client that goes away cancels what was done for it, and the loser of a race is cancelled at
 //! once.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod budget;
+mod course;
 
-use futures_util::future::{Either, select};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::admission::Ledger;
 use crate::audit::Attempt;
 use crate::classify::clearance::{Clearance, Destination};
 use crate::classify::label::Labels;
@@ -22,44 +25,36 @@ use crate::egress::{EgressError, Remote};
 use crate::error::Error;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
-use crate::upstream::health::Observed;
+use crate::upstream::limiter::Limiter;
 use crate::upstream::openai::{MAX_EVENT, OpenAi, is_asked_for};
+use crate::upstream::standing::{self, Now, Standing, Turn};
 use crate::upstream::{AttemptError, Reply, Upstream, local};
+use budget::RetryBudget;
+use course::{Course, Lost, Rules, Slot};
 
 /// Events before the first token (roles, empty deltas) that are looked at.
 const MAX_EVENTS_BEFORE_TOKEN: usize = 64;
-
 /// What may come together with the first token in one piece.
 const READ_AHEAD: usize = 64 << 10;
+/// Requests that may wait in line for one target, if it has no limit of requests.
+const LINE_MAX: u32 = 1024;
 
 /// Everybody who can answer.
 pub struct Dispatcher {
     clearance: Clearance,
     remotes: Vec<RemoteTarget>,
     engine: Arc<local::Engine>,
+    engine_standing: Arc<Standing>,
     timeouts: Timeouts,
     labels: Labels,
     metrics: Arc<Metrics>,
+    budget: RetryBudget,
 }
 
 struct RemoteTarget {
     target: Arc<Target>,
     upstream: OpenAi,
-    limit: Option<Mutex<Ledger>>,
-    observed: Observed,
-}
-
-/// A remote target as it is now.
-#[derive(Debug, Clone, Copy)]
-pub struct TargetState {
-    /// It answered when it was last asked, or has not been asked for a while.
-    pub healthy: bool,
-    /// When its first token would come.
-    pub predicted_ttft: Option<Duration>,
-    /// Our requests that have no first token from it yet.
-    pub waiting: u32,
-    /// What we may still send it in this minute; `None`: there is no limit.
-    pub requests_left: Option<u64>,
+    standing: Arc<Standing>,
 }
 
 /// Who answered, and the beginning of the answer.
@@ -86,11 +81,11 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
     ) -> Result<Self, EgressError> {
         let remote = |target: &Arc<Target>| {
+            let limiter = Limiter::new(target.requests_per_minute, target.tokens_per_minute, config.timeouts.connect);
             Ok(RemoteTarget {
                 target: target.clone(),
                 upstream: OpenAi::new(Remote::new(target, config.timeouts, certificate)?, config.timeouts.idle),
-                limit: target.requests_per_minute.map(|n| Mutex::new(Ledger::new(n, Instant::now()))),
-                observed: Observed::default(),
+                standing: Standing::new(limiter, line_max(target, config.timeouts.queue)),
             })
         };
         // Offline, not even a client is made.
@@ -100,30 +95,25 @@ impl Dispatcher {
             clearance: Clearance::new(config),
             remotes,
             engine,
+            engine_standing: Standing::new(Limiter::new(None, None, Duration::ZERO), LINE_MAX),
             timeouts: config.timeouts,
             labels: config.labels.clone(),
             metrics,
+            budget: RetryBudget::new(standing::now()),
         })
     }
 
-    /// Remote targets with their predicted times to first token.
+    /// How the remote targets stand, for a request of so many tokens; none if the gateway is offline.
     #[must_use]
-    pub fn predictions(&self) -> Vec<(Arc<Target>, Option<Duration>)> {
-        self.remotes.iter().map(|remote| (remote.target.clone(), remote.observed.predicted_ttft())).collect()
+    pub fn standings(&self, tokens: u64) -> Vec<(Arc<Target>, Now)> {
+        let now = standing::now();
+        self.remotes.iter().map(|remote| (remote.target.clone(), remote.standing.now(tokens, now))).collect()
     }
 
-    /// What is known of a remote target now; `None`: it is not used, because the gateway is offline.
+    /// How the engine on this machine stands, by the requests that it was sent.
     #[must_use]
-    pub fn state(&self, target: &str) -> Option<TargetState> {
-        let remote = self.remotes.iter().find(|remote| remote.target.name == target)?;
-        let left =
-            |limit: &Mutex<Ledger>| limit.lock().unwrap_or_else(PoisonError::into_inner).available(Instant::now());
-        Some(TargetState {
-            healthy: remote.observed.is_healthy(Instant::now()),
-            predicted_ttft: remote.observed.predicted_ttft(),
-            waiting: remote.observed.waiting(),
-            requests_left: remote.limit.as_ref().map(left),
-        })
+    pub fn engine_standing(&self, tokens: u64) -> Now {
+        self.engine_standing.now(tokens, standing::now())
     }
 
     /// The engine on this machine.
@@ -132,132 +122,46 @@ impl Dispatcher {
         &self.engine
     }
 
-    /// Tries the targets of the plan until one answers.
+    /// Asks the targets of the plan until one answers.
     ///
     /// # Errors
     /// None could; or the request itself is at fault.
     pub async fn dispatch(&self, request: &PlannedRequest, attempts: &mut Attempts) -> Result<Answer, Error> {
         let plan = request.plan();
-        let mut last = AttemptError::EngineDown;
-        let mut failures = 0;
-        // The cloud that lost or failed in a race is not asked again.
-        let mut raced = None;
-        for (index, target) in plan.targets.iter().enumerate() {
-            if raced == Some(index) {
-                continue;
-            }
-            let (winner, result) = match self.rival(request, index) {
-                Some((after, rival)) => {
-                    let race = Race { first: target, rival: plan.targets.get(rival).unwrap_or(target), after };
-                    let (winner, result, began) = self.race(request, &race, attempts).await;
-                    raced = began.then_some(rival);
-                    (winner, result)
-                }
-                None => (target, self.noted(request, target, attempts).await),
-            };
-            match result {
-                Ok(reply) => return Ok(Answer { target: winner.name().to_owned(), reply }),
-                Err(AttemptError::Rejected { context_length: true }) => return Err(Error::ContextLength),
-                Err(error) if !error.is_worth_another_target() => return Err(Error::UpstreamRejected),
-                Err(error) => {
-                    failures += 1;
-                    if let Some(next) = plan.targets.get(index + 1) {
-                        self.metrics.fell_back(target.name(), next.name(), error.code());
-                    }
-                    last = error;
-                }
-            }
-        }
-        let only_engine = plan.targets.iter().all(|target| matches!(target, Destination::Engine));
-        Err(match last {
-            AttemptError::EngineDown if only_engine => Error::EngineStarting,
-            // What only the engine does not take, another target may take later, if it failed for a reason of its own.
-            AttemptError::Engine(refusal) if refusal.is_temporary() || refusal.is_final() || failures == 1 => {
-                Error::EngineRefused(refusal)
-            }
-            AttemptError::FirstToken(bound) => Error::DeadlineExceeded(bound),
-            AttemptError::NotFound if plan.targets.len() == 1 => Error::ModelUnknown,
-            _ => Error::UpstreamUnavailable { tried: plan.targets.len() },
-        })
-    }
-
-    /// Whom the target at `index` races, and after what time. Only streams race: an answer that comes as a whole has no first
-    /// token to wait for, and would be paid for twice each time.
-    fn rival(&self, request: &PlannedRequest, index: usize) -> Option<(Duration, usize)> {
-        let plan = request.plan();
-        let stream = request.masked().classified().request().chat.stream;
-        let after = plan.race_after.filter(|_| index == 0 && stream)?;
-        Some((after, first_cloud(&plan.targets)?))
-    }
-
-    /// Asks the first; if it has no token after a while, asks the rival as well. The first token wins. The last part of what is
-    /// given back says whether the rival was asked.
-    async fn race<'a>(
-        &self,
-        request: &PlannedRequest,
-        race: &Race<'a>,
-        attempts: &mut Attempts,
-    ) -> (&'a Destination, Result<Reply, AttemptError>, bool) {
-        let Race { first, rival, after } = *race;
-        let started = Instant::now();
-        let mut note = |target: &Destination, result: &'static str, since: Instant| {
-            let ms = since.elapsed().as_secs_f64() * 1000.0;
-            attempts.push(Attempt { target: target.name().to_owned(), result, ms });
+        let slots = plan.targets.iter().filter_map(|target| self.slot(target));
+        let rules = Rules {
+            tokens: tokens(request),
+            queue: self.timeouts.queue,
+            race: rival(request),
+            budget: &self.budget,
+            metrics: &self.metrics,
         };
-        let mut near = Box::pin(self.attempt(request, first));
-        if let Ok(result) = timeout(after, &mut near).await {
-            note(first, code(&result), started);
-            return (first, result, false);
+        let ask = |index: usize, turn: Turn| self.attempt(request, index, turn).boxed();
+        let course = Course::new(slots.collect(), rules, attempts, ask);
+        match course.run().await {
+            Ok((index, reply)) => {
+                let target = plan.targets.get(index).map(Destination::name).unwrap_or_default().to_owned();
+                Ok(Answer { target, reply })
+            }
+            Err(lost) => Err(refusal(&plan.targets, lost)),
         }
-        let raced_at = Instant::now();
-        let far = Box::pin(self.attempt(request, rival));
-        let (winner, result) = match select(near, far).await {
-            Either::Left((Ok(reply), _)) => {
-                note(first, "ok", started);
-                note(rival, "lost_race", raced_at);
-                (first, Ok(reply))
-            }
-            Either::Right((Ok(reply), _)) => {
-                note(first, "lost_race", started);
-                note(rival, "ok", raced_at);
-                (rival, Ok(reply))
-            }
-            Either::Left((Err(error), far)) => {
-                note(first, error.code(), started);
-                let result = far.await;
-                note(rival, code(&result), raced_at);
-                (rival, result)
-            }
-            Either::Right((Err(error), near)) => {
-                note(rival, error.code(), raced_at);
-                let result = near.await;
-                note(first, code(&result), started);
-                (first, result)
-            }
-        };
-        (winner, result, true)
     }
 
-    async fn noted(
-        &self,
-        request: &PlannedRequest,
-        target: &Destination,
-        attempts: &mut Attempts,
-    ) -> Result<Reply, AttemptError> {
-        let started = Instant::now();
-        // Noted before it is known how it ends: if the client goes away meanwhile, the record still says who was asked.
-        let index = attempts.len();
-        attempts.push(Attempt { target: target.name().to_owned(), result: "abandoned", ms: 0.0 });
-        let result = self.attempt(request, target).await;
-        if let Some(attempt) = attempts.get_mut(index) {
-            attempt.result = code(&result);
-            attempt.ms = started.elapsed().as_secs_f64() * 1000.0;
-        }
-        result
+    fn slot<'a>(&'a self, target: &'a Destination) -> Option<Slot<'a>> {
+        let (standing, ours) = match target {
+            Destination::Engine => (&self.engine_standing, true),
+            Destination::Remote(target) => (&self.remote(target)?.standing, target.node.is_some()),
+        };
+        Some(Slot { name: target.name(), standing, ours })
+    }
+
+    fn remote(&self, target: &Target) -> Option<&RemoteTarget> {
+        self.remotes.iter().find(|remote| remote.target.name == target.name)
     }
 
     /// One attempt, up to the first token.
-    async fn attempt(&self, request: &PlannedRequest, target: &Destination) -> Result<Reply, AttemptError> {
+    async fn attempt(&self, request: &PlannedRequest, index: usize, mut turn: Turn) -> Result<Reply, AttemptError> {
+        let target = request.plan().targets.get(index).ok_or(AttemptError::Connect)?;
         let permit = self.clearance.permit(request, target).inspect_err(|refusal| {
             let label = self.labels.name(request.masked().classified().label());
             tracing::error!(target = target.name(), label, %refusal, "a planned send was refused by the clearance");
@@ -265,51 +169,66 @@ impl Dispatcher {
         })?;
         let stream = permit.stream();
         let choices = request.masked().classified().request().chat.choices;
-        let started = Instant::now();
         // An answer that comes as a whole shows nothing until it is complete.
         let within = if stream { self.timeouts.first_token } else { self.timeouts.first_token + self.timeouts.idle };
-        let in_time = |sending| async move {
-            timeout(within, first_token(sending, choices)).await.map_err(|_| AttemptError::FirstToken(within))?
-        };
-        let target = match target {
+        let started = standing::now();
+        let (sending, predicted) = match target {
             Destination::Engine => {
                 let tokens = request.masked().classified().request().chat.estimated_prompt_tokens();
-                let predicted = self.engine.predicted_ttft(tokens).filter(|_| stream);
-                let reply = in_time(self.engine.send(permit)).await?;
-                if let Some(predicted) = predicted {
-                    self.metrics.engine_predicted(predicted, started.elapsed());
-                }
-                return Ok(reply);
+                (self.engine.send(permit), self.engine.predicted_ttft(tokens).filter(|_| stream))
             }
-            Destination::Remote(target) => target,
+            Destination::Remote(target) => {
+                (self.remote(target).ok_or(AttemptError::Connect)?.upstream.send(permit), None)
+            }
         };
-        let remote = self.remotes.iter().find(|remote| remote.target.name == target.name);
-        let remote = remote.ok_or(AttemptError::Connect)?;
-        let is_over = |limit: &Mutex<Ledger>| {
-            limit.lock().unwrap_or_else(PoisonError::into_inner).reserve(Instant::now(), 1).is_err()
-        };
-        if remote.limit.as_ref().is_some_and(is_over) {
-            return Err(AttemptError::Limited);
+        let result = timeout(within, first_token(sending, choices)).await;
+        let result = result.unwrap_or(Err(AttemptError::FirstToken(within)));
+        course::settle(&mut turn, &result, stream);
+        let reply = result?;
+        if let Some(predicted) = predicted {
+            self.metrics.engine_predicted(predicted, standing::now().saturating_duration_since(started));
         }
-        let _waiting = remote.observed.wait();
-        let reply = in_time(remote.upstream.send(permit)).await;
-        remote.observed.ended(reply.as_ref().err().is_some_and(AttemptError::is_of_the_target), Instant::now());
-        if stream && reply.is_ok() {
-            remote.observed.first_token(started.elapsed());
-        }
-        reply
+        Ok(reply.holding(turn))
     }
 }
 
-/// The first target of a plan and the one that it races.
-struct Race<'a> {
-    first: &'a Destination,
-    rival: &'a Destination,
-    after: Duration,
+/// What a request counts for in a target's limit of tokens: its prompt, estimated, and the longest answer that it asks for.
+fn tokens(request: &PlannedRequest) -> u64 {
+    let chat = &request.masked().classified().request().chat;
+    chat.estimated_prompt_tokens().saturating_add(chat.max_answer_tokens())
 }
 
-fn code(result: &Result<Reply, AttemptError>) -> &'static str {
-    result.as_ref().map_or_else(AttemptError::code, |_| "ok")
+/// As many as could have their turn in time.
+fn line_max(target: &Target, queue: Duration) -> u32 {
+    let per_minute = target.requests_per_minute.map(|requests| f64::from(requests.get()));
+    per_minute.map_or(LINE_MAX, |requests| (requests * queue.as_secs_f64() / 60.0).ceil().clamp(1.0, LINE_MAX.into()) as u32)
+}
+
+/// Whom the first target of the plan races, and after what time. Only streams race: an answer that comes as a whole has no first
+/// token to wait for, and would be paid for twice each time.
+fn rival(request: &PlannedRequest) -> Option<(Duration, usize)> {
+    let plan = request.plan();
+    let stream = request.masked().classified().request().chat.stream;
+    Some((plan.race_after.filter(|_| stream)?, first_cloud(&plan.targets)?))
+}
+
+/// What the client reads if nobody answered.
+fn refusal(targets: &[Destination], lost: Lost) -> Error {
+    let only_engine = targets.iter().all(|target| matches!(target, Destination::Engine));
+    let tried = lost.failed;
+    match lost.last {
+        None => Error::TargetsBusy { retry_after: lost.retry_after },
+        Some(AttemptError::Rejected { context_length: true }) => Error::ContextLength,
+        Some(AttemptError::Rejected { context_length: false }) => Error::UpstreamRejected,
+        Some(AttemptError::EngineDown) if only_engine => Error::EngineStarting,
+        // What only the engine does not take, another target may take later, if it failed for a reason of its own.
+        Some(AttemptError::Engine(refusal)) if refusal.is_temporary() || refusal.is_final() || tried == 1 => {
+            Error::EngineRefused(refusal)
+        }
+        Some(AttemptError::FirstToken(bound)) => Error::DeadlineExceeded(bound),
+        Some(AttemptError::NotFound) if targets.len() == 1 => Error::ModelUnknown,
+        Some(_) => Error::UpstreamUnavailable { tried, retry_after: lost.retry_after },
+    }
 }
 
 impl std::fmt::Debug for Dispatcher {

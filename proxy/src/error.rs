@@ -151,10 +151,21 @@ pub enum Error {
     #[error("The engine on this machine is starting. Try again in a few seconds.")]
     EngineStarting,
     /// Every permitted target was tried.
-    #[error("None of the {tried} permitted targets could answer. Try again in a few seconds.")]
+    #[error("None of the {tried} permitted targets could answer. Try again in {} s.", come_again(*retry_after))]
     UpstreamUnavailable {
         /// How many.
         tried: usize,
+        /// When it may help to come again.
+        retry_after: Duration,
+    },
+    /// No permitted target could be asked in time.
+    #[error(
+        "Every permitted target is at its limit, or rests after failures. Try again in {} s.",
+        come_again(*retry_after)
+    )]
+    TargetsBusy {
+        /// When it may help to come again.
+        retry_after: Duration,
     },
     /// A hard bound on time.
     #[error("No answer within {} s.", .0.as_secs())]
@@ -212,7 +223,10 @@ impl Error {
             Self::RateLimited { retry_after, .. } => Some((*retry_after).max(Duration::from_secs(1))),
             Self::Busy | Self::RecordUnavailable => Some(Duration::from_secs(1)),
             Self::AuthorityUnavailable => Some(Duration::from_secs(60)),
-            Self::EngineStarting | Self::UpstreamUnavailable { .. } => Some(Duration::from_secs(3)),
+            Self::EngineStarting => Some(Duration::from_secs(3)),
+            Self::UpstreamUnavailable { retry_after, .. } | Self::TargetsBusy { retry_after } => {
+                Some(Duration::from_secs(come_again(*retry_after)))
+            }
             _ => None,
         };
         Reply { status, body: ErrorBody { message: self.to_string(), kind, param, code: Some(code) }, retry_after }
@@ -255,7 +269,7 @@ impl Error {
             Self::NoPermittedTarget { .. } => (S::FORBIDDEN, "no_permitted_target", DENIED),
             Self::Offline => (S::SERVICE_UNAVAILABLE, "offline", SERVER),
             Self::EngineStarting => (S::SERVICE_UNAVAILABLE, "engine_starting", SERVER),
-            Self::UpstreamUnavailable { .. } => (S::SERVICE_UNAVAILABLE, "upstream_unavailable", SERVER),
+            Self::UpstreamUnavailable { .. } | Self::TargetsBusy { .. } => (S::SERVICE_UNAVAILABLE, "upstream_unavailable", SERVER),
             Self::DeadlineExceeded(_) => (S::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER),
             Self::ContextLength => (S::BAD_REQUEST, "context_length_exceeded", INVALID),
             Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),
@@ -264,6 +278,11 @@ impl Error {
             Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
         }
     }
+}
+
+/// Seconds until it may help to come again: some at least, since nothing gets better at once.
+fn come_again(after: Duration) -> u64 {
+    after.as_millis().div_ceil(1000).clamp(3, 3600) as u64
 }
 
 impl From<&CertsError> for Error {

@@ -1,6 +1,7 @@
 //! What policies are told: of a request its shape, and of its content what was granted; of targets how they are.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
@@ -12,11 +13,12 @@ use postern_wire::chat::message_texts;
 use crate::admission::Admitted;
 use crate::classify::ClassifiedRequest;
 use crate::config::file::TargetKind;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Target};
 use crate::decide::EngineFacts;
-use crate::dispatch::{Dispatcher, TargetState};
 use crate::redact::MaskedRequest;
 use crate::request::ParsedRequest;
+use crate::upstream::breaker::State;
+use crate::upstream::standing::Now;
 
 /// Headers of one request that are kept for policies, over all of them.
 const MAX_HEADERS: usize = 256;
@@ -93,15 +95,16 @@ fn utc_offset_minutes() -> i32 {
     jiff::Zoned::now().offset().seconds() / 60
 }
 
-/// All targets as they are now, also those that this request may not go to.
+/// All targets as they are now, also those that this request may not go to. `standings` has none if the gateway is offline.
 #[must_use]
-pub fn fleet(config: &Config, dispatcher: &Dispatcher, engine: EngineFacts) -> FleetFacts {
-    let remote = config.targets.iter().map(|target| remote(config, target, dispatcher.state(&target.name)));
-    let engine = config.engine.is_some().then(|| self::engine(config, dispatcher, engine));
+pub fn fleet(config: &Config, standings: &[(Arc<Target>, Now)], engine: EngineFacts) -> FleetFacts {
+    let now = |target: &Target| standings.iter().find(|(known, _)| known.name == target.name).map(|(_, now)| *now);
+    let remote = config.targets.iter().map(|target| remote(config, target, now(target)));
+    let engine = config.engine.is_some().then(|| self::engine(config, engine));
     FleetFacts { targets: remote.chain(engine).collect() }
 }
 
-fn remote(config: &Config, target: &config::Target, state: Option<TargetState>) -> TargetFacts {
+fn remote(config: &Config, target: &Target, now: Option<Now>) -> TargetFacts {
     let price = |price: config::file::Price| Price {
         input_per_million: price.input_per_million,
         output_per_million: price.output_per_million,
@@ -113,23 +116,23 @@ fn remote(config: &Config, target: &config::Target, state: Option<TargetState>) 
             TargetKind::Edge => TargetPlacement::Edge,
         },
         clearance: config.labels.name(target.clearance).to_owned(),
-        // Without a state it is not used, since the gateway is offline.
-        healthy: state.is_some_and(|state| state.healthy),
-        predicted_ttft_ms: state.and_then(|state| state.predicted_ttft).map(milliseconds),
-        queue_depth: state.map_or(0, |state| state.waiting),
+        // Without a standing it is not used, since the gateway is offline.
+        healthy: now.is_some_and(|now| now.breaker != State::Open),
+        predicted_ttft_ms: now.and_then(|now| now.ttft).map(milliseconds),
+        queue_depth: now.map_or(0, |now| now.queue as u32),
         price: target.price.map(price),
-        requests_left: state.and_then(|state| state.requests_left).map(clamped),
+        requests_left: now.and_then(|now| now.requests_left).map(clamped),
     }
 }
 
-fn engine(config: &Config, dispatcher: &Dispatcher, engine: EngineFacts) -> TargetFacts {
+fn engine(config: &Config, engine: EngineFacts) -> TargetFacts {
     TargetFacts {
         name: "engine".to_owned(),
         placement: TargetPlacement::Local,
         clearance: config.labels.name(config.labels.highest()).to_owned(),
         healthy: engine.ready,
         predicted_ttft_ms: engine.ttft.map(milliseconds),
-        queue_depth: dispatcher.engine().state().map_or(0, |state| clamped(state.queue_depth)),
+        queue_depth: engine.load.queue as u32,
         price: None,
         requests_left: None,
     }

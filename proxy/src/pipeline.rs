@@ -21,6 +21,7 @@ use crate::classify::clearance::Destination;
 use crate::classify::label::Label;
 use crate::classify::{ClassifiedRequest, Source};
 use crate::connection::session::Session;
+use crate::decide::balance::Load;
 use crate::decide::{self, EngineFacts, Form, PlannedRequest};
 use crate::error::Error;
 use crate::exchange::Exchange;
@@ -177,10 +178,11 @@ async fn consult(
         CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed(), time_ms: None };
     let mut watching = gateway.shadows.watch(gateway, &policies);
     let mut masked = redact::mask(gateway, &policies, &context, classified, heard, watching.as_mut()).await?;
-    let targets = gateway.dispatcher.predictions();
-    let engine = engine_facts(gateway, masked.classified());
+    let tokens = masked.classified().request().chat.estimated_prompt_tokens();
+    let targets = gateway.dispatcher.standings(tokens);
+    let engine = engine_facts(gateway, tokens);
     let request = facts::request(config, &masked, headers, exchange.admitted.as_ref(), policies.see_text());
-    let fleet = facts::fleet(config, &gateway.dispatcher, engine);
+    let fleet = facts::fleet(config, &targets, engine);
     let routed = policies.route(config, before, &context, (&request, &fleet), heard).await?;
     let votes = Votes::merged(&routed.answers);
     let accepted = raise(gateway, &mut masked, &votes);
@@ -207,6 +209,7 @@ async fn consult(
         complete: masked.is_complete(),
         conversation: classified.conversation(),
         targets,
+        spread: spread(classified, record),
         engine,
         ballots: routed.answers,
         votes,
@@ -330,14 +333,25 @@ async fn record_intent(
     gateway.audit.intent(exchange.record, &intent, durable).await
 }
 
-fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest) -> EngineFacts {
+fn engine_facts(gateway: &Gateway, tokens: u64) -> EngineFacts {
     let engine = gateway.dispatcher.engine();
-    let tokens = classified.request().chat.estimated_prompt_tokens();
+    let known = gateway.dispatcher.engine_standing(tokens);
+    let queue = engine.state().map_or(0.0, |state| state.queue_depth as f64);
     EngineFacts {
         serves: gateway.config.engine.is_some(),
         ready: engine.is_ready(),
         ttft: engine.predicted_ttft(tokens),
+        load: Load { base_ms: known.base_ms, latency_ms: known.latency_ms, queue: queue.max(known.queue) },
     }
+}
+
+/// See [`Scene::spread`].
+fn spread(classified: &ClassifiedRequest, record: RecordId) -> u64 {
+    if !classified.request().chat.goes_on() {
+        return record.seed();
+    }
+    let conversation = classified.conversation();
+    conversation.0.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte))
 }
 
 /// What every response says, also an error.

@@ -1,8 +1,10 @@
 //! Who answers: one interface, whether it is the engine on this machine or a service elsewhere.
 
-pub mod health;
+pub mod breaker;
+pub mod limiter;
 pub mod local;
 pub mod openai;
+pub mod standing;
 
 use std::time::Duration;
 
@@ -10,8 +12,13 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::classify::clearance::EgressPermit;
+use breaker::Health;
+use standing::Turn;
 use local::EngineRefusal;
 pub use openai::EventStream;
+
+/// How long a target that wants us to send less, and does not say for how long, is left alone.
+const WITHOUT_WORDS: Duration = Duration::from_secs(1);
 
 /// Answers a request once.
 pub trait Upstream: Send + Sync {
@@ -28,15 +35,23 @@ pub enum Reply {
     Stream(EventStream),
 }
 
+impl Reply {
+    /// Keeps the turn for as long as the answer lasts: the target has that much to do.
+    #[must_use]
+    pub fn holding(self, turn: Turn) -> Self {
+        match self {
+            Self::Whole(answer) => Self::Whole(answer),
+            Self::Stream(events) => Self::Stream(events.holding(turn)),
+        }
+    }
+}
+
 /// Why an attempt did not succeed. Holds no text of the upstream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttemptError {
     /// No permit.
     #[error("not permitted: {0}")]
     Refused(#[from] crate::classify::clearance::Refusal),
-    /// Our own limit for this target.
-    #[error("our limit for this target is reached")]
-    Limited,
     /// The engine is not connected.
     #[error("the engine is not connected")]
     EngineDown,
@@ -46,12 +61,15 @@ pub enum AttemptError {
     /// The connection broke before the answer began.
     #[error("the connection broke")]
     Broken,
-    /// It is overloaded, or has an error of its own (5xx).
+    /// It has an error of its own (5xx), or a status that makes no sense here.
     #[error("status {0}")]
     Status(u16),
-    /// It wants us to wait (429).
+    /// It is overloaded (503), and may say for how long.
+    #[error("overloaded")]
+    Busy(Option<Duration>),
+    /// It wants us to send less (429), and may say for how long.
     #[error("rate limited")]
-    RateLimited,
+    RateLimited(Option<Duration>),
     /// Our key is not accepted (401, 403).
     #[error("our credentials were refused with status {0}")]
     Credentials(u16),
@@ -87,13 +105,12 @@ impl AttemptError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.code(),
-            Self::Limited => "limited",
             Self::EngineDown => "engine_down",
             Self::Connect => "connect",
             Self::Broken => "broken",
-            Self::Status(503) => "busy",
             Self::Status(_) => "status",
-            Self::RateLimited => "rate_limited",
+            Self::Busy(_) => "busy",
+            Self::RateLimited(_) => "rate_limited",
             Self::Credentials(_) => "credentials",
             Self::NotFound => "not_found",
             Self::Rejected { .. } => "rejected",
@@ -105,14 +122,14 @@ impl AttemptError {
         }
     }
 
-    /// Does it say that the target is not well?
+    /// What it says of the target.
     #[must_use]
-    pub fn is_of_the_target(&self) -> bool {
+    pub fn health(&self) -> Health {
         match self {
-            Self::Connect | Self::Broken | Self::Status(_) | Self::Credentials(_) | Self::FirstToken(_) => true,
-            Self::Idle(_) | Self::Malformed(_) | Self::Died => true,
-            Self::Refused(_) | Self::Limited | Self::EngineDown | Self::RateLimited => false,
-            Self::NotFound | Self::Rejected { .. } | Self::Engine(_) => false,
+            Self::Connect | Self::Broken | Self::FirstToken(_) | Self::Idle(_) | Self::Died => Health::Dead,
+            Self::Status(_) | Self::Busy(_) | Self::Credentials(_) | Self::Malformed(_) => Health::Busy,
+            Self::Refused(_) | Self::EngineDown | Self::RateLimited(_) => Health::Unknown,
+            Self::NotFound | Self::Rejected { .. } | Self::Engine(_) => Health::Unknown,
         }
     }
 
@@ -120,5 +137,35 @@ impl AttemptError {
     #[must_use]
     pub fn is_worth_another_target(&self) -> bool {
         !matches!(self, Self::Rejected { .. })
+    }
+
+    /// May the same target take the same request a little later?
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect | Self::Broken | Self::Busy(_) | Self::RateLimited(_) | Self::EngineDown | Self::Died => true,
+            Self::Status(code) => matches!(code, 408 | 500 | 502 | 504 | 529),
+            Self::Engine(refusal) => refusal.is_temporary(),
+            Self::Refused(_) | Self::Credentials(_) | Self::NotFound | Self::Rejected { .. } => false,
+            Self::FirstToken(_) | Self::Idle(_) | Self::Malformed(_) => false,
+        }
+    }
+
+    /// For how long it asked us to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy(after) => *after,
+            // Who does not say how long means some time.
+            Self::RateLimited(after) => Some(after.unwrap_or(WITHOUT_WORDS)),
+            Self::Engine(refusal) => refusal.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// There was a connection, and it was lost with the request on it.
+    #[must_use]
+    pub fn lost_connection(&self) -> bool {
+        matches!(self, Self::Broken | Self::Died)
     }
 }

@@ -16,7 +16,7 @@ use serde_saphyr::Spanned;
 
 use super::units::{self, Size, Span};
 use crate::admin::guard::Role;
-pub use policies::{Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
+pub use policies::{Balance, Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
 
 /// A value that remembers its place in the file, for errors found later.
 pub type Placed = Spanned<String>;
@@ -308,9 +308,12 @@ impl<'de> Deserialize<'de> for Secret {
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetLimits {
-    /// Requests a minute; beyond it the next target is asked.
+    /// Requests in any minute, attempts that fail among them. Beyond it another target is asked, or they wait.
     #[serde(default, deserialize_with = "units::maybe_count")]
     pub requests_per_minute: Option<std::num::NonZeroU32>,
+    /// Tokens in any minute: those of prompts, estimated, and of the longest answers asked for (512 where none is).
+    #[serde(default, deserialize_with = "units::maybe_count")]
+    pub tokens_per_minute: Option<std::num::NonZeroU32>,
 }
 
 /// Hard bounds.
@@ -325,12 +328,14 @@ pub struct Timeouts {
     pub idle: Span,
     /// A whole request.
     pub total: Span,
+    /// For a target that may be asked: while all are at their limits, rest after failures, or are to be asked again.
+    pub queue: Span,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
         let seconds = |s| Span(Duration::from_secs(s));
-        Self { connect: seconds(2), first_token: seconds(30), idle: seconds(60), total: seconds(600) }
+        Self { connect: seconds(2), first_token: seconds(30), idle: seconds(60), total: seconds(600), queue: seconds(30) }
     }
 }
 

@@ -8,7 +8,7 @@ use postern_plugins::{ANY_HEADER, may_be_granted};
 use semver::VersionReq;
 use serde_saphyr::Location;
 
-use super::file::{self, File, OnFailure, Placed, Placement, Unsigned};
+use super::file::{self, Balance, File, OnFailure, Placed, Placement, Unsigned};
 use super::{Target, builtin_component};
 
 /// Every request asks each of them.
@@ -40,6 +40,8 @@ pub struct PolicyPart {
 pub struct Routing {
     /// Placement when nobody says otherwise.
     pub default: Placement,
+    /// How nodes share requests.
+    pub balance: Balance,
     /// Name → target → share.
     pub weights: BTreeMap<String, Weights>,
     /// Models that they may choose, wherever the configuration names them.
@@ -298,6 +300,7 @@ fn routing(file: &File, targets: &[std::sync::Arc<Target>]) -> Result<Routing, F
     let named = named.chain(file.engine.iter().flat_map(|engine| &engine.models)).chain(&written.models);
     Ok(Routing {
         default: written.default,
+        balance: written.balance,
         weights: written.weights.iter().map(|(name, shares)| (name.clone(), shares.value.clone())).collect(),
         models: named.cloned().collect(),
     })

@@ -113,6 +113,7 @@ impl Resolver<'_> {
                 first_token: file.timeouts.first_token.0,
                 idle: file.timeouts.idle.0,
                 total: file.timeouts.total.0,
+                queue: file.timeouts.queue.0,
             },
             placements: file.placements,
             compiled_dir,
@@ -280,6 +281,7 @@ impl Resolver<'_> {
             node: target.openai.identity.as_ref().map(|id| self.node(target, id, domain)).transpose()?,
             models: target.models.clone(),
             requests_per_minute: target.limits.requests_per_minute,
+            tokens_per_minute: target.limits.tokens_per_minute,
             price: target.price.as_ref().map(|price| self.price(price)).transpose()?,
         }))
     }

@@ -1,13 +1,12 @@
-//! In which order targets are tried: a pure function of their groups, the votes, and the conversation.
+//! In which order targets are tried: a pure function of their groups, the votes, the conversation, and how they are.
 
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
-
+use super::balance::{self, Load};
 use crate::classify::Conversation;
 use crate::classify::clearance::Destination;
-use crate::config::Weights;
+use crate::config::{Balance, Weights};
 
 /// A target that may be tried.
 #[derive(Debug, Clone)]
@@ -16,9 +15,13 @@ pub(super) struct Candidate {
     /// When its first token is expected.
     pub(super) ttft: Option<Duration>,
     pub(super) group: Group,
+    /// It may be asked now.
+    pub(super) available: bool,
+    pub(super) load: Load,
 }
 
-/// Targets of one group are tried before those of the next.
+/// Targets of one group are tried before those of the next. Nodes of one are balanced; clouds are tried as configured: the first is
+/// what the office wants, the others stand in for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Group {
     /// Close by, and expected in time.
@@ -41,16 +44,30 @@ pub(super) struct Preference<'a> {
     pub(super) conversation: Conversation,
     /// The named order counts over the borders of groups, unless there are weights.
     pub(super) over_groups: bool,
+    /// How the nodes of a group are balanced, where nothing else says their order.
+    pub(super) balance: Balance,
+    /// Another number for each request, or for each conversation that should stay where it is.
+    pub(super) spread: u64,
 }
 
-/// Sorts by group; within a group those with a share of the requests come first, spread by it, then the others as named, else
-/// as they come (the quick ones: the quickest first).
+/// Sorts by group; within a group those that may be asked now come first, then those with a share of the requests, spread by it,
+/// then the others as named, else balanced.
 pub(super) fn sort(candidates: &mut [Candidate], preference: &Preference<'_>) {
     let over_groups = preference.over_groups && preference.weights.is_none() && preference.named.is_some();
-    candidates.sort_by(|a, b| {
+    let pool: Vec<_> = candidates.iter().map(|candidate| (candidate.to.name(), candidate.load)).collect();
+    let scores = balance::scores(preference.balance, &pool, preference.spread);
+    let mut scored: Vec<_> = candidates.iter().cloned().zip(scores).collect();
+    scored.sort_by(|(a, score_a), (b, score_b)| {
         let groups = if over_groups { Ordering::Equal } else { a.group.cmp(&b.group) };
-        groups.then_with(|| preference.compare(a, b))
+        let available = b.available.cmp(&a.available);
+        groups.then(available).then_with(|| preference.compare(a, b)).then_with(|| match preference.named {
+            None if a.group != Group::Cloud && a.group == b.group => score_b.total_cmp(score_a),
+            _ => Ordering::Equal,
+        })
     });
+    for (place, (candidate, _)) in candidates.iter_mut().zip(scored) {
+        *place = candidate;
+    }
 }
 
 impl Preference<'_> {
@@ -62,10 +79,7 @@ impl Preference<'_> {
             (None, Some(_)) => Ordering::Greater,
             (None, None) => Ordering::Equal,
         };
-        shares.then_with(|| self.place(a).cmp(&self.place(b))).then_with(|| match self.named {
-            None if a.group == Group::Quick => a.ttft.cmp(&b.ttft),
-            _ => Ordering::Equal,
-        })
+        shares.then_with(|| self.place(a).cmp(&self.place(b)))
     }
 
     /// Its place among those that are named.
@@ -75,19 +89,9 @@ impl Preference<'_> {
 
     fn share(&self, candidate: &Candidate) -> Option<f64> {
         let weight = *self.weights?.get(candidate.to.name()).filter(|weight| **weight > 0)?;
-        Some(score(self.conversation, candidate.to.name(), weight))
+        let uniform = balance::uniform(&self.conversation.0, candidate.to.name());
+        Some(balance::weighted(uniform, f64::from(weight)))
     }
-}
-
-/// Weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted distributed hash tables", SPAA 2005, logarithmic method):
-/// the highest score wins with a probability that is its weight's share, always the same one for a conversation; and a target that
-/// comes or goes moves no conversation between the others.
-fn score(conversation: Conversation, target: &str, weight: u32) -> f64 {
-    let hash = Sha256::new().chain_update(conversation.0).chain_update(target).finalize();
-    let bits = hash.iter().take(8).fold(0, |bits: u64, byte| bits << 8 | u64::from(*byte));
-    // Between 0 and 1, and neither of them.
-    let uniform = ((bits >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    f64::from(weight) / -uniform.ln()
 }
 
 #[cfg(test)]
@@ -99,7 +103,8 @@ mod tests {
     fn first(conversation: u64, weights: &[(&str, u32)]) -> String {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&conversation.to_le_bytes());
-        let scored = weights.iter().map(|(name, weight)| (score(Conversation(key), name, *weight), *name));
+        let score = |name: &str, weight: u32| balance::weighted(balance::uniform(&key, name), f64::from(weight));
+        let scored = weights.iter().map(|(name, weight)| (score(name, *weight), *name));
         scored.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1.to_owned()
     }
 

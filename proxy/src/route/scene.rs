@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use postern_plugins::{Answered, FleetFacts, RECORDED_VERSION, Recorded, RequestFacts};
 
@@ -15,6 +14,7 @@ use crate::classify::Conversation;
 use crate::classify::label::Label;
 use crate::config::{Config, Placement, Target};
 use crate::decide::{EngineFacts, Facts};
+use crate::upstream::standing::Now;
 
 /// One request.
 #[derive(Debug)]
@@ -41,8 +41,11 @@ pub struct Scene {
     pub complete: bool,
     /// What it belongs to.
     pub conversation: Conversation,
-    /// Where it could go, with the predicted time to first token of each.
-    pub targets: Vec<(Arc<Target>, Option<Duration>)>,
+    /// Where it could go, and how each of them stands.
+    pub targets: Vec<(Arc<Target>, Now)>,
+    /// What spreads requests over nodes: another number for each, but the same for one that goes on with a conversation, since the
+    /// node that it began at remembers its beginning.
+    pub spread: u64,
     /// Likewise.
     pub engine: EngineFacts,
     /// What each routing policy said.
@@ -76,6 +79,8 @@ impl Scene {
             default: self.policies.routing().default,
             edge_goal: config.placements.edge_first.ttft.map(|span| span.0),
             offline: config.offline,
+            balance: self.policies.routing().balance,
+            spread: self.spread,
         }
     }
 

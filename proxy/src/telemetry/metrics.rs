@@ -55,6 +55,8 @@ pub struct Metrics {
     cache: Family<Words<1>, Counter>,
     egress_refused: Family<Words<2>, Counter>,
     fallbacks: Family<Words<3>, Counter>,
+    races: Family<Words<2>, Counter>,
+    retries: Family<Words<1>, Counter>,
     certificate_expiry: Family<Words<1>, Gauge>,
     certificate_rotations: Family<Words<1>, Counter>,
     trust_changes: Counter,
@@ -95,6 +97,8 @@ impl Default for Metrics {
             cache: Family::default(),
             egress_refused: Family::default(),
             fallbacks: Family::default(),
+            races: Family::default(),
+            retries: Family::default(),
             certificate_expiry: Family::default(),
             certificate_rotations: Family::default(),
             trust_changes: Counter::default(),
@@ -155,6 +159,8 @@ impl Metrics {
             self.egress_refused.clone(),
         );
         r.register("postern_fallbacks", "Attempts that failed and went on elsewhere", self.fallbacks.clone());
+        r.register("postern_races", "Clouds that were asked beside a slow edge, by result", self.races.clone());
+        r.register("postern_retries", "Attempts at a target that had failed for the same request", self.retries.clone());
         r.register(
             "postern_certificate_expiry_seconds",
             "Seconds to the end of a certificate",
@@ -291,6 +297,16 @@ impl Metrics {
     pub fn fell_back(&self, from: &str, to: &str, reason: &'static str) {
         let words = [("from", from.to_owned()), ("to", to.to_owned()), ("reason", reason.to_owned())];
         self.fallbacks.get_or_create(&words).inc();
+    }
+
+    /// A cloud was asked beside the edge: `won`, `lost` or `failed`.
+    pub fn raced(&self, target: &str, result: &'static str) {
+        self.races.get_or_create(&[("target", target.to_owned()), ("result", result.to_owned())]).inc();
+    }
+
+    /// A target is asked again for the same request.
+    pub fn retried(&self, target: &str) {
+        self.retries.get_or_create(&[("target", target.to_owned())]).inc();
     }
 
     /// How long a certificate is still good.

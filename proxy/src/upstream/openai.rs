@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::{Response, StatusCode};
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use postern_wire::json;
 use postern_wire::sse::Decoder;
 use serde_json::Value;
 
+use super::standing::Turn;
 use super::{AttemptError, Reply, Upstream};
 use crate::classify::clearance::EgressPermit;
 use crate::egress::{Remote, SendError};
@@ -27,6 +29,8 @@ pub const MAX_EVENT: usize = 1 << 20;
 const MAX_EVENT_VALUES: usize = 20_000;
 /// The most bytes of an error that is read for its code.
 const MAX_ERROR: usize = 64 << 10;
+/// The longest time that a target may ask us to wait.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
 /// How long an error's body may take.
 const ERROR_WITHIN: Duration = Duration::from_secs(2);
 
@@ -66,7 +70,8 @@ impl Upstream for OpenAi {
 pub async fn read(response: Response<Incoming>, stream: bool, idle: Duration) -> Result<Reply, AttemptError> {
     let status = response.status();
     if status != StatusCode::OK {
-        return Err(refused(status, response.into_body()).await);
+        let wait = retry_after(response.headers());
+        return Err(refused(status, wait, response.into_body()).await);
     }
     let media_type =
         response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -95,9 +100,16 @@ async fn whole(body: Incoming) -> Result<Value, AttemptError> {
     if shaped { Ok(answer) } else { Err(AttemptError::Malformed("shape")) }
 }
 
-async fn refused(status: StatusCode, body: Incoming) -> AttemptError {
+/// `Retry-After` in seconds (RFC 9110, 10.2.3); a date is for people. What is longer than any request waits is as good as for ever.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).map_or(MAX_WAIT, |wait| wait.min(MAX_WAIT)))
+}
+
+async fn refused(status: StatusCode, wait: Option<Duration>, body: Incoming) -> AttemptError {
     match status.as_u16() {
-        429 => AttemptError::RateLimited,
+        429 => AttemptError::RateLimited(wait),
+        503 => AttemptError::Busy(wait),
         401 | 403 => AttemptError::Credentials(status.as_u16()),
         404 => AttemptError::NotFound,
         400 | 413 | 422 => AttemptError::Rejected { context_length: says_context_length(body).await },
@@ -123,6 +135,7 @@ pub struct EventStream {
     idle: Duration,
     received: usize,
     ended: bool,
+    turn: Option<Turn>,
 }
 
 impl std::fmt::Debug for EventStream {
@@ -134,7 +147,11 @@ impl std::fmt::Debug for EventStream {
 impl EventStream {
     fn new(body: Incoming, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
-        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, received: 0, ended: false }
+        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, received: 0, ended: false, turn: None }
+    }
+
+    pub(super) fn holding(self, turn: Turn) -> Self {
+        Self { turn: Some(turn), ..self }
     }
 
     /// Bytes that came so far.
@@ -149,6 +166,15 @@ impl EventStream {
     /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]` is
     /// [`AttemptError::Died`]: a cut must never look like an end.
     pub async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
+        let next = self.read().await;
+        if let (Err(error), Some(turn)) = (&next, &mut self.turn) {
+            // It answered at first: so this is the first that its standing hears of it.
+            turn.ended(error.health());
+        }
+        next
+    }
+
+    async fn read(&mut self) -> Result<Option<Value>, AttemptError> {
         if let Some(event) = self.replayed.pop_front() {
             return Ok(Some(event));
         }

@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 use crate::error::ErrorBody;
 
 /// Roles that a message may have.
+/// Tokens of an answer that has no bound of its own, for limits.
+const ASSUMED_ANSWER_TOKENS: u64 = 512;
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 /// The most choices of one request.
 const MAX_CHOICES: u64 = 16;
@@ -142,6 +144,19 @@ impl ChatRequest {
                 bytes: message.get("content").map_or(0, text_bytes),
             })
             .collect()
+    }
+
+    /// Does it go on with a conversation, in which there are answers already?
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        let messages = self.body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        messages.iter().any(|message| role_of(message) == Some("assistant"))
+    }
+
+    /// Tokens of all its answers, at most; where it names no bound, as many as answers usually have.
+    #[must_use]
+    pub fn max_answer_tokens(&self) -> u64 {
+        self.max_tokens.unwrap_or(ASSUMED_ANSWER_TOKENS).saturating_mul(self.choices)
     }
 
     /// Estimated tokens of the prompt: a quarter of the ASCII bytes, and one for each other character.

@@ -12,6 +12,19 @@ use serde_saphyr::Spanned;
 use super::super::units::{Size, Span};
 use super::{Placed, Placement, unplaced};
 
+/// How nodes share requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Each as often as its weight's share: 1 / (0.7·base + 0.2·latency + 0.1·queue), each divided by the highest of all nodes.
+    #[default]
+    Federated,
+    /// Of two by chance, the one with the smaller latency × (queue + 1).
+    PeakEwma,
+    /// The one with the shortest queue.
+    LeastQueue,
+}
+
 /// How a placement is chosen when no policy says otherwise, and what policies may choose from.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +32,9 @@ pub struct Routing {
     /// The placement.
     #[serde(default)]
     pub default: Placement,
+    /// How nodes (edges, and the engine among those that meet the goal of edge-first) share requests. Clouds are tried as configured.
+    #[serde(default)]
+    pub balance: Balance,
     /// Shares of targets, by a name that policies vote for: {canary: {new: 1, old: 9}}. A conversation stays at its target. A
     /// target with the weight 0, or without one, is asked after the others.
     #[serde(default)]

@@ -80,6 +80,12 @@ impl EngineRefusal {
         matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 
+    /// When it may be taken.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// It is wrong for whoever would be asked.
     #[must_use]
     pub fn is_final(&self) -> bool {

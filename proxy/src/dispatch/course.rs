@@ -1,0 +1,320 @@
+//! In which order targets are asked, when again, and for how long one is waited for. Knows nothing of requests and connections: it
+//! is tried with a clock of its own.
+//!
+//! The targets come in the order of the plan. The first that may be asked now is; if it fails, the next that may. Nobody is waited
+//! for as long as somebody may be asked. If nobody may (limits, breakers, pauses that targets asked for, the time after a failure),
+//! the first that may is waited for, within the bound. A target is asked again only if its failure may pass, at most
+//! [`TRIES`] times, after a random time that doubles, and if the retry budget has it.
+//!
+//! Only what has shown nothing yet is repeated: the first token ends a course.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::future::{BoxFuture, Either, select};
+use futures_util::stream::FuturesUnordered;
+use tokio::time::timeout;
+
+use super::budget::RetryBudget;
+use crate::audit::Attempt;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::AttemptError;
+use crate::upstream::breaker::Health;
+use crate::upstream::standing::{Standing, Turn, now};
+
+/// How often one target is asked for one request.
+const TRIES: u32 = 4;
+/// The first time after a failure is a random one up to this; it doubles each time, up to the bound.
+const BACK_OFF: Duration = Duration::from_millis(200);
+const BACK_OFF_MOST: Duration = Duration::from_secs(5);
+/// Engines of our own that may lose their connection to one request: it may be what kills them.
+const OURS_BROKEN: u32 = 2;
+
+/// One target of a plan.
+pub(super) struct Slot<'a> {
+    pub(super) name: &'a str,
+    pub(super) standing: &'a Arc<Standing>,
+    /// An engine of our own.
+    pub(super) ours: bool,
+}
+
+/// What holds for one request.
+pub(super) struct Rules<'a> {
+    /// What it counts for in limits of tokens.
+    pub(super) tokens: u64,
+    /// How long turns may be waited for, in all.
+    pub(super) queue: Duration,
+    /// Whom the first target races, and after what time.
+    pub(super) race: Option<(Duration, usize)>,
+    pub(super) budget: &'a RetryBudget,
+    pub(super) metrics: &'a Metrics,
+}
+
+/// Nobody answered.
+#[derive(Debug)]
+pub(super) struct Lost {
+    /// Why the last one did not; `None`: nobody was asked.
+    pub(super) last: Option<AttemptError>,
+    /// How many of the targets failed.
+    pub(super) failed: usize,
+    /// When it may help to come again.
+    pub(super) retry_after: Duration,
+}
+
+/// One request's way through the targets. `ask` asks the target at an index, with leave to do so once.
+pub(super) struct Course<'a, F> {
+    slots: Vec<Stop<'a>>,
+    rules: Rules<'a>,
+    attempts: &'a mut Vec<Attempt>,
+    ask: F,
+    ours_broken: u32,
+    patience: Duration,
+    last: Option<AttemptError>,
+}
+
+/// What became of a target so far.
+struct Stop<'a> {
+    slot: Slot<'a>,
+    tries: u32,
+    not_before: Instant,
+    out: bool,
+}
+
+impl<'a, R, F> Course<'a, F>
+where
+    R: 'a,
+    F: Fn(usize, Turn) -> BoxFuture<'a, Result<R, AttemptError>>,
+{
+    pub(super) fn new(slots: Vec<Slot<'a>>, rules: Rules<'a>, attempts: &'a mut Vec<Attempt>, ask: F) -> Self {
+        let begun = now();
+        let stop = |slot| Stop { slot, tries: 0, not_before: begun, out: false };
+        let (slots, patience) = (slots.into_iter().map(stop).collect(), rules.queue);
+        Self { slots, rules, attempts, ask, ours_broken: 0, patience, last: None }
+    }
+
+    /// Goes on until one answers; says which.
+    pub(super) async fn run(mut self) -> Result<(usize, R), Lost> {
+        self.rules.budget.deposit();
+        while let Some((index, turn)) = self.next().await {
+            let rival = self.rules.race.take().filter(|_| index == 0);
+            let (earlier, (index, result)) = match rival {
+                Some((after, rival)) => self.race((index, turn), after, rival).await,
+                None => (None, (index, self.alone(index, turn).await)),
+            };
+            for (index, error) in earlier.into_iter().chain(match result {
+                Ok(reply) => return Ok((index, reply)),
+                Err(error) => Some((index, error)),
+            }) {
+                let is_final = !error.is_worth_another_target();
+                self.failed(index, &error);
+                self.last = Some(error);
+                if is_final {
+                    return Err(self.lost());
+                }
+            }
+        }
+        Err(self.lost())
+    }
+
+    fn lost(self) -> Lost {
+        let failed = self.slots.iter().filter(|stop| stop.tries > 0).count();
+        let soonest = self.slots.iter().map(|stop| stop.not_before.saturating_duration_since(now())).min();
+        Lost { last: self.last, failed, retry_after: soonest.unwrap_or_default() }
+    }
+
+    /// Who is asked next: whoever may be, else whoever may be first. `None`: nobody, or not in time.
+    async fn next(&mut self) -> Option<(usize, Turn)> {
+        loop {
+            let (index, turn) = match self.at_once() {
+                Some(found) => return Some(found),
+                None => self.in_line().await?,
+            };
+            let stop = self.slots.get_mut(index)?;
+            if stop.may_ask(self.rules.budget) {
+                return Some((index, turn));
+            }
+            stop.out = true;
+        }
+    }
+
+    fn at_once(&mut self) -> Option<(usize, Turn)> {
+        let (now, tokens) = (now(), self.rules.tokens);
+        for (index, stop) in self.slots.iter_mut().enumerate().filter(|(_, stop)| !stop.out && stop.not_before <= now) {
+            match stop.slot.standing.turn(tokens, now) {
+                Ok(turn) if stop.may_ask(self.rules.budget) => return Some((index, turn)),
+                Ok(_unused) => stop.out = true,
+                Err(_later) => {}
+            }
+        }
+        None
+    }
+
+    async fn in_line(&mut self) -> Option<(usize, Turn)> {
+        let (begun, tokens) = (now(), self.rules.tokens);
+        let usable = self.slots.iter().enumerate().filter(|(_, stop)| !stop.out);
+        let mut coming: FuturesUnordered<_> = usable
+            .map(|(index, stop)| {
+                let (standing, from) = (stop.slot.standing, stop.not_before);
+                async move { standing.turn_in_line(tokens, from).await.map(|turn| (index, turn)) }
+            })
+            .collect();
+        // Whoever has no room in line gives nothing; the others are still waited for.
+        let first = async {
+            while let Some(found) = coming.next().await {
+                if found.is_some() {
+                    return found;
+                }
+            }
+            None
+        };
+        let found = timeout(self.patience, first).await.ok().flatten();
+        self.patience = self.patience.saturating_sub(now().saturating_duration_since(begun));
+        found
+    }
+
+    async fn alone(&mut self, index: usize, turn: Turn) -> Result<R, AttemptError> {
+        if self.slots.get(index).is_some_and(|stop| stop.tries > 1) {
+            self.rules.metrics.retried(self.name(index));
+        }
+        let note = self.note(index);
+        let result = (self.ask)(index, turn).await;
+        self.noted(note, code(&result));
+        result
+    }
+
+    /// Asks the first; if it has no token after a while, asks the rival as well, if that may be asked at once. The first token wins,
+    /// and the other one is cancelled. Gives how it ended, and before it how one failed that was not the last.
+    async fn race(
+        &mut self,
+        (index, turn): (usize, Turn),
+        after: Duration,
+        rival: usize,
+    ) -> (Option<(usize, AttemptError)>, (usize, Result<R, AttemptError>)) {
+        let note = self.note(index);
+        let mut near = (self.ask)(index, turn);
+        if let Ok(result) = timeout(after, &mut near).await {
+            self.noted(note, code(&result));
+            return (None, (index, result));
+        }
+        let Some(turn) = self.rival(rival) else {
+            let result = near.await;
+            self.noted(note, code(&result));
+            return (None, (index, result));
+        };
+        let rival_note = self.note(rival);
+        let far = (self.ask)(rival, turn);
+        match select(near, far).await {
+            Either::Left((Ok(reply), _)) => {
+                self.raced(rival, "lost");
+                self.noted(note, "ok");
+                self.noted(rival_note, "lost_race");
+                (None, (index, Ok(reply)))
+            }
+            Either::Right((Ok(reply), _)) => {
+                self.raced(rival, "won");
+                self.noted(note, "lost_race");
+                self.noted(rival_note, "ok");
+                (None, (rival, Ok(reply)))
+            }
+            Either::Left((Err(error), far)) => {
+                self.noted(note, error.code());
+                let result = far.await;
+                self.raced(rival, if result.is_ok() { "won" } else { "failed" });
+                self.noted(rival_note, code(&result));
+                (Some((index, error)), (rival, result))
+            }
+            Either::Right((Err(error), near)) => {
+                self.raced(rival, "failed");
+                self.noted(rival_note, error.code());
+                let result = near.await;
+                self.noted(note, code(&result));
+                (Some((rival, error)), (index, result))
+            }
+        }
+    }
+
+    /// Leave to ask the rival, if that is to be had without waiting.
+    fn rival(&mut self, rival: usize) -> Option<Turn> {
+        let stop = self.slots.get_mut(rival).filter(|stop| !stop.out && stop.tries == 0)?;
+        let turn = stop.slot.standing.turn(self.rules.tokens, now()).ok()?;
+        stop.tries += 1;
+        Some(turn)
+    }
+
+    fn raced(&self, rival: usize, result: &'static str) {
+        self.rules.metrics.raced(self.name(rival), result);
+    }
+
+    /// Noted before it is known how it ends: if the client goes away meanwhile, the record still says who was asked.
+    fn note(&mut self, index: usize) -> (usize, Instant) {
+        let attempt = Attempt { target: self.name(index).to_owned(), result: "abandoned", ms: 0.0 };
+        self.attempts.push(attempt);
+        (self.attempts.len() - 1, now())
+    }
+
+    fn noted(&mut self, (at, since): (usize, Instant), result: &'static str) {
+        if let Some(attempt) = self.attempts.get_mut(at) {
+            attempt.result = result;
+            attempt.ms = now().saturating_duration_since(since).as_secs_f64() * 1e3;
+        }
+    }
+
+    fn name(&self, index: usize) -> &'a str {
+        self.slots.get(index).map_or("", |stop| stop.slot.name)
+    }
+
+    /// When, and whether, it may be asked again.
+    fn failed(&mut self, index: usize, error: &AttemptError) {
+        let ours_before = self.ours_broken;
+        let Some(stop) = self.slots.get_mut(index) else { return };
+        let pause = error.retry_after();
+        let back_off = BACK_OFF.saturating_mul(1 << (stop.tries.clamp(1, 8) - 1)).min(BACK_OFF_MOST);
+        stop.not_before = now() + pause.unwrap_or_else(|| back_off.mul_f64(rand::random::<f64>()));
+        if let (Some(_), AttemptError::RateLimited(_)) = (pause, error) {
+            stop.slot.standing.pause(stop.not_before);
+        }
+        stop.out = !error.may_pass() || stop.tries >= TRIES;
+        if stop.slot.ours && error.lost_connection() {
+            stop.out = true;
+            self.ours_broken += 1;
+        }
+        if self.ours_broken >= OURS_BROKEN && ours_before < OURS_BROKEN {
+            self.slots.iter_mut().filter(|stop| stop.slot.ours).for_each(|stop| stop.out = true);
+        }
+        let from = self.name(index);
+        let next = self.slots.iter().find(|stop| !stop.out && stop.tries == 0);
+        if let Some(next) = next {
+            self.rules.metrics.fell_back(from, next.slot.name, error.code());
+        }
+    }
+}
+
+impl Stop<'_> {
+    /// The first time is free; the others come out of the budget.
+    fn may_ask(&mut self, budget: &RetryBudget) -> bool {
+        let may = self.tries == 0 || budget.withdraw(now());
+        self.tries += u32::from(may);
+        may
+    }
+}
+
+fn code<R>(result: &Result<R, AttemptError>) -> &'static str {
+    result.as_ref().map_or_else(AttemptError::code, |_| "ok")
+}
+
+/// Tells the target's standing how an attempt ended.
+pub(super) fn settle<R>(turn: &mut Turn, result: &Result<R, AttemptError>, stream: bool) {
+    match result {
+        Ok(_) => {
+            if stream {
+                turn.first_token();
+            }
+            turn.ended(Health::Good);
+        }
+        Err(error) => turn.ended(error.health()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
