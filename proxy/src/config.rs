@@ -19,7 +19,7 @@ use std::time::Duration;
 use postern_certs::{PathPrefix, RootPlace, SpiffeId, spiffe};
 
 use crate::classify::label::{Label, Labels};
-pub use file::{Balance, OnFailure, Placement, Secret};
+pub use file::{Balance, Continues, OnFailure, Placement, Secret};
 pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
 use sections::Sections;
@@ -168,6 +168,19 @@ pub struct Target {
     pub tokens_per_minute: Option<std::num::NonZeroU32>,
     /// What it costs.
     pub price: Option<file::Price>,
+    /// How it goes on with an answer that another began; `None`: it cannot.
+    pub continues: Option<Continues>,
+    /// Where its load is looked at.
+    pub health: Option<Health>,
+}
+
+/// A page of metrics of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Its path.
+    pub metrics: String,
+    /// How often it is looked at.
+    pub every: Duration,
 }
 
 impl Target {
@@ -187,6 +200,8 @@ pub struct Timeouts {
     pub first_token: Duration,
     /// Between two events of a stream.
     pub idle: Duration,
+    /// Until headers of a stream go out.
+    pub headers: Duration,
     /// The whole request.
     pub total: Duration,
     /// Waiting for a target that may be asked.

@@ -304,7 +304,12 @@ targets:
 
     impl Default for Case {
         fn default() -> Self {
-            let engine = EngineFacts { serves: true, ready: true, ttft: Some(Duration::from_millis(90)), ..EngineFacts::default() };
+            let engine = EngineFacts {
+                serves: true,
+                ready: true,
+                ttft: Some(Duration::from_millis(90)),
+                ..EngineFacts::default()
+            };
             Self {
                 votes: Votes::default(),
                 offline: false,

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::audit::Attempt;
-use crate::classify::clearance::{Clearance, Destination};
+use crate::classify::clearance::{Clearance, Destination, GoOn};
 use crate::classify::label::Labels;
 use crate::config::{Config, Target, Timeouts};
 use crate::decide::PlannedRequest;
@@ -127,24 +127,67 @@ impl Dispatcher {
     /// # Errors
     /// None could; or the request itself is at fault.
     pub async fn dispatch(&self, request: &PlannedRequest, attempts: &mut Attempts) -> Result<Answer, Error> {
-        let plan = request.plan();
-        let slots = plan.targets.iter().filter_map(|target| self.slot(target));
-        let rules = Rules {
-            tokens: tokens(request),
-            queue: self.timeouts.queue,
-            race: rival(request),
-            budget: &self.budget,
-            metrics: &self.metrics,
-        };
-        let ask = |index: usize, turn: Turn| self.attempt(request, index, turn).boxed();
-        let course = Course::new(slots.collect(), rules, attempts, ask);
-        match course.run().await {
-            Ok((index, reply)) => {
-                let target = plan.targets.get(index).map(Destination::name).unwrap_or_default().to_owned();
-                Ok(Answer { target, reply })
+        let targets: Vec<_> = request.plan().targets.iter().collect();
+        let answered = self.ask(request, &targets, rival(request), None, attempts).await;
+        answered.map_err(|lost| refusal(&request.plan().targets, lost))
+    }
+
+    /// An answer broke off: asks those targets of the plan that can go on with it, the one that broke off last.
+    ///
+    /// # Errors
+    /// None can, or could.
+    pub async fn go_on(
+        &self,
+        request: &PlannedRequest,
+        from: GoOn<'_>,
+        broken: &str,
+        attempts: &mut Attempts,
+    ) -> Result<Answer, Error> {
+        let can = request.plan().targets.iter().filter(|target| target.goes_on().is_some());
+        let (others, same): (Vec<_>, Vec<_>) = can.partition(|target| target.name() != broken);
+        let targets: Vec<_> = others.into_iter().chain(same).collect();
+        let answered = self.ask(request, &targets, None, Some(from), attempts).await;
+        answered.map_err(|lost| refusal(&request.plan().targets, lost))
+    }
+
+    async fn ask(
+        &self,
+        request: &PlannedRequest,
+        targets: &[&Destination],
+        race: Option<(Duration, usize)>,
+        from: Option<GoOn<'_>>,
+        attempts: &mut Attempts,
+    ) -> Result<Answer, Lost> {
+        let slots = targets.iter().filter_map(|target| self.slot(target));
+        let (budget, metrics) = (&self.budget, &*self.metrics);
+        let rules = Rules { tokens: tokens(request), queue: self.timeouts.queue, race, budget, metrics };
+        let ask = |index: usize, turn: Turn| {
+            let target = targets.get(index).copied();
+            async move {
+                let target = target.ok_or(AttemptError::Connect)?;
+                self.attempt(request, target, from, turn).await
             }
-            Err(lost) => Err(refusal(&plan.targets, lost)),
-        }
+            .boxed()
+        };
+        let (index, reply) = Course::new(slots.collect(), rules, attempts, ask).run().await?;
+        let target = targets.get(index).map(|target| target.name()).unwrap_or_default().to_owned();
+        Ok(Answer { target, reply })
+    }
+
+    /// Looks at the pages of metrics of those targets that have one, for as long as it is polled. One that is not there is spared.
+    pub async fn watch(&self) {
+        let each = self.remotes.iter().filter_map(|remote| Some((remote, remote.target.health.as_ref()?)));
+        futures_util::future::join_all(each.map(|(remote, health)| async move {
+            loop {
+                match remote.upstream.look(health.every.max(self.timeouts.connect)).await {
+                    Ok(Some(said)) => remote.standing.says(said, standing::now()),
+                    Ok(None) => {}
+                    Err(_) => remote.standing.seen_dead(standing::now()),
+                }
+                tokio::time::sleep(health.every.mul_f64(rand::random_range(0.8..1.2))).await;
+            }
+        }))
+        .await;
     }
 
     fn slot<'a>(&'a self, target: &'a Destination) -> Option<Slot<'a>> {
@@ -160,9 +203,14 @@ impl Dispatcher {
     }
 
     /// One attempt, up to the first token.
-    async fn attempt(&self, request: &PlannedRequest, index: usize, mut turn: Turn) -> Result<Reply, AttemptError> {
-        let target = request.plan().targets.get(index).ok_or(AttemptError::Connect)?;
-        let permit = self.clearance.permit(request, target).inspect_err(|refusal| {
+    async fn attempt(
+        &self,
+        request: &PlannedRequest,
+        target: &Destination,
+        from: Option<GoOn<'_>>,
+        mut turn: Turn,
+    ) -> Result<Reply, AttemptError> {
+        let permit = self.clearance.permit(request, target, from).inspect_err(|refusal| {
             let label = self.labels.name(request.masked().classified().label());
             tracing::error!(target = target.name(), label, %refusal, "a planned send was refused by the clearance");
             self.metrics.egress_refused(label, refusal.code());
@@ -201,7 +249,8 @@ fn tokens(request: &PlannedRequest) -> u64 {
 /// As many as could have their turn in time.
 fn line_max(target: &Target, queue: Duration) -> u32 {
     let per_minute = target.requests_per_minute.map(|requests| f64::from(requests.get()));
-    per_minute.map_or(LINE_MAX, |requests| (requests * queue.as_secs_f64() / 60.0).ceil().clamp(1.0, LINE_MAX.into()) as u32)
+    per_minute
+        .map_or(LINE_MAX, |requests| (requests * queue.as_secs_f64() / 60.0).ceil().clamp(1.0, LINE_MAX.into()) as u32)
 }
 
 /// Whom the first target of the plan races, and after what time. Only streams race: an answer that comes as a whole has no first

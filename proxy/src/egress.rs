@@ -84,6 +84,8 @@ pub enum EgressError {
 pub struct Remote {
     way: Way,
     endpoint: Uri,
+    /// Its page of metrics, if it is looked at.
+    page: Option<Uri>,
     authorization: Option<HeaderValue>,
 }
 
@@ -142,7 +144,19 @@ impl Remote {
         let endpoint: Uri = format!("{}/chat/completions", target.base_url)
             .parse()
             .map_err(|_| EgressError::Authority { target: name(), what: "its base_url is no URL".into() })?;
-        Ok(Self { way, endpoint, authorization })
+        let page = target.health.as_ref().and_then(|health| beside(&target.base_url, &health.metrics));
+        Ok(Self { way, endpoint, page, authorization })
+    }
+
+    /// Asks for its page of metrics; `None`: there is none to ask for. Nothing of any request goes with it.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn look(&self) -> Option<Result<Response<Incoming>, SendError>> {
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = self.page.clone()?;
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/plain"));
+        Some(self.ask(request).await)
     }
 
     /// One attempt. Uses the permit up.
@@ -160,6 +174,11 @@ impl Remote {
         headers.extend(origin.unwrap_or_default());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        self.ask(request).await
+    }
+
+    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+        let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -174,6 +193,13 @@ impl Remote {
             Way::Node(node) => node.request(request).await,
         }
     }
+}
+
+/// Where a page of the same server is.
+fn beside(base_url: &Uri, path: &str) -> Option<Uri> {
+    let mut parts = base_url.clone().into_parts();
+    parts.path_and_query = Some(path.parse().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 /// Connections for fetching models from a hub, over HTTPS, or over HTTP to this machine.

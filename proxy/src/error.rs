@@ -269,7 +269,9 @@ impl Error {
             Self::NoPermittedTarget { .. } => (S::FORBIDDEN, "no_permitted_target", DENIED),
             Self::Offline => (S::SERVICE_UNAVAILABLE, "offline", SERVER),
             Self::EngineStarting => (S::SERVICE_UNAVAILABLE, "engine_starting", SERVER),
-            Self::UpstreamUnavailable { .. } | Self::TargetsBusy { .. } => (S::SERVICE_UNAVAILABLE, "upstream_unavailable", SERVER),
+            Self::UpstreamUnavailable { .. } | Self::TargetsBusy { .. } => {
+                (S::SERVICE_UNAVAILABLE, "upstream_unavailable", SERVER)
+            }
             Self::DeadlineExceeded(_) => (S::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER),
             Self::ContextLength => (S::BAD_REQUEST, "context_length_exceeded", INVALID),
             Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),

@@ -7,8 +7,8 @@
 //! Each step takes the type that the step before made, so none can be left out or turned round:
 //! `SealedRequest → OpenedRequest → ParsedRequest → ClassifiedRequest → MaskedRequest → PlannedRequest`.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use http::Request;
 use http::Response;
@@ -30,12 +30,15 @@ use crate::gateway::Gateway;
 use crate::open::SealedRequest;
 use crate::redact::{self, MaskedRequest};
 use crate::request::{ParsedRequest, Peer, read_body};
-use crate::response::{self, Body, Fill};
+use crate::response::{self, Body, Fill, Head};
 use crate::route::answers::merged_plans;
 use crate::route::heard::{Fate, Heard};
 use crate::route::scene::Scene;
 use crate::route::shadow::Watching;
 use crate::route::{Policies, Votes};
+
+/// How soon it is looked again whether headers can go out.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Answers `POST /v1/chat/completions`.
 pub async fn chat(
@@ -45,29 +48,55 @@ pub async fn chat(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
-    let mut label = peer.floor;
-    let labels = &gateway.config.labels;
     // Room for the outcome comes first: nothing is done that could not be recorded.
     let place = match gateway.audit.place().await {
         Ok(place) => place,
-        Err(error) => return named(response::error(&error), record, labels.name(label)),
+        Err(error) => return named(response::error(&error), record, gateway.config.labels.name(peer.floor)),
     };
-    let mut exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
-    let deadline = started + gateway.config.timeouts.total;
-    let answered =
-        tokio::time::timeout_at(deadline.into(), answer(gateway, peer, request, &mut exchange, &mut label)).await;
-    exchange.stays &= !gateway.config.is_cleared(label);
-    let error = match answered {
-        Ok(Ok(ready)) => {
-            let response = response::answer(ready.source, ready.request, exchange, ready.fill, deadline);
-            return named(response, record, labels.name(label));
+    let exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
+    let head = Arc::new(OnceLock::new());
+    let timeouts = gateway.config.timeouts;
+    let mut answering = Box::pin(respond(gateway.clone(), peer, request, exchange, head.clone()));
+    let mut patience = timeouts.headers;
+    loop {
+        match (tokio::time::timeout(patience, &mut answering).await, head.get()) {
+            (Ok((Ok(response), label)), _) => return named(response, record, &label),
+            (Ok((Err(error), label)), _) => return named(response::error(&error), record, &label),
+            (Err(_), Some(head)) => {
+                let rest = async move { answering.await.0 };
+                return named(response::late(head, timeouts.headers, rest), record, &head.label);
+            }
+            // Nothing is known yet that headers could say: the body is still coming, or a policy is being asked.
+            (Err(_), None) => patience = LOOK_AGAIN,
         }
-        Ok(Err(error)) => error,
-        Err(_) => Error::DeadlineExceeded(gateway.config.timeouts.total),
-    };
-    exchange.outcome.label = Some(labels.name(label).to_owned());
-    exchange.refused(&error);
-    named(response::error(&error), record, labels.name(label))
+    }
+}
+
+/// The answer, or why there is none; and the label, as far as it is known.
+async fn respond(
+    gateway: Arc<Gateway>,
+    peer: Peer,
+    request: Request<Incoming>,
+    mut exchange: Exchange,
+    head: Arc<OnceLock<Head>>,
+) -> (Result<Response<Body>, Error>, String) {
+    let mut label = peer.floor;
+    let (labels, total) = (&gateway.config.labels, gateway.config.timeouts.total);
+    let deadline = exchange.started + total;
+    let answering = answer(&gateway, peer, request, &mut exchange, &mut label, &head);
+    let answered = tokio::time::timeout_at(deadline.into(), answering).await;
+    exchange.stays &= !gateway.config.is_cleared(label);
+    let label = labels.name(label).to_owned();
+    match answered.unwrap_or(Err(Error::DeadlineExceeded(total))) {
+        Ok(Ready { request, source, fill }) => {
+            (Ok(response::answer(&gateway, source, request, exchange, fill, deadline)), label)
+        }
+        Err(error) => {
+            exchange.outcome.label = Some(label.clone());
+            exchange.refused(&error);
+            (Err(error), label)
+        }
+    }
 }
 
 /// Answers who has a certificate and no rule. Nothing was read of what they sent; that they came is recorded.
@@ -96,6 +125,7 @@ async fn answer(
     request: Request<Incoming>,
     exchange: &mut Exchange,
     label: &mut Label,
+    head: &OnceLock<Head>,
 ) -> Result<Ready, Error> {
     let (config, keys) = (&gateway.config, &gateway.keys);
     // The same policies from here to the end, whatever is loaded meanwhile.
@@ -147,6 +177,10 @@ async fn answer(
     }
     exchange.outcome.cache = Some(if fill.is_some() { "miss" } else { "bypass" });
 
+    if planned.masked().classified().request().chat.stream {
+        let (placement, reason) = (planned.plan().placement.as_str(), planned.plan().reason.as_str());
+        let _only_once = head.set(Head { label: config.labels.name(*label).to_owned(), placement, reason });
+    }
     let answer = gateway.dispatcher.dispatch(&planned, &mut exchange.outcome.attempts).await?;
     // An answer of a stand-in is not what the next request should get from the cache.
     let is_first_choice = planned.plan().targets.first().is_some_and(|first| first.name() == answer.target);

@@ -1,12 +1,13 @@
 //! The way back: restore what was masked, fill the cache with what was not, count, and close the books when the last byte
 //! is given out.
 
+mod beginning;
 mod event;
 mod keep;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -18,11 +19,14 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::cache::{CacheKey, Entry, MemoryCache};
+use crate::classify::clearance::GoOn;
 use crate::decide::PlannedRequest;
 use crate::error::Error;
 use crate::exchange::Exchange;
+use crate::gateway::Gateway;
 use crate::redact::vault::Suffix;
 use crate::upstream::{AttemptError, EventStream, Reply};
+use beginning::Beginning;
 use event::Restoration;
 use keep::Kept;
 
@@ -34,6 +38,8 @@ pub type Body = UnsyncBoxBody<Bytes, Cut>;
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the client did not read in time")]
 pub struct Cut;
+
+const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// Where an answer's events come from.
 #[derive(Debug)]
@@ -77,6 +83,7 @@ pub fn error(error: &Error) -> Response<Body> {
 
 /// The response to a planned request. What goes wrong from here on is told in the stream, and by its end.
 pub fn answer(
+    gateway: &Arc<Gateway>,
     source: Source,
     request: PlannedRequest,
     mut exchange: Exchange,
@@ -91,7 +98,9 @@ pub fn answer(
     };
     let keep = fill.map(|fill| Kept::new(fill, request.masked().classified().request().chat.choices));
     let headers = headers(&request, &exchange, stream);
-    let mut chain = Chain { restoration: Restoration::new(from), request, exchange, keep, deadline };
+    let beginning = Beginning::new(&request.masked().classified().request().chat);
+    let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
+    let mut chain = Chain { gateway, restoration, beginning, request, exchange, keep, deadline };
     let body = match source {
         Source::Live(Reply::Whole(whole)) => full(chain.whole(whole)),
         Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(events)),
@@ -106,7 +115,7 @@ pub fn answer(
 
 fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http::HeaderMap {
     let mut headers = http::HeaderMap::with_capacity(10);
-    let media_type = if stream { "text/event-stream; charset=utf-8" } else { "application/json" };
+    let media_type = if stream { EVENTS } else { "application/json" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert("postern-placement", HeaderValue::from_static(request.plan().placement.as_str()));
@@ -122,10 +131,81 @@ fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http:
     headers
 }
 
+/// What is known of an answer when its headers have to go out before it has begun.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// The final label.
+    pub label: String,
+    /// Where it may be answered.
+    pub placement: &'static str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// A streamed response whose headers go out now: comments keep the connection open until there is an answer, which then follows,
+/// or an error in its place. Source of the comments: the HTML standard, 9.2.7, which asks for one every 15 s or so.
+pub fn late(
+    head: &Head,
+    keep_alive: Duration,
+    answering: impl Future<Output = Result<Response<Body>, Error>> + Send + 'static,
+) -> Response<Body> {
+    let (frames, taken) = mpsc::channel(MAX_FRAMES_AHEAD);
+    tokio::spawn(wait(keep_alive, answering, frames));
+    let mut response = Response::new(received(taken));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert("postern-placement", HeaderValue::from_static(head.placement));
+    headers.insert("postern-reason", HeaderValue::from_static(head.reason));
+    response
+}
+
+async fn wait(
+    keep_alive: Duration,
+    answering: impl Future<Output = Result<Response<Body>, Error>>,
+    frames: mpsc::Sender<Result<Bytes, Cut>>,
+) {
+    let mut answering = std::pin::pin!(answering);
+    let answered = loop {
+        let waited = async {
+            let _read = frames.send(Ok(Bytes::from_static(sse::COMMENT.as_bytes()))).await;
+            tokio::time::sleep(keep_alive).await;
+        };
+        tokio::select! {
+            biased;
+            // Dropping what is under way cancels it.
+            () = frames.closed() => return,
+            answered = &mut answering => break answered,
+            () = waited => {}
+        }
+    };
+    let mut body = match answered {
+        Ok(response) => response.into_body(),
+        Err(error) => return drop(frames.send(Ok(sse::data(&error.reply().body.to_json()))).await),
+    };
+    loop {
+        let frame = tokio::select! {
+            biased;
+            () = frames.closed() => return,
+            frame = body.frame() => frame,
+        };
+        let bytes = match frame {
+            Some(Ok(frame)) => frame.into_data().map_err(|_trailers| Cut),
+            Some(Err(cut)) => Err(cut),
+            None => return,
+        };
+        if frames.send(bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// What every event goes through.
 struct Chain {
+    gateway: Arc<Gateway>,
     request: PlannedRequest,
     restoration: Restoration,
+    beginning: Beginning,
     exchange: Exchange,
     keep: Option<Kept>,
     deadline: Instant,
@@ -153,6 +233,10 @@ const MAX_FRAMES_AHEAD: usize = 4;
 fn streamed(chain: Chain, events: Events) -> Body {
     let (frames, taken) = mpsc::channel(MAX_FRAMES_AHEAD);
     tokio::spawn(pump(chain, events, frames));
+    received(taken)
+}
+
+fn received(taken: mpsc::Receiver<Result<Bytes, Cut>>) -> Body {
     let frames = futures_util::stream::unfold(taken, |mut taken| async move {
         let frame: Result<Bytes, Cut> = taken.recv().await?;
         Some((frame.map(Frame::data), taken))
@@ -187,24 +271,63 @@ impl Chain {
     /// The next bytes, and whether more will come.
     async fn next(&mut self, events: &mut Events) -> (Bytes, bool) {
         loop {
-            let event = match tokio::time::timeout_at(self.deadline.into(), events.next()).await {
+            let mut event = match tokio::time::timeout_at(self.deadline.into(), self.from(events)).await {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return (self.end(), false),
-                Ok(Err(error)) => {
-                    tracing::warn!(record = %self.exchange.record, target = self.exchange.outcome.target, %error, "an answer broke off");
-                    return (self.break_off(&Error::StreamBroken), false);
-                }
+                Ok(Err(_told)) => return (self.break_off(&Error::StreamBroken), false),
                 Err(_) => {
                     let total = self.deadline.saturating_duration_since(self.exchange.started);
                     return (self.break_off(&Error::DeadlineExceeded(total)), false);
                 }
             };
+            self.beginning.note(&event);
+            if self.beginning.was_gone_on_with() {
+                self.beginning.go_on(&mut event);
+                self.restoration.take_up(&mut event);
+            }
             self.exchange.note_usage(&event);
             match self.event(event) {
                 Ok(Some(bytes)) => return (bytes, true),
                 Ok(None) => {}
                 Err(_) => return (self.break_off(&Error::StreamBroken), false),
             }
+        }
+    }
+
+    /// The next event; from another target, if one can go on where this one broke off.
+    async fn from(&mut self, events: &mut Events) -> Result<Option<Value>, AttemptError> {
+        loop {
+            let error = match events.next().await {
+                Ok(event) => return Ok(event),
+                Err(error) => error,
+            };
+            let record = self.exchange.record;
+            tracing::warn!(%record, target = self.exchange.outcome.target, %error, "an answer broke off");
+            *events = self.go_on(&error).await.ok_or(error)?;
+        }
+    }
+
+    /// The rest of an answer that broke off.
+    async fn go_on(&mut self, error: &AttemptError) -> Option<Events> {
+        let outcome = &mut self.exchange.outcome;
+        if let Some(attempt) =
+            outcome.attempts.iter_mut().rfind(|attempt| Some(&attempt.target) == outcome.target.as_ref())
+        {
+            attempt.result = error.code();
+        }
+        let (text, tokens) = self.beginning.cut(self.restoration.forget_held())?;
+        // What came from two targets is no answer of either.
+        self.keep = None;
+        let broken = outcome.target.clone().unwrap_or_default();
+        let dispatcher = &self.gateway.dispatcher;
+        let answer =
+            dispatcher.go_on(&self.request, GoOn { text, tokens }, &broken, &mut outcome.attempts).await.ok()?;
+        self.gateway.metrics.fell_back(&broken, &answer.target, "mid_stream");
+        outcome.target = Some(answer.target);
+        outcome.continued += 1;
+        match answer.reply {
+            Reply::Stream(events) => Some(Events::Live(events)),
+            Reply::Whole(_) => None,
         }
     }
 

@@ -98,6 +98,8 @@ async fn serve(
     let metrics = gateway.metrics.clone();
     gateway.live.try_all().await;
     tokio::spawn(gateway.live.clone().keep(gateway.clone(), hangup));
+    let watching = gateway.clone();
+    tokio::spawn(async move { watching.dispatcher.watch().await });
     engine.controlled_by(Control::new(inherited.control)?);
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     tokio::spawn(certificate.clone().keep(metrics.clone()));

@@ -4,6 +4,7 @@ pub mod breaker;
 pub mod limiter;
 pub mod local;
 pub mod openai;
+pub mod scrape;
 pub mod standing;
 
 use std::time::Duration;
@@ -13,9 +14,9 @@ use serde_json::Value;
 
 use crate::classify::clearance::EgressPermit;
 use breaker::Health;
-use standing::Turn;
 use local::EngineRefusal;
 pub use openai::EventStream;
+use standing::Turn;
 
 /// How long a target that wants us to send less, and does not say for how long, is left alone.
 const WITHOUT_WORDS: Duration = Duration::from_secs(1);

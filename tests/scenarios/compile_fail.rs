@@ -12,7 +12,7 @@ use postern::decide::PlannedRequest;
 use postern::upstream::{AttemptError, Reply, Upstream};
 
 pub async fn send(up: &dyn Upstream, gate: &Clearance, request: &PlannedRequest, to: &Destination) -> Result<Reply, AttemptError> {
-    let permit: Result<EgressPermit, Refusal> = gate.permit(request, to);
+    let permit: Result<EgressPermit, Refusal> = gate.permit(request, to, None);
     up.send(permit?).await
 }
 fn main() {}
@@ -89,7 +89,7 @@ fn only_a_planned_request_gets_a_permit_and_only_a_permit_is_sent() -> Result<()
         ),
         (
             "a permit made by hand",
-            "gate.permit(request, to);",
+            "gate.permit(request, to, None);",
             "Ok(EgressPermit { destination: to.clone(), body: Default::default(), stream: false, origin: None });",
             "E0451",
         ),

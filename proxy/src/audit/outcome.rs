@@ -23,7 +23,7 @@ pub struct Outcome {
     /// What policies said, if it ended before there was an intent that says so.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<Said>,
-    /// Who answered.
+    /// Who answered; if it was gone on with, who did last.
     pub target: Option<String>,
     /// `miss`, `exact` or `bypass`.
     pub cache: Option<&'static str>,
@@ -39,6 +39,14 @@ pub struct Outcome {
     pub completion_tokens: Option<u64>,
     /// Placeholders that were restored.
     pub restored: u64,
+    /// How often it broke off and another target went on with it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub continued: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// One attempt at one target.

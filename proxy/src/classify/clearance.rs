@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use sha2::Digest as _;
 
 use super::label::Labels;
-use crate::config::{Config, Placement, Target};
+use crate::config::{Config, Continues, Placement, Target};
 use crate::decide::{Form, PlannedRequest};
 
 /// Where a request can go.
@@ -30,6 +30,24 @@ impl Destination {
             Self::Remote(target) => &target.name,
         }
     }
+
+    /// How it is asked to go on with an answer that it did not begin; `None`: it cannot.
+    #[must_use]
+    pub fn goes_on(&self) -> Option<Continues> {
+        match self {
+            Self::Engine => Some(Continues::FinalMessage),
+            Self::Remote(target) => target.continues,
+        }
+    }
+}
+
+/// The beginning of an answer, in the form of the plan, from which another target goes on.
+#[derive(Debug, Clone, Copy)]
+pub struct GoOn<'a> {
+    /// What the client has of it.
+    pub text: &'a str,
+    /// About how many tokens it has.
+    pub tokens: u64,
 }
 
 /// Why a permit is not given.
@@ -53,6 +71,9 @@ pub enum Refusal {
     /// The target has no model of that name.
     #[error("the target does not serve the model")]
     Model,
+    /// The target cannot go on from the beginning of an answer.
+    #[error("the target does not go on with answers")]
+    Beginning,
 }
 
 impl Refusal {
@@ -66,6 +87,7 @@ impl Refusal {
             Self::Placement => "placement",
             Self::Unmasked => "unmasked",
             Self::Model => "model",
+            Self::Beginning => "beginning",
         }
     }
 }
@@ -135,13 +157,19 @@ impl Clearance {
         Self { offline: config.offline, labels: config.labels.clone() }
     }
 
-    /// Leave to send `request` to `destination` once.
+    /// Leave to send `request` to `destination` once; with a beginning of its answer, if another target broke off, for it to go on
+    /// from.
     ///
     /// The checks repeat what `decide` did on purpose: a mistake there must not be enough to let something out.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub fn permit(&self, request: &PlannedRequest, destination: &Destination) -> Result<EgressPermit, Refusal> {
+    pub fn permit(
+        &self,
+        request: &PlannedRequest,
+        destination: &Destination,
+        from: Option<GoOn<'_>>,
+    ) -> Result<EgressPermit, Refusal> {
         let plan = request.plan();
         if !plan.targets.iter().any(|planned| planned.name() == destination.name()) {
             return Err(Refusal::NotPlanned);
@@ -155,6 +183,11 @@ impl Clearance {
                 (request.masked().body(), target.model(&plan.model).ok_or(Refusal::Model)?)
             }
         };
+        let mut tree = tree.clone();
+        if let Some(from) = from {
+            let how = destination.goes_on().ok_or(Refusal::Beginning)?;
+            put_beginning(&mut tree, how, from);
+        }
         let body = serialise(tree, model, chat.stream);
         let is_ours = match destination {
             Destination::Engine => true,
@@ -193,14 +226,38 @@ impl Clearance {
     }
 }
 
+/// As the last message, of the assistant, so that the model goes on with it instead of answering anew.
+fn put_beginning(tree: &mut Map<String, Value>, how: Continues, from: GoOn<'_>) {
+    let mut message = Map::new();
+    message.insert("role".to_owned(), "assistant".into());
+    message.insert("content".to_owned(), from.text.into());
+    match how {
+        Continues::Message => {}
+        Continues::Prefix => {
+            message.insert("prefix".to_owned(), true.into());
+        }
+        Continues::FinalMessage => {
+            tree.insert("continue_final_message".to_owned(), true.into());
+            tree.insert("add_generation_prompt".to_owned(), false.into());
+        }
+    }
+    if let Some(messages) = tree.get_mut("messages").and_then(Value::as_array_mut) {
+        messages.push(Value::Object(message));
+    }
+    for field in ["max_tokens", "max_completion_tokens"] {
+        if let Some(most) = tree.get(field).and_then(Value::as_u64) {
+            tree.insert(field.to_owned(), most.saturating_sub(from.tokens).max(1).into());
+        }
+    }
+}
+
 /// Names of any length and script as one header of a fixed length.
 fn digest(name: &str) -> String {
     data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(name.as_bytes()))
 }
 
 /// The inspected tree, with the target's name for the model. A stream is asked to end with its usage, for the record.
-fn serialise(tree: &Map<String, Value>, model: &str, stream: bool) -> Bytes {
-    let mut tree = tree.clone();
+fn serialise(mut tree: Map<String, Value>, model: &str, stream: bool) -> Bytes {
     tree.insert("model".to_owned(), Value::String(model.to_owned()));
     if stream {
         let options = tree.entry("stream_options").or_insert(Value::Null);

@@ -223,6 +223,26 @@ pub struct Target {
     #[serde(default)]
     #[schemars(with = "Option<Price>")]
     pub price: Option<Spanned<Price>>,
+    /// How its load is learned, beside what our own requests show; absent: a node of ours is looked at, others are not.
+    #[serde(default)]
+    #[schemars(with = "Option<Health>")]
+    pub health: Option<Spanned<Health>>,
+}
+
+/// A page of Prometheus metrics of a target's server: its queue and latency balance nodes, and whoever has no page is not well.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// Its path, at the host and port of `base_url`.
+    pub metrics: String,
+    /// How often it is looked at.
+    pub every: Span,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { metrics: "/metrics".to_owned(), every: Span(Duration::from_secs(2)) }
+    }
 }
 
 /// What a million tokens cost, in a currency of your own.
@@ -263,6 +283,21 @@ pub struct OpenAi {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub identity: Option<Placed>,
+    /// How it is asked to go on with an answer that another target began and broke off; absent: a node of ours can, others cannot.
+    #[serde(default)]
+    pub continues: Option<Continues>,
+}
+
+/// How a server is told that the last message is the beginning of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Continues {
+    /// By that message alone, of the role `assistant`.
+    Message,
+    /// By `prefix: true` in that message (DeepSeek's beta, Mistral).
+    Prefix,
+    /// By `continue_final_message: true` and `add_generation_prompt: false` (vLLM, SGLang, Postern's own engine).
+    FinalMessage,
 }
 
 /// Where a secret comes from; never the secret itself.
@@ -326,6 +361,8 @@ pub struct Timeouts {
     pub first_token: Span,
     /// Between two events of a stream.
     pub idle: Span,
+    /// Until the headers of a streamed answer go out, if it has not begun; comments keep the connection open from then on.
+    pub headers: Span,
     /// A whole request.
     pub total: Span,
     /// For a target that may be asked: while all are at their limits, rest after failures, or are to be asked again.
@@ -335,7 +372,14 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         let seconds = |s| Span(Duration::from_secs(s));
-        Self { connect: seconds(2), first_token: seconds(30), idle: seconds(60), total: seconds(600), queue: seconds(30) }
+        Self {
+            connect: seconds(2),
+            first_token: seconds(30),
+            idle: seconds(60),
+            total: seconds(600),
+            queue: seconds(30),
+            headers: seconds(10),
+        }
     }
 }
 

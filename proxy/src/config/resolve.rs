@@ -13,7 +13,9 @@ use serde_saphyr::{Location, Spanned};
 
 use super::file::{self, File, Placed};
 use super::sections::Sections;
-use super::{Cache, Classification, Config, ConfigError, Engine, IdentityRule, Target, Timeouts, policies, read};
+use super::{
+    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Target, Timeouts, policies, read,
+};
 use crate::classify::label::{Label, Labels};
 
 /// The longest configuration file.
@@ -62,6 +64,9 @@ fn in_our_words(message: &str) -> String {
 const HUB: &str = "hf:";
 /// What an engine takes.
 const MAX_BATCH: u16 = 256;
+/// How often a page of metrics may be looked at.
+const MIN_LOOK: Duration = Duration::from_millis(500);
+const MAX_LOOK: Duration = Duration::from_secs(3600);
 /// Several times the pause between two signs of life.
 const MIN_HUNG_AFTER: Duration = Duration::from_secs(2);
 /// Bytes of keys and values: less holds no conversation of a small model.
@@ -114,6 +119,7 @@ impl Resolver<'_> {
                 idle: file.timeouts.idle.0,
                 total: file.timeouts.total.0,
                 queue: file.timeouts.queue.0,
+                headers: file.timeouts.headers.0,
             },
             placements: file.placements,
             compiled_dir,
@@ -283,7 +289,27 @@ impl Resolver<'_> {
             requests_per_minute: target.limits.requests_per_minute,
             tokens_per_minute: target.limits.tokens_per_minute,
             price: target.price.as_ref().map(|price| self.price(price)).transpose()?,
+            health: self.health(target)?,
+            continues: target
+                .openai
+                .continues
+                .or_else(|| target.openai.identity.as_ref().map(|_| file::Continues::FinalMessage)),
         }))
+    }
+
+    fn health(&self, target: &file::Target) -> Result<Option<Health>, ConfigError> {
+        let resolved = |health: &file::Health| Health { metrics: health.metrics.clone(), every: health.every.0 };
+        let Some(written) = &target.health else {
+            return Ok(target.openai.identity.as_ref().map(|_| resolved(&file::Health::default())));
+        };
+        let path = &written.value.metrics;
+        if !path.starts_with('/') || path.len() > 256 || path.parse::<http::uri::PathAndQuery>().is_err() {
+            return Err(self.error(&written.referenced, "`metrics` is a path such as /metrics"));
+        }
+        if written.value.every.0 < MIN_LOOK || written.value.every.0 > MAX_LOOK {
+            return Err(self.error(&written.referenced, "`every` is from 500ms to 1h"));
+        }
+        Ok(Some(resolved(&written.value)))
     }
 
     /// Whom a node of our own has to prove to be.

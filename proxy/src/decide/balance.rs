@@ -129,7 +129,8 @@ mod tests {
 
     #[test]
     fn the_worked_example() {
-        let pool = [("oak", load(100.0, 120.0, 0.0)), ("elm", load(200.0, 200.0, 2.0)), ("ash", load(200.0, 400.0, 4.0))];
+        let pool =
+            [("oak", load(100.0, 120.0, 0.0)), ("elm", load(200.0, 200.0, 2.0)), ("ash", load(200.0, 400.0, 4.0))];
         let weights = weights(pool.iter().map(|(_, load)| *load));
         for (weight, wanted) in weights.iter().zip([2.439, 1.176, 1.0]) {
             assert!((weight - wanted).abs() < 0.001, "{weights:?}");

@@ -97,6 +97,11 @@ impl Restorer {
         out
     }
 
+    /// What is held back will not go on: another text comes in its place. Says how many bytes it had.
+    pub fn forget_held(&mut self) -> usize {
+        std::mem::take(&mut self.held).len()
+    }
+
     /// How many placeholders were restored.
     #[must_use]
     pub fn restored(&self) -> u64 {

@@ -86,6 +86,19 @@ impl Restoration {
         Ok(())
     }
 
+    /// The stream broke off, and another one goes on from what was given out: how many bytes of the only choice's content were not.
+    pub(super) fn forget_held(&mut self) -> usize {
+        self.texts.get_mut(&(0, "content")).map_or(0, Restorer::forget_held)
+    }
+
+    /// The `id` and `created` of the first chunk, for those of another stream that goes on with it.
+    pub(super) fn take_up(&self, event: &mut Value) {
+        let (Some(begun), Some(event)) = (&self.begun, event.as_object_mut()) else { return };
+        for (field, value) in ["id", "created"].into_iter().zip(begun) {
+            event.insert(field.to_owned(), value.clone());
+        }
+    }
+
     /// The stream has ended. If a choice did not say that it has, something of it may still be held back: the event that has it.
     pub(super) fn rest(&mut self) -> Option<Value> {
         let held = |((index, field), restorer): (&(u64, &'static str), &mut Restorer)| {

@@ -160,7 +160,11 @@ impl Metrics {
         );
         r.register("postern_fallbacks", "Attempts that failed and went on elsewhere", self.fallbacks.clone());
         r.register("postern_races", "Clouds that were asked beside a slow edge, by result", self.races.clone());
-        r.register("postern_retries", "Attempts at a target that had failed for the same request", self.retries.clone());
+        r.register(
+            "postern_retries",
+            "Attempts at a target that had failed for the same request",
+            self.retries.clone(),
+        );
         r.register(
             "postern_certificate_expiry_seconds",
             "Seconds to the end of a certificate",

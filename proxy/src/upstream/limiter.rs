@@ -120,7 +120,11 @@ mod tests {
         assert_eq!(limiter.take(600, start), Err(start + MINUTE + LATE));
         assert_eq!(limiter.requests_left(start), Some(99), "what was refused took nothing");
         assert_eq!(limiter.take(400, start), Ok(()));
-        assert_eq!(limiter.take(u64::MAX, start + MINUTE + LATE), Ok(()), "more than there ever is waits for all of it");
+        assert_eq!(
+            limiter.take(u64::MAX, start + MINUTE + LATE),
+            Ok(()),
+            "more than there ever is waits for all of it"
+        );
         assert!(limiter.take(1, start + MINUTE + LATE).is_err());
     }
 

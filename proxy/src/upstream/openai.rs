@@ -16,8 +16,8 @@ use postern_wire::json;
 use postern_wire::sse::Decoder;
 use serde_json::Value;
 
-use super::standing::Turn;
-use super::{AttemptError, Reply, Upstream};
+use super::standing::{Said, Turn};
+use super::{AttemptError, Reply, Upstream, scrape};
 use crate::classify::clearance::EgressPermit;
 use crate::egress::{Remote, SendError};
 
@@ -47,16 +47,39 @@ impl OpenAi {
     pub fn new(remote: Remote, idle: Duration) -> Self {
         Self { remote, idle }
     }
+
+    /// What its page of metrics says; `None`: there is none to look at, or what came was none.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn look(&self, within: Duration) -> Result<Option<Said>, AttemptError> {
+        let looking = async {
+            let Some(response) = self.remote.look().await else { return Ok(None) };
+            let response = response.map_err(AttemptError::from)?;
+            if response.status() != StatusCode::OK {
+                return Ok(None);
+            }
+            let page = Limited::new(response.into_body(), scrape::MAX_PAGE).collect().await;
+            Ok(page.ok().map(|page| scrape::read(&String::from_utf8_lossy(&page.to_bytes()))))
+        };
+        tokio::time::timeout(within, looking).await.map_err(|_| AttemptError::Connect)?
+    }
+}
+
+impl From<SendError> for AttemptError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Connect => Self::Connect,
+            SendError::Broken => Self::Broken,
+        }
+    }
 }
 
 impl Upstream for OpenAi {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
             let stream = permit.stream();
-            let response = self.remote.send(permit).await.map_err(|error| match error {
-                SendError::Connect => AttemptError::Connect,
-                SendError::Broken => AttemptError::Broken,
-            })?;
+            let response = self.remote.send(permit).await?;
             read(response, stream, self.idle).await
         }
         .boxed()

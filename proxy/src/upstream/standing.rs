@@ -193,7 +193,8 @@ impl Standing {
         let learned = known.first_token.value(now);
         let said_latency = said.and_then(|said| said.latency_ms);
         // Its own count is of a moment ago, and has those of other gateways; ours is of now.
-        let queue = said.and_then(|said| said.queue).map_or(f64::from(under_way), |queue| queue.max(f64::from(waiting)));
+        let queue =
+            said.and_then(|said| said.queue).map_or(f64::from(under_way), |queue| queue.max(f64::from(waiting)));
         Now {
             available: breaker != State::Open && !paused && requests_left != Some(0),
             breaker,
@@ -304,8 +305,10 @@ impl Learned {
         self.at = Some(now);
         match self.window_from {
             Some(from) if now.saturating_duration_since(from) < BASE_WINDOW => self.lowest = self.lowest.min(ms),
-            _ => (self.lowest_before, self.lowest, self.window_from) =
-                (if self.window_from.is_some() { self.lowest } else { ms }, ms, Some(now)),
+            _ => {
+                (self.lowest_before, self.lowest, self.window_from) =
+                    (if self.window_from.is_some() { self.lowest } else { ms }, ms, Some(now))
+            }
         }
     }
 

@@ -5,6 +5,9 @@
 use bytes::Bytes;
 use serde_json::Value;
 
+/// A comment, which clients pass over.
+pub const COMMENT: &str = ": keep-alive\n\n";
+
 /// The event after which nothing more comes.
 pub const DONE: &str = "data: [DONE]\n\n";
 

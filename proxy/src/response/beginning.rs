@@ -1,0 +1,160 @@
+//! An answer that breaks off half way, and what of it another target can go on from: the masked text whose restoration was sent.
+//!
+//! Not every answer can be gone on with: tool calls and structured answers would not fit together, of several choices or log
+//! probabilities a beginning says too little, and what a model thought before it answered is not part of its answer.
+
+use postern_wire::chat::ChatRequest;
+use serde_json::Value;
+
+/// The most bytes of an answer that is gone on with.
+const MOST: usize = 256 << 10;
+/// How often one answer is gone on with.
+const TIMES: u32 = 3;
+/// The fields of a message that another model can go on from, and those that say nothing.
+const TEXT: &str = "content";
+const EMPTY: [&str; 3] = ["role", "refusal", "audio"];
+
+/// What of an answer has come so far, as long as it can be gone on with.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    /// `None`: it cannot be.
+    text: Option<String>,
+    tokens: u64,
+    times: u32,
+}
+
+impl Beginning {
+    pub(super) fn new(chat: &ChatRequest) -> Self {
+        let body = chat.body();
+        let on = |field: &str| body.get(field).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
+        let format = body.get("response_format").and_then(|format| format.get("type")).and_then(Value::as_str);
+        let plain = chat.stream && chat.choices == 1 && !on("logprobs") && format.is_none_or(|format| format == "text");
+        Self { text: plain.then(String::new), tokens: 0, times: 0 }
+    }
+
+    /// Notes a chunk as it came from a target.
+    pub(super) fn note(&mut self, event: &Value) {
+        let Some(text) = &mut self.text else { return };
+        for choice in event.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice) {
+            let delta = choice.get("delta").and_then(Value::as_object);
+            for (field, value) in delta.into_iter().flatten() {
+                match value {
+                    Value::Null => {}
+                    Value::String(piece) if field == TEXT => {
+                        text.push_str(piece);
+                        self.tokens += u64::from(!piece.is_empty());
+                    }
+                    Value::String(_) if field == "role" => {}
+                    Value::String(piece) if piece.is_empty() && EMPTY.contains(&field.as_str()) => {}
+                    _ => return self.text = None,
+                }
+            }
+            if choice.get("finish_reason").is_some_and(|reason| !reason.is_null()) {
+                return self.text = None;
+            }
+        }
+        if text.len() > MOST {
+            self.text = None;
+        }
+    }
+
+    /// What to go on from, without the last bytes, which were not given out. `None`: it cannot be gone on with.
+    pub(super) fn cut(&mut self, held: usize) -> Option<(&str, u64)> {
+        self.times += 1;
+        if self.times > TIMES {
+            self.text = None;
+        }
+        let text = self.text.as_mut()?;
+        text.truncate(text.len().saturating_sub(held));
+        Some((text, self.tokens))
+    }
+
+    /// Makes a chunk of another target's stream go on with the first one: it has no role again, and counts what came before as
+    /// answered, which that target was told as part of the prompt.
+    pub(super) fn go_on(&self, event: &mut Value) {
+        for choice in event.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(delta) = choice.get_mut("delta").and_then(Value::as_object_mut) {
+                delta.remove("role");
+            }
+        }
+        let Some(usage) = event.get_mut("usage").and_then(Value::as_object_mut) else { return };
+        let count = |field: &str, usage: &serde_json::Map<String, Value>| usage.get(field).and_then(Value::as_u64);
+        if let (Some(prompt), Some(answer)) = (count("prompt_tokens", usage), count("completion_tokens", usage)) {
+            let before = self.tokens.saturating_sub(answer).min(prompt);
+            usage.insert("prompt_tokens".to_owned(), (prompt - before).into());
+            usage.insert("completion_tokens".to_owned(), answer.saturating_add(before).into());
+        }
+    }
+
+    pub(super) fn was_gone_on_with(&self) -> bool {
+        self.times > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn beginning(more: Value) -> Beginning {
+        let mut body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "Hi"}]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Beginning::new(&ChatRequest::from_json(body, 10).unwrap())
+    }
+
+    fn delta(delta: Value) -> Value {
+        json!({"choices": [{"index": 0, "delta": delta, "finish_reason": null}]})
+    }
+
+    #[test]
+    fn what_was_given_out_is_gone_on_from() {
+        let mut beginning = beginning(json!({}));
+        beginning.note(&delta(json!({"role": "assistant", "content": ""})));
+        beginning.note(&delta(json!({"content": "Dear [EMA"})));
+        assert_eq!(beginning.cut(4), Some(("Dear ", 1)));
+        let mut event = delta(json!({"role": "assistant", "content": "Ann"}));
+        beginning.note(&event);
+        beginning.go_on(&mut event);
+        assert_eq!(event, delta(json!({"content": "Ann"})));
+        assert_eq!(beginning.cut(0), Some(("Dear Ann", 2)));
+        assert!(beginning.cut(0).is_some() && beginning.cut(0).is_none(), "not for ever");
+    }
+
+    #[test]
+    fn usage_counts_the_whole_answer_once() {
+        let mut beginning = beginning(json!({}));
+        (0..5).for_each(|_| beginning.note(&delta(json!({"content": "a"}))));
+        let mut event =
+            json!({"choices": [], "usage": {"prompt_tokens": 13, "completion_tokens": 2, "total_tokens": 15}});
+        beginning.go_on(&mut event);
+        assert_eq!(event["usage"], json!({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}));
+    }
+
+    #[test]
+    fn what_would_not_fit_together_is_not_gone_on_with() {
+        for more in [
+            json!({"n": 2}),
+            json!({"logprobs": true}),
+            json!({"response_format": {"type": "json_object"}}),
+            json!({"stream": false}),
+        ] {
+            assert_eq!(beginning(more.clone()).cut(0), None, "{more}");
+        }
+        for wrong in
+            [json!({"tool_calls": [{"index": 0}]}), json!({"reasoning_content": "hm"}), json!({"refusal": "no"})]
+        {
+            let mut beginning = beginning(json!({}));
+            beginning.note(&delta(wrong.clone()));
+            assert_eq!(beginning.cut(0), None, "{wrong}");
+        }
+        let mut ended = beginning(json!({"logprobs": false, "response_format": {"type": "text"}}));
+        ended.note(&delta(json!({"content": "Hi"})));
+        assert_eq!(ended.cut(0), Some(("Hi", 1)));
+        ended.note(&json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}));
+        assert_eq!(ended.cut(0), None, "nothing is missing but the end");
+        let mut long = beginning(json!({}));
+        long.note(&delta(json!({"content": "x".repeat(MOST + 1)})));
+        assert_eq!(long.cut(0), None);
+    }
+}
