@@ -140,6 +140,16 @@ impl AttemptError {
         !matches!(self, Self::Rejected { .. })
     }
 
+    /// Does it say what is wrong with the request, for whomever it is asked of?
+    #[must_use]
+    pub fn is_of_the_request(&self) -> bool {
+        match self {
+            Self::Engine(refusal) => refusal.is_final(),
+            Self::Rejected { .. } => true,
+            _ => false,
+        }
+    }
+
     /// May the same target take the same request a little later?
     #[must_use]
     pub fn may_pass(&self) -> bool {

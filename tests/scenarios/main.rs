@@ -20,6 +20,7 @@ mod cache;
 mod compile_fail;
 mod connections;
 mod demo;
+mod dispatch;
 mod engine;
 mod engine_away;
 mod enrolment;

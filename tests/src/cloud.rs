@@ -54,6 +54,25 @@ impl BusyCloud {
         Ok(Self { process, dir, ready })
     }
 
+    /// Ends it at once, and starts it again at the same address after a while, with these switches; it has forgotten what it saw.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn dies_for(&mut self, away: Duration, switches: &Value) -> Result<()> {
+        let address = |url: &str| url.split('/').nth(2).unwrap_or_default().to_owned();
+        let (listen, control) = (address(&self.ready.base_url), address(&self.ready.control));
+        self.process.signal(rustix::process::Signal::KILL)?;
+        self.process.ended(READY_WITHIN).await?;
+        tokio::time::sleep(away).await;
+        let mut command = Command::new(program("busy-cloud")?);
+        command.arg("--parent-death").arg("--again").arg("--out").arg(self.dir.path());
+        command.args(["--listen", &listen, "--control", &control, "--switches", &switches.to_string()]);
+        let mut process = Process::start("busy-cloud", command)?;
+        self.ready = process.line(READY_WITHIN, |line| serde_json::from_str(line).ok()).await?;
+        self.process = process;
+        Ok(())
+    }
+
     /// `https://127.0.0.1:PORT/v1`.
     #[must_use]
     pub fn base_url(&self) -> &str {

@@ -10,6 +10,7 @@ pub mod busy_cloud;
 pub mod client;
 pub mod cloud;
 pub mod config;
+pub mod day;
 pub mod fake_time;
 pub mod load;
 pub mod metrics;

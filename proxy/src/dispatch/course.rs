@@ -108,7 +108,10 @@ where
             }) {
                 let is_final = !error.is_worth_another_target();
                 self.failed(index, &error);
-                self.last = Some(error);
+                // What is wrong with the request is worth more than how others were when they were asked after it.
+                if !self.last.as_ref().is_some_and(AttemptError::is_of_the_request) {
+                    self.last = Some(error);
+                }
                 if is_final {
                     return Err(self.lost());
                 }

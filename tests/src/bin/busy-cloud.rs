@@ -29,6 +29,9 @@ struct Arguments {
     /// Take only clients that show client-cert.pem.
     #[arg(long)]
     client_certificates: bool,
+    /// Use the authority and the certificates that are in the folder from before.
+    #[arg(long)]
+    again: bool,
     /// The switches to begin with.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     switches: String,
@@ -44,6 +47,7 @@ fn main() -> Result<()> {
         control: arguments.control,
         out: std::path::absolute(arguments.out)?,
         client_certificates: arguments.client_certificates,
+        again: arguments.again,
         switches: Switches::parse(arguments.switches.as_bytes()).context("--switches")?,
     };
     let out = options.out.clone();

@@ -123,6 +123,8 @@ fn decide(body: &[u8], admission: Admission, switches: &Switches, serial: u64, c
 struct Question {
     model: String,
     last_user_text: String,
+    /// What the last message begins the answer with, if it is the assistant's: the answer goes on from there.
+    begun: String,
     prompt_tokens: u64,
     stream: bool,
     include_usage: bool,
@@ -133,11 +135,13 @@ impl Question {
     fn read(body: &[u8]) -> Option<Self> {
         let body: Value = serde_json::from_slice(body).ok()?;
         let messages = body.get("messages")?.as_array().filter(|messages| !messages.is_empty())?;
-        let last_user = messages.iter().rfind(|message| message.get("role").and_then(Value::as_str) == Some("user"));
+        let of = |message: &Value, role: &str| message.get("role").and_then(Value::as_str) == Some(role);
+        let (last, last_user) = (messages.last(), messages.iter().rfind(|message| of(message, "user")));
         let characters: usize = messages.iter().map(|message| text(message).chars().count()).sum();
         Some(Self {
             model: body.get("model")?.as_str()?.to_owned(),
             last_user_text: last_user.map(text).unwrap_or_default(),
+            begun: last.filter(|last| of(last, "assistant")).map(text).unwrap_or_default(),
             prompt_tokens: characters.div_ceil(4) as u64,
             stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
             include_usage: body.pointer("/stream_options/include_usage").and_then(Value::as_bool).unwrap_or(false),
@@ -172,7 +176,7 @@ struct Answer {
 impl Answer {
     fn new(question: &Question, switches: &Switches, serial: u64, created: u64) -> Self {
         let text = switches.answer.clone().unwrap_or_else(|| format!("You asked: {}", question.last_user_text));
-        let characters: Vec<char> = text.chars().collect();
+        let characters: Vec<char> = text.strip_prefix(&question.begun).unwrap_or(&text).chars().collect();
         Self {
             id: format!("chatcmpl-{serial:08}"),
             created,

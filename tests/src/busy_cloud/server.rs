@@ -53,6 +53,8 @@ pub struct Options {
     pub client_certificates: bool,
     /// What to begin with.
     pub switches: Switches,
+    /// Take the authority and the certificates that are in `out` already: it was there before, and died.
+    pub again: bool,
 }
 
 /// Where it listens.
@@ -132,9 +134,13 @@ impl Cloud {
             return self.chat(request, from, cut).await;
         }
         self.stats.report().other_requests += 1;
+        let page = self.switches().metrics.clone();
         let reply = match (request.method(), request.uri().path()) {
             _ if !authorized(request.headers()) => unauthorized(),
             (&Method::GET, "/v1/models") => models(),
+            (&Method::GET, "/metrics") if page.is_some() => {
+                plan::whole(StatusCode::OK, "text/plain; version=0.0.4", page.unwrap_or_default())
+            }
             _ => plan::error(StatusCode::NOT_FOUND, "invalid_request_error", None, "There is nothing here.", None),
         };
         self.count(&reply);
@@ -186,14 +192,19 @@ impl Cloud {
 
 fn scratch_tls(options: &Options) -> Result<Arc<rustls::ServerConfig>> {
     let out: &Path = &options.out;
-    std::fs::create_dir_all(out).with_context(|| format!("the folder {}", out.display()))?;
-    let authority = Authority::new("busy-cloud scratch authority")?;
     let ca = out.join("ca.pem");
-    std::fs::write(&ca, authority.pem()).with_context(|| format!("writing {}", ca.display()))?;
-    let server = authority.server()?;
-    server.write(out, "server")?;
-    authority.client(&["spiffe://busy-cloud.test/client"])?.write(out, "client")?;
-    let identity = Identity::from_pem(&server.cert_pem, &server.key_pem)?;
+    if !options.again {
+        std::fs::create_dir_all(out).with_context(|| format!("the folder {}", out.display()))?;
+        let authority = Authority::new("busy-cloud scratch authority")?;
+        std::fs::write(&ca, authority.pem()).with_context(|| format!("writing {}", ca.display()))?;
+        authority.server()?.write(out, "server")?;
+        authority.client(&["spiffe://busy-cloud.test/client"])?.write(out, "client")?;
+    }
+    let read = |name: &str| {
+        let path = out.join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let identity = Identity::from_pem(&read("server-cert.pem")?, &read("server-key.pem")?)?;
     tls::server(&identity, options.client_certificates.then_some(&ca))
 }
 

@@ -44,6 +44,8 @@ pub struct Switches {
     pub set_cookie: bool,
     /// Answers 500 with this as the error's message.
     pub error_text: Option<String>,
+    /// The page of metrics at `/metrics`; there is none otherwise.
+    pub metrics: Option<String>,
 }
 
 /// Ways to be wrong in form.
@@ -82,6 +84,7 @@ impl Default for Switches {
             redirect: None,
             set_cookie: false,
             error_text: None,
+            metrics: None,
         }
     }
 }
