@@ -9,7 +9,7 @@
 //! | a policy voted (the strictest vote counts) | its vote | `policy` |
 //! | nobody said anything | `routing.default` | `default` |
 //!
-//! | placement | targets, in groups in this order; each serves the model, clears the label, and is named by the votes if they name any |
+//! | placement | targets, in groups in this order; each serves the model (for vectors: the same model, see [`SameModel`]), clears the label, and is named by the votes if they name any |
 //! | --- | --- |
 //! | `cloud` | clouds, edges, engine |
 //! | `edge-first` | edges and engine that meet the `ttft` goal; clouds (raced after the goal); the other edges and engine |
@@ -23,6 +23,7 @@
 //! | a weight | those with a share of the requests, one of them first for each conversation, as often as its share says; then the others, as named |
 
 mod order;
+mod same_model;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,7 @@ use crate::error::Error;
 use crate::redact::MaskedRequest;
 use crate::route::Votes;
 use order::{Candidate, Group, Preference};
+pub use same_model::SameModel;
 
 /// Which text the targets of a plan see. A plan has one form: race, failover and cache keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +94,8 @@ pub struct Plan {
     pub race_after: Option<Duration>,
     /// Our name for the model, which each target maps to its own.
     pub model: String,
+    /// For vectors: the one name that the model has at all of them.
+    pub same_model: Option<String>,
     /// What they see.
     pub form: Form,
     /// Why.
@@ -151,6 +155,8 @@ pub struct Facts<'a> {
     pub edge_goal: Option<Duration>,
     /// Only the engine.
     pub offline: bool,
+    /// For vectors: only targets that have this model.
+    pub same_model: Option<SameModel<'a>>,
 }
 
 /// Plans a request whose label is final.
@@ -160,7 +166,7 @@ pub struct Facts<'a> {
 pub fn plan(facts: &Facts<'_>, masked: MaskedRequest) -> Result<PlannedRequest, Error> {
     let classified = masked.classified();
     let (label, asked) = (classified.label(), classified.request().marks.placement);
-    let model = facts.votes.model.as_ref().unwrap_or(&classified.request().chat.model);
+    let model = facts.votes.model.as_deref().unwrap_or(classified.request().call.model());
     let plan = decide(facts, label, asked, model, masked.is_complete())?;
     Ok(PlannedRequest { masked, plan })
 }
@@ -182,7 +188,9 @@ pub fn decide(
     let names = facts.votes.targets.as_deref();
     let named = |name: &str| names.is_none_or(|names| names.iter().any(|known| known == name));
     let serves = facts.engine.serves && named("engine");
-    let remote = cleared.iter().filter(|(target, _)| target.model(model).is_some() && named(&target.name));
+    let is_same = |at: &str, name: &str| facts.same_model.is_none_or(|same| same.is_at(at, name));
+    let has = |target: &Target| target.model(model).is_some_and(|name| is_same(&target.name, name));
+    let remote = cleared.iter().filter(|(target, _)| has(target) && named(&target.name));
     let remote = remote.map(|(target, ttft)| Candidate {
         to: Destination::Remote(target.clone()),
         ttft: *ttft,
@@ -225,7 +233,8 @@ pub fn decide(
     }
     let local = targets.iter().all(|target| matches!(target, Destination::Engine));
     let form = if local { Form::Plain } else { Form::Masked };
-    Ok(Plan { placement, targets, race_after, model: model.to_owned(), form, reason })
+    let same_model = facts.same_model.map(|same| same.name().to_owned());
+    Ok(Plan { placement, targets, race_after, model: model.to_owned(), same_model, form, reason })
 }
 
 fn placement(facts: &Facts<'_>, asked: Option<Placement>, complete: bool, none_clears: bool) -> (Placement, Reason) {
@@ -312,6 +321,7 @@ targets:
             default: Placement::Cloud,
             edge_goal: Some(Duration::from_millis(150)),
             offline: case.offline,
+            same_model: None,
         };
         decide(&facts, config.labels.by_name(label).unwrap(), asked, "chat", true)
     }

@@ -185,7 +185,7 @@ impl Dispatcher {
     /// token to wait for, and would be paid for twice each time.
     fn rival(&self, request: &PlannedRequest, index: usize) -> Option<(Duration, usize)> {
         let plan = request.plan();
-        let stream = request.masked().classified().request().chat.stream;
+        let stream = request.masked().classified().request().call.stream();
         let after = plan.race_after.filter(|_| index == 0 && stream)?;
         Some((after, first_cloud(&plan.targets)?))
     }
@@ -263,8 +263,8 @@ impl Dispatcher {
             tracing::error!(target = target.name(), label, %refusal, "a planned send was refused by the clearance");
             self.metrics.egress_refused(label, refusal.code());
         })?;
-        let stream = permit.stream();
-        let choices = request.masked().classified().request().chat.choices;
+        let stream = permit.asks().stream();
+        let choices = request.masked().classified().request().call.choices();
         let started = Instant::now();
         // An answer that comes as a whole shows nothing until it is complete.
         let within = if stream { self.timeouts.first_token } else { self.timeouts.first_token + self.timeouts.idle };
@@ -273,7 +273,7 @@ impl Dispatcher {
         };
         let target = match target {
             Destination::Engine => {
-                let tokens = request.masked().classified().request().chat.estimated_prompt_tokens();
+                let tokens = request.masked().classified().request().call.estimated_prompt_tokens();
                 let predicted = self.engine.predicted_ttft(tokens).filter(|_| stream);
                 let reply = in_time(self.engine.send(permit)).await?;
                 if let Some(predicted) = predicted {

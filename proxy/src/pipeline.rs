@@ -14,12 +14,14 @@ use http::Request;
 use http::Response;
 use hyper::body::Incoming;
 use postern_plugins::{CallContext, Header};
+use postern_wire::call::Endpoint;
 
 use crate::audit::{Intent, RecordId};
 use crate::cache;
 use crate::classify::clearance::Destination;
 use crate::classify::label::Label;
 use crate::classify::{ClassifiedRequest, Source};
+use crate::config;
 use crate::connection::session::Session;
 use crate::decide::{self, EngineFacts, Form, PlannedRequest};
 use crate::error::Error;
@@ -36,12 +38,12 @@ use crate::route::scene::Scene;
 use crate::route::shadow::Watching;
 use crate::route::{Policies, Votes};
 
-/// Answers `POST /v1/chat/completions`.
-pub async fn chat(
+/// Answers a `POST` to `endpoint`.
+pub async fn call(
     gateway: &Arc<Gateway>,
     session: &Arc<Session>,
     peer: Peer,
-    request: Request<Incoming>,
+    (endpoint, request): (Endpoint, Request<Incoming>),
 ) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
     let mut label = peer.floor;
@@ -53,8 +55,8 @@ pub async fn chat(
     };
     let mut exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
     let deadline = started + gateway.config.timeouts.total;
-    let answered =
-        tokio::time::timeout_at(deadline.into(), answer(gateway, peer, request, &mut exchange, &mut label)).await;
+    let answering = answer(gateway, peer, (endpoint, request), &mut exchange, &mut label);
+    let answered = tokio::time::timeout_at(deadline.into(), answering).await;
     exchange.stays &= !gateway.config.is_cleared(label);
     let error = match answered {
         Ok(Ok(ready)) => {
@@ -92,7 +94,7 @@ struct Ready {
 async fn answer(
     gateway: &Arc<Gateway>,
     peer: Peer,
-    request: Request<Incoming>,
+    (endpoint, request): (Endpoint, Request<Incoming>),
     exchange: &mut Exchange,
     label: &mut Label,
 ) -> Result<Ready, Error> {
@@ -104,10 +106,10 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
-    let parsed = ParsedRequest::parse(config, peer, &opened)?;
+    let parsed = ParsedRequest::parse(config, peer, endpoint, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
-    admitted.charge_values(opened.body.len() as u64, parsed.chat.values())?;
-    admitted.reserve(&parsed.chat)?;
+    admitted.charge_values(opened.body.len() as u64, parsed.call.values())?;
+    admitted.reserve(&parsed.call)?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
     let headers = facts::granted_headers(&opened.headers, policies.granted_headers());
     drop(opened);
@@ -208,6 +210,8 @@ async fn consult(
         conversation: classified.conversation(),
         targets,
         engine,
+        engine_model: engine_model(gateway),
+        endpoint: masked.classified().request().call.endpoint(),
         ballots: routed.answers,
         votes,
         plans: None,
@@ -324,7 +328,7 @@ async fn record_intent(
         policies: &exchange.outcome.policies,
         redactions: masked.counts(),
         flagged: masked.flagged(),
-        prompt_tokens_estimated: request.chat.estimated_prompt_tokens(),
+        prompt_tokens_estimated: request.call.estimated_prompt_tokens(),
         request_hash,
     };
     gateway.audit.intent(exchange.record, &intent, durable).await
@@ -332,12 +336,18 @@ async fn record_intent(
 
 fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest) -> EngineFacts {
     let engine = gateway.dispatcher.engine();
-    let tokens = classified.request().chat.estimated_prompt_tokens();
+    let tokens = classified.request().call.estimated_prompt_tokens();
     EngineFacts {
-        serves: gateway.config.engine.is_some(),
+        serves: gateway.config.engine.is_some() && engine.serves(classified.request().call.endpoint()),
         ready: engine.is_ready(),
         ttft: engine.predicted_ttft(tokens),
     }
+}
+
+/// What the engine calls its model, or will when it is connected.
+fn engine_model(gateway: &Gateway) -> String {
+    let configured = || gateway.config.engine.as_ref().map(|engine| config::Engine::own_name(&engine.model));
+    gateway.dispatcher.engine().model().or_else(configured).unwrap_or_default()
 }
 
 /// What every response says, also an error.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_plugins::{Answered, FleetFacts, RECORDED_VERSION, Recorded, RequestFacts};
+use postern_wire::call::Endpoint;
 
 use super::answers::Planned;
 use super::votes::Ballot;
@@ -14,7 +15,7 @@ use crate::audit::RecordId;
 use crate::classify::Conversation;
 use crate::classify::label::Label;
 use crate::config::{Config, Placement, Target};
-use crate::decide::{EngineFacts, Facts};
+use crate::decide::{EngineFacts, Facts, SameModel};
 
 /// One request.
 #[derive(Debug)]
@@ -45,6 +46,10 @@ pub struct Scene {
     pub targets: Vec<(Arc<Target>, Option<Duration>)>,
     /// Likewise.
     pub engine: EngineFacts,
+    /// The model that it has loaded, by its own name.
+    pub engine_model: String,
+    /// What is asked for.
+    pub endpoint: Endpoint,
     /// What each routing policy said.
     pub ballots: Vec<Ballot>,
     /// The same, merged.
@@ -65,7 +70,11 @@ impl Scene {
     /// What a decision by these votes depends on; everything else is as it was.
     #[must_use]
     pub fn facts<'a>(&'a self, config: &'a Config, votes: &'a Votes) -> Facts<'a> {
-        let serves = config.engine.as_ref().is_some_and(|engine| engine.serves(self.model(votes)));
+        let model = self.model(votes);
+        let same = self.endpoint.keeps_model().then(|| SameModel::of(config, model, &self.engine_model)).flatten();
+        let has_same = same.is_none_or(|same| same.is_at_engine(&self.engine_model));
+        let serves =
+            config.engine.as_ref().is_some_and(|engine| engine.serves(model)) && has_same && self.engine.serves;
         Facts {
             labels: &config.labels,
             targets: &self.targets,
@@ -76,6 +85,7 @@ impl Scene {
             default: self.policies.routing().default,
             edge_goal: config.placements.edge_first.ttft.map(|span| span.0),
             offline: config.offline,
+            same_model: same,
         }
     }
 
