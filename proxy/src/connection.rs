@@ -142,7 +142,7 @@ async fn handle(front: &Front, session: &Arc<Session>, request: Request<Incoming
     };
     if let Some(endpoint) = Endpoint::of(request.uri().path()) {
         return match *request.method() {
-            Method::POST => pipeline::call(gateway, session, peer, (endpoint, request)).await,
+            Method::POST => pipeline::call(gateway, session, peer, endpoint, request).await,
             _ => response::error(&Error::Method("POST")),
         };
     }

@@ -166,7 +166,8 @@ pub struct Facts<'a> {
 pub fn plan(facts: &Facts<'_>, masked: MaskedRequest) -> Result<PlannedRequest, Error> {
     let classified = masked.classified();
     let (label, asked) = (classified.label(), classified.request().marks.placement);
-    let model = facts.votes.model.as_deref().unwrap_or(classified.request().call.model());
+    let call = &classified.request().call;
+    let model = facts.votes.model_for(call.endpoint(), call.model());
     let plan = decide(facts, label, asked, model, masked.is_complete())?;
     Ok(PlannedRequest { masked, plan })
 }

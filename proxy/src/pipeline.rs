@@ -43,7 +43,8 @@ pub async fn call(
     gateway: &Arc<Gateway>,
     session: &Arc<Session>,
     peer: Peer,
-    (endpoint, request): (Endpoint, Request<Incoming>),
+    endpoint: Endpoint,
+    request: Request<Incoming>,
 ) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
     let mut label = peer.floor;
@@ -55,7 +56,7 @@ pub async fn call(
     };
     let mut exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
     let deadline = started + gateway.config.timeouts.total;
-    let answering = answer(gateway, peer, (endpoint, request), &mut exchange, &mut label);
+    let answering = answer(gateway, peer, endpoint, request, &mut exchange, &mut label);
     let answered = tokio::time::timeout_at(deadline.into(), answering).await;
     exchange.stays &= !gateway.config.is_cleared(label);
     let error = match answered {
@@ -94,7 +95,8 @@ struct Ready {
 async fn answer(
     gateway: &Arc<Gateway>,
     peer: Peer,
-    (endpoint, request): (Endpoint, Request<Incoming>),
+    endpoint: Endpoint,
+    request: Request<Incoming>,
     exchange: &mut Exchange,
     label: &mut Label,
 ) -> Result<Ready, Error> {

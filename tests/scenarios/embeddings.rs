@@ -149,8 +149,10 @@ async fn what_is_classified_never_goes_to_the_cloud() -> Result<()> {
 async fn a_failover_never_changes_the_model() -> Result<()> {
     let (sun, moon, star) = (BusyCloud::start().await?, BusyCloud::start().await?, BusyCloud::start().await?);
     let config = config(&sun).cloud("moon", &moon, "internal").cloud("star", &star, "internal");
+    // Nor does a policy, which was written for chats.
+    let rules = json!({"rules": [{"model": "embed", "use_model": "chat"}]});
     let config = named(named(named(config, 0, "small"), 1, "large"), 2, "small");
-    let postern = Postern::start(&config).await?;
+    let postern = Postern::start(&config.set("/policies/0/config", rules)).await?;
     let client = postern.client("clerk/amy")?;
     sun.switch(json!({"error_text": "down"})).await?;
     let reply = embed(&client, json!("A harbour")).await?;

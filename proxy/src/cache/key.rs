@@ -31,7 +31,8 @@ pub fn key(
     let target = plan.targets.first().map_or("", |target| target.name());
     let model = match plan.targets.first() {
         Some(crate::classify::clearance::Destination::Remote(target)) => target.model(&plan.model).unwrap_or(""),
-        _ => &plan.model,
+        // Vectors of another model, which the engine may have had before, are not the same.
+        _ => plan.same_model.as_deref().unwrap_or(&plan.model),
     };
     let mut fields: Vec<&[u8]> = vec![
         classified.request().peer.tenant.as_bytes(),

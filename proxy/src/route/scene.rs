@@ -64,7 +64,7 @@ impl Scene {
     /// The model that these votes lead to.
     #[must_use]
     pub fn model<'a>(&'a self, votes: &'a Votes) -> &'a str {
-        votes.model.as_deref().unwrap_or(&self.request.model)
+        votes.model_for(self.endpoint, &self.request.model)
     }
 
     /// What a decision by these votes depends on; everything else is as it was.

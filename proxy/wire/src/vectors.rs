@@ -149,9 +149,10 @@ impl<'de> Visitor<'de> for Answer {
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        let usage = usage.flatten().map(|usage: Usage| {
-            let total = usage.total_tokens.unwrap_or(usage.prompt_tokens);
-            (usage.prompt_tokens, total)
+        // All tokens are of the prompt, so some servers count them once.
+        let usage = usage.flatten().and_then(|usage: Usage| {
+            let prompt = usage.prompt_tokens.or(usage.total_tokens)?;
+            Some((prompt, usage.total_tokens.unwrap_or(prompt)))
         });
         Ok(Parts { data: data.ok_or_else(|| A::Error::missing_field("data"))?, usage })
     }
@@ -159,7 +160,7 @@ impl<'de> Visitor<'de> for Answer {
 
 #[derive(serde::Deserialize)]
 struct Usage {
-    prompt_tokens: u64,
+    prompt_tokens: Option<u64>,
     total_tokens: Option<u64>,
 }
 
@@ -281,7 +282,9 @@ mod tests {
         let floats = written(&read(TWO, &turned).unwrap(), false);
         assert_eq!([&floats["data"][0]["embedding"], &floats["data"][1]["embedding"]], [&json!([2.0]), &json!([1.0])]);
         assert!(!floats.to_string().contains("no"), "{floats}");
-        let bare = json!({"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]});
+        turned["usage"] = json!({"total_tokens": 9});
+        assert_eq!(read(TWO, &turned).unwrap()["usage"], json!({"prompt_tokens": 9, "total_tokens": 9}));
+        let bare = json!({"data": [{"embedding": [1.0]}, {"embedding": [2.0]}], "usage": {}});
         let floats = written(&read(TWO, &bare).unwrap(), false);
         assert_eq!((&floats["data"][1]["index"], floats.get("usage")), (&json!(1), None));
     }
