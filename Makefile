@@ -44,7 +44,7 @@ run: build
 	@$(RELEASE)/postern demo --keep
 
 # Always the whole workspace: with another selection of packages cargo would build many dependencies a second time.
-test: build model target/venv/ready faketime
+test: build model target/venv/ready target/node/ready faketime
 	plugins/examples/build.sh rust
 	@echo "== unit tests, and scenarios through the real binary"
 	$(CARGO) test --locked --release --workspace
@@ -64,6 +64,10 @@ target/venv/ready: tests/requirements.txt
 	python3 -m venv target/venv
 	target/venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
+
+target/node/ready: tests/clients/install.sh tests/clients/package.json tests/clients/package-lock.json
+	@echo "== the client library for Node"
+	tests/clients/install.sh
 
 # Scenarios move the wall time of the real binary by days.
 faketime:

@@ -1,4 +1,4 @@
-//! HTTP towards the gateway: chat completions as OpenAI defines them, models, metrics, state.
+//! HTTP towards the gateway: chat completions and legacy ones as OpenAI defines them, models, metrics, state.
 
 mod answer;
 mod embeddings;
@@ -25,6 +25,7 @@ use crate::embed::Embedder;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::origin::Origin;
+use answer::{Head, Kind};
 use request::ChatRequest;
 
 /// Bytes of a request's body at most: far more than any context holds.
@@ -38,6 +39,7 @@ const BODY_WAIT_MAX: Duration = Duration::from_secs(30);
 pub(crate) fn router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(completions))
         .route("/v1/models", get(models))
         .route("/metrics", get(metrics::scrape))
         .route("/state", get(state))
@@ -63,29 +65,44 @@ async fn chat_completions(State(engine): State<Arc<Engine>>, headers: HeaderMap,
     let answered = async {
         let origin = Origin::from_headers(&headers);
         let request = ChatRequest::from_json(&read_tree(body).await?)?;
-        answer_chat(engine, request, origin).await
+        answer(engine, request, origin).await
     };
     answered.await.unwrap_or_else(|error| refuse(&error))
 }
 
-async fn answer_chat(engine: Arc<Engine>, request: ChatRequest, origin: Origin) -> Result<Response, EngineError> {
+async fn completions(State(engine): State<Arc<Engine>>, headers: HeaderMap, body: Body) -> Response {
+    let answered = async {
+        let origin = Origin::from_headers(&headers);
+        let request = ChatRequest::of_completion(&read_tree(body).await?)?;
+        answer(engine, request, origin).await
+    };
+    answered.await.unwrap_or_else(|error| refuse(&error))
+}
+
+async fn answer(engine: Arc<Engine>, request: ChatRequest, origin: Origin) -> Result<Response, EngineError> {
     if request.model != engine.name() && request.model != ANY_MODEL {
         return Err(EngineError::ModelNotServed);
     }
     let (stream, include_usage, choices) = (request.stream, request.include_usage, request.choices);
-    let (model, calls) = (engine.name().to_owned(), request.tools.is_some());
+    let kind = match &request.text {
+        Some(_) => Kind::Text,
+        None => Kind::Chat { calls: request.tools.is_some() },
+    };
+    let head = Head::new(engine.name().to_owned(), OffsetDateTime::now_utc().unix_timestamp(), kind);
     let arrival = engine.arrival();
     let turn = engine.turn(&origin).await?;
     let submitting = tokio::task::spawn_blocking(move || {
         // Moved here so that it is counted until the request is submitted, even if the client goes away.
         let _arrival = arrival;
         let _turn = turn;
-        let prompt = engine.tokenize(&request.messages)?;
+        let prompt = match &request.text {
+            Some(text) => engine.tokenize_text(text)?,
+            None => engine.tokenize(&request.messages)?,
+        };
         let grammar = request.constraint().map(|constraint| engine.grammar(&constraint)).transpose()?;
         engine.submit_choices(request.into_generation(prompt, grammar, origin), choices)
     });
     let choices = submitting.await.map_err(|_| EngineError::Stopped)??;
-    let head = answer::Head::new(model, OffsetDateTime::now_utc().unix_timestamp(), calls);
     if stream { Ok(answer::streamed(head, choices, include_usage)) } else { answer::whole(&head, choices).await }
 }
 
@@ -129,6 +146,7 @@ async fn state(State(engine): State<Arc<Engine>>) -> Json<Value> {
     let load = engine.load_now();
     Json(json!({
         "model": engine.name(),
+        "endpoints": ["/chat/completions", "/completions"],
         "context_length": engine.context_tokens(),
         "running": load.status.running,
         "queue_depth": load.queue_depth,

@@ -247,13 +247,24 @@ impl Engine {
 
     /// The prompt of a conversation as token ids. Takes milliseconds for a long one: not for an async task.
     pub(crate) fn tokenize(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        self.check_fits(messages.iter().map(|message| message.content.len()).sum())?;
+        let guarded = messages.iter().map(|m| Message { role: m.role, content: self.tokenizer.guard(&m.content) });
+        self.tokenizer.encode(&self.template.render(&guarded.collect::<Vec<_>>())?)
+    }
+
+    /// The tokens of a text that is gone on with as it stands. None of them is a control token but the first, where the model has one.
+    pub(crate) fn tokenize_text(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        self.check_fits(text.len())?;
+        self.tokenizer.encode(&self.tokenizer.guard(text))
+    }
+
+    /// Refuses without tokenizing what has too many tokens however it is tokenized.
+    fn check_fits(&self, bytes: usize) -> Result<(), EngineError> {
         let fewest = self.tokenizer.fewest_tokens(bytes);
         if fewest >= self.context_tokens {
             return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens: fewest });
         }
-        let guarded = messages.iter().map(|m| Message { role: m.role, content: self.tokenizer.guard(&m.content) });
-        self.tokenizer.encode(&self.template.render(&guarded.collect::<Vec<_>>())?)
+        Ok(())
     }
 
     /// Says that a request is being read: see [`EngineOptions::max_wait`].

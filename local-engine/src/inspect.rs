@@ -72,21 +72,30 @@ pub fn inspect(path: &Path) -> Result<Inspection, EngineError> {
     })
 }
 
-/// Whether the engine can answer chats with the model of a file or folder. Reads its header.
+/// What an engine does with a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// It answers chats.
+    Chats,
+    /// It makes vectors of texts.
+    Vectors,
+}
+
+/// What the engine would do with the model of a file or folder. Reads its header.
 ///
 /// # Errors
-/// Why not, in words; or the file cannot be read.
-pub fn check_chats(path: &Path) -> Result<(), EngineError> {
+/// Why it can do nothing, in words; or the file cannot be read.
+pub fn serves(path: &Path) -> Result<Serves, EngineError> {
     let file = WeightFile::open(path, &Device::Cpu)?;
     crate::model::check(&file)?;
-    let lacks = if file.header().text("general.architecture") == Some("bert") {
-        "makes vectors of texts, and answers no chats"
-    } else if file.chat_template().is_none() {
-        "has no chat template, so it answers no chats"
-    } else {
-        return Ok(());
-    };
-    Err(EngineError::Options(format!("the model in {} {lacks}", path.display())))
+    if file.header().text("general.architecture") == Some("bert") {
+        return Ok(Serves::Vectors);
+    }
+    if file.chat_template().is_none() {
+        let what = format!("the model in {} has no chat template, so it answers no chats", path.display());
+        return Err(EngineError::Options(what));
+    }
+    Ok(Serves::Chats)
 }
 
 #[cfg(test)]
@@ -96,9 +105,9 @@ mod tests {
 
     #[test]
     fn a_model_without_a_template_answers_no_chats() {
-        assert!(check_chats(&TinyFile::new(&[]).path).is_ok());
+        assert_eq!(serves(&TinyFile::new(&[]).path).unwrap(), Serves::Chats);
         let bare = TinyFile::with(&[], |metadata| metadata.retain(|(key, _)| key != "tokenizer.chat_template"));
-        let error = check_chats(&bare.path).unwrap_err().to_string();
+        let error = serves(&bare.path).unwrap_err().to_string();
         assert!(error.contains("no chat template"), "{error}");
         assert_eq!(inspect(&bare.path).unwrap().refusal, None, "it can be computed all the same");
     }

@@ -50,7 +50,7 @@ pub use embed::{Embedder, makes_embeddings};
 pub use engine::{Engine, Progress};
 pub use error::EngineError;
 pub use grammar::Grammar;
-pub use inspect::{Inspection, check_chats, inspect};
+pub use inspect::{Inspection, Serves, inspect, serves};
 pub use logprobs::{ScoredToken, TokenScore};
 pub use measure::{Measurement, measure};
 pub use options::{DeviceChoice, EngineOptions, thread_environment};

@@ -15,7 +15,7 @@ use governor::clock::Clock as _;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 use postern_certs::spiffe::SpiffeId;
-use postern_wire::chat::ChatRequest;
+use postern_wire::call::Call;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Error;
@@ -164,9 +164,9 @@ impl Admitted {
     ///
     /// # Errors
     /// [`Error::RateLimited`].
-    pub fn reserve(&mut self, chat: &ChatRequest) -> Result<(), Error> {
+    pub fn reserve(&mut self, call: &Call) -> Result<(), Error> {
         let Some(ledger) = &self.budget.tokens else { return Ok(()) };
-        let wanted = chat.estimated_prompt_tokens().saturating_add(chat.max_answer_tokens());
+        let wanted = call.estimated_prompt_tokens().saturating_add(call.max_answer_tokens());
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         self.reserved = ledger
             .reserve(Instant::now(), wanted)
@@ -195,6 +195,8 @@ impl Admitted {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
+
+    use postern_wire::call::Endpoint;
 
     use super::*;
 
@@ -245,7 +247,7 @@ mod tests {
         let mut limited = peer("spiffe://b.example/one");
         limited.limits.tokens_per_minute = NonZeroU32::new(1000);
         let chat = serde_json::json!({"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "x"}]});
-        let chat = ChatRequest::from_json(chat, 1).unwrap();
+        let chat = Call::from_json(Endpoint::Chat, chat, 1).unwrap();
         let admission = Admission::new(100, 64 << 10, 16 << 10);
         for used in [u64::MAX, 0] {
             let mut admitted = admission.enter(&limited).unwrap();

@@ -7,6 +7,7 @@ mod detect;
 pub mod label;
 mod taint;
 
+use postern_wire::call::Call;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -120,11 +121,11 @@ impl Classifier {
             found = found.join(marked);
             sources.push(source("header", marked));
         }
-        for (name, detected) in self.scanner.labels(request.chat.body()).await {
+        for (name, detected) in self.scanner.labels(request.call.body()).await {
             found = found.join(detected);
             sources.push(source(&name, detected));
         }
-        if request.chat.opaque_parts {
+        if request.call.opaque_parts() {
             found = found.join(self.opaque);
             sources.push(source("opaque", self.opaque));
         }
@@ -159,14 +160,22 @@ impl Classifier {
     }
 }
 
-/// (tenant, identity, `Postern-Conversation`), else (tenant, identity, the messages up to the first user turn).
+/// (tenant, identity, `Postern-Conversation`), else (tenant, identity, the messages up to the first user turn). A request that has
+/// no turns is a conversation of its own, known by its texts.
 fn conversation(keys: &Keys, request: &ParsedRequest) -> Conversation {
     let identity = request.peer.id.to_string();
     let tenant = request.peer.tenant.as_bytes();
     if let Some(id) = &request.marks.conversation {
         return Conversation(keys.hash("conversation:named", &[tenant, identity.as_bytes(), id.as_bytes()]));
     }
-    let messages = request.chat.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let call = &request.call;
+    if !matches!(call, Call::Chat(_)) {
+        let texts = call.message_texts(call.body());
+        let mut parts = vec![tenant, identity.as_bytes(), call.endpoint().path().as_bytes()];
+        parts.extend(texts.iter().map(String::as_bytes));
+        return Conversation(keys.hash("conversation:texts", &parts));
+    }
+    let messages = call.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let is_user = |message: &Value| message.get("role").and_then(Value::as_str) == Some("user");
     let end = messages.iter().position(is_user).map_or(messages.len(), |index| index + 1);
     let beginning: Vec<String> = messages.iter().take(end).map(Value::to_string).collect();

@@ -14,6 +14,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use postern_certs::Trust;
+use postern_wire::call::Endpoint;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -139,9 +140,13 @@ async fn handle(front: &Front, session: &Arc<Session>, request: Request<Incoming
         Ok(peer) => peer,
         Err(error) => return pipeline::refuse_unknown(gateway, session, &error).await,
     };
+    if let Some(endpoint) = Endpoint::of(request.uri().path()) {
+        return match *request.method() {
+            Method::POST => pipeline::call(gateway, session, peer, endpoint, request).await,
+            _ => response::error(&Error::Method("POST")),
+        };
+    }
     match (request.method(), request.uri().path()) {
-        (&Method::POST, "/v1/chat/completions") => pipeline::chat(gateway, session, peer, request).await,
-        (_, "/v1/chat/completions") => response::error(&Error::Method("POST")),
         (&Method::GET, "/v1/models") => models(gateway),
         (&Method::GET, path) => match path.strip_prefix("/v1/models/") {
             Some(name) => model(gateway, name),

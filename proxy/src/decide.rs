@@ -9,7 +9,7 @@
 //! | a policy voted (the strictest vote counts) | its vote | `policy` |
 //! | nobody said anything | `routing.default` | `default` |
 //!
-//! | placement | targets, in groups in this order; each serves the model, clears the label, and is named by the votes if they name any |
+//! | placement | targets, in groups in this order; each serves the model (for vectors: the same model, see [`SameModel`]), clears the label, and is named by the votes if they name any |
 //! | --- | --- |
 //! | `cloud` | clouds, edges, engine |
 //! | `edge-first` | edges and engine that meet the `ttft` goal; clouds (raced after the goal); the other edges and engine |
@@ -27,6 +27,7 @@
 
 pub mod balance;
 mod order;
+mod same_model;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,7 @@ use crate::route::Votes;
 use crate::upstream::standing::Now;
 use balance::Load;
 use order::{Candidate, Group, Preference};
+pub use same_model::SameModel;
 
 /// Which text the targets of a plan see. A plan has one form: race, failover and cache keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +100,8 @@ pub struct Plan {
     pub race_after: Option<Duration>,
     /// Our name for the model, which each target maps to its own.
     pub model: String,
+    /// For vectors: the one name that the model has at all of them.
+    pub same_model: Option<String>,
     /// What they see.
     pub form: Form,
     /// Why.
@@ -163,6 +167,8 @@ pub struct Facts<'a> {
     pub balance: Balance,
     /// See [`balance::scores`].
     pub spread: u64,
+    /// For vectors: only targets that have this model.
+    pub same_model: Option<SameModel<'a>>,
 }
 
 /// Plans a request whose label is final.
@@ -172,7 +178,8 @@ pub struct Facts<'a> {
 pub fn plan(facts: &Facts<'_>, masked: MaskedRequest) -> Result<PlannedRequest, Error> {
     let classified = masked.classified();
     let (label, asked) = (classified.label(), classified.request().marks.placement);
-    let model = facts.votes.model.as_ref().unwrap_or(&classified.request().chat.model);
+    let call = &classified.request().call;
+    let model = facts.votes.model_for(call.endpoint(), call.model());
     let plan = decide(facts, label, asked, model, masked.is_complete())?;
     Ok(PlannedRequest { masked, plan })
 }
@@ -194,7 +201,9 @@ pub fn decide(
     let names = facts.votes.targets.as_deref();
     let named = |name: &str| names.is_none_or(|names| names.iter().any(|known| known == name));
     let serves = facts.engine.serves && named("engine");
-    let remote = cleared.iter().filter(|(target, _)| target.model(model).is_some() && named(&target.name));
+    let is_same = |at: &str, name: &str| facts.same_model.is_none_or(|same| same.is_at(at, name));
+    let has = |target: &Target| target.model(model).is_some_and(|name| is_same(&target.name, name));
+    let remote = cleared.iter().filter(|(target, _)| has(target) && named(&target.name));
     let remote = remote.map(|(target, now)| Candidate {
         to: Destination::Remote(target.clone()),
         ttft: now.ttft,
@@ -242,7 +251,8 @@ pub fn decide(
     }
     let local = targets.iter().all(|target| matches!(target, Destination::Engine));
     let form = if local { Form::Plain } else { Form::Masked };
-    Ok(Plan { placement, targets, race_after, model: model.to_owned(), form, reason })
+    let same_model = facts.same_model.map(|same| same.name().to_owned());
+    Ok(Plan { placement, targets, race_after, model: model.to_owned(), same_model, form, reason })
 }
 
 fn placement(facts: &Facts<'_>, asked: Option<Placement>, complete: bool, none_clears: bool) -> (Placement, Reason) {
@@ -344,6 +354,7 @@ targets:
             offline: case.offline,
             balance: Balance::LeastQueue,
             spread: case.spread,
+            same_model: None,
         };
         decide(&facts, config.labels.by_name(label).unwrap(), asked, "chat", true)
     }

@@ -215,14 +215,14 @@ impl Dispatcher {
             tracing::error!(target = target.name(), label, %refusal, "a planned send was refused by the clearance");
             self.metrics.egress_refused(label, refusal.code());
         })?;
-        let stream = permit.stream();
-        let choices = request.masked().classified().request().chat.choices;
+        let stream = permit.asks().stream();
+        let choices = request.masked().classified().request().call.choices();
         // An answer that comes as a whole shows nothing until it is complete.
         let within = if stream { self.timeouts.first_token } else { self.timeouts.first_token + self.timeouts.idle };
         let started = standing::now();
         let (sending, predicted) = match target {
             Destination::Engine => {
-                let tokens = request.masked().classified().request().chat.estimated_prompt_tokens();
+                let tokens = request.masked().classified().request().call.estimated_prompt_tokens();
                 (self.engine.send(permit), self.engine.predicted_ttft(tokens).filter(|_| stream))
             }
             Destination::Remote(target) => {
@@ -242,8 +242,8 @@ impl Dispatcher {
 
 /// What a request counts for in a target's limit of tokens: its prompt, estimated, and the longest answer that it asks for.
 fn tokens(request: &PlannedRequest) -> u64 {
-    let chat = &request.masked().classified().request().chat;
-    chat.estimated_prompt_tokens().saturating_add(chat.max_answer_tokens())
+    let call = &request.masked().classified().request().call;
+    call.estimated_prompt_tokens().saturating_add(call.max_answer_tokens())
 }
 
 /// As many as could have their turn in time.
@@ -257,7 +257,7 @@ fn line_max(target: &Target, queue: Duration) -> u32 {
 /// token to wait for, and would be paid for twice each time.
 fn rival(request: &PlannedRequest) -> Option<(Duration, usize)> {
     let plan = request.plan();
-    let stream = request.masked().classified().request().chat.stream;
+    let stream = request.masked().classified().request().call.stream();
     Some((plan.race_after.filter(|_| stream)?, first_cloud(&plan.targets)?))
 }
 

@@ -27,6 +27,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Builder, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use postern_wire::call::Endpoint;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tower_service::Service;
@@ -83,10 +84,34 @@ pub enum EgressError {
 #[derive(Debug, Clone)]
 pub struct Remote {
     way: Way,
-    endpoint: Uri,
+    endpoints: Endpoints,
     /// Its page of metrics, if it is looked at.
     page: Option<Uri>,
     authorization: Option<HeaderValue>,
+}
+
+/// Where requests go at one target.
+#[derive(Debug, Clone)]
+struct Endpoints {
+    chat: Uri,
+    completions: Uri,
+    embeddings: Uri,
+}
+
+impl Endpoints {
+    fn below(base_url: &Uri) -> Option<Self> {
+        let at = |endpoint: Endpoint| format!("{base_url}{}", endpoint.path()).parse().ok();
+        let (chat, completions) = (at(Endpoint::Chat)?, at(Endpoint::Completions)?);
+        Some(Self { chat, completions, embeddings: at(Endpoint::Embeddings)? })
+    }
+
+    fn of(&self, endpoint: Endpoint) -> Uri {
+        match endpoint {
+            Endpoint::Chat => self.chat.clone(),
+            Endpoint::Completions => self.completions.clone(),
+            Endpoint::Embeddings => self.embeddings.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -141,11 +166,10 @@ impl Remote {
                 Way::Service(Box::new(client), Arc::new(complaints))
             }
         };
-        let endpoint: Uri = format!("{}/chat/completions", target.base_url)
-            .parse()
-            .map_err(|_| EgressError::Authority { target: name(), what: "its base_url is no URL".into() })?;
+        let endpoints = Endpoints::below(&target.base_url)
+            .ok_or_else(|| EgressError::Authority { target: name(), what: "its base_url is no URL".into() })?;
         let page = target.health.as_ref().and_then(|health| beside(&target.base_url, &health.metrics));
-        Ok(Self { way, endpoint, page, authorization })
+        Ok(Self { way, endpoints, page, authorization })
     }
 
     /// Asks for its page of metrics; `None`: there is none to ask for. Nothing of any request goes with it.
@@ -164,12 +188,13 @@ impl Remote {
     /// # Errors
     /// See [`SendError`].
     pub async fn send(&self, permit: EgressPermit) -> Result<Response<Incoming>, SendError> {
-        let accept = if permit.stream() { "text/event-stream" } else { "application/json" };
+        let asks = permit.asks();
+        let accept = if asks.stream() { "text/event-stream" } else { "application/json" };
         // Only a permit for a node of our own has an origin, and only there it goes.
         let origin = permit.origin().filter(|_| matches!(self.way, Way::Node(_))).map(origin_headers);
         let mut request = Request::new(Full::new(permit.into_body()));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.endpoint.clone();
+        *request.uri_mut() = self.endpoints.of(asks.endpoint());
         let headers = request.headers_mut();
         headers.extend(origin.unwrap_or_default());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

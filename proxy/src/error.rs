@@ -18,7 +18,7 @@ use crate::upstream::local::EngineRefusal;
 pub enum Error {
     /// No such path.
     #[error(
-        "There is no such endpoint here. Postern serves POST /v1/chat/completions, GET /v1/models and GET /v1/models/{{id}}."
+        "There is no such endpoint here. Postern serves POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models and GET /v1/models/{{id}}."
     )]
     NotFound,
     /// The path exists, the method does not.

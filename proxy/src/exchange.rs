@@ -76,6 +76,10 @@ impl Exchange {
         let count = |field: &str| answer.pointer(field).and_then(Value::as_u64);
         self.outcome.prompt_tokens = count("/usage/prompt_tokens").or(self.outcome.prompt_tokens);
         self.outcome.completion_tokens = count("/usage/completion_tokens").or(self.outcome.completion_tokens);
+        // Vectors are not made of tokens: all that was used was read.
+        if answer.get("choices").is_none() && self.outcome.prompt_tokens.is_some() {
+            self.outcome.completion_tokens.get_or_insert(0);
+        }
     }
 
     /// It was answered to the end.

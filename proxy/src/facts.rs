@@ -8,7 +8,7 @@ use http::HeaderMap;
 use postern_plugins::{
     FleetFacts, Header, MAX_TEXT_BYTES, MessageFacts, Placement, Price, RequestFacts, TargetFacts, TargetPlacement,
 };
-use postern_wire::chat::message_texts;
+use postern_wire::chat::MessageShape;
 
 use crate::admission::Admitted;
 use crate::classify::ClassifiedRequest;
@@ -46,7 +46,7 @@ pub fn request(
     with_text: bool,
 ) -> RequestFacts {
     let classified = masked.classified();
-    let ParsedRequest { peer, chat, marks } = classified.request();
+    let ParsedRequest { peer, call, marks } = classified.request();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     RequestFacts {
         identity: peer.id.to_string(),
@@ -54,13 +54,13 @@ pub fn request(
         label: config.labels.name(classified.label()).to_owned(),
         labels: config.labels.names().to_vec(),
         label_sources: label_sources(classified),
-        model: chat.model.clone(),
-        stream: chat.stream,
-        prompt_tokens: chat.estimated_prompt_tokens(),
+        model: call.model().to_owned(),
+        stream: call.stream(),
+        prompt_tokens: call.estimated_prompt_tokens(),
         messages: messages(masked, with_text),
-        tools: chat.tools,
-        images: chat.opaque_parts,
-        temperature: chat.temperature,
+        tools: call.tools(),
+        images: call.opaque_parts(),
+        temperature: call.temperature(),
         placement_asked: marks.placement.map(placement),
         conversation: classified.conversation().to_hex(),
         time: now.as_secs(),
@@ -77,16 +77,16 @@ pub fn label_sources(classified: &ClassifiedRequest) -> Vec<String> {
 }
 
 fn messages(masked: &MaskedRequest, with_text: bool) -> Vec<MessageFacts> {
-    let shapes = masked.classified().request().chat.message_shapes();
+    let call = &masked.classified().request().call;
     // If a policy that should have looked did not, the text is not what would leave, and nobody sees it.
-    let texts = if with_text && masked.is_complete() { message_texts(masked.body()) } else { Vec::new() };
+    let texts = if with_text && masked.is_complete() { call.message_texts(masked.body()) } else { Vec::new() };
     let mut texts = texts.into_iter();
-    let message = |shape: postern_wire::chat::MessageShape| MessageFacts {
+    let message = |shape: MessageShape| MessageFacts {
         role: shape.role.to_owned(),
         bytes: shape.bytes as u64,
         text: texts.next(),
     };
-    shapes.into_iter().map(message).collect()
+    call.message_shapes().into_iter().map(message).collect()
 }
 
 /// What local time is ahead of UTC, by the time zone of this machine: it changes while we run, so it is asked each time (jiff

@@ -14,12 +14,14 @@ use http::Request;
 use http::Response;
 use hyper::body::Incoming;
 use postern_plugins::{CallContext, Header};
+use postern_wire::call::Endpoint;
 
 use crate::audit::{Intent, RecordId};
 use crate::cache;
 use crate::classify::clearance::Destination;
 use crate::classify::label::Label;
 use crate::classify::{ClassifiedRequest, Source};
+use crate::config;
 use crate::connection::session::Session;
 use crate::decide::balance::Load;
 use crate::decide::{self, EngineFacts, Form, PlannedRequest};
@@ -40,11 +42,12 @@ use crate::route::{Policies, Votes};
 /// How soon it is looked again whether headers can go out.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Answers `POST /v1/chat/completions`.
-pub async fn chat(
+/// Answers a `POST` to `endpoint`.
+pub async fn call(
     gateway: &Arc<Gateway>,
     session: &Arc<Session>,
     peer: Peer,
+    endpoint: Endpoint,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
@@ -56,7 +59,7 @@ pub async fn chat(
     let exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
     let head = Arc::new(OnceLock::new());
     let timeouts = gateway.config.timeouts;
-    let mut answering = Box::pin(respond(gateway.clone(), peer, request, exchange, head.clone()));
+    let mut answering = Box::pin(respond(gateway.clone(), (peer, endpoint), request, exchange, head.clone()));
     let mut patience = timeouts.headers;
     loop {
         match (tokio::time::timeout(patience, &mut answering).await, head.get()) {
@@ -75,7 +78,7 @@ pub async fn chat(
 /// The answer, or why there is none; and the label, as far as it is known.
 async fn respond(
     gateway: Arc<Gateway>,
-    peer: Peer,
+    (peer, endpoint): (Peer, Endpoint),
     request: Request<Incoming>,
     mut exchange: Exchange,
     head: Arc<OnceLock<Head>>,
@@ -83,7 +86,7 @@ async fn respond(
     let mut label = peer.floor;
     let (labels, total) = (&gateway.config.labels, gateway.config.timeouts.total);
     let deadline = exchange.started + total;
-    let answering = answer(&gateway, peer, request, &mut exchange, &mut label, &head);
+    let answering = answer(&gateway, (peer, endpoint), request, &mut exchange, &mut label, &head);
     let answered = tokio::time::timeout_at(deadline.into(), answering).await;
     exchange.stays &= !gateway.config.is_cleared(label);
     let label = labels.name(label).to_owned();
@@ -121,7 +124,7 @@ struct Ready {
 /// `label` is what is known of the label, also if it ends with an error.
 async fn answer(
     gateway: &Arc<Gateway>,
-    peer: Peer,
+    (peer, endpoint): (Peer, Endpoint),
     request: Request<Incoming>,
     exchange: &mut Exchange,
     label: &mut Label,
@@ -135,10 +138,10 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
-    let parsed = ParsedRequest::parse(config, peer, &opened)?;
+    let parsed = ParsedRequest::parse(config, peer, endpoint, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
-    admitted.charge_values(opened.body.len() as u64, parsed.chat.values())?;
-    admitted.reserve(&parsed.chat)?;
+    admitted.charge_values(opened.body.len() as u64, parsed.call.values())?;
+    admitted.reserve(&parsed.call)?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
     let headers = facts::granted_headers(&opened.headers, policies.granted_headers());
     drop(opened);
@@ -177,7 +180,7 @@ async fn answer(
     }
     exchange.outcome.cache = Some(if fill.is_some() { "miss" } else { "bypass" });
 
-    if planned.masked().classified().request().chat.stream {
+    if planned.masked().classified().request().call.stream() {
         let (placement, reason) = (planned.plan().placement.as_str(), planned.plan().reason.as_str());
         let _only_once = head.set(Head { label: config.labels.name(*label).to_owned(), placement, reason });
     }
@@ -212,9 +215,9 @@ async fn consult(
         CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed(), time_ms: None };
     let mut watching = gateway.shadows.watch(gateway, &policies);
     let mut masked = redact::mask(gateway, &policies, &context, classified, heard, watching.as_mut()).await?;
-    let tokens = masked.classified().request().chat.estimated_prompt_tokens();
+    let tokens = masked.classified().request().call.estimated_prompt_tokens();
     let targets = gateway.dispatcher.standings(tokens);
-    let engine = engine_facts(gateway, tokens);
+    let engine = engine_facts(gateway, masked.classified(), tokens);
     let request = facts::request(config, &masked, headers, exchange.admitted.as_ref(), policies.see_text());
     let fleet = facts::fleet(config, &targets, engine);
     let routed = policies.route(config, before, &context, (&request, &fleet), heard).await?;
@@ -245,6 +248,8 @@ async fn consult(
         targets,
         spread: spread(classified, record),
         engine,
+        engine_model: engine_model(gateway),
+        endpoint: masked.classified().request().call.endpoint(),
         ballots: routed.answers,
         votes,
         plans: None,
@@ -361,18 +366,18 @@ async fn record_intent(
         policies: &exchange.outcome.policies,
         redactions: masked.counts(),
         flagged: masked.flagged(),
-        prompt_tokens_estimated: request.chat.estimated_prompt_tokens(),
+        prompt_tokens_estimated: request.call.estimated_prompt_tokens(),
         request_hash,
     };
     gateway.audit.intent(exchange.record, &intent, durable).await
 }
 
-fn engine_facts(gateway: &Gateway, tokens: u64) -> EngineFacts {
+fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest, tokens: u64) -> EngineFacts {
     let engine = gateway.dispatcher.engine();
     let known = gateway.dispatcher.engine_standing(tokens);
     let queue = engine.state().map_or(0.0, |state| state.queue_depth as f64);
     EngineFacts {
-        serves: gateway.config.engine.is_some(),
+        serves: gateway.config.engine.is_some() && engine.serves(classified.request().call.endpoint()),
         ready: engine.is_ready(),
         ttft: engine.predicted_ttft(tokens),
         load: Load { base_ms: known.base_ms, latency_ms: known.latency_ms, queue: queue.max(known.queue) },
@@ -381,11 +386,17 @@ fn engine_facts(gateway: &Gateway, tokens: u64) -> EngineFacts {
 
 /// See [`Scene::spread`].
 fn spread(classified: &ClassifiedRequest, record: RecordId) -> u64 {
-    if !classified.request().chat.goes_on() {
+    if !classified.request().call.goes_on() {
         return record.seed();
     }
     let conversation = classified.conversation();
     conversation.0.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte))
+}
+
+/// What the engine calls its model, or will when it is connected.
+fn engine_model(gateway: &Gateway) -> String {
+    let configured = || gateway.config.engine.as_ref().map(|engine| config::Engine::own_name(&engine.model));
+    gateway.dispatcher.engine().model().or_else(configured).unwrap_or_default()
 }
 
 /// What every response says, also an error.

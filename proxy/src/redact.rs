@@ -8,13 +8,16 @@ pub mod vault;
 use std::collections::BTreeMap;
 
 use postern_plugins::{CallContext, Joined, Span, TextSegment};
+use postern_wire::call::Call;
 use serde_json::{Map, Value};
 
 use crate::classify::ClassifiedRequest;
+use crate::classify::Conversation;
 use crate::classify::Source;
 use crate::classify::label::Label;
 use crate::error::Error;
 use crate::gateway::Gateway;
+use crate::keys::Keys;
 use crate::route::Policies;
 use crate::route::answers::joined;
 use crate::route::health::Step;
@@ -23,7 +26,7 @@ use crate::route::shadow::Watching;
 use vault::{Suffix, Vault};
 
 /// Words of the API itself. They say nothing about anybody, and most strings of a request are among them.
-const API_WORDS: [&str; 24] = [
+const API_WORDS: [&str; 29] = [
     "model",
     "messages",
     "role",
@@ -48,6 +51,11 @@ const API_WORDS: [&str; 24] = [
     "properties",
     "stream_options",
     "include_usage",
+    "prompt",
+    "input",
+    "encoding_format",
+    "float",
+    "base64",
 ];
 
 /// A request whose text may leave, as far as masking goes. Made only by [`mask`].
@@ -72,7 +80,7 @@ impl MaskedRequest {
     /// The request with placeholders.
     #[must_use]
     pub fn body(&self) -> &Map<String, Value> {
-        self.masked.as_ref().unwrap_or_else(|| self.classified.request().chat.body())
+        self.masked.as_ref().unwrap_or_else(|| self.classified.request().call.body())
     }
 
     /// Does [`body`](Self::body) differ from what was written?
@@ -84,7 +92,7 @@ impl MaskedRequest {
     /// The request with the placeholders of the cache, which are the same in every conversation.
     #[must_use]
     pub fn canonical_body(&self) -> Map<String, Value> {
-        let plain = self.classified.request().chat.body();
+        let plain = self.classified.request().call.body();
         if self.spans.is_empty() { plain.clone() } else { replaced(plain, &self.spans, &self.vault, Suffix::Cache) }
     }
 
@@ -156,7 +164,7 @@ pub async fn mask(
     watching: Option<&mut Watching>,
 ) -> Result<MaskedRequest, Error> {
     let tenant = classified.request().peer.tenant.clone();
-    let mut vault = Vault::new(&gateway.keys, &tenant, classified.conversation());
+    let mut vault = Vault::new(&gateway.keys, &tenant, placeholders_of(&gateway.keys, &classified));
     let mut counts = BTreeMap::new();
     let wanted = watching.as_ref().is_some_and(|watching| watching.wants_text());
     if !policies.count_at(Step::Redaction) && !wanted {
@@ -170,7 +178,7 @@ pub async fn mask(
             complete: true,
         });
     }
-    let body = classified.request().chat.body();
+    let body = classified.request().call.body();
     let segments: Vec<TextSegment> = segments(body)
         .into_iter()
         .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.to_owned() })
@@ -198,6 +206,18 @@ pub async fn mask(
         watching.note_texts(segments, found.finds);
     }
     Ok(MaskedRequest { classified, masked, spans, vault, counts, flagged, complete: found.complete })
+}
+
+/// Where a value has the same placeholder: in its conversation. Vectors are compared with each other, also those of a question with
+/// those of documents that others sent, so there it is in all that a tenant has, unless the client names a conversation.
+fn placeholders_of(keys: &Keys, classified: &ClassifiedRequest) -> Conversation {
+    let request = classified.request();
+    match request.call {
+        Call::Embeddings(_) if request.marks.conversation.is_none() => {
+            Conversation(keys.hash("conversation:vectors", &[request.peer.tenant.as_bytes()]))
+        }
+        _ => classified.conversation(),
+    }
 }
 
 /// Calls `visit` with the role in force and each string, keys before their values. [`rewrite`] goes the same way.
@@ -270,8 +290,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::classify::Conversation;
-    use crate::keys::Keys;
     use crate::route::answers::Finds;
 
     fn span(segment: u32, start: u32, end: u32) -> Span {

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use postern_certs::spiffe::SpiffeId;
-use postern_wire::chat::ChatRequest;
+use postern_wire::call::{Call, Endpoint};
 use postern_wire::json;
 
 use crate::admission::Admitted;
@@ -92,25 +92,25 @@ pub struct ParsedRequest {
     /// Who asks.
     pub peer: Peer,
     /// What is asked.
-    pub chat: ChatRequest,
+    pub call: Call,
     /// What the headers say.
     pub marks: Marks,
 }
 
 impl ParsedRequest {
-    /// Parses what was opened.
+    /// Parses what was opened, a request to `endpoint`.
     ///
     /// # Errors
     /// The body is not JSON that we accept, not a request that we accept, or a header is not understood.
-    pub fn parse(config: &Config, peer: Peer, opened: &OpenedRequest) -> Result<Self, Error> {
+    pub fn parse(config: &Config, peer: Peer, endpoint: Endpoint, opened: &OpenedRequest) -> Result<Self, Error> {
         let marks = marks(config, &opened.headers)?;
         let limits = json::Limits { depth: config.limits.json_depth, values: MAX_JSON_VALUES };
         let tree = json::parse(&opened.body, &limits)?;
-        let chat = ChatRequest::from_json(tree, config.limits.messages)?;
-        if !config.knows_model(&chat.model) {
+        let call = Call::from_json(endpoint, tree, config.limits.messages)?;
+        if !config.knows_model(call.model()) {
             return Err(Error::ModelUnknown);
         }
-        Ok(Self { peer, chat, marks })
+        Ok(Self { peer, call, marks })
     }
 }
 

@@ -4,6 +4,7 @@
 mod beginning;
 mod event;
 mod keep;
+mod shape;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -92,13 +93,13 @@ pub fn answer(
 ) -> Response<Body> {
     exchange.first_token();
     let (from, stream) = match &source {
-        Source::Cached(_) => (Suffix::Cache, request.masked().classified().request().chat.stream),
+        Source::Cached(_) => (Suffix::Cache, request.masked().classified().request().call.stream()),
         Source::Live(Reply::Stream(_)) => (Suffix::Wire, true),
         Source::Live(Reply::Whole(_)) => (Suffix::Wire, false),
     };
-    let keep = fill.map(|fill| Kept::new(fill, request.masked().classified().request().chat.choices));
+    let keep = fill.map(|fill| Kept::new(fill, request.masked().classified().request().call.choices()));
     let headers = headers(&request, &exchange, stream);
-    let beginning = Beginning::new(&request.masked().classified().request().chat);
+    let beginning = Beginning::new(&request.masked().classified().request().call);
     let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
     let mut chain = Chain { gateway, restoration, beginning, request, exchange, keep, deadline };
     let body = match source {
@@ -334,12 +335,12 @@ impl Chain {
     /// One event, restored. `None` if there is nothing to show.
     fn event(&mut self, mut event: Value) -> Result<Option<Bytes>, event::Malformed> {
         let masked = self.request.masked();
-        let chat = &masked.classified().request().chat;
+        let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| event.clone());
-        self.restoration.chunk(masked.vault(), chat.choices, &mut event, kept.as_mut())?;
+        self.restoration.chunk(masked.vault(), call.choices(), &mut event, kept.as_mut())?;
         Kept::chunk(&mut self.keep, kept);
         let only_usage = event.get("choices").and_then(Value::as_array).is_some_and(Vec::is_empty);
-        if !chat.include_usage {
+        if !call.include_usage() {
             if only_usage {
                 return Ok(None);
             }
@@ -350,28 +351,26 @@ impl Chain {
         if !only_usage && !event::shows_anything(&event) {
             return Ok(None);
         }
-        event::rename_model(&mut event, &chat.model);
-        Ok(Some(sse::data(&event)))
+        Ok(Some(shape::chunk(call, event)))
     }
 
     /// A whole answer.
     fn whole(&mut self, mut answer: Value) -> Bytes {
         self.exchange.note_usage(&answer);
         let masked = self.request.masked();
-        let chat = &masked.classified().request().chat;
+        let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| answer.clone());
         self.restoration.message(masked.vault(), &mut answer, kept.as_mut());
-        event::rename_model(&mut answer, &chat.model);
         Kept::whole(&mut self.keep, masked.vault(), kept);
+        let bytes = shape::whole(call, answer);
         self.finish();
-        Bytes::from(answer.to_string())
+        bytes
     }
 
     fn end(&mut self) -> Bytes {
         let mut bytes = Vec::new();
-        if let Some(mut rest) = self.restoration.rest() {
-            event::rename_model(&mut rest, &self.request.masked().classified().request().chat.model);
-            bytes.extend_from_slice(&sse::data(&rest));
+        if let Some(rest) = self.restoration.rest() {
+            bytes.extend_from_slice(&shape::chunk(&self.request.masked().classified().request().call, rest));
         }
         bytes.extend_from_slice(sse::DONE.as_bytes());
         self.finish();

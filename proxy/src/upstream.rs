@@ -1,5 +1,6 @@
 //! Who answers: one interface, whether it is the engine on this machine or a service elsewhere.
 
+mod asks;
 pub mod breaker;
 pub mod limiter;
 pub mod local;
@@ -13,6 +14,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::classify::clearance::EgressPermit;
+pub use asks::Asks;
 use breaker::Health;
 use local::EngineRefusal;
 pub use openai::EventStream;
@@ -30,7 +32,7 @@ pub trait Upstream: Send + Sync {
 /// The beginning of an answer, or all of it.
 #[derive(Debug)]
 pub enum Reply {
-    /// A chat completion.
+    /// A chat completion, also where a legacy one was asked for; or vectors as [`postern_wire::vectors`] reads them.
     Whole(Value),
     /// Chat completion chunks.
     Stream(EventStream),

@@ -119,7 +119,7 @@ async fn a_folder_with_a_pipe_in_it_is_refused_and_not_waited_for() -> Result<()
 }
 
 /// The tiny encoder, with a tokenizer of its 96 tokens: some special ones, then words `w5`, `w6`, …
-fn encoder(folder: &Path) -> Result<()> {
+pub(crate) fn encoder(folder: &Path) -> Result<()> {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(oracles().join("bert").join(name), folder.join(name))?;
     }

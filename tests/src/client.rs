@@ -143,11 +143,19 @@ impl Client {
     /// # Errors
     /// There is no answer.
     pub async fn stream(&self, body: &Value) -> Result<Events> {
+        self.stream_of("/v1/chat/completions", body).await
+    }
+
+    /// The same of another path.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn stream_of(&self, path: &str, body: &Value) -> Result<Events> {
         let mut body = body.clone();
         if let Some(body) = body.as_object_mut() {
             body.insert("stream".into(), true.into());
         }
-        let request = self.request(Method::POST, "/v1/chat/completions", body.to_string().into())?;
+        let request = self.request(Method::POST, path, body.to_string().into())?;
         let opened = async {
             let mut connection = self.connect().await?;
             let started = Instant::now();

@@ -33,8 +33,17 @@ impl Node {
     /// # Errors
     /// It ends, or is not ready in time; the message has its last words.
     pub async fn start(identity: &Path, more: &[&str]) -> Result<Self> {
+        Self::of(Path::new(MODEL), identity, more).await
+    }
+
+    /// Starts it with another model, a name or a path.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn of(model: &Path, identity: &Path, more: &[&str]) -> Result<Self> {
         let mut command = ends_with_us(&binary()?);
-        command.args(["engine", "--model", MODEL, "--listen", "127.0.0.1:0", "--identity"]).arg(identity).args(more);
+        command.arg("engine").arg("--model").arg(model).args(["--listen", "127.0.0.1:0", "--identity"]);
+        command.arg(identity).args(more);
         let mut process = Process::start("node", command)?;
         let ready = |line: &str| line.strip_prefix("postern ready engine=")?.parse().ok();
         let address = process.line(READY_WITHIN, ready).await?;

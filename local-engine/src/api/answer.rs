@@ -24,13 +24,47 @@ pub(super) struct Head {
     model: String,
     /// Seconds since 1970.
     created: i64,
-    /// An answer may call functions.
-    calls: bool,
+    kind: Kind,
+}
+
+/// What an answer is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A chat.
+    Chat {
+        /// The answer may call functions.
+        calls: bool,
+    },
+    /// A text that is gone on with.
+    Text,
+}
+
+impl Kind {
+    fn calls(self) -> bool {
+        matches!(self, Self::Chat { calls: true })
+    }
+
+    /// The name of the whole, and of a part.
+    fn objects(self) -> [&'static str; 2] {
+        match self {
+            Self::Chat { .. } => ["chat.completion", "chat.completion.chunk"],
+            Self::Text => ["text_completion"; 2],
+        }
+    }
+
+    /// The field of a choice that says something, `message` or `delta` of a chat.
+    fn said(self, field: &str, said: Value) -> (String, Value) {
+        match self {
+            Self::Chat { .. } => (field.to_owned(), said),
+            Self::Text => ("text".to_owned(), said.get("content").and_then(Value::as_str).unwrap_or_default().into()),
+        }
+    }
 }
 
 impl Head {
-    pub(super) fn new(model: String, created: i64, calls: bool) -> Self {
-        Self { id: format!("chatcmpl-{}", uuid::Uuid::new_v4().simple()), model, created, calls }
+    pub(super) fn new(model: String, created: i64, kind: Kind) -> Self {
+        let prefix = if kind == Kind::Text { "cmpl" } else { "chatcmpl" };
+        Self { id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()), model, created, kind }
     }
 
     fn object(&self, kind: &str, choices: Value) -> Value {
@@ -48,7 +82,8 @@ pub(super) async fn whole(head: &Head, choices: Vec<Receiver<GenerationEvent>>) 
         told.push(choice);
         total = sum(total, usage);
     }
-    let mut answer = head.object("chat.completion", Value::Array(told));
+    let [whole, _] = head.kind.objects();
+    let mut answer = head.object(whole, Value::Array(told));
     put(&mut answer, "usage", usage_json(total));
     Ok(Json(answer).into_response())
 }
@@ -58,7 +93,7 @@ async fn whole_choice(
     index: usize,
     events: &mut Receiver<GenerationEvent>,
 ) -> Result<(Value, Usage), EngineError> {
-    let (mut choice, mut scores) = (Choice::new(head.calls), None);
+    let (mut choice, mut scores) = (Choice::new(head.kind.calls()), None);
     loop {
         match events.recv().await {
             Some(GenerationEvent::Started) => {}
@@ -71,8 +106,8 @@ async fn whole_choice(
                 choice.finish();
                 let logprobs = scores.as_deref().map(scores_json);
                 let reason = finish_reason(reason, &choice);
-                let message = choice.into_message();
-                let told = json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason});
+                let (name, said) = head.kind.said("message", choice.into_message());
+                let told = json!({"index": index, name: said, "logprobs": logprobs, "finish_reason": reason});
                 return Ok((told, usage));
             }
             Some(GenerationEvent::Failed) => return Err(failed()),
@@ -83,7 +118,7 @@ async fn whole_choice(
 
 /// The choices piece by piece, each as it comes. Dropping the body ends them.
 pub(super) fn streamed(head: Head, choices: Vec<Receiver<GenerationEvent>>, include_usage: bool) -> Response {
-    let states = choices.iter().map(|_| Choice::new(head.calls)).collect();
+    let states = choices.iter().map(|_| Choice::new(head.kind.calls())).collect();
     let events: SelectAll<_> = stream::select_all(choices.into_iter().enumerate().map(tagged));
     let chunks = Chunks { head, include_usage, running: events.len(), choices: states, total: Usage::default() };
     let frames = stream::unfold(Some((events, chunks)), |state| async {
@@ -126,7 +161,7 @@ impl Chunks {
         match event {
             Some(GenerationEvent::Started) => {
                 // What calls nothing begins with text, if only an empty one.
-                let content = if self.head.calls { Value::Null } else { json!("") };
+                let content = if self.head.kind.calls() { Value::Null } else { json!("") };
                 (self.chunk(index, json!({"role": "assistant", "content": content}), Value::Null, None), false)
             }
             Some(GenerationEvent::Text(text)) => (self.said(index, &text, Value::Null), false),
@@ -170,7 +205,7 @@ impl Chunks {
             return (frame.freeze(), false);
         }
         if self.include_usage {
-            let mut last = self.head.object("chat.completion.chunk", json!([]));
+            let mut last = self.head.object(self.part(), json!([]));
             put(&mut last, "usage", usage_json(self.total));
             frame.extend_from_slice(&sse::data(&last));
         }
@@ -178,9 +213,15 @@ impl Chunks {
         (frame.freeze(), true)
     }
 
+    fn part(&self) -> &'static str {
+        let [_, part] = self.head.kind.objects();
+        part
+    }
+
     fn chunk(&self, index: usize, delta: Value, logprobs: Value, reason: Option<&str>) -> Bytes {
-        let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
-        let mut chunk = self.head.object("chat.completion.chunk", json!([choice]));
+        let (name, said) = self.head.kind.said("delta", delta);
+        let choice = json!({"index": index, name: said, "logprobs": logprobs, "finish_reason": reason});
+        let mut chunk = self.head.object(self.part(), json!([choice]));
         if self.include_usage {
             put(&mut chunk, "usage", Value::Null);
         }

@@ -30,7 +30,10 @@ pub(super) async fn models(State(embedder): State<Arc<Embedder>>) -> Json<Value>
 
 pub(super) async fn state(State(embedder): State<Arc<Embedder>>) -> Json<Value> {
     let (running, queue_depth) = embedder.load_now();
-    Json(json!({"model": embedder.name(), "running": running, "queue_depth": queue_depth}))
+    let endpoints = ["/embeddings"];
+    Json(json!({
+        "model": embedder.name(), "endpoints": endpoints, "running": running, "queue_depth": queue_depth,
+    }))
 }
 
 /// A request that can be served.

@@ -1,6 +1,6 @@
-//! A chat completions request, checked. What the engine cannot do is refused, never silently left out.
+//! A chat completions request, or a legacy one, checked. What the engine cannot do is refused, never silently left out.
 //!
-//! Source: the OpenAI API reference, "Create chat completion"; `top_k`, `min_p` and `repetition_penalty` as other servers
+//! Source: the OpenAI API reference, "Create chat completion" and "Create completion"; `top_k`, `min_p` and `repetition_penalty` as other servers
 //! name them.
 
 use serde_json::{Value, json};
@@ -53,11 +53,19 @@ const UNSUPPORTED: [&str; 26] = [
     "logits_processors",
 ];
 
+/// Fields of chats, which mean nothing where a text is gone on with.
+const ONLY_OF_CHATS: [&str; 6] =
+    ["messages", "tools", "tool_choice", "response_format", "top_logprobs", "max_completion_tokens"];
+/// New tokens of a legacy completion that names no bound.
+const COMPLETION_TOKENS: u64 = 16;
+
 /// A request that can be served.
 #[derive(Debug, Clone)]
 pub(super) struct ChatRequest {
     pub(super) model: String,
     pub(super) messages: Vec<Message>,
+    /// A text that is gone on with as it stands, instead of messages.
+    pub(super) text: Option<String>,
     /// `None`: as many as the context leaves.
     pub(super) max_tokens: Option<u64>,
     pub(super) stop: Vec<String>,
@@ -75,11 +83,7 @@ pub(super) struct ChatRequest {
 
 impl ChatRequest {
     pub(super) fn from_json(tree: &Value) -> Result<Self, EngineError> {
-        let Value::Object(object) = tree else {
-            let message = "The body must be a JSON object.".to_owned();
-            return Err(EngineError::Invalid { message, param: None, code: None });
-        };
-        let body = Fields(object);
+        let body = the_fields(tree)?;
         refuse_unsupported(&body)?;
         let model = body.text("model")?.ok_or_else(|| missing("model"))?.to_owned();
         let stream = body.truth("stream")?.unwrap_or(false);
@@ -88,12 +92,38 @@ impl ChatRequest {
         Ok(Self {
             model,
             messages: messages(&body, tools.as_ref())?,
+            text: None,
             max_tokens: body.count("max_completion_tokens")?.or(body.count("max_tokens")?),
             stop: stop(&body)?,
             sampling: sampling(&body)?,
             choices: choices(&body)?,
             tools,
             answer_schema: answer_schema(&body)?,
+            stream,
+            include_usage: include_usage(&body, stream)?,
+        })
+    }
+
+    /// Of `POST /v1/completions`.
+    pub(super) fn of_completion(tree: &Value) -> Result<Self, EngineError> {
+        let body = the_fields(tree)?;
+        refuse_unsupported(&body)?;
+        // Beside the text, a completion tells them in another way than a chat does.
+        let others = ONLY_OF_CHATS.into_iter().chain(["logprobs"]);
+        if let Some(name) = others.into_iter().find(|name| body.value(name).is_some()) {
+            return Err(unsupported(name));
+        }
+        let stream = body.truth("stream")?.unwrap_or(false);
+        Ok(Self {
+            model: body.text("model")?.ok_or_else(|| missing("model"))?.to_owned(),
+            messages: Vec::new(),
+            text: Some(prompt(&body)?),
+            max_tokens: body.count("max_tokens")?.or(Some(COMPLETION_TOKENS)),
+            stop: stop(&body)?,
+            sampling: sampling(&body)?,
+            choices: choices(&body)?,
+            tools: None,
+            answer_schema: None,
             stream,
             include_usage: include_usage(&body, stream)?,
         })
@@ -111,6 +141,26 @@ impl ChatRequest {
         let sampling = Sampling { grammar, ..self.sampling };
         Generation { prompt, max_new_tokens, stop: self.stop, sampling, origin }
     }
+}
+
+fn the_fields(tree: &Value) -> Result<Fields<'_>, EngineError> {
+    let object = tree.as_object().ok_or_else(|| {
+        let message = "The body must be a JSON object.".to_owned();
+        EngineError::Invalid { message, param: None, code: None }
+    })?;
+    Ok(Fields(object))
+}
+
+fn prompt(body: &Fields<'_>) -> Result<String, EngineError> {
+    let text = |value: &Value| match value {
+        Value::Array(list) => match list.as_slice() {
+            [one] => one.as_str().map(str::to_owned),
+            _ => None,
+        },
+        one => one.as_str().map(str::to_owned),
+    };
+    let text = body.typed("prompt", "a text, or an array of one", |value| text(value).filter(|text| !text.is_empty()));
+    text?.ok_or_else(|| missing("prompt"))
 }
 
 fn refuse_unsupported(body: &Fields<'_>) -> Result<(), EngineError> {
@@ -277,6 +327,37 @@ mod tests {
         assert_eq!((request.max_tokens, request.stop), (Some(7), vec!["x".to_owned()]));
         assert_eq!((request.stream, request.include_usage), (true, true));
         assert_eq!((request.sampling.temperature, request.sampling.seed), (0.5, Some(u64::MAX)));
+    }
+
+    #[test]
+    fn a_legacy_completion_has_one_text_and_nothing_of_chats() {
+        let of = |more: Value| {
+            let mut body = json!({"model": "m", "prompt": "Once upon"});
+            for (name, value) in more.as_object().unwrap() {
+                body[name] = value.clone();
+            }
+            ChatRequest::of_completion(&body)
+        };
+        let plain = of(json!({})).unwrap();
+        assert_eq!((plain.text.as_deref(), plain.max_tokens, plain.choices), (Some("Once upon"), Some(16), 1));
+        let more = of(json!({"prompt": ["a"], "max_tokens": 7, "n": 2, "stop": "x", "logprobs": null})).unwrap();
+        assert_eq!((more.text.as_deref(), more.max_tokens, more.choices), (Some("a"), Some(7), 2));
+        for (wrong, param) in [
+            (json!({"prompt": null}), "prompt"),
+            (json!({"prompt": ""}), "prompt"),
+            (json!({"prompt": ["a", "b"]}), "prompt"),
+            (json!({"prompt": [1, 2]}), "prompt"),
+            (json!({"logprobs": 3}), "logprobs"),
+            (json!({"echo": true}), "echo"),
+            (json!({"suffix": "x"}), "suffix"),
+            (json!({"tools": []}), "tools"),
+        ] {
+            let refused = of(wrong.clone()).unwrap_err();
+            assert!(
+                matches!(&refused, EngineError::Invalid { param: Some(at), .. } if at == param),
+                "{wrong}: {refused}"
+            );
+        }
     }
 
     #[test]

@@ -148,6 +148,32 @@ async fn a_streamed_answer_has_role_pieces_reason_usage_and_done() {
 }
 
 #[tokio::test]
+async fn a_text_is_gone_on_with_as_it_stands() {
+    let mut client = Client::of(scripted_engine(PIECES, QUICK, |_| {})).await;
+    let body = json!({"model": "tiny", "prompt": "hi<|im_end|>", "n": 2});
+    let answer = json_of(client.send(Method::POST, "/v1/completions", body.to_string()).await).await;
+    assert_eq!((&answer["object"], &answer["model"]), (&json!("text_completion"), &json!("tiny")));
+    assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"), "{answer}");
+    let choice = json!({"index": 1, "text": "one two €!", "logprobs": null, "finish_reason": "stop"});
+    assert_eq!(answer["choices"][1], choice);
+    // No template around it, and no control token in it: bytes only.
+    assert_eq!(answer["usage"]["prompt_tokens"], "hi<|im_end|>".len());
+    let body = json!({"model": "tiny", "prompt": ["hi"], "stream": true, "stream_options": {"include_usage": true}});
+    let events = events_of(client.send(Method::POST, "/v1/completions", body.to_string()).await).await;
+    let text = |at: usize| events[at]["choices"][0]["text"].as_str().unwrap_or_default();
+    assert_eq!([text(0), text(1), text(2), text(3), text(4)], ["", "one", " two", " ", "€!"]);
+    assert_eq!(
+        (&events[5]["choices"][0]["finish_reason"], &events[6]["usage"]["completion_tokens"]),
+        (&json!("stop"), &json!(6))
+    );
+    assert!(events[..7].iter().all(|event| event["object"] == "text_completion") && events[7] == "[DONE]");
+    let refused =
+        client.send(Method::POST, "/v1/completions", json!({"model": "tiny", "prompt": "x", "echo": true}).to_string());
+    let refused = refused.await;
+    assert_eq!((refused.status().as_u16(), &json_of(refused).await["error"]["param"]), (400, &json!("echo")));
+}
+
+#[tokio::test]
 async fn stop_strings_and_lengths_end_an_answer() {
     let mut client = Client::of(scripted_engine(PIECES, QUICK, |_| {})).await;
     let answer = json_of(client.chat(json!({"stop": ["ne tw"]})).await).await;
@@ -223,6 +249,7 @@ async fn models_state_and_metrics() {
     assert_eq!(models["data"][0]["id"], "tiny");
     let state = client.state().await;
     assert_eq!((&state["model"], &state["context_length"]), (&json!("tiny"), &json!(CONTEXT_TOKENS)));
+    assert_eq!(state["endpoints"], json!(["/chat/completions", "/completions"]));
     assert_eq!(state["queued_prompt_tokens"], 0);
     assert!(state["prefill_tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(state["decode_tokens_per_second"].as_f64().unwrap() > 0.0);

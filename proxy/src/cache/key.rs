@@ -1,5 +1,6 @@
 //! What makes two requests the same.
 
+use postern_wire::call::Call;
 use serde_json::Value;
 
 use crate::decide::PlannedRequest;
@@ -8,7 +9,7 @@ use crate::keys::Keys;
 /// A keyed hash; equal for two requests only if everything that matters is.
 pub type CacheKey = [u8; 32];
 
-/// Tenant, label, target with its model, form, every field of the masked request, and what plugins add.
+/// Tenant, label, target with its model, form, endpoint, every field of the masked request, and what plugins add.
 ///
 /// Plugins cannot take anything out of it, and the parts cannot run into each other.
 #[must_use]
@@ -20,11 +21,18 @@ pub fn key(
 ) -> CacheKey {
     let (masked, plan) = (request.masked(), request.plan());
     let classified = masked.classified();
-    let body = Value::Object(masked.canonical_body()).to_string();
+    let call = &classified.request().call;
+    let body = match call {
+        // A vector is one of the text with the placeholders that went out; nothing in it can be mapped onto other values.
+        Call::Embeddings(_) => masked.body().clone(),
+        Call::Chat(_) | Call::Completion(_) => masked.canonical_body(),
+    };
+    let body = Value::Object(body).to_string();
     let target = plan.targets.first().map_or("", |target| target.name());
     let model = match plan.targets.first() {
         Some(crate::classify::clearance::Destination::Remote(target)) => target.model(&plan.model).unwrap_or(""),
-        _ => &plan.model,
+        // Vectors of another model, which the engine may have had before, are not the same.
+        _ => plan.same_model.as_deref().unwrap_or(&plan.model),
     };
     let mut fields: Vec<&[u8]> = vec![
         classified.request().peer.tenant.as_bytes(),
@@ -32,6 +40,7 @@ pub fn key(
         target.as_bytes(),
         model.as_bytes(),
         plan.placement.as_str().as_bytes(),
+        call.endpoint().path().as_bytes(),
         body.as_bytes(),
     ];
     fields.extend(parts.iter().map(String::as_bytes));

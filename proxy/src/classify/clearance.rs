@@ -5,12 +5,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use postern_wire::call::Call;
 use serde_json::{Map, Value};
 use sha2::Digest as _;
 
 use super::label::Labels;
 use crate::config::{Config, Continues, Placement, Target};
 use crate::decide::{Form, PlannedRequest};
+use crate::upstream::Asks;
 
 /// Where a request can go.
 #[derive(Debug, Clone)]
@@ -97,7 +99,7 @@ impl Refusal {
 pub struct EgressPermit {
     destination: Destination,
     body: Bytes,
-    stream: bool,
+    asks: Asks,
     origin: Option<Origin>,
 }
 
@@ -122,10 +124,10 @@ impl EgressPermit {
         &self.destination
     }
 
-    /// Does the request ask for a stream?
+    /// What kind of answer the request asks for.
     #[must_use]
-    pub fn stream(&self) -> bool {
-        self.stream
+    pub fn asks(&self) -> Asks {
+        self.asks
     }
 
     /// On whose behalf; only a permit for an engine of our own says so.
@@ -140,8 +142,8 @@ impl EgressPermit {
     }
 }
 
-/// What the engine calls whatever model it has loaded: it may be another one by the time that a request arrives.
-const ENGINE_MODEL: &str = "engine";
+/// What engines of our own call whatever model they have loaded: it may be another one by the time that a request arrives.
+pub(crate) const ENGINE_MODEL: &str = "engine";
 
 /// Decides what may leave.
 #[derive(Debug, Clone)]
@@ -174,10 +176,11 @@ impl Clearance {
         if !plan.targets.iter().any(|planned| planned.name() == destination.name()) {
             return Err(Refusal::NotPlanned);
         }
-        let chat = &request.masked().classified().request().chat;
+        let call = &request.masked().classified().request().call;
+        let engine_model = plan.same_model.as_deref().unwrap_or(ENGINE_MODEL);
         let (tree, model) = match destination {
-            Destination::Engine if plan.form == Form::Plain => (chat.body(), ENGINE_MODEL),
-            Destination::Engine => (request.masked().body(), ENGINE_MODEL),
+            Destination::Engine if plan.form == Form::Plain => (call.body(), engine_model),
+            Destination::Engine => (request.masked().body(), engine_model),
             Destination::Remote(target) => {
                 self.check(request, target)?;
                 (request.masked().body(), target.model(&plan.model).ok_or(Refusal::Model)?)
@@ -185,16 +188,16 @@ impl Clearance {
         };
         let mut tree = tree.clone();
         if let Some(from) = from {
-            let how = destination.goes_on().ok_or(Refusal::Beginning)?;
+            let how = destination.goes_on().filter(|_| matches!(call, Call::Chat(_))).ok_or(Refusal::Beginning)?;
             put_beginning(&mut tree, how, from);
         }
-        let body = serialise(tree, model, chat.stream);
+        let body = serialise(tree, model, call.stream());
         let is_ours = match destination {
             Destination::Engine => true,
             Destination::Remote(target) => target.node.is_some(),
         };
         let origin = is_ours.then(|| self.origin(request));
-        Ok(EgressPermit { destination: destination.clone(), body, stream: chat.stream, origin })
+        Ok(EgressPermit { destination: destination.clone(), body, asks: Asks::of(call), origin })
     }
 
     fn origin(&self, request: &PlannedRequest) -> Origin {

@@ -94,7 +94,7 @@ pub(super) fn traces(keys: &Keys, request: &ParsedRequest, conversation: Convers
 fn links(keys: &Keys, request: &ParsedRequest) -> Vec<[u8; 32]> {
     let (tenant, identity) = (request.peer.tenant.as_bytes(), request.peer.id.to_string());
     let turn = |message: &&Value| !matches!(message.get("role").and_then(Value::as_str), Some("system" | "developer"));
-    let messages = request.chat.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let messages = request.call.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let mut turns: Vec<String> = messages.iter().rev().filter(turn).take(LINKS + 1).map(Value::to_string).collect();
     turns.reverse();
     let link = |(one, next): (&String, &String)| {
@@ -105,27 +105,13 @@ fn links(keys: &Keys, request: &ParsedRequest) -> Vec<[u8; 32]> {
 
 /// Keyed hashes of what users wrote, if it is long enough to be recognised again.
 fn long_user_texts(keys: &Keys, tenant: &str, request: &ParsedRequest) -> Vec<[u8; 32]> {
-    let messages = request.chat.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let mut hashes = Vec::new();
-    for message in messages.iter().filter(|message| message.get("role").and_then(Value::as_str) == Some("user")) {
-        let mut note = |text: &str| {
-            if text.chars().nth(LONG_TEXT - 1).is_some() {
-                hashes.push(keys.hash("taint", &[tenant.as_bytes(), text.trim().as_bytes()]));
-            }
-        };
-        match message.get("content") {
-            Some(Value::String(text)) => note(text),
-            Some(Value::Array(parts)) => {
-                parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).for_each(note);
-            }
-            _ => {}
-        }
-    }
-    hashes
+    let long = request.call.user_texts().into_iter().filter(|text| text.chars().nth(LONG_TEXT - 1).is_some());
+    long.map(|text| keys.hash("taint", &[tenant.as_bytes(), text.trim().as_bytes()])).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use postern_wire::call::{Call, Endpoint};
     use serde_json::json;
 
     use super::*;
@@ -143,8 +129,8 @@ mod tests {
         let limits = IdentityLimits::default();
         let peer = Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits };
         let tree = json!({"model": "m", "messages": messages});
-        let chat = postern_wire::chat::ChatRequest::from_json(tree, 5_000).unwrap();
-        ParsedRequest { peer, chat, marks: Marks::default() }
+        let call = Call::from_json(Endpoint::Chat, tree, 5_000).unwrap();
+        ParsedRequest { peer, call, marks: Marks::default() }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use postern_engine::{catalog, check_chats};
+use postern_engine::catalog;
 use postern_plugins::{HostOptions, PolicyHost};
 
 use super::say;
@@ -69,7 +69,10 @@ fn warnings(config: &Config) -> Vec<String> {
         (None, true, _) => found.push("`offline: true` without an `engine`: nobody may answer".to_owned()),
         (None, false, true) => found.push("neither `targets` nor an `engine`: nobody can answer".to_owned()),
         (Some(engine), ..) => found.extend(
-            catalog::locate(&engine.model).and_then(|path| check_chats(&path)).err().map(|error| error.to_string()),
+            catalog::locate(&engine.model)
+                .and_then(|path| postern_engine::serves(&path))
+                .err()
+                .map(|error| error.to_string()),
         ),
         _ => {}
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use postern_certs::{RootPlace, SpiffeId, spiffe};
 use postern_engine::catalog;
 use postern_plugins::detectors::Kind;
+use postern_wire::call::Endpoint;
 use serde_saphyr::{Location, Spanned};
 
 use super::file::{self, File, Placed};
@@ -363,8 +364,10 @@ impl Resolver<'_> {
             Some(host) => host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
             None => return Err(wanted("expected a URL with a host, such as https://api.example.com/v1")),
         };
-        if uri.path().ends_with("/chat/completions") {
-            return Err(wanted("a base_url ends with the version, such as /v1; /chat/completions is added to it"));
+        if Endpoint::ALL.iter().any(|endpoint| uri.path().ends_with(endpoint.path())) {
+            return Err(wanted(
+                "a base_url ends with the version, such as /v1; /chat/completions and the like are added to it",
+            ));
         }
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) || uri.query().is_some() {
             return Err(wanted("a base_url holds no user name, password or query; keys come from `api_key`"));

@@ -3,7 +3,7 @@
 //! Not every answer can be gone on with: tool calls and structured answers would not fit together, of several choices or log
 //! probabilities a beginning says too little, and what a model thought before it answered is not part of its answer.
 
-use postern_wire::chat::ChatRequest;
+use postern_wire::call::Call;
 use serde_json::Value;
 
 /// The most bytes of an answer that is gone on with.
@@ -24,11 +24,16 @@ pub(super) struct Beginning {
 }
 
 impl Beginning {
-    pub(super) fn new(chat: &ChatRequest) -> Self {
-        let body = chat.body();
+    pub(super) fn new(call: &Call) -> Self {
+        let body = call.body();
         let on = |field: &str| body.get(field).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
         let format = body.get("response_format").and_then(|format| format.get("type")).and_then(Value::as_str);
-        let plain = chat.stream && chat.choices == 1 && !on("logprobs") && format.is_none_or(|format| format == "text");
+        let is_chat = matches!(call, Call::Chat(_));
+        let plain = is_chat
+            && call.stream()
+            && call.choices() == 1
+            && !on("logprobs")
+            && format.is_none_or(|format| format == "text");
         Self { text: plain.then(String::new), tokens: 0, times: 0 }
     }
 
@@ -100,7 +105,7 @@ mod tests {
     fn beginning(more: Value) -> Beginning {
         let mut body = json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "Hi"}]});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        Beginning::new(&ChatRequest::from_json(body, 10).unwrap())
+        Beginning::new(&Call::from_json(postern_wire::call::Endpoint::Chat, body, 10).unwrap())
     }
 
     fn delta(delta: Value) -> Value {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use postern_plugins::{Answered, FleetFacts, RECORDED_VERSION, Recorded, RequestFacts};
+use postern_wire::call::Endpoint;
 
 use super::answers::Planned;
 use super::votes::Ballot;
@@ -13,7 +14,7 @@ use crate::audit::RecordId;
 use crate::classify::Conversation;
 use crate::classify::label::Label;
 use crate::config::{Config, Placement, Target};
-use crate::decide::{EngineFacts, Facts};
+use crate::decide::{EngineFacts, Facts, SameModel};
 use crate::upstream::standing::Now;
 
 /// One request.
@@ -48,6 +49,10 @@ pub struct Scene {
     pub spread: u64,
     /// Likewise.
     pub engine: EngineFacts,
+    /// The model that it has loaded, by its own name.
+    pub engine_model: String,
+    /// What is asked for.
+    pub endpoint: Endpoint,
     /// What each routing policy said.
     pub ballots: Vec<Ballot>,
     /// The same, merged.
@@ -62,13 +67,17 @@ impl Scene {
     /// The model that these votes lead to.
     #[must_use]
     pub fn model<'a>(&'a self, votes: &'a Votes) -> &'a str {
-        votes.model.as_deref().unwrap_or(&self.request.model)
+        votes.model_for(self.endpoint, &self.request.model)
     }
 
     /// What a decision by these votes depends on; everything else is as it was.
     #[must_use]
     pub fn facts<'a>(&'a self, config: &'a Config, votes: &'a Votes) -> Facts<'a> {
-        let serves = config.engine.as_ref().is_some_and(|engine| engine.serves(self.model(votes)));
+        let model = self.model(votes);
+        let same = self.endpoint.keeps_model().then(|| SameModel::of(config, model, &self.engine_model)).flatten();
+        let has_same = same.is_none_or(|same| same.is_at_engine(&self.engine_model));
+        let serves =
+            config.engine.as_ref().is_some_and(|engine| engine.serves(model)) && has_same && self.engine.serves;
         Facts {
             labels: &config.labels,
             targets: &self.targets,
@@ -81,6 +90,7 @@ impl Scene {
             offline: config.offline,
             balance: self.policies.routing().balance,
             spread: self.spread,
+            same_model: same,
         }
     }
 

@@ -7,13 +7,14 @@
 //! | deny | one is enough | no; the record has all of them, the client reads the name of the first |
 //! | failure | the strictest vote | no |
 //! | targets | those that every policy names which names any | no; their order is that of the first which names any |
-//! | model | the first that is named | yes |
+//! | model | the first that is named; none for vectors | yes |
 //! | weight | the first that is named | yes |
 //!
 //! So a policy that is added can take targets away, raise the label, make the placement stricter or refuse, and can never add a
 //! target to what the others allow. (`routing.default` counts only while nobody votes for a placement.)
 
 use postern_plugins::{PolicyFailure, TargetFacts, Verdict};
+use postern_wire::call::Endpoint;
 
 use crate::classify::label::Label;
 use crate::config::policies::Routing;
@@ -144,6 +145,13 @@ impl Votes {
         ballots.into_iter().fold(Self::default(), Self::with)
     }
 
+    /// The model that is meant where `asked` is asked for. Vectors are always of that one: what a policy that thinks of chats says of
+    /// long prompts must not mix those of two models.
+    #[must_use]
+    pub fn model_for<'a>(&'a self, endpoint: Endpoint, asked: &'a str) -> &'a str {
+        self.model.as_deref().filter(|_| !endpoint.keeps_model()).unwrap_or(asked)
+    }
+
     fn with(mut self, Ballot { policy, vote }: &Ballot) -> Self {
         let Some(vote) = vote else {
             self.strictest = true;
@@ -270,6 +278,7 @@ routing: {weights: {canary: {sun: 1}}}
             ballot("third", third),
         ]);
         assert_eq!((votes.model.as_deref(), votes.weight.as_deref()), (Some("a"), Some("w")));
+        assert_eq!((votes.model_for(Endpoint::Chat, "c"), votes.model_for(Endpoint::Embeddings, "c")), ("a", "c"));
         assert_eq!(votes.targets.unwrap(), ["moon", "engine"]);
     }
 

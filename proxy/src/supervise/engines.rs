@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use postern_engine::{catalog, check_chats};
+use postern_engine::{Serves, catalog};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
@@ -49,7 +49,7 @@ impl<'a> Engines<'a> {
         let start: Starter<'a> = Box::new(move || engine_command(config, &present(&to_start)));
         let current = Service::new("engine", start)
             .hung_after(engine.hung_after)
-            .needs(move || answers_chats(&present(&to_find)));
+            .needs(move || serves(&present(&to_find)).map(drop));
         Some(Self { config, model, current, next: None, finishing: JoinSet::new(), requests })
     }
 
@@ -111,7 +111,13 @@ impl<'a> Engines<'a> {
             return Err("another model is being loaded".to_owned());
         }
         // First what waiting does not mend.
-        answers_chats(model)?;
+        let wanted = serves(model)?;
+        if serves(&present(&self.model)).is_ok_and(|serves| serves != wanted) {
+            return Err(match wanted {
+                Serves::Vectors => "it makes vectors of texts, and the present one answers chats".to_owned(),
+                Serves::Chats => "it answers chats, and the present one makes vectors of texts".to_owned(),
+            });
+        }
         if self.finishing.len() >= MAX_FINISHING {
             return Err("engines of earlier models still finish their requests; try again later".to_owned());
         }
@@ -142,9 +148,9 @@ impl<'a> Engines<'a> {
     }
 }
 
-/// A gateway passes chats on, and nothing else: whether there is such a model, and why not.
-fn answers_chats(model: &str) -> Result<(), String> {
-    catalog::locate(model).and_then(|path| check_chats(&path)).map_err(|error| error.to_string())
+/// What an engine does with such a model; or why there is none.
+fn serves(model: &str) -> Result<Serves, String> {
+    catalog::locate(model).and_then(|path| postern_engine::serves(&path)).map_err(|error| error.to_string())
 }
 
 fn present(model: &Mutex<String>) -> String {

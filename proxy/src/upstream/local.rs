@@ -18,6 +18,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use postern_wire::call::Endpoint;
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -75,6 +76,9 @@ pub struct State {
     /// Measured rate; absent or 0: none yet.
     #[serde(default)]
     pub prefill_tokens_per_second: Option<f64>,
+    /// What can be asked of it, as paths such as `/embeddings`.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
 }
 
 impl Engine {
@@ -100,6 +104,14 @@ impl Engine {
     #[must_use]
     pub fn model(&self) -> Option<String> {
         self.state().map(|state| state.model.clone()).filter(|model| !model.is_empty())
+    }
+
+    /// Can it be asked for that? As long as it has not said what it can, yes.
+    #[must_use]
+    pub fn serves(&self, endpoint: Endpoint) -> bool {
+        self.state().is_none_or(|state| {
+            state.endpoints.is_empty() || state.endpoints.iter().any(|known| known == endpoint.path())
+        })
     }
 
     /// True while it is connected.
@@ -218,20 +230,21 @@ impl Engine {
 impl Upstream for Engine {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
-            let stream = permit.stream();
+            let asks = permit.asks();
             let headers = permit.origin().map(origin_headers).unwrap_or_default();
             let body = permit.into_body();
             let link = self.link.load_full().ok_or(AttemptError::EngineDown)?;
-            let response = match ask(&link, headers.clone(), body.clone()).await {
+            let endpoint = asks.endpoint();
+            let response = match ask(&link, endpoint, headers.clone(), body.clone()).await {
                 // Another engine took over in this moment, and this one takes nothing new any more.
                 Err(error) => match self.link.load_full().filter(|now| !Arc::ptr_eq(now, &link)) {
-                    Some(now) => ask(&now, headers, body).await?,
+                    Some(now) => ask(&now, endpoint, headers, body).await?,
                     None => return Err(error),
                 },
                 Ok(response) => response,
             };
             match response.status() {
-                StatusCode::OK => openai::read(response, stream, self.idle).await,
+                StatusCode::OK => openai::read(response, asks, self.idle).await,
                 status => Err(match EngineRefusal::read(response).await {
                     Some(refusal) => AttemptError::Engine(Box::new(refusal)),
                     None if status == StatusCode::NOT_FOUND => AttemptError::NotFound,
@@ -243,10 +256,19 @@ impl Upstream for Engine {
     }
 }
 
-async fn ask(link: &Link, headers: HeaderMap, body: Bytes) -> Result<Response<Incoming>, AttemptError> {
+async fn ask(
+    link: &Link,
+    endpoint: Endpoint,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response<Incoming>, AttemptError> {
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = Uri::from_static("http://engine/v1/chat/completions");
+    *request.uri_mut() = Uri::from_static(match endpoint {
+        Endpoint::Chat => "http://engine/v1/chat/completions",
+        Endpoint::Completions => "http://engine/v1/completions",
+        Endpoint::Embeddings => "http://engine/v1/embeddings",
+    });
     *request.headers_mut() = headers;
     request.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let mut requests = link.requests.clone();

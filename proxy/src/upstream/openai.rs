@@ -6,18 +6,21 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use postern_wire::call::Endpoint;
+use postern_wire::completion::{self, Part};
 use postern_wire::json;
 use postern_wire::sse::Decoder;
 use serde_json::Value;
 
 use super::standing::{Said, Turn};
-use super::{AttemptError, Reply, Upstream, scrape};
+use super::{Asks, AttemptError, Reply, Upstream, scrape};
 use crate::classify::clearance::EgressPermit;
 use crate::egress::{Remote, SendError};
 
@@ -78,9 +81,9 @@ impl From<SendError> for AttemptError {
 impl Upstream for OpenAi {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
-            let stream = permit.stream();
+            let asks = permit.asks();
             let response = self.remote.send(permit).await?;
-            read(response, stream, self.idle).await
+            read(response, asks, self.idle).await
         }
         .boxed()
     }
@@ -90,7 +93,7 @@ impl Upstream for OpenAi {
 ///
 /// # Errors
 /// Its status is not 200, or it is not what was asked for.
-pub async fn read(response: Response<Incoming>, stream: bool, idle: Duration) -> Result<Reply, AttemptError> {
+pub async fn read(response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
     let status = response.status();
     if status != StatusCode::OK {
         let wait = retry_after(response.headers());
@@ -99,22 +102,38 @@ pub async fn read(response: Response<Incoming>, stream: bool, idle: Duration) ->
     let media_type =
         response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    match (stream, essence.as_str()) {
-        (true, "text/event-stream") => Ok(Reply::Stream(EventStream::new(response.into_body(), idle))),
-        (false, "application/json") => whole(response.into_body()).await.map(Reply::Whole),
+    match (asks.stream(), essence.as_str()) {
+        (true, "text/event-stream") => Ok(Reply::Stream(EventStream::new(response.into_body(), asks.endpoint(), idle))),
+        (false, "application/json") => whole(response.into_body(), asks).await.map(Reply::Whole),
         _ => Err(AttemptError::Malformed("content type")),
     }
 }
 
-async fn whole(body: Incoming) -> Result<Value, AttemptError> {
-    let bytes = match Limited::new(body, MAX_ANSWER).collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(AttemptError::Malformed("size")),
-        Err(_) => return Err(AttemptError::Died),
+async fn whole(body: Incoming, asks: Asks) -> Result<Value, AttemptError> {
+    let Asks::Vectors(wanted) = asks else {
+        return message(&collected(body, MAX_ANSWER).await?, asks.endpoint());
     };
-    let answer = json::parse(&bytes, &json::Limits::default()).map_err(|_| AttemptError::Malformed("json"))?;
+    let bytes = collected(body, wanted.max_bytes()).await?;
+    let read = move || wanted.read(&bytes).map_err(|_| AttemptError::Malformed("vectors"));
+    // Up to 64 MiB of numbers: other requests need their thread meanwhile.
+    tokio::task::spawn_blocking(read).await.unwrap_or(Err(AttemptError::Malformed("vectors")))
+}
+
+async fn collected(body: Incoming, limit: usize) -> Result<Bytes, AttemptError> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(AttemptError::Malformed("size")),
+        Err(_) => Err(AttemptError::Died),
+    }
+}
+
+fn message(bytes: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
+    let mut answer = json::parse(bytes, &json::Limits::default()).map_err(|_| AttemptError::Malformed("json"))?;
     if answer.get("error").is_some_and(|error| !error.is_null()) {
         return Err(AttemptError::Malformed("error in an answer"));
+    }
+    if endpoint == Endpoint::Completions {
+        completion::to_chat(&mut answer, Part::Message).map_err(|_| AttemptError::Malformed("shape"))?;
     }
     let choices = answer.get("choices").and_then(Value::as_array);
     let shaped = choices.is_some_and(|choices| {
@@ -134,7 +153,8 @@ async fn refused(status: StatusCode, wait: Option<Duration>, body: Incoming) -> 
         429 => AttemptError::RateLimited(wait),
         503 => AttemptError::Busy(wait),
         401 | 403 => AttemptError::Credentials(status.as_u16()),
-        404 => AttemptError::NotFound,
+        // Servers that have chats only say the last two of other paths.
+        404 | 405 | 501 => AttemptError::NotFound,
         400 | 413 | 422 => AttemptError::Rejected { context_length: says_context_length(body).await },
         code => AttemptError::Status(code),
     }
@@ -152,6 +172,7 @@ async fn says_context_length(body: Incoming) -> bool {
 /// The events of one answer.
 pub struct EventStream {
     body: Incoming,
+    endpoint: Endpoint,
     decoder: Decoder,
     ready: VecDeque<Vec<u8>>,
     replayed: VecDeque<Value>,
@@ -168,9 +189,10 @@ impl std::fmt::Debug for EventStream {
 }
 
 impl EventStream {
-    fn new(body: Incoming, idle: Duration) -> Self {
+    fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
-        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, received: 0, ended: false, turn: None }
+        let decoder = Decoder::new(MAX_EVENT);
+        Self { body, endpoint, decoder, ready, replayed, idle, received: 0, ended: false, turn: None }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
@@ -207,7 +229,7 @@ impl EventStream {
                     self.ended = true;
                     return Ok(None);
                 }
-                return event(&data).map(Some);
+                return event(&data, self.endpoint).map(Some);
             }
             self.receive().await?;
         }
@@ -250,15 +272,18 @@ pub fn is_asked_for(answer: &Value, asked: u64) -> bool {
     choices.iter().enumerate().all(|(position, choice)| choice_index(position, choice, asked).is_some())
 }
 
-/// Reads the data of one event of a stream.
+/// Reads the data of one event of a stream of `endpoint`: a chunk of a chat completion.
 ///
 /// # Errors
 /// It is not JSON that we accept, has not the shape of a chunk, or says that the target failed.
-pub fn event(data: &[u8]) -> Result<Value, AttemptError> {
+pub fn event(data: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let limits = json::Limits { values: MAX_EVENT_VALUES, ..json::Limits::default() };
-    let event = json::parse(data, &limits).map_err(|_| AttemptError::Malformed("event json"))?;
+    let mut event = json::parse(data, &limits).map_err(|_| AttemptError::Malformed("event json"))?;
     if event.get("error").is_some_and(|error| !error.is_null()) {
         return Err(AttemptError::Died);
+    }
+    if endpoint == Endpoint::Completions {
+        completion::to_chat(&mut event, Part::Delta).map_err(|_| AttemptError::Malformed("event shape"))?;
     }
     let shaped = event.get("choices").is_some_and(|choices| {
         choices.as_array().is_some_and(|choices| choices.iter().all(|c| c.get("delta").is_some_and(Value::is_object)))
@@ -271,6 +296,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_legacy_completion_is_read_as_a_chat_and_other_shapes_are_refused() {
+        let data = br#"{"choices":[{"index":0,"text":"Hi","finish_reason":null}]}"#;
+        let chunk = event(data, Endpoint::Completions).unwrap();
+        assert_eq!(chunk["choices"][0]["delta"], json!({"content": "Hi"}));
+        assert!(event(data, Endpoint::Chat).is_err());
+        assert_eq!(message(data, Endpoint::Completions).unwrap()["choices"][0]["message"]["content"], "Hi");
+        assert!(message(data, Endpoint::Chat).is_err());
+        let chat = br#"{"choices":[{"index":0,"message":{"content":"Hi"}}]}"#;
+        assert!(message(chat, Endpoint::Completions).is_err() && message(chat, Endpoint::Chat).is_ok());
+    }
 
     #[test]
     fn choices_that_nobody_asked_for_are_noticed() {

@@ -2,35 +2,18 @@
 //!
 //! Source: the OpenAI API reference, “Create chat completion”. Unknown fields stay in the tree and travel on.
 
-mod provider;
+pub(crate) mod provider;
 
 use serde_json::{Map, Value};
 
-use crate::error::ErrorBody;
+pub use crate::fields::Invalid;
+use crate::fields::{
+    choices, estimated_tokens, invalid, model_name, optional_array, optional_bool, optional_count, optional_number,
+    optional_object, the_object, wrong_type,
+};
 
 /// Roles that a message may have.
-/// Tokens of an answer that has no bound of its own, for limits.
-const ASSUMED_ANSWER_TOKENS: u64 = 512;
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
-/// The most choices of one request.
-const MAX_CHOICES: u64 = 16;
-/// What is wrong with a request, and where.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Invalid {
-    /// What to do, for a person; names fields, never their values.
-    pub message: String,
-    /// The field, such as `messages[3].role`.
-    pub param: Option<String>,
-    /// A fixed word.
-    pub code: &'static str,
-}
-
-impl From<Invalid> for ErrorBody {
-    fn from(invalid: Invalid) -> Self {
-        Self { message: invalid.message, kind: "invalid_request_error", param: invalid.param, code: Some(invalid.code) }
-    }
-}
 
 /// A request whose fields that matter here have the right types. The tree is private, so that it stays so.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,34 +54,19 @@ impl ChatRequest {
     /// # Errors
     /// [`Invalid`] names the first field that is missing, has a wrong type or a value that cannot be served.
     pub fn from_json(tree: Value, max_messages: usize) -> Result<Self, Invalid> {
-        let Value::Object(body) = tree else {
-            return Err(invalid("", "invalid_type", "The body must be a JSON object."));
-        };
-        let model = match body.get("model") {
-            Some(Value::String(model)) if is_model_name(model) => model.clone(),
-            Some(Value::String(_)) => {
-                let what = "`model` has 1 to 128 of the characters a-z A-Z 0-9 . _ : / + -; see GET /v1/models.";
-                return Err(invalid("model", "invalid_value", what));
-            }
-            Some(_) => return Err(invalid("model", "invalid_type", "`model` must be a string.")),
-            None => {
-                return Err(invalid("model", "missing_required_parameter", "`model` is missing; see GET /v1/models."));
-            }
-        };
+        let body = the_object(tree)?;
+        let model = model_name(&body)?;
         let opaque_parts = check_messages(&body, max_messages)?;
         provider::refuse_state(&body)?;
+        provider::refuse_state_of_chats(&body)?;
         let options = optional_object(&body, "stream_options")?;
         let tools = optional_array(&body, "tools")?.is_some_and(|tools| !tools.is_empty())
             || optional_array(&body, "functions")?.is_some_and(|functions| !functions.is_empty());
-        let choices = optional_count(&body, "n")?.unwrap_or(1);
-        if !(1..=MAX_CHOICES).contains(&choices) {
-            return Err(invalid("n", "invalid_value", &format!("`n` must be 1 to {MAX_CHOICES}.")));
-        }
         Ok(Self {
             model,
             stream: optional_bool(&body, "stream")?.unwrap_or(false),
             include_usage: options.and_then(|o| o.get("include_usage")).and_then(Value::as_bool).unwrap_or(false),
-            choices,
+            choices: choices(&body)?,
             logprobs: optional_bool(&body, "logprobs")?.unwrap_or(false),
             tools,
             opaque_parts: opaque_parts || provider::holds_opaque(&body),
@@ -112,19 +80,6 @@ impl ChatRequest {
     #[must_use]
     pub fn body(&self) -> &Map<String, Value> {
         &self.body
-    }
-
-    /// Values in the tree, keys included: what it costs in memory, beside its text.
-    #[must_use]
-    pub fn values(&self) -> u64 {
-        fn of(value: &Value) -> u64 {
-            match value {
-                Value::Array(items) => 1 + items.iter().map(of).sum::<u64>(),
-                Value::Object(members) => 1 + members.values().map(|value| 1 + of(value)).sum::<u64>(),
-                _ => 1,
-            }
-        }
-        self.body.values().map(|value| 1 + of(value)).sum()
     }
 
     /// Gives the tree back, for one who changes it and checks it anew.
@@ -153,48 +108,20 @@ impl ChatRequest {
         messages.iter().any(|message| role_of(message) == Some("assistant"))
     }
 
-    /// Tokens of all its answers, at most; where it names no bound, as many as answers usually have.
+    /// What users wrote: each text of their messages, and of the parts of those.
     #[must_use]
-    pub fn max_answer_tokens(&self) -> u64 {
-        self.max_tokens.unwrap_or(ASSUMED_ANSWER_TOKENS).saturating_mul(self.choices)
+    pub fn user_texts(&self) -> Vec<&str> {
+        let messages = self.body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let of_users = messages.iter().filter(|message| role_of(message) == Some("user"));
+        of_users.filter_map(|message| message.get("content")).flat_map(content_texts).collect()
     }
 
     /// Estimated tokens of the prompt: a quarter of the ASCII bytes, and one for each other character.
     #[must_use]
     pub fn estimated_prompt_tokens(&self) -> u64 {
-        fn of(value: &Value) -> (u64, u64) {
-            match value {
-                Value::String(text) => {
-                    let wide = text.chars().filter(|c| !c.is_ascii()).count();
-                    let ascii = text.bytes().filter(u8::is_ascii).count();
-                    (ascii as u64, wide as u64)
-                }
-                Value::Array(items) => items.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
-                Value::Object(members) => members.values().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
-                _ => (0, 0),
-            }
-        }
-        ["messages", "tools", "functions", "response_format"]
-            .into_iter()
-            .filter_map(|field| self.body.get(field))
-            .map(of)
-            .fold(0, |sum, (ascii, wide)| sum + ascii.div_ceil(4) + wide)
+        let fields = ["messages", "tools", "functions", "response_format"];
+        estimated_tokens(fields.into_iter().filter_map(|field| self.body.get(field)))
     }
-}
-
-fn invalid(param: &str, code: &'static str, message: &str) -> Invalid {
-    let param = (!param.is_empty()).then(|| param.to_owned());
-    Invalid { message: message.to_owned(), param, code }
-}
-
-/// A name travels to targets and into records as it is: it must not be able to hold a sentence or an address.
-fn is_model_name(name: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/+-".contains(&b);
-    (1..=128).contains(&name.len()) && name.bytes().all(plain)
-}
-
-fn wrong_type(param: &str, wanted: &str) -> Invalid {
-    invalid(param, "invalid_type", &format!("`{param}` must be {wanted}."))
 }
 
 fn role_of(message: &Value) -> Option<&'static str> {
@@ -202,26 +129,24 @@ fn role_of(message: &Value) -> Option<&'static str> {
     ROLES.into_iter().find(|known| *known == role)
 }
 
-fn text_bytes(content: &Value) -> usize {
+fn content_texts(content: &Value) -> Vec<&str> {
     match content {
-        Value::String(text) => text.len(),
-        Value::Array(parts) => parts.iter().filter_map(|part| part.get("text")?.as_str()).map(str::len).sum(),
-        _ => 0,
+        Value::String(text) => vec![text],
+        Value::Array(parts) => parts.iter().filter_map(|part| part.get("text")?.as_str()).collect(),
+        _ => Vec::new(),
     }
+}
+
+fn text_bytes(content: &Value) -> usize {
+    content_texts(content).into_iter().map(str::len).sum()
 }
 
 /// The text of each message of a body that has the shape of a request; parts are put together with line breaks.
 #[must_use]
 pub fn message_texts(body: &Map<String, Value>) -> Vec<String> {
     let messages = body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let text = |message: &Value| match message.get("content") {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => {
-            let texts: Vec<&str> = parts.iter().filter_map(|part| part.get("text")?.as_str()).collect();
-            texts.join("\n")
-        }
-        _ => String::new(),
-    };
+    let text =
+        |message: &Value| message.get("content").map_or_else(String::new, |content| content_texts(content).join("\n"));
     messages.iter().map(text).collect()
 }
 
@@ -280,47 +205,6 @@ fn check_content(at: &str, message: &Value) -> Result<bool, Invalid> {
     Ok(opaque)
 }
 
-fn optional_bool(body: &Map<String, Value>, field: &str) -> Result<Option<bool>, Invalid> {
-    match body.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(value)) => Ok(Some(*value)),
-        Some(_) => Err(wrong_type(field, "true or false")),
-    }
-}
-
-fn optional_number(body: &Map<String, Value>, field: &str) -> Result<Option<f64>, Invalid> {
-    match body.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => value.as_f64().map(Some).ok_or_else(|| wrong_type(field, "a number")),
-    }
-}
-
-fn optional_count(body: &Map<String, Value>, field: &str) -> Result<Option<u64>, Invalid> {
-    match body.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            let count = value.as_u64().filter(|count| (1..=10_000_000).contains(count));
-            count.map(Some).ok_or_else(|| wrong_type(field, "a whole number above 0"))
-        }
-    }
-}
-
-fn optional_object<'a>(body: &'a Map<String, Value>, field: &str) -> Result<Option<&'a Map<String, Value>>, Invalid> {
-    match body.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Object(members)) => Ok(Some(members)),
-        Some(_) => Err(wrong_type(field, "an object")),
-    }
-}
-
-fn optional_array<'a>(body: &'a Map<String, Value>, field: &str) -> Result<Option<&'a Vec<Value>>, Invalid> {
-    match body.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(items)) => Ok(Some(items)),
-        Some(_) => Err(wrong_type(field, "an array")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -346,8 +230,6 @@ mod tests {
         let request = read(tree.clone()).unwrap();
         assert!(request.stream && request.include_usage && request.opaque_parts && !request.tools);
         assert_eq!(request.message_shapes(), [MessageShape { role: "user", bytes: 8 }]);
-        // 6 keys with 3 plain values, 2 objects of 1 member, and messages: 2 arrays, 3 objects, 5 members, 4 texts.
-        assert_eq!(request.values(), 6 + 3 + 2 * 3 + (2 + 3 + 5 + 4));
         assert_eq!(message_texts(request.body()), ["四 word"]);
         assert_eq!(Value::Object(request.into_body()), tree);
     }

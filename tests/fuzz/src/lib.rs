@@ -35,7 +35,7 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     Target { name: "spiffe", seeds: certificates::id_seeds, read: certificates::id },
     Target { name: "certificate", seeds: certificates::certificate_seeds, read: certificates::certificate },
     Target { name: "revocation-list", seeds: certificates::list_seeds, read: certificates::list },
@@ -46,10 +46,11 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "issuer-files", seeds: certificates::pem_seeds, read: certificates::pem },
     Target { name: "config", seeds: configuration::seeds, read: configuration::config },
     Target { name: "json", seeds: requests::json_seeds, read: requests::json },
-    Target { name: "chat-request", seeds: requests::chat_seeds, read: requests::chat },
+    Target { name: "request", seeds: requests::call_seeds, read: requests::call },
     Target { name: "admin-origin", seeds: requests::origin_seeds, read: requests::origin },
     Target { name: "sse", seeds: streams::sse_seeds, read: streams::sse },
     Target { name: "answer", seeds: streams::answer_seeds, read: streams::answer },
+    Target { name: "vectors", seeds: streams::vectors_seeds, read: streams::vectors },
     Target { name: "restore", seeds: streams::restore_seeds, read: streams::restore },
     Target { name: "text", seeds: texts::seeds, read: texts::text },
     Target { name: "component", seeds: policies::component_seeds, read: policies::component },

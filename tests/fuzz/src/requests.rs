@@ -11,6 +11,7 @@ use postern::config::{self, Config};
 use postern::open::SealedRequest;
 use postern::redact;
 use postern::request::{ParsedRequest, Peer};
+use postern_wire::call::Endpoint;
 use postern_wire::json::{self as strict, Limits};
 use serde_json::Value;
 
@@ -94,7 +95,11 @@ fn split(bytes: &[u8]) -> (HeaderMap, &[u8]) {
     (headers, rest)
 }
 
-pub(crate) fn chat(bytes: &[u8]) -> bool {
+pub(crate) fn call(bytes: &[u8]) -> bool {
+    Endpoint::ALL.map(|endpoint| call_to(endpoint, bytes)).contains(&true)
+}
+
+fn call_to(endpoint: Endpoint, bytes: &[u8]) -> bool {
     if bytes.len() > MAX_BYTES {
         return false;
     }
@@ -103,26 +108,26 @@ pub(crate) fn chat(bytes: &[u8]) -> bool {
     let marked = headers.contains_key("postern-label");
     let sealed = SealedRequest { headers, body: Bytes::copy_from_slice(body) };
     let Ok(opened) = sealed.open() else { return false };
-    let Ok(request) = ParsedRequest::parse(&CONFIG, peer, &opened) else { return false };
+    let Ok(request) = ParsedRequest::parse(&CONFIG, peer, endpoint, &opened) else { return false };
     assert_eq!(request.marks.label.is_some(), marked, "a label was overheard");
-    assert!(CONFIG.knows_model(&request.chat.model));
-    assert!((1..=16).contains(&request.chat.choices));
-    let segments = redact::segments(request.chat.body());
+    let call = &request.call;
+    assert!(CONFIG.knows_model(call.model()));
+    assert_eq!((1..=16).contains(&call.choices()), endpoint != Endpoint::Embeddings);
+    let segments = redact::segments(call.body());
     assert!(segments.windows(2).all(|pair| pair[0].id < pair[1].id));
-    assert!(request.chat.estimated_prompt_tokens() <= body.len() as u64 + 1);
-    assert_eq!(
-        request.chat.message_shapes().len(),
-        request.chat.body().get("messages").and_then(Value::as_array).map_or(0, Vec::len)
-    );
+    assert!(call.estimated_prompt_tokens() <= body.len() as u64 + 2);
+    assert_eq!(call.message_shapes().len(), call.message_texts(call.body()).len());
     true
 }
 
-pub(crate) fn chat_seeds() -> Result<Vec<Vec<u8>>> {
+pub(crate) fn call_seeds() -> Result<Vec<Vec<u8>>> {
     let head = "content-type: application/json\npostern-label: confidential\npostern-placement: local\n\n";
     let bodies = [
         r#"{"model":"chat","messages":[{"role":"user","content":"Hello, amy@example.org"}],"stream":true}"#,
         r#"{"model":"chat","messages":[{"role":"system","content":[{"type":"text","text":"x"}]},{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}],"content":null},{"role":"tool","tool_call_id":"1","content":"y"}],"n":2,"stop":["a"],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"temperature":0.5,"max_tokens":5}"#,
         r#"{"model":"chat","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:,x"}}]}],"previous_response_id":"r"}"#,
+        r#"{"model":"chat","input":["Hello, amy@example.org","四"],"encoding_format":"base64","dimensions":3}"#,
+        r#"{"model":"chat","prompt":["Once"],"suffix":"x","stream":true,"n":2}"#,
     ];
     Ok(bodies.iter().map(|body| format!("{head}{body}").into_bytes()).collect())
 }

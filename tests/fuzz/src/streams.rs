@@ -8,7 +8,10 @@ use postern::keys::Keys;
 use postern::redact::restore::{Piece, Restorer};
 use postern::redact::vault::{Suffix, Vault};
 use postern::upstream::openai;
+use postern_wire::call::Endpoint;
 use postern_wire::sse::Decoder;
+use postern_wire::vectors::Wanted;
+use serde_json::Value;
 
 use crate::texts::as_text;
 
@@ -52,7 +55,8 @@ pub(crate) fn sse_seeds() -> Result<Vec<Vec<u8>>> {
 pub(crate) fn answer(bytes: &[u8]) -> bool {
     let Some((events, _)) = events(bytes, &[u8::MAX]) else { return false };
     let mut read = 0;
-    for event in events.iter().filter_map(|data| openai::event(data).ok()) {
+    let chunks = |endpoint| events.iter().filter_map(move |data| openai::event(data, endpoint).ok());
+    for event in chunks(Endpoint::Chat).chain(chunks(Endpoint::Completions)) {
         let choices = event["choices"].as_array().expect("a chunk has choices");
         assert!(choices.iter().all(|choice| choice["delta"].is_object()));
         if openai::is_asked_for(&event, 2) {
@@ -70,6 +74,28 @@ pub(crate) fn answer_seeds() -> Result<Vec<Vec<u8>>> {
         "data: {\"id\":\"1\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"Hi\"},\"finish_reason\":null}]}\n\n",
         "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\ndata: {\"error\":{\"message\":\"no\"}}\n\ndata: [DONE]\n\n",
         "data: {\"choices\":[{\"index\":7,\"delta\":{}}]}\n\n",
+        "data: {\"choices\":[{\"index\":0,\"text\":\"Hi\",\"finish_reason\":null}]}\n\n",
+    ];
+    Ok(texts.map(|text| text.as_bytes().to_vec()).into())
+}
+
+/// Two vectors of two numbers were asked for.
+pub(crate) fn vectors(bytes: &[u8]) -> bool {
+    let wanted = Wanted { texts: 2, dimensions: Some(2) };
+    let Ok(read) = wanted.read(bytes) else { return false };
+    for base64 in [false, true] {
+        let written = postern_wire::vectors::write(&read, "model", base64);
+        assert_eq!(wanted.read(&written).as_ref(), Ok(&read), "what is written is what was read");
+        let answer: Value = serde_json::from_slice(&written).expect("an answer is JSON");
+        assert_eq!(answer["data"].as_array().map(Vec::len), Some(2));
+    }
+    true
+}
+
+pub(crate) fn vectors_seeds() -> Result<Vec<Vec<u8>>> {
+    let texts = [
+        r#"{"object":"list","data":[{"object":"embedding","index":1,"embedding":[0.5,-1e-3]},{"index":0,"embedding":[1,2]}],"model":"m","usage":{"prompt_tokens":3,"total_tokens":3}}"#,
+        r#"{"data":[{"embedding":"AACAPwAAAEA="},{"embedding":"AACAPwAAAEA="}]}"#,
     ];
     Ok(texts.map(|text| text.as_bytes().to_vec()).into())
 }

@@ -1,5 +1,7 @@
 //! What to say to a request: a pure function from the request and the switches to a script of bytes and waits.
 
+mod vectors;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -46,9 +48,35 @@ pub(super) struct Reply {
     pub(super) steps: VecDeque<Step>,
 }
 
-/// The answer to `POST /v1/chat/completions`. `serial` numbers it, `created` is seconds since 1970.
-pub(super) fn reply(body: &[u8], admission: Admission, switches: &Switches, serial: u64, created: u64) -> Reply {
-    let mut reply = decide(body, admission, switches, serial, created);
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Chat,
+    /// A legacy completion.
+    Text,
+    Vectors,
+}
+
+impl Kind {
+    pub(super) fn of(path: &str) -> Option<Self> {
+        match path {
+            "/v1/chat/completions" => Some(Self::Chat),
+            "/v1/completions" => Some(Self::Text),
+            "/v1/embeddings" => Some(Self::Vectors),
+            _ => None,
+        }
+    }
+}
+
+/// The answer to a `POST` of that kind. `serial` numbers it, `created` is seconds since 1970.
+pub(super) fn reply(
+    asked: (Kind, &[u8]),
+    admission: Admission,
+    switches: &Switches,
+    serial: u64,
+    created: u64,
+) -> Reply {
+    let mut reply = decide(asked, admission, switches, serial, created);
     if switches.hang_before_headers {
         reply.wait = None;
     }
@@ -73,7 +101,7 @@ pub(super) fn whole(status: StatusCode, content_type: &'static str, body: String
     Reply { wait: Some(Duration::ZERO), status, headers, steps: [Step::Send(body.into())].into() }
 }
 
-fn decide(body: &[u8], admission: Admission, switches: &Switches, serial: u64, created: u64) -> Reply {
+fn decide((kind, body): (Kind, &[u8]), admission: Admission, switches: &Switches, serial: u64, created: u64) -> Reply {
     if let Some(to) = &switches.redirect {
         let mut reply = whole(StatusCode::TEMPORARY_REDIRECT, "text/plain", String::new());
         if let Ok(to) = HeaderValue::from_str(to) {
@@ -97,9 +125,16 @@ fn decide(body: &[u8], admission: Admission, switches: &Switches, serial: u64, c
             return reply;
         }
     }
-    let Some(question) = Question::read(body) else {
-        let text = "We could not use the body of your request: `model` and a list of `messages` are needed.";
-        return error(StatusCode::BAD_REQUEST, "invalid_request_error", None, text, Some("messages"));
+    if kind == Kind::Vectors && switches.malformed.is_none() {
+        let mut reply = match vectors::answer(body, switches) {
+            Some(answer) => whole(StatusCode::OK, "application/json", answer),
+            None => unusable("input"),
+        };
+        reply.wait = Some(Duration::from_millis(switches.latency_ms));
+        return reply;
+    }
+    let Some(question) = Question::read(kind, body) else {
+        return unusable(if kind == Kind::Text { "prompt" } else { "messages" });
     };
     let answer = Answer::new(&question, switches, serial, created);
     let mut reply = match switches.malformed {
@@ -119,8 +154,14 @@ fn decide(body: &[u8], admission: Admission, switches: &Switches, serial: u64, c
     reply
 }
 
+fn unusable(field: &str) -> Reply {
+    let text = format!("We could not use the body of your request: `model` and `{field}` are needed.");
+    error(StatusCode::BAD_REQUEST, "invalid_request_error", None, &text, Some(field))
+}
+
 /// The parts of a request that matter.
 struct Question {
+    kind: Kind,
     model: String,
     last_user_text: String,
     /// What the last message begins the answer with, if it is the assistant's: the answer goes on from there.
@@ -132,13 +173,23 @@ struct Question {
 }
 
 impl Question {
-    fn read(body: &[u8]) -> Option<Self> {
-        let body: Value = serde_json::from_slice(body).ok()?;
+    fn read(kind: Kind, body: &[u8]) -> Option<Self> {
+        let mut body: Value = serde_json::from_slice(body).ok()?;
+        if let (Kind::Text | Kind::Vectors, Some(body)) = (kind, body.as_object_mut()) {
+            let texts = [body.remove("prompt"), body.remove("input")].into_iter().flatten();
+            let texts = texts.flat_map(|texts| match texts {
+                Value::Array(list) => list,
+                one => vec![one],
+            });
+            let messages = texts.map(|text| json!({"role": "user", "content": text})).collect();
+            body.insert("messages".into(), messages);
+        }
         let messages = body.get("messages")?.as_array().filter(|messages| !messages.is_empty())?;
         let of = |message: &Value, role: &str| message.get("role").and_then(Value::as_str) == Some(role);
         let (last, last_user) = (messages.last(), messages.iter().rfind(|message| of(message, "user")));
         let characters: usize = messages.iter().map(|message| text(message).chars().count()).sum();
         Some(Self {
+            kind,
             model: body.get("model")?.as_str()?.to_owned(),
             last_user_text: last_user.map(text).unwrap_or_default(),
             begun: last.filter(|last| of(last, "assistant")).map(text).unwrap_or_default(),
@@ -163,6 +214,7 @@ fn text(message: &Value) -> String {
 
 /// An answer in pieces, and how it is written down.
 struct Answer {
+    kind: Kind,
     id: String,
     created: u64,
     model: String,
@@ -178,6 +230,7 @@ impl Answer {
         let text = switches.answer.clone().unwrap_or_else(|| format!("You asked: {}", question.last_user_text));
         let characters: Vec<char> = text.strip_prefix(&question.begun).unwrap_or(&text).chars().collect();
         Self {
+            kind: question.kind,
             id: format!("chatcmpl-{serial:08}"),
             created,
             model: question.model.clone(),
@@ -208,19 +261,33 @@ impl Answer {
             .indices()
             .map(|index| {
                 let message = json!({"role": "assistant", "content": content, "refusal": null});
-                json!({"index": index, "message": message, "logprobs": null, "finish_reason": self.finish_reason})
+                let (name, said) = self.said("message", &message);
+                json!({"index": index, name: said, "logprobs": null, "finish_reason": self.finish_reason})
             })
             .collect();
         json!({
-            "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
+            "id": self.id, "object": self.object("chat.completion"), "created": self.created, "model": self.model,
             "choices": choices, "usage": self.usage(), "system_fingerprint": "fp_busy",
         })
         .to_string()
     }
 
+    fn object<'a>(&self, of_chats: &'a str) -> &'a str {
+        if self.kind == Kind::Text { "text_completion" } else { of_chats }
+    }
+
+    /// The field of a choice that says something.
+    fn said<'a>(&self, of_chats: &'a str, said: &Value) -> (&'a str, Value) {
+        match self.kind {
+            Kind::Text => ("text", said.get("content").cloned().unwrap_or_else(|| Value::from(""))),
+            Kind::Chat | Kind::Vectors => (of_chats, said.clone()),
+        }
+    }
+
     /// The events of one step in all choices.
     fn events(&self, delta: &Value, finish_reason: Option<&str>, usage_follows: bool) -> Bytes {
-        let choice = |index| json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": finish_reason});
+        let (name, said) = self.said("delta", delta);
+        let choice = |index| json!({"index": index, name: said, "logprobs": null, "finish_reason": finish_reason});
         self.indices()
             .flat_map(|index| self.event(&json!([choice(index)]), usage_follows.then_some(Value::Null)))
             .collect()
@@ -228,7 +295,7 @@ impl Answer {
 
     fn event(&self, choices: &Value, usage: Option<Value>) -> Bytes {
         let mut event = json!({
-            "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model,
+            "id": self.id, "object": self.object("chat.completion.chunk"), "created": self.created, "model": self.model,
             "system_fingerprint": "fp_busy", "choices": choices,
         });
         if let (Some(usage), Some(event)) = (usage, event.as_object_mut()) {

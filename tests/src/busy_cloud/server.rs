@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::admission::{Admission, Gate};
 use super::exchange::Exchange;
-use super::plan::{self, Reply};
+use super::plan::{self, Kind, Reply};
 use super::stats::Stats;
 use super::{Switches, control};
 use crate::pki::Authority;
@@ -130,8 +130,8 @@ impl Cloud {
     }
 
     async fn handle(&self, request: Request<Incoming>, from: IpAddr, cut: Arc<Notify>) -> Option<Response<Body>> {
-        if (request.method(), request.uri().path()) == (&Method::POST, "/v1/chat/completions") {
-            return self.chat(request, from, cut).await;
+        if let (&Method::POST, Some(kind)) = (request.method(), Kind::of(request.uri().path())) {
+            return self.answer(kind, request, from, cut).await;
         }
         self.stats.report().other_requests += 1;
         let page = self.switches().metrics.clone();
@@ -153,16 +153,23 @@ impl Cloud {
     }
 
     /// `None`: the client went away while it sent.
-    async fn chat(&self, request: Request<Incoming>, from: IpAddr, cut: Arc<Notify>) -> Option<Response<Body>> {
+    async fn answer(
+        &self,
+        kind: Kind,
+        request: Request<Incoming>,
+        from: IpAddr,
+        cut: Arc<Notify>,
+    ) -> Option<Response<Body>> {
         let exchange = Exchange::begin(self.stats.clone());
         let (parts, body) = request.into_parts();
         let body = Limited::new(body, MAX_BODY).collect().await.ok()?.to_bytes();
         {
             let mut report = self.stats.report();
             report.keep_headers(&parts.headers);
+            report.keep_path(parts.uri.path());
             report.keep_body(&body);
         }
-        let reply = if authorized(&parts.headers) { self.reply(&body, from) } else { unauthorized() };
+        let reply = if authorized(&parts.headers) { self.reply(kind, &body, from) } else { unauthorized() };
         match reply.wait {
             Some(Duration::ZERO) => {}
             Some(wait) => tokio::time::sleep(wait).await,
@@ -173,7 +180,7 @@ impl Cloud {
         Some(response(reply.status, reply.headers, StreamBody::new(Box::pin(body)).boxed()))
     }
 
-    fn reply(&self, body: &[u8], from: IpAddr) -> Reply {
+    fn reply(&self, kind: Kind, body: &[u8], from: IpAddr) -> Reply {
         let switches = self.switches();
         let admission = if switches.redirect.is_some() || switches.error_text.is_some() {
             Admission::Taken
@@ -182,7 +189,7 @@ impl Cloud {
         };
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        plan::reply(body, admission, &switches, serial, now.as_secs())
+        plan::reply((kind, body), admission, &switches, serial, now.as_secs())
     }
 
     fn count(&self, reply: &Reply) {

@@ -12,11 +12,11 @@ const KEPT: usize = 64;
 /// Bytes of a body that are kept as they came.
 const MAX_RAW: usize = 64 << 10;
 
-/// `GET /stats`. Of every request to `/v1/chat/completions`, exactly one of `completed`, `refused`, `cancelled`, `cut`
+/// `GET /stats`. Of every request to `/v1/chat/completions`, `/v1/completions` and `/v1/embeddings`, exactly one of `completed`, `refused`, `cancelled`, `cut`
 /// and `open` is true.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// Requests to `/v1/chat/completions`, whatever became of them.
+    /// Requests to those, whatever became of them.
     pub requests: u64,
     /// Answered with 200, to the end.
     pub completed: u64,
@@ -44,6 +44,8 @@ pub struct Report {
     pub raw_bodies: VecDeque<String>,
     /// The last 64 header maps, names in lower case.
     pub headers: VecDeque<BTreeMap<String, String>>,
+    /// The last 64 paths.
+    pub paths: VecDeque<String>,
 }
 
 /// The report as it grows.
@@ -70,6 +72,10 @@ impl Report {
         let body =
             serde_json::from_slice(body).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(body).into_owned()));
         keep(&mut self.bodies, body);
+    }
+
+    pub(super) fn keep_path(&mut self, path: &str) {
+        keep(&mut self.paths, path.to_owned());
     }
 
     pub(super) fn keep_headers(&mut self, headers: &HeaderMap) {

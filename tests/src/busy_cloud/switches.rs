@@ -38,6 +38,8 @@ pub struct Switches {
     pub finish_reason: Option<String>,
     /// Numbers the choices from here on instead of 0.
     pub first_choice: u64,
+    /// Gives so many vectors instead of one for each text.
+    pub vectors: Option<usize>,
     /// Answers 307 with this `Location`.
     pub redirect: Option<String>,
     /// Adds headers that must not reach a client: `Set-Cookie`, `Alt-Svc`, `Postern-Label`, `X-Upstream`.
@@ -81,6 +83,7 @@ impl Default for Switches {
             answer: None,
             finish_reason: None,
             first_choice: 0,
+            vectors: None,
             redirect: None,
             set_cookie: false,
             error_text: None,

@@ -62,6 +62,9 @@ async fn texts_become_vectors_in_their_order_and_whoever_asks_wrongly_is_told() 
         (both["data"][1]["index"].as_u64(), both["data"][1]["embedding"].as_array().unwrap().len()),
         (Some(1), 32)
     );
+    let state = http::Request::get("http://engine/state").body(Full::default()).unwrap();
+    let state = client.send_request(state).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(serde_json::from_slice::<Value>(&state).unwrap()["endpoints"], json!(["/embeddings"]));
     let long = "w9 ".repeat(63);
     for (path, body, status, code) in [
         ("/v1/embeddings", json!({"model": "other", "input": "w7"}), 404, json!("model_not_found")),

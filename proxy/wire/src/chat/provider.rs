@@ -2,8 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{Invalid, invalid};
+use crate::fields::{Invalid, invalid};
 
+/// The word for it.
+const REFUSED: &str = "provider_state_refused";
 /// Fields that make a provider remember, look up or do something by itself. Not only of OpenAI: whatever server the target is,
 /// it may know them.
 const PROVIDER_EXTRAS: [&str; 15] = [
@@ -43,7 +45,7 @@ const OPAQUE_FIELDS: [&str; 13] = [
 const OWN_NAMES: [&str; 5] = ["tools", "functions", "tool_choice", "response_format", "metadata"];
 
 /// Is there an image, or the like, at any place?
-pub(super) fn holds_opaque(members: &Map<String, Value>) -> bool {
+pub(crate) fn holds_opaque(members: &Map<String, Value>) -> bool {
     members.iter().any(|(key, value)| {
         let named = OPAQUE_FIELDS.contains(&key.as_str()) && is_on(value);
         named || if OWN_NAMES.contains(&key.as_str()) { any_data_url(value) } else { is_opaque(value) }
@@ -78,42 +80,45 @@ fn is_on(value: &Value) -> bool {
 
 /// State that lives with a provider cannot be bound to a tenant and a label here, and what a provider does by itself with a
 /// prompt cannot be seen.
-pub(super) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
-    let refuse = |param: &str, what: &str| {
-        Err(invalid(param, "provider_state_refused", &format!("{what} Send the whole conversation in `messages`.")))
-    };
-    let uses = |field: &str| format!("`{field}` uses state or tools of the provider, which is not allowed here.");
+pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
     // `extra_body` is a word of the SDK; some servers unpack it when it reaches them.
     let extra = body.get("extra_body").and_then(Value::as_object);
     for (prefix, members) in [("", Some(body)), ("extra_body.", extra)] {
         let Some(members) = members else { continue };
         if let Some(field) = PROVIDER_EXTRAS.into_iter().find(|field| members.get(*field).is_some_and(is_on)) {
-            let field = format!("{prefix}{field}");
-            return refuse(&field, &uses(&field));
+            return Err(used(&format!("{prefix}{field}")));
         }
         // A prompt that is kept there; one that is text is an unknown field like others.
         if members.get("prompt").is_some_and(Value::is_object) {
-            let field = format!("{prefix}prompt");
-            return refuse(&field, &uses(&field));
+            return Err(used(&format!("{prefix}prompt")));
         }
     }
+    Ok(())
+}
+
+/// The same inside of messages, and among tools.
+pub(super) fn refuse_state_of_chats(body: &Map<String, Value>) -> Result<(), Invalid> {
     let messages = body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     for (index, message) in messages.iter().enumerate() {
         if message.get("audio").is_some_and(is_on) {
-            let field = format!("messages[{index}].audio");
-            return refuse(&field, &uses(&field));
+            return Err(used(&format!("messages[{index}].audio")));
         }
     }
     let tools = body.get("tools").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     for (index, tool) in tools.iter().enumerate() {
         if !matches!(tool.get("type").and_then(Value::as_str), Some("function" | "custom")) {
-            return refuse(
-                &format!("tools[{index}].type"),
-                "Only tools of type `function` or `custom` are allowed here.",
-            );
+            let what = "Only tools of type `function` or `custom` are allowed here.";
+            return Err(invalid(&format!("tools[{index}].type"), REFUSED, what));
         }
     }
     Ok(())
+}
+
+fn used(field: &str) -> Invalid {
+    let what = format!(
+        "`{field}` uses state or tools of the provider, which is not allowed here. Send all of it in the request itself."
+    );
+    invalid(field, REFUSED, &what)
 }
 
 #[cfg(test)]

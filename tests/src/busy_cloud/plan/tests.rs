@@ -1,7 +1,7 @@
 use super::*;
 
 fn ask(body: &Value, switches: &Switches) -> Reply {
-    reply(body.to_string().as_bytes(), Admission::Taken, switches, 7, 1_700_000_000)
+    reply((Kind::Chat, body.to_string().as_bytes()), Admission::Taken, switches, 7, 1_700_000_000)
 }
 
 fn question(stream: bool) -> Value {
@@ -103,7 +103,7 @@ fn malformed_answers_are_malformed() {
 #[test]
 fn refusals_have_their_status_and_headers() {
     let body = question(false).to_string();
-    let refused = |admission, switches: &Switches| reply(body.as_bytes(), admission, switches, 1, 1);
+    let refused = |admission, switches: &Switches| reply((Kind::Chat, body.as_bytes()), admission, switches, 1, 1);
     let none = Switches::default();
     let busy = refused(Admission::TooMany { retry_after_s: 9 }, &none);
     assert_eq!((busy.status.as_u16(), &busy.headers[RETRY_AFTER]), (429, &HeaderValue::from_static("9")));
