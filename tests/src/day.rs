@@ -158,7 +158,7 @@ pub async fn play(day: &Day) -> Result<Report> {
     died.and(loaded)?;
     let too_many = cloud.stats().await?.statuses.get(&429).copied().unwrap_or_default();
     let records = postern.as_ref().map(|postern| postern.records().all()).transpose()?.unwrap_or_default();
-    let continued = records.iter().filter(|record| record.outcome["continued"].as_u64().is_some()).count();
+    let continued = records.iter().filter(|record| record.outcome.get("continued").is_some()).count();
     Ok(report(day.set_up, ended, too_many, continued))
 }
 
