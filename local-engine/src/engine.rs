@@ -18,7 +18,7 @@ use crate::model::{self, Model};
 use crate::options::EngineOptions;
 use crate::origin::Origin;
 use crate::sequence::{Generation, GenerationEvent, Submission};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, Unencoded};
 use crate::turns::{Turn, Turns};
 use crate::weights::WeightFile;
 use crate::worker::{Status, Worker};
@@ -98,7 +98,6 @@ impl Engine {
         let device = device::choose(options.device);
         let file = WeightFile::open(&options.model, &device)?;
         let tokenizer = Tokenizer::load(&file)?;
-        let header = file.header();
         let source = file.chat_template();
         let source = source.ok_or_else(|| {
             EngineError::Options(format!(
@@ -106,7 +105,7 @@ impl Engine {
                 options.model.display()
             ))
         })?;
-        let template = ChatTemplate::new(&source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
+        let template = tokenizer.chat_template(&file, &source)?;
         let model = model::load(&file, &mut |share| progress(Progress::Weights(share)))?;
         progress(Progress::WarmUp);
         let engine = Self::start(options, tokenizer, template, model, &device)?;
@@ -245,15 +244,15 @@ impl Engine {
         self.turns.take(&origin.identity).await.ok_or(EngineError::Stopped)
     }
 
-    /// The prompt of a conversation as token ids. Takes milliseconds for a long one: not for an async task.
+    /// The prompt of a conversation as token ids, as far as one fits. Takes milliseconds for a long one: not for an async task.
     pub(crate) fn tokenize(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        let bytes = messages.iter().map(|message| message.content.len()).sum();
-        let fewest = self.tokenizer.fewest_tokens(bytes);
-        if fewest >= self.context_tokens {
-            return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens: fewest });
-        }
         let guarded = messages.iter().map(|m| Message { role: m.role, content: self.tokenizer.guard(&m.content) });
-        self.tokenizer.encode(&self.template.render(&guarded.collect::<Vec<_>>())?)
+        let rendered = self.template.render(&guarded.collect::<Vec<_>>())?;
+        let context_tokens = self.context_tokens;
+        self.tokenizer.encode(&rendered, context_tokens - 1).map_err(|unencoded| match unencoded {
+            Unencoded::TooMany { tokens } => EngineError::ContextLength { context_tokens, prompt_tokens: tokens },
+            other => EngineError::invalid("messages", other.in_words()),
+        })
     }
 
     /// Says that a request is being read: see [`EngineOptions::max_wait`].

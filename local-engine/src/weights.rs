@@ -79,6 +79,11 @@ impl WeightFile {
         self.header.tensors.contains_key(name)
     }
 
+    /// Tokens that the model has embeddings of.
+    pub(crate) fn embedding_rows(&self) -> Option<usize> {
+        usize::try_from(*self.header.tensors.get("token_embd.weight")?.dimensions.last()?).ok()
+    }
+
     /// Type and numbers of every tensor.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (GgmlDType, u64)> {
         let numbers = |entry: &TensorEntry| entry.dimensions.iter().fold(1u64, |all, each| all.saturating_mul(*each));

@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             tell_error(&error);
             // A wrong configuration does not get better by itself: whoever supervises us need not try again.
-            let wrong = error.is::<config::ConfigError>() || plugin::is_wrong(&error);
+            let wrong = error.is::<config::ConfigError>() || plugin::is_wrong(&error) || engine::is_wrong(&error);
             ExitCode::from(if wrong { EXIT_CONFIG } else { 1 })
         }
     }

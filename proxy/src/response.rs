@@ -190,6 +190,10 @@ impl Chain {
             let event = match tokio::time::timeout_at(self.deadline.into(), events.next()).await {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return (self.end(), false),
+                // Its own words say what to ask for instead.
+                Ok(Err(AttemptError::Engine(refusal))) => {
+                    return (self.break_off(&Error::EngineRefused(refusal)), false);
+                }
                 Ok(Err(error)) => {
                     tracing::warn!(record = %self.exchange.record, target = self.exchange.outcome.target, %error, "an answer broke off");
                     return (self.break_off(&Error::StreamBroken), false);

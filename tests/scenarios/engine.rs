@@ -251,8 +251,19 @@ async fn another_model_takes_over_under_load_and_nobody_loses_an_answer() -> Res
     let at = bytes.windows(key.len()).position(|bytes| bytes == key).context("a template")?;
     bytes[at] = b'T';
     std::fs::write(&bare, bytes)?;
-    let bare = bare.to_str().context("a path")?;
-    for (model, why) in [("no-such-model", "neither a file nor a known model"), (bare, "no chat template")] {
+    // What is wrong with this one is not seen before it is run, and that is left to the engine.
+    let failing = folder.join("failing.gguf");
+    let mut bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../local-engine/tests/oracles/llama.gguf"))?;
+    let role = b"m['role']";
+    let at = bytes.windows(role.len()).position(|bytes| bytes == role).context("a role")?;
+    bytes[at..at + role.len()].copy_from_slice(b"m['rule']");
+    std::fs::write(&failing, bytes)?;
+    let (bare, failing) = (bare.to_str().context("a path")?, failing.to_str().context("a path")?);
+    for (model, why) in [
+        ("no-such-model", "neither a file nor a known model"),
+        (bare, "no chat template"),
+        (failing, "a chat template that fails on a short conversation"),
+    ] {
         let refused = postern.admin_post_json("/api/engine/model", &json!({"model": model})).await?;
         assert!(refused.status == 422 && refused.text().contains(why), "{}", refused.text());
     }
@@ -261,6 +272,29 @@ async fn another_model_takes_over_under_load_and_nobody_loses_an_answer() -> Res
         let (answered, errors) = user.await??;
         assert!(answered > 0 && errors.is_empty(), "{answered} answers, {errors:?}");
     }
+    Ok(())
+}
+
+/// The pattern compiles, and needs more work in the middle of an answer than one may cost: the request's fault, not the engine's.
+#[tokio::test]
+async fn a_schema_that_an_answer_cannot_be_held_to_is_told_in_the_engines_words() -> Result<()> {
+    let postern = started().await?;
+    let client = postern.client("clerk/amy")?;
+    let schema = json!({"type": "string", "pattern": "^([ab]{30,90}a[ab]{30,90}){9}$"});
+    let mut body = json!({
+        "model": "chat", "max_tokens": 900, "temperature": 1.5, "seed": 7, "messages": [{"role": "user", "content": "Spell something."}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    });
+    let reply = client.post_json("/v1/chat/completions", &body).await?;
+    assert_eq!((reply.status, reply.error_code().as_str()), (400, "unsupported_parameter"), "{}", reply.text());
+    assert!(reply.text().contains("ask for something simpler"), "{}", reply.text());
+    body["stream"] = json!(true);
+    let mut stream = client.stream(&body).await?;
+    assert_eq!(stream.status, 200);
+    let events = stream.rest().await?;
+    let last = events.last().context("no event")?;
+    assert!(last.error_code() == "unsupported_parameter" && events.len() > 2, "{events:?}");
+    assert_eq!(client.chat("And now?").await?.status, 200, "it goes on serving");
     Ok(())
 }
 

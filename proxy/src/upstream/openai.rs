@@ -15,6 +15,7 @@ use postern_wire::json;
 use postern_wire::sse::Decoder;
 use serde_json::Value;
 
+use super::local::EngineRefusal;
 use super::{AttemptError, Reply, Upstream};
 use crate::classify::clearance::EgressPermit;
 use crate::egress::{Remote, SendError};
@@ -57,6 +58,22 @@ impl Upstream for OpenAi {
         }
         .boxed()
     }
+}
+
+/// Reads the beginning of an answer of the engine on this machine.
+///
+/// # Errors
+/// As [`read`]. Within the answer, why the engine does not go on is said in its own words.
+pub(super) async fn read_own(
+    response: Response<Incoming>,
+    stream: bool,
+    idle: Duration,
+) -> Result<Reply, AttemptError> {
+    let mut reply = read(response, stream, idle).await?;
+    if let Reply::Stream(events) = &mut reply {
+        events.is_own = true;
+    }
+    Ok(reply)
 }
 
 /// Reads the beginning of an answer.
@@ -123,6 +140,8 @@ pub struct EventStream {
     idle: Duration,
     received: usize,
     ended: bool,
+    /// Of the engine on this machine.
+    is_own: bool,
 }
 
 impl std::fmt::Debug for EventStream {
@@ -134,7 +153,7 @@ impl std::fmt::Debug for EventStream {
 impl EventStream {
     fn new(body: Incoming, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
-        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, received: 0, ended: false }
+        Self { body, decoder: Decoder::new(MAX_EVENT), ready, replayed, idle, received: 0, ended: false, is_own: false }
     }
 
     /// Bytes that came so far.
@@ -158,7 +177,10 @@ impl EventStream {
                     self.ended = true;
                     return Ok(None);
                 }
-                return event(&data).map(Some);
+                return event(&data).map(Some).map_err(|error| match EngineRefusal::of_event(&data) {
+                    Some(refusal) if self.is_own => AttemptError::Engine(Box::new(refusal)),
+                    _ => error,
+                });
             }
             self.receive().await?;
         }
