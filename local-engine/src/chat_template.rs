@@ -20,7 +20,7 @@ const NAME: &str = "chat";
 /// Bytes of a template at most; known ones have less than 20,000.
 const TEMPLATE_BYTES_MAX: usize = 1 << 20;
 /// One unit of fuel is one instruction of a template, or 64 bytes that it makes or goes through: so many for any
-/// conversation, and more for each of its messages and for each byte in them. Known templates use less than 300 for a message.
+/// conversation, and more for each of its messages and for each byte in them. Known templates need a part of it.
 const FUEL: u64 = 250_000;
 const FUEL_OF_A_MESSAGE: u64 = 1000;
 const FUEL_OF_A_BYTE: u64 = 1;

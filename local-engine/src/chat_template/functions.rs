@@ -58,11 +58,22 @@ fn pay(state: &State<'_, '_>, value: &Value, method: &str, arguments: &[Value]) 
         None => argument.len().unwrap_or(1),
     });
     let bytes = match method {
-        "split" | "splitlines" => text.len().saturating_mul(ITEM_BYTES),
+        "split" | "splitlines" => pieces(text, method, arguments).saturating_mul(ITEM_BYTES).saturating_add(text.len()),
         "format" => formatted_bytes(state, text, arguments)?,
         _ => text.len().saturating_mul(compared.max().unwrap_or(1).max(1)),
     };
     state.consume_fuel((bytes / FUEL_BYTES) as u64)
+}
+
+/// How many a text is split into, at most.
+fn pieces(text: &str, method: &str, arguments: &[Value]) -> usize {
+    let between = match arguments.first().and_then(Value::as_str) {
+        _ if method == "splitlines" => text.matches('\n').count(),
+        Some("") => text.len(),
+        Some(separator) => text.matches(separator).count(),
+        None => text.split_whitespace().count(),
+    };
+    between + 1
 }
 
 /// Bytes that `str.format` makes at most.
