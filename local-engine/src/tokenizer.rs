@@ -306,7 +306,7 @@ impl Encoded {
 /// What can be said of the tokenizer of a file without building it: whether it is of a kind that is known, and whether
 /// the tokens that begin and end a text are among its tokens.
 pub(crate) fn check(file: &WeightFile) -> Result<(), EngineError> {
-    if file.tokenizer_json().is_some() {
+    if file.has_tokenizer_json() {
         return Ok(());
     }
     let header = file.header();

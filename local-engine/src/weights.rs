@@ -114,8 +114,12 @@ impl WeightFile {
 
     /// `tokenizer.json`, which folders have and GGUF files do not.
     pub(crate) fn tokenizer_json(&self) -> Option<Result<serde_json::Value, EngineError>> {
-        let path = self.path.join("tokenizer.json");
-        path.is_file().then(|| folder::read_json(&path).map_err(|detail| self.damaged(&detail)))
+        self.has_tokenizer_json()
+            .then(|| folder::read_json(&self.path.join("tokenizer.json")).map_err(|detail| self.damaged(&detail)))
+    }
+
+    pub(crate) fn has_tokenizer_json(&self) -> bool {
+        self.path.join("tokenizer.json").is_file()
     }
 
     /// Tokens of a text at most, where the folder says so for texts that become vectors.
