@@ -12,7 +12,7 @@ use crate::device;
 use crate::error::EngineError;
 use crate::model::bert::Bert;
 use crate::options::DeviceChoice;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, Unencoded};
 use crate::weights::WeightFile;
 
 /// Texts of one request at most, and their tokens together. Source: the OpenAI API reference, "Create embeddings".
@@ -27,6 +27,8 @@ const RETRY_AFTER_SECONDS_MAX: u64 = 60;
 /// Tokens around every text.
 const BEGIN: &str = "[CLS]";
 const END: &str = "[SEP]";
+/// How many those are.
+const AROUND: usize = 2;
 
 /// An embedding model that is ready. Each request is computed by itself, in the order in which they came.
 pub struct Embedder {
@@ -162,20 +164,11 @@ impl Embedder {
         for (at, text) in texts.iter().enumerate() {
             let mut of_text = vec![self.begin];
             // A text that spells a special token does not become one.
-            of_text.extend(self.tokenizer.encode_without_begin(&self.tokenizer.guard(text))?);
+            let own_max = self.tokens_max.saturating_sub(AROUND);
+            let found = self.tokenizer.encode_without_begin(&self.tokenizer.guard(text), own_max);
+            of_text.extend(found.map_err(|unencoded| self.refusal(at, &unencoded))?);
             of_text.push(self.end);
             all += of_text.len();
-            if of_text.len() > self.tokens_max {
-                return Err(EngineError::Invalid {
-                    message: format!(
-                        "Text {at} has {} tokens, and this model takes {} at most. Please shorten it.",
-                        of_text.len(),
-                        self.tokens_max
-                    ),
-                    param: Some("input".to_owned()),
-                    code: Some("context_length_exceeded"),
-                });
-            }
             if all > TOKENS_MAX {
                 let message = format!("The texts have more than {TOKENS_MAX} tokens together.");
                 return Err(EngineError::invalid("input", message));
@@ -183,6 +176,18 @@ impl Embedder {
             ids.push(of_text);
         }
         Ok(ids)
+    }
+
+    fn refusal(&self, at: usize, unencoded: &Unencoded) -> EngineError {
+        let Unencoded::TooMany { tokens } = unencoded else {
+            return EngineError::invalid("input", format!("Text {at}: {}", unencoded.in_words()));
+        };
+        let (tokens, tokens_max) = (tokens + AROUND, self.tokens_max);
+        let message = format!(
+            "Text {at} has {tokens} tokens or more, and this model takes {tokens_max} at most. Please shorten it."
+        );
+        let param = Some("input".to_owned());
+        EngineError::Invalid { message, param, code: Some("context_length_exceeded") }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::model::{self, Model};
 use crate::options::EngineOptions;
 use crate::origin::Origin;
 use crate::sequence::{Generation, GenerationEvent, Submission};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, Unencoded};
 use crate::turns::{Turn, Turns};
 use crate::weights::WeightFile;
 use crate::worker::{Status, Worker};
@@ -98,7 +98,6 @@ impl Engine {
         let device = device::choose(options.device);
         let file = WeightFile::open(&options.model, &device)?;
         let tokenizer = Tokenizer::load(&file)?;
-        let header = file.header();
         let source = file.chat_template();
         let source = source.ok_or_else(|| {
             EngineError::Options(format!(
@@ -106,7 +105,7 @@ impl Engine {
                 options.model.display()
             ))
         })?;
-        let template = ChatTemplate::new(&source, tokenizer.named(header, "bos"), tokenizer.named(header, "eos"))?;
+        let template = tokenizer.chat_template(&file, &source)?;
         let model = model::load(&file, &mut |share| progress(Progress::Weights(share)))?;
         progress(Progress::WarmUp);
         let engine = Self::start(options, tokenizer, template, model, &device)?;
@@ -245,26 +244,23 @@ impl Engine {
         self.turns.take(&origin.identity).await.ok_or(EngineError::Stopped)
     }
 
-    /// The prompt of a conversation as token ids. Takes milliseconds for a long one: not for an async task.
+    /// The prompt of a conversation as token ids, as far as one fits. Takes milliseconds for a long one: not for an async task.
     pub(crate) fn tokenize(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        self.check_fits(messages.iter().map(|message| message.content.len()).sum())?;
         let guarded = messages.iter().map(|m| Message { role: m.role, content: self.tokenizer.guard(&m.content) });
-        self.tokenizer.encode(&self.template.render(&guarded.collect::<Vec<_>>())?)
+        self.encode(&self.template.render(&guarded.collect::<Vec<_>>())?, "messages")
     }
 
     /// The tokens of a text that is gone on with as it stands. None of them is a control token but the first, where the model has one.
     pub(crate) fn tokenize_text(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        self.check_fits(text.len())?;
-        self.tokenizer.encode(&self.tokenizer.guard(text))
+        self.encode(&self.tokenizer.guard(text), "prompt")
     }
 
-    /// Refuses without tokenizing what has too many tokens however it is tokenized.
-    fn check_fits(&self, bytes: usize) -> Result<(), EngineError> {
-        let fewest = self.tokenizer.fewest_tokens(bytes);
-        if fewest >= self.context_tokens {
-            return Err(EngineError::ContextLength { context_tokens: self.context_tokens, prompt_tokens: fewest });
-        }
-        Ok(())
+    fn encode(&self, rendered: &str, field: &str) -> Result<Vec<u32>, EngineError> {
+        let context_tokens = self.context_tokens;
+        self.tokenizer.encode(rendered, context_tokens - 1).map_err(|unencoded| match unencoded {
+            Unencoded::TooMany { tokens } => EngineError::ContextLength { context_tokens, prompt_tokens: tokens },
+            other => EngineError::invalid(field, other.in_words()),
+        })
     }
 
     /// Says that a request is being read: see [`EngineOptions::max_wait`].

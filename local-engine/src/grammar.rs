@@ -83,7 +83,7 @@ impl Grammars {
                  large, or whose parts contradict each other.",
             );
         }
-        Ok(Grammar { matcher, call_mark: constraint.call_mark })
+        Ok(Grammar { matcher, param, call_mark: constraint.call_mark })
     }
 }
 
@@ -91,6 +91,8 @@ impl Grammars {
 #[derive(Clone)]
 pub struct Grammar {
     matcher: Matcher,
+    /// The field of the request that it comes from.
+    param: &'static str,
     call_mark: Option<&'static str>,
 }
 
@@ -103,7 +105,12 @@ impl std::fmt::Debug for Grammar {
 impl Grammar {
     /// The same for another answer: what they use up of their bounds is not shared.
     pub(crate) fn separate(&self) -> Self {
-        Self { matcher: self.matcher.deep_clone(), call_mark: self.call_mark }
+        Self { matcher: self.matcher.deep_clone(), param: self.param, call_mark: self.call_mark }
+    }
+
+    /// The field of the request that it comes from.
+    pub(crate) fn param(&self) -> &'static str {
+        self.param
     }
 
     /// With this text a call begins.
@@ -171,4 +178,4 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

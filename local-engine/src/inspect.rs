@@ -5,7 +5,9 @@ use std::path::Path;
 
 use candle_core::Device;
 
+use crate::chat_template::ChatTemplate;
 use crate::error::EngineError;
+use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFile;
 
 /// A model, as its header describes it.
@@ -31,7 +33,8 @@ pub struct Inspection {
     pub refusal: Option<String>,
 }
 
-/// Reads the headers of a model's files, and whether their tensors are all there. Reads no weights.
+/// Reads the headers of a model's files, and whether their tensors are all there; builds the tokenizer, and writes a short
+/// conversation with the chat template. Reads no weights.
 ///
 /// # Errors
 /// [`EngineError::Io`], [`EngineError::Damaged`] if the header cannot be read.
@@ -67,9 +70,18 @@ pub fn inspect(path: &Path) -> Result<Inspection, EngineError> {
         numbers: numbers.collect(),
         vocabulary: header.texts("tokenizer.ggml.tokens").map(<[String]>::len),
         has_chat_template: file.chat_template().is_some(),
-        refusal: crate::model::check(&file).err().map(|error| error.to_string()),
+        refusal: refusal(&file).err().map(|error| error.to_string()),
         architecture,
     })
+}
+
+fn refusal(file: &WeightFile) -> Result<(), EngineError> {
+    crate::model::check(file)?;
+    let tokenizer = Tokenizer::load(file)?;
+    match file.chat_template() {
+        Some(source) => tokenizer.chat_template(file, &source).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// What an engine does with a model.
@@ -81,7 +93,8 @@ pub enum Serves {
     Vectors,
 }
 
-/// What the engine would do with the model of a file or folder. Reads its header.
+/// What the engine would do with the model of a file or folder. Reads its header; runs nothing of what is in it, since what asks
+/// must live on.
 ///
 /// # Errors
 /// Why it can do nothing, in words; or the file cannot be read.
@@ -91,16 +104,22 @@ pub fn serves(path: &Path) -> Result<Serves, EngineError> {
     if file.header().text("general.architecture") == Some("bert") {
         return Ok(Serves::Vectors);
     }
-    if file.chat_template().is_none() {
+    let Some(template) = file.chat_template() else {
         let what = format!("the model in {} has no chat template, so it answers no chats", path.display());
         return Err(EngineError::Options(what));
-    }
+    };
+    crate::tokenizer::check(&file)?;
+    ChatTemplate::check(&template)?;
     Ok(Serves::Chats)
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::quantized::gguf_file::Value;
+
     use super::*;
+    use crate::engine::Engine;
+    use crate::options::EngineOptions;
     use crate::testing::TinyFile;
 
     #[test]
@@ -110,6 +129,34 @@ mod tests {
         let error = serves(&bare.path).unwrap_err().to_string();
         assert!(error.contains("no chat template"), "{error}");
         assert_eq!(inspect(&bare.path).unwrap().refusal, None, "it can be computed all the same");
+    }
+
+    #[test]
+    fn what_would_fail_at_the_first_request_is_said() {
+        let set = |key: &str, value: Value| {
+            let key = key.to_owned();
+            TinyFile::with(&[], move |metadata| {
+                metadata.retain(|(other, _)| *other != key);
+                metadata.push((key, value));
+            })
+        };
+        let text = |text: &str| Value::String(text.to_owned());
+        for (file, why, is_seen_in_the_header) in [
+            (set("tokenizer.ggml.eos_token_id", Value::U32(70_000)), "its `eos` token is number 70000", true),
+            (set("tokenizer.ggml.bos_token_id", Value::U32(260)), "its `bos` token is number 260", true),
+            (set("tokenizer.ggml.pre", text("made-up")), "the pre-tokenizer `made-up`", true),
+            (set("tokenizer.ggml.merges", Value::Array(vec![text("a c")])), "its merges is not made of tokens", false),
+            (set("tokenizer.chat_template", text("{% if %}")), "a chat template of this kind (syntax error", true),
+            (set("tokenizer.chat_template", text("{{ none() }}")), "fails on a short conversation", false),
+            (set("tokenizer.chat_template", text("{{ 'x' * 99999999 }}")), "does not end within the work", false),
+        ] {
+            let found = inspect(&file.path).unwrap().refusal.unwrap();
+            assert!(found.contains(why), "{found}");
+            let checked = serves(&file.path);
+            assert_eq!(checked.is_err(), is_seen_in_the_header, "{why}: {checked:?}");
+            let loaded = Engine::load(&EngineOptions::new(file.path.clone(), "tiny"), &mut |_| {});
+            assert!(loaded.err().unwrap().to_string().contains(why), "{why}");
+        }
     }
 
     #[test]

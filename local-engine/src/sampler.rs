@@ -9,6 +9,16 @@ use crate::logprobs::{self, Score};
 use crate::sequence::Sampling;
 use candidates::{candidates, pick};
 
+/// Why no token can be drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Undrawn {
+    /// The logits are not numbers, or none is possible: the model's fault.
+    Logits,
+    /// The grammar needs more work than one may cost, or leaves nothing: the fault of what the request asked for, in this
+    /// field.
+    Grammar(&'static str),
+}
+
 /// Draws the tokens of one sequence. The same seed and the same logits give the same tokens: nothing here knows of other
 /// sequences, and each draw takes one number of this sequence's own generator.
 ///
@@ -32,29 +42,31 @@ impl Sampler {
         Self { sampling, random: StdRng::seed_from_u64(seed), prompt, drawn: Vec::new(), score: None }
     }
 
-    /// The next token, or `None` if there is none: the logits are not numbers, or the grammar leaves nothing.
-    pub(crate) fn draw(&mut self, logits: &mut [f32]) -> Option<u32> {
-        if logits.iter().any(|logit| logit.is_nan()) {
-            return None;
+    /// The next token.
+    pub(crate) fn draw(&mut self, logits: &mut [f32]) -> Result<u32, Undrawn> {
+        if logits.iter().all(|logit| *logit == f32::NEG_INFINITY) || logits.iter().any(|logit| logit.is_nan()) {
+            return Err(Undrawn::Logits);
         }
         // Probabilities are told as the model gave them, before anything a request asks for changes them.
         let told = self.sampling.logprobs.map(|top| (logits.to_vec(), top));
         self.bias(logits);
         self.penalise(logits);
+        let stuck = self.sampling.grammar.as_ref().map_or(Undrawn::Logits, |grammar| Undrawn::Grammar(grammar.param()));
         if let Some(grammar) = &mut self.sampling.grammar {
-            grammar.constrain(logits)?;
+            grammar.constrain(logits).ok_or(stuck)?;
         }
         let token = if self.sampling.temperature <= 0.0 {
             greatest(logits)
         } else {
             pick(&candidates(logits, &self.sampling), self.random.random::<f32>())
-        }?;
+        };
+        let token = token.ok_or(stuck)?;
         if let Some(grammar) = &mut self.sampling.grammar {
-            grammar.advance(token)?;
+            grammar.advance(token).ok_or(stuck)?;
         }
         self.score = told.map(|(logits, top)| logprobs::score(&logits, token, top));
         self.count(token);
-        Some(token)
+        Ok(token)
     }
 
     /// The probability of the token that was drawn last, if it was asked for.

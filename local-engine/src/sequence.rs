@@ -119,7 +119,7 @@ pub struct Usage {
 }
 
 /// What comes out of the engine for one request: at most one `Started`, then `Text`s (or `Scored`s, if probabilities were
-/// asked for), then one `Finished` or `Failed`.
+/// asked for), then one `Finished`, `Failed` or `Unspellable`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GenerationEvent {
     /// The first token was drawn.
@@ -142,6 +142,18 @@ pub enum GenerationEvent {
     },
     /// The computation failed; the log says why.
     Failed,
+    /// What the answer must spell needs more work than one request may cost.
+    Unspellable {
+        /// The field that asks for it.
+        param: &'static str,
+    },
+}
+
+impl GenerationEvent {
+    /// Nothing follows.
+    pub(crate) fn is_last(&self) -> bool {
+        matches!(self, Self::Finished { .. } | Self::Failed | Self::Unspellable { .. })
+    }
 }
 
 /// A request as the worker gets it.

@@ -41,7 +41,7 @@ enum Choice {
     Auto,
     /// One at least is.
     Required,
-    /// This one is.
+    /// This one is, once.
     Named(String),
 }
 
@@ -88,7 +88,8 @@ impl Tools {
 
     /// What the answer must spell. `answer`: the schema of an answer without a call.
     pub(crate) fn constraint(&self, answer: Option<&Value>) -> Constraint {
-        let calls = if self.parallel {
+        // Whoever names a function wants one call of it.
+        let calls = if self.parallel && !matches!(self.choice, Choice::Named(_)) {
             format!("call (\"\\n{BEGIN}\" call){{0,{}}}", CALLS_MAX - 1)
         } else {
             "call".to_owned()

@@ -79,6 +79,11 @@ impl WeightFile {
         self.header.tensors.contains_key(name)
     }
 
+    /// Tokens that the model has embeddings of.
+    pub(crate) fn embedding_rows(&self) -> Option<usize> {
+        usize::try_from(*self.header.tensors.get("token_embd.weight")?.dimensions.last()?).ok()
+    }
+
     /// Type and numbers of every tensor.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (GgmlDType, u64)> {
         let numbers = |entry: &TensorEntry| entry.dimensions.iter().fold(1u64, |all, each| all.saturating_mul(*each));
@@ -109,8 +114,12 @@ impl WeightFile {
 
     /// `tokenizer.json`, which folders have and GGUF files do not.
     pub(crate) fn tokenizer_json(&self) -> Option<Result<serde_json::Value, EngineError>> {
-        let path = self.path.join("tokenizer.json");
-        path.is_file().then(|| folder::read_json(&path).map_err(|detail| self.damaged(&detail)))
+        self.has_tokenizer_json()
+            .then(|| folder::read_json(&self.path.join("tokenizer.json")).map_err(|detail| self.damaged(&detail)))
+    }
+
+    pub(crate) fn has_tokenizer_json(&self) -> bool {
+        self.path.join("tokenizer.json").is_file()
     }
 
     /// Tokens of a text at most, where the folder says so for texts that become vectors.

@@ -19,6 +19,7 @@ use crate::meters::Meters;
 use crate::model::{self, Model};
 use crate::options::EngineOptions;
 use crate::rates::{Average, PREFILL_TOKENS_MAX, Pace};
+use crate::sampler::Undrawn;
 use crate::scheduler::{Bounds, Job, Scheduler, SequenceId, Work};
 use crate::sequence::{FinishReason, GenerationEvent, Submission, Usage};
 use crate::speculation::{self, Guess};
@@ -376,12 +377,21 @@ impl Worker {
 
     /// Draws and gives out one token; false if the sequence ends with it.
     fn next_token(&mut self, id: SequenceId, sequence: &mut Sequence, logits: Option<Vec<f32>>) -> bool {
-        let Some(token) = logits.and_then(|mut logits| sequence.sampler.draw(&mut logits)) else {
-            tracing::error!("no token can be drawn: the model's output is not a number, or a grammar cannot go on");
-            // Nor may anybody else begin with it.
-            self.memory.kv.clear(&mut sequence.table);
-            self.fail(&sequence.submission);
-            return false;
+        let drawn = logits.map_or(Err(Undrawn::Logits), |mut logits| sequence.sampler.draw(&mut logits));
+        let token = match drawn {
+            Ok(token) => token,
+            Err(Undrawn::Logits) => {
+                tracing::error!("no token can be drawn: the model's output is not a number");
+                // Nor may anybody else begin with it.
+                self.memory.kv.clear(&mut sequence.table);
+                self.fail(&sequence.submission);
+                return false;
+            }
+            Err(Undrawn::Grammar(param)) => {
+                tracing::warn!(param, "an answer ended: what it had to spell needs more work than it may cost");
+                self.end_with(&sequence.submission, &GenerationEvent::Unspellable { param });
+                return false;
+            }
         };
         self.totals.generated_tokens += 1;
         if sequence.generated == 0 {
@@ -469,9 +479,16 @@ impl Worker {
     }
 
     fn fail(&mut self, submission: &Submission) {
-        self.totals.failed += 1;
-        // If nobody listens any more, nobody needs to know.
-        let _ = submission.events.try_send(GenerationEvent::Failed);
+        self.end_with(submission, &GenerationEvent::Failed);
+    }
+
+    /// Ends a request, and those that wait for its prompt.
+    fn end_with(&mut self, submission: &Submission, event: &GenerationEvent) {
+        for submission in std::iter::once(submission).chain(&submission.followers) {
+            self.totals.failed += 1;
+            // If nobody listens any more, nobody needs to know.
+            let _ = submission.events.try_send(event.clone());
+        }
     }
 
     fn publish(&self, publish: &watch::Sender<Status>) {

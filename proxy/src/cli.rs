@@ -75,12 +75,15 @@ enum ConfigCommand {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::start_logging();
+    let serves_a_model = matches!(arguments.command, Command::Engine(_));
     match run(arguments.command) {
         Ok(code) => code,
         Err(error) => {
             tell_error(&error);
             // A wrong configuration does not get better by itself: whoever supervises us need not try again.
-            let wrong = error.is::<config::ConfigError>() || plugin::is_wrong(&error);
+            let wrong = error.is::<config::ConfigError>()
+                || plugin::is_wrong(&error)
+                || (serves_a_model && engine::is_wrong(&error));
             ExitCode::from(if wrong { EXIT_CONFIG } else { 1 })
         }
     }

@@ -275,6 +275,10 @@ impl Chain {
             let mut event = match tokio::time::timeout_at(self.deadline.into(), self.from(events)).await {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return (self.end(), false),
+                // Its own words say what to ask for instead.
+                Ok(Err(AttemptError::Engine(refusal))) => {
+                    return (self.break_off(&Error::EngineRefused(refusal)), false);
+                }
                 Ok(Err(_told)) => return (self.break_off(&Error::StreamBroken), false),
                 Err(_) => {
                     let total = self.deadline.saturating_duration_since(self.exchange.started);

@@ -240,20 +240,28 @@ async fn a_workstation_cannot_serve_and_it_is_said_before_the_model_is_loaded() 
     let cloud = BusyCloud::start().await?;
     let office = Office::new(&cloud)?;
     let dir = office.issue("spiffe://branch.test/clerk/amy", "amy")?.display().to_string();
-    let run = |arguments: &[&str]| -> Result<String> {
+    let ended = |code: i32, arguments: &[&str]| -> Result<String> {
         let output = postern_tests::postern::run(arguments)?;
-        ensure!(!output.status.success(), "it ended well");
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(code), "{}: {said}", output.status);
+        Ok(said)
     };
+    // What is set up wrong ends as `postern run` does, and a wrong command line as all commands do.
+    let (run, refused) = (|arguments: &[&str]| ended(78, arguments), |arguments: &[&str]| ended(2, arguments));
     let base = ["engine", "--model", postern_tests::node::MODEL, "--listen", "127.0.0.1:0"];
     let said = run(&[&base[..], &["--identity", &dir]].concat())?;
     assert!(said.contains("a workstation's cannot serve") && said.contains("/node/NAME"), "{said}");
     assert!(!said.contains("loading the model"), "{said}");
     let said = run(&[&base[..], &["--identity", "/no/such/folder"]].concat())?;
     assert!(said.contains("/no/such/folder"), "{said}");
-    assert!(run(&base)?.contains("--identity"));
+    assert!(
+        run(&["engine", "--model", "made-up", "--connect", "/tmp/x.sock"])?
+            .contains("neither a file nor a known model")
+    );
+    assert!(refused(&base)?.contains("--identity"));
     let both = [&base[..], &["--identity", &dir, "--connect", "/tmp/x.sock"]].concat();
-    assert!(run(&both)?.contains("cannot be used with"));
+    assert!(refused(&both)?.contains("cannot be used with"));
+    assert!(refused(&["engine", "--model", "x", "--connect", "y", "--kv-bytes", "256MB"])?.contains("such as 256MiB"));
     Ok(())
 }
 

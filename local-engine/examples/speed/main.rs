@@ -234,7 +234,9 @@ async fn ended(mut answer: Receiver<GenerationEvent>) -> Done<Usage> {
     while let Some(event) = answer.recv().await {
         match event {
             GenerationEvent::Finished { usage, .. } => return Ok(usage),
-            GenerationEvent::Failed => return Err("the computation failed".into()),
+            GenerationEvent::Failed | GenerationEvent::Unspellable { .. } => {
+                return Err("the computation failed".into());
+            }
             _ => {}
         }
     }

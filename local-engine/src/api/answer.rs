@@ -111,6 +111,7 @@ async fn whole_choice(
                 return Ok((told, usage));
             }
             Some(GenerationEvent::Failed) => return Err(failed()),
+            Some(GenerationEvent::Unspellable { param }) => return Err(unspellable(param)),
             None => return Err(EngineError::Stopped),
         }
     }
@@ -141,7 +142,7 @@ fn tagged(
     Box::pin(stream::unfold(Some(events), move |events| async move {
         let mut events = events?;
         let event = events.recv().await;
-        let goes_on = !matches!(event, None | Some(GenerationEvent::Finished { .. } | GenerationEvent::Failed));
+        let goes_on = event.as_ref().is_some_and(|event| !event.is_last());
         Some(((index, event), goes_on.then_some(events)))
     }))
 }
@@ -169,6 +170,7 @@ impl Chunks {
             Some(GenerationEvent::Finished { reason, usage }) => self.ending(index, reason, usage),
             // In-band, and no `[DONE]`: a client must not take this for a complete answer.
             Some(GenerationEvent::Failed) => (sse::data(&failed().to_body().to_json()), true),
+            Some(GenerationEvent::Unspellable { param }) => (sse::data(&unspellable(param).to_body().to_json()), true),
             None => (sse::data(&EngineError::Stopped.to_body().to_json()), true),
         }
     }
@@ -239,6 +241,14 @@ fn finish_reason(reason: FinishReason, choice: &Choice) -> &'static str {
 
 fn failed() -> EngineError {
     EngineError::Compute(candle_core::Error::Msg("see the log of the step".to_owned()))
+}
+
+fn unspellable(param: &str) -> EngineError {
+    let message = format!(
+        "`{param}` asks for an answer whose check needs more work than the local engine does for one. The answer was not \
+         completed. Please ask for something simpler: fewer alternatives, and shorter patterns and bounds."
+    );
+    EngineError::unsupported(param, message)
 }
 
 /// Of all choices. Their prompt counts once, what was generated for each counts. The first one computes the prompt and the

@@ -158,6 +158,7 @@ fn a_call_can_be_required_of_one_function_and_only_once() {
     let named = json!({"type": "function", "function": {"name": "now"}});
     let named = grammar(&two_tools(named, true).constraint(None));
     assert!(spells(&named, &call("now", "{}")) && !spells(&named, &call("weather", "{\"city\": \"Rome\"}")));
+    assert!(!spells(&named, &format!("{0}\n{0}", call("now", "{}"))), "one call, even if several are allowed");
 }
 
 #[test]
@@ -218,4 +219,24 @@ proptest! {
             prop_assert!(object.keys().all(|key| ["kind", "count", "tags", "more"].contains(&key.as_str())));
         }
     }
+}
+
+/// There are so many ways to read what came that the work on one token goes beyond its bound.
+#[test]
+fn a_grammar_that_needs_too_much_work_ends_and_says_whose_it_is() {
+    let mut grammar = of_schema(&costly_schema());
+    assert_eq!(grammar.param(), "response_format");
+    grammar.advance(bytes("\"")[0]).unwrap();
+    let mut random = 7u32;
+    let stuck = (0..1000).position(|_| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let token = bytes(if random >> 31 == 0 { "a" } else { "b" })[0];
+        grammar.constrain(&mut vec![0.0; 300]).is_none() || grammar.advance(token).is_none()
+    });
+    assert!(stuck.is_some_and(|at| at > 10), "{stuck:?}");
+}
+
+/// It compiles, and cannot be followed to its end.
+pub(crate) fn costly_schema() -> Value {
+    json!({"type": "string", "pattern": "^([ab]{0,90}a[ab]{0,90}){9}[ab]{300}$"})
 }

@@ -151,7 +151,7 @@ fn an_engine_on_a_gpu_answers_many_at_a_time() {
         let usage = loop {
             match events.blocking_recv().unwrap() {
                 GenerationEvent::Finished { usage, .. } => break usage,
-                GenerationEvent::Failed => panic!("answer {number} failed"),
+                GenerationEvent::Failed | GenerationEvent::Unspellable { .. } => panic!("answer {number} failed"),
                 _ => {}
             }
         };

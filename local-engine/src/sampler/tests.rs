@@ -100,10 +100,10 @@ fn penalties_turn_away_from_what_was_said() {
 fn a_repetition_penalty_counts_the_prompt_too_and_each_token_once() {
     let sampling = Sampling { repetition_penalty: 2.0, ..greedy() };
     let draw = |prompt: &[u32], logits: &[f32]| Sampler::new(sampling.clone(), prompt).draw(&mut logits.to_vec());
-    assert_eq!(draw(&[], &[4.0, 3.0]), Some(0));
-    assert_eq!(draw(&[0, 0, 0], &[4.0, 3.0]), Some(1), "halved");
-    assert_eq!(draw(&[0, 0, 0], &[4.0, 1.5]), Some(0), "not divided by eight");
-    assert_eq!(draw(&[0], &[-1.0, -1.5]), Some(1), "a negative logit gets smaller, not greater");
+    assert_eq!(draw(&[], &[4.0, 3.0]), Ok(0));
+    assert_eq!(draw(&[0, 0, 0], &[4.0, 3.0]), Ok(1), "halved");
+    assert_eq!(draw(&[0, 0, 0], &[4.0, 1.5]), Ok(0), "not divided by eight");
+    assert_eq!(draw(&[0], &[-1.0, -1.5]), Ok(1), "a negative logit gets smaller, not greater");
     assert_eq!(draws(sampling.clone(), &[4.0, 3.0], 2), [0, 1], "what was drawn counts as well");
 }
 
@@ -119,7 +119,7 @@ fn a_bias_bans_or_forces_a_token() {
 fn what_is_told_is_the_models_own_probability() {
     let sampling = Sampling { logprobs: Some(1), logit_bias: vec![(2, 100.0)], ..greedy() };
     let mut sampler = Sampler::new(sampling, &[]);
-    assert_eq!(sampler.draw(&mut FALLING.to_vec()), Some(2));
+    assert_eq!(sampler.draw(&mut FALLING.to_vec()), Ok(2));
     let score = sampler.take_score().unwrap();
     assert!((score.logprob - 0.0871f32.ln()).abs() < 0.01, "{}", score.logprob);
     assert_eq!((score.token, score.top[0].0), (2, 0));
@@ -128,10 +128,10 @@ fn what_is_told_is_the_models_own_probability() {
 
 #[test]
 fn what_is_not_a_number_is_no_token() {
-    assert_eq!(Sampler::new(Sampling::default(), &[]).draw(&mut [0.0, f32::NAN]), None);
-    assert_eq!(Sampler::new(Sampling::default(), &[]).draw(&mut []), None);
-    assert_eq!(Sampler::new(Sampling::default(), &[]).draw(&mut [f32::NEG_INFINITY; 3]), None);
-    assert_eq!(Sampler::new(greedy(), &[]).draw(&mut [f32::NEG_INFINITY; 3]), None);
+    assert_eq!(Sampler::new(Sampling::default(), &[]).draw(&mut [0.0, f32::NAN]), Err(Undrawn::Logits));
+    assert_eq!(Sampler::new(Sampling::default(), &[]).draw(&mut []), Err(Undrawn::Logits));
+    assert_eq!(Sampler::new(Sampling::default(), &[]).draw(&mut [f32::NEG_INFINITY; 3]), Err(Undrawn::Logits));
+    assert_eq!(Sampler::new(greedy(), &[]).draw(&mut [f32::NEG_INFINITY; 3]), Err(Undrawn::Logits));
 }
 
 proptest! {
@@ -159,8 +159,8 @@ proptest! {
         let sampling = Sampling { temperature, top_k, top_p, min_p, seed: Some(seed), ..Sampling::default() };
         let drawn = Sampler::new(sampling, &[]).draw(&mut logits.clone());
         let possible = logits.iter().any(|logit| *logit > f32::NEG_INFINITY);
-        prop_assert_eq!(drawn.is_some(), possible);
-        prop_assert!(drawn.is_none_or(|token| logits[token as usize] > f32::NEG_INFINITY));
+        prop_assert_eq!(drawn.is_ok(), possible);
+        prop_assert!(drawn.ok().is_none_or(|token| logits[token as usize] > f32::NEG_INFINITY));
     }
 
     #[test]

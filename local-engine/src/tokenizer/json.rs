@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use serde_json::Value as Json;
 
+use super::cuts::Cuts;
 use super::{Alphabet, KIND_CONTROL, KIND_FIXED, Vocabulary, Words};
 use crate::error::EngineError;
 use crate::weights::WeightFile;
@@ -50,10 +51,11 @@ pub(super) fn vocabulary(file: &WeightFile, mut json: Json) -> Result<Vocabulary
         program.insert("truncation".to_owned(), Json::Null);
         program.insert("padding".to_owned(), Json::Null);
     }
+    let cuts = Cuts::of_program(&json);
     let program = tokenizers::Tokenizer::from_str(&json.to_string());
     let program =
         program.map_err(|error| file.damaged(&format!("its tokenizer.json does not fit together: {error}")))?;
-    Ok(Vocabulary { words: Words::Crate(Box::new(program)), texts, kinds, alphabet })
+    Ok(Vocabulary { words: Words::Crate(Box::new(program), cuts), texts, kinds, alphabet })
 }
 
 fn id_of(id: &Json) -> usize {

@@ -4,8 +4,10 @@
 //! shown as `▁` (U+2581).
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::sync::OnceLock;
 
+use super::cuts;
 use crate::error::EngineError;
 use crate::weights::WeightFile;
 
@@ -22,6 +24,8 @@ pub(super) struct Pieces {
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
     begins_with_space: bool,
+    /// Characters that are neighbours in a piece: found when a long text comes.
+    neighbours: OnceLock<HashSet<(char, char)>>,
 }
 
 impl Pieces {
@@ -49,7 +53,8 @@ impl Pieces {
         }
         let unknown = header.integer("tokenizer.ggml.unknown_token_id").and_then(|id| u32::try_from(id).ok());
         let begins_with_space = header.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
-        Ok(Self { ids, scores: scores.to_vec(), bytes, unknown, begins_with_space })
+        let neighbours = OnceLock::new();
+        Ok(Self { ids, scores: scores.to_vec(), bytes, unknown, begins_with_space, neighbours })
     }
 
     /// `is_first`: nothing but control tokens was before this text.
@@ -58,7 +63,7 @@ impl Pieces {
         if is_first && self.begins_with_space {
             shown.push(SPACE);
         }
-        shown.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+        shown.extend(text.chars().map(shown_as));
         let mut work = Work::new(&shown);
         let mut heap = BinaryHeap::new();
         for left in 1..work.symbols.len() {
@@ -78,6 +83,12 @@ impl Pieces {
         }
     }
 
+    /// No piece has the two beside each other.
+    pub(super) fn never_join(&self, before: char, after: char) -> bool {
+        let neighbours = self.neighbours.get_or_init(|| cuts::neighbours(self.ids.keys().map(String::as_str)));
+        !neighbours.contains(&(shown_as(before), shown_as(after)))
+    }
+
     fn byte(&self, byte: u8) -> Option<u32> {
         self.bytes.get(usize::from(byte)).copied().flatten().or(self.unknown)
     }
@@ -95,6 +106,10 @@ pub(super) fn token_bytes(text: &str, kind: Option<i32>) -> Vec<u8> {
         (Some(KIND_BYTE), Some(byte)) => vec![byte],
         _ => text.replace(SPACE, " ").into_bytes(),
     }
+}
+
+fn shown_as(c: char) -> char {
+    if c == ' ' { SPACE } else { c }
 }
 
 /// `<0x0A>` is 10.
@@ -174,6 +189,8 @@ impl<'a> Work<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn pieces(of: &[(&str, f32)]) -> Pieces {
@@ -185,6 +202,7 @@ mod tests {
             bytes,
             unknown: None,
             begins_with_space: false,
+            neighbours: OnceLock::new(),
         }
     }
 
@@ -211,5 +229,32 @@ mod tests {
         assert_eq!(token_bytes("▁a", Some(1)), b" a");
         assert_eq!(token_bytes("<0x0A>", Some(6)), b"\n");
         assert_eq!(token_bytes("<0x0A>", Some(1)), b"<0x0A>");
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_of_parts_are_those_of_the_whole(
+            text in "[abc é]{0,40}", part_bytes in 1usize..8, with_space in any::<bool>(),
+        ) {
+            let mut pieces = pieces(&[
+                ("a", -9.0), ("b", -9.0), ("c", -9.0), ("▁", -9.0), ("ab", -3.0), ("ba", -2.0), ("aba", -1.0),
+                ("▁a", -2.5), ("▁▁", -4.0), ("▁ab", -0.5), ("cc", -3.5),
+            ]);
+            pieces.begins_with_space = with_space;
+            let mut ids = Vec::new();
+            let parts = cuts::parts(&text, part_bytes, |before, after| pieces.never_join(before, after));
+            for (at, part) in parts.enumerate() {
+                pieces.encode(part, at == 0, &mut ids);
+            }
+            let whole = if text.is_empty() { Vec::new() } else { encoded(&pieces, &text) };
+            prop_assert_eq!(ids, whole);
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_where_no_piece_goes_on() {
+        let pieces = pieces(&[("a", -9.0), ("▁", -9.0), ("▁a", -2.5), ("aa", -1.0)]);
+        let text = "aaa aa ".repeat(100);
+        assert!(cuts::parts(&text, 20, |before, after| pieces.never_join(before, after)).all(|part| part.len() <= 20));
     }
 }

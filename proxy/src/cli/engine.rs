@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::say;
 use crate::config;
+use crate::config::units::Size;
 use crate::issuer::Files;
 use crate::node::Node;
 use crate::node::identity::Identity;
@@ -44,8 +45,8 @@ pub(super) struct EngineArguments {
     /// Requests that may wait for a sequence.
     #[arg(long, default_value_t = 256)]
     max_queue: usize,
-    /// Memory for keys and values, in bytes.
-    #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
+    /// Memory for keys and values: a number of bytes, or one with a unit, such as 256MiB.
+    #[arg(long, default_value = "2GiB", value_name = "SIZE", value_parser = kv_bytes)]
     kv_bytes: usize,
     /// Keep keys and values in eight bits, not sixteen.
     #[arg(long)]
@@ -87,6 +88,14 @@ fn host_and_port(text: &str) -> Result<String, String> {
         .ok_or_else(|| "it has a host and a port, such as ai.example.org:8443".to_owned())
 }
 
+fn kv_bytes(text: &str) -> Result<usize, String> {
+    let bytes = match text.parse::<u64>() {
+        Ok(bytes) => bytes,
+        Err(_) => text.parse::<Size>()?.0,
+    };
+    usize::try_from(bytes).map_err(|_| "it is more than there can be".to_owned())
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Device {
     /// The best there is.
@@ -95,10 +104,40 @@ enum Device {
     Cpu,
 }
 
+/// What does not get better by itself: whoever supervises this process need not try again.
+pub(super) fn is_wrong(error: &anyhow::Error) -> bool {
+    let of_model = matches!(
+        error.downcast_ref::<EngineError>(),
+        Some(
+            EngineError::Options(_)
+                | EngineError::UnknownModel(_)
+                | EngineError::NotPulled { .. }
+                | EngineError::Cut { .. }
+                | EngineError::Damaged { .. }
+                | EngineError::Unsupported(_)
+        )
+    );
+    of_model || error.is::<WrongIdentity>()
+}
+
+/// The folder of --identity is not that of a node; the message says why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+struct WrongIdentity(anyhow::Error);
+
 pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
-    if arguments.supervised {
+    let supervised = arguments.supervised;
+    if supervised {
         supervise::die_with_parent(rustix::process::Signal::KILL)?;
     }
+    let ended = run_to_end(arguments);
+    if let (true, Err(error)) = (supervised, &ended) {
+        pulse::last_words(&error.to_string());
+    }
+    ended
+}
+
+fn run_to_end(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     // Loading may take minutes, and no other thread of this process runs meanwhile.
     let loading = arguments.supervised.then(pulse::beat_from_a_thread).transpose()?;
     let file = catalog::locate(&arguments.model)?;
@@ -154,7 +193,7 @@ impl Opened {
     async fn new(address: SocketAddr, dir: &Path, allow: Vec<SpiffeId>) -> anyhow::Result<Self> {
         // Prompts are in the memory of this process, and belong in no core file.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-        let (identity, files) = Identity::open(dir, allow).await?;
+        let (identity, files) = Identity::open(dir, allow).await.map_err(WrongIdentity)?;
         // Bound, but not listening yet: until the model is there, the gateway is refused at once and asks another target.
         let bind = || {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -235,7 +274,7 @@ impl Loaded {
 
 #[cfg(test)]
 mod tests {
-    use super::host_and_port;
+    use super::{host_and_port, kv_bytes};
 
     #[test]
     fn an_address_has_a_host_and_a_port() {
@@ -244,6 +283,14 @@ mod tests {
         }
         for wrong in ["ai.example.org", "ai.example.org:", ":8443", "ai.example.org:0", "ai.example.org:65536", ""] {
             assert!(host_and_port(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn memory_is_said_as_in_the_configuration_or_in_bytes() {
+        assert_eq!((kv_bytes("1024"), kv_bytes("256MiB"), kv_bytes("2GiB")), (Ok(1024), Ok(256 << 20), Ok(2 << 30)));
+        for wrong in ["", "MiB", "256MB", "-1", "1.5GiB", "99999999999GiB"] {
+            assert!(kv_bytes(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
+use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -40,12 +41,18 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+impl FromStr for Size {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "expected a size above 0: a whole number and one of B, KiB, MiB, GiB, such as 256MiB";
+        read(text, &SIZES).filter(|bytes| *bytes > 0).map(Self).ok_or(wrong)
+    }
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        read(&text, &SIZES).filter(|bytes| *bytes > 0).map(Self).ok_or_else(|| {
-            D::Error::custom("expected a size above 0: a whole number and one of B, KiB, MiB, GiB, such as 256MiB")
-        })
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -68,7 +68,16 @@ impl<'a> Engines<'a> {
             status = async { match child {
                 Some(child) => child.wait().await,
                 None => std::future::pending().await,
-            } } => self.give_up(&format!("its engine ended ({})", status?)),
+            } } => {
+                let status = status?;
+                let pulse = self.next.as_mut().and_then(|next| next.pulse.as_mut());
+                let words = match pulse {
+                    Some(pulse) => pulse.last_words().await,
+                    None => None,
+                };
+                let words = words.map_or_else(String::new, |words| format!(": {words}"));
+                self.give_up(&format!("its engine ended ({status}){words}"));
+            }
             () = async { match left {
                 Some(left) => tokio::time::sleep(left).await,
                 None => std::future::pending().await,

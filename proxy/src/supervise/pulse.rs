@@ -13,6 +13,10 @@ use tokio::time::{Instant, sleep_until};
 /// Between two signs of life.
 const BEAT_EVERY: Duration = Duration::from_millis(500);
 
+/// Bytes of a child's last words at most, and how long the rest of them may take when it has ended.
+const MAX_WORDS: usize = 1024;
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+
 /// Beats from its own thread until it is dropped, for a process whose other threads are all at work.
 #[derive(Debug)]
 pub struct Beating(Arc<AtomicBool>);
@@ -47,6 +51,14 @@ pub async fn beat() {
     }
 }
 
+/// For a child that ends: why, for whoever asked for it. Words of this program about its options and files, in one line.
+pub fn last_words(words: &str) {
+    let mut out = std::io::stdout();
+    let line: String = words.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    // A line of its own, so that beats are no part of it.
+    let _unheard = out.write_all(format!("\n{line}\n").as_bytes()).and_then(|()| out.flush());
+}
+
 fn say() {
     let mut out = std::io::stdout();
     // Who listened may be gone, and this process ends with it.
@@ -59,12 +71,16 @@ pub(super) struct Pulse {
     beats: Option<ChildStdout>,
     heard: Instant,
     silence: Duration,
+    /// Its last words so far, and whether they go on.
+    words: Vec<u8>,
+    is_speaking: bool,
 }
 
 impl Pulse {
     /// Listens to `child`, which may be silent for `silence`.
     pub(super) fn of(child: &mut Child, silence: Duration) -> Self {
-        Self { beats: child.stdout.take(), heard: Instant::now(), silence }
+        let beats = child.stdout.take();
+        Self { beats, heard: Instant::now(), silence, words: Vec::new(), is_speaking: false }
     }
 }
 
@@ -82,7 +98,7 @@ pub(super) async fn lost(pulse: &mut Option<Pulse>) -> Duration {
             // What was said while this process itself stood still counts.
             biased;
             read = beats.read(&mut bytes) => match read {
-                Ok(1..) => pulse.heard = Instant::now(),
+                Ok(count @ 1..) => pulse.hear(bytes.get(..count).unwrap_or_default()),
                 // Closed: it may be about to end.
                 _ => pulse.beats = None,
             },
@@ -92,6 +108,30 @@ pub(super) async fn lost(pulse: &mut Option<Pulse>) -> Duration {
 }
 
 impl Pulse {
+    /// What a child that has ended said last, if it said anything.
+    pub(super) async fn last_words(&mut self) -> Option<String> {
+        let mut bytes = [0; 64];
+        while let Some(beats) = &mut self.beats {
+            match tokio::time::timeout(LAST_WORDS_WITHIN, beats.read(&mut bytes)).await {
+                Ok(Ok(count @ 1..)) => self.hear(bytes.get(..count).unwrap_or_default()),
+                _ => self.beats = None,
+            }
+        }
+        let words = String::from_utf8_lossy(&self.words).into_owned();
+        Some(words).filter(|words| !words.is_empty())
+    }
+
+    fn hear(&mut self, bytes: &[u8]) {
+        self.heard = Instant::now();
+        for byte in bytes {
+            match byte {
+                b'\n' => self.is_speaking = !self.is_speaking,
+                byte if self.is_speaking && self.words.len() < MAX_WORDS => self.words.push(*byte),
+                _ => {}
+            }
+        }
+    }
+
     fn told(&mut self) -> Duration {
         let silent = self.heard.elapsed();
         self.heard = Instant::now();
@@ -126,5 +166,18 @@ mod tests {
         let (_child, mut pulse) = listen("while :; do printf .; sleep 0.1; done");
         assert!(tokio::time::timeout(SILENCE * 3, lost(&mut pulse)).await.is_err(), "it was well all the time");
         assert!(tokio::time::timeout(SILENCE * 2, lost(&mut None)).await.is_err(), "nobody listens");
+    }
+
+    #[tokio::test]
+    async fn last_words_are_heard_among_beats_and_bounded() {
+        for (script, words) in [
+            ("printf ...; printf '\\nno such file.\\n'; printf .", Some("no such file.".to_owned())),
+            ("printf ...", None),
+            ("printf '\\n'; head -c 5000 /dev/zero | tr '\\0' x", Some("x".repeat(MAX_WORDS))),
+        ] {
+            let (mut child, pulse) = listen(script);
+            child.wait().await.unwrap();
+            assert_eq!(pulse.unwrap().last_words().await, words, "{script}");
+        }
     }
 }

@@ -244,7 +244,7 @@ impl Upstream for Engine {
                 Ok(response) => response,
             };
             match response.status() {
-                StatusCode::OK => openai::read(response, asks, self.idle).await,
+                StatusCode::OK => openai::read_own(response, asks, self.idle).await,
                 status => Err(match EngineRefusal::read(response).await {
                     Some(refusal) => AttemptError::Engine(Box::new(refusal)),
                     None if status == StatusCode::NOT_FOUND => AttemptError::NotFound,

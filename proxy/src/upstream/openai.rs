@@ -19,6 +19,7 @@ use postern_wire::json;
 use postern_wire::sse::Decoder;
 use serde_json::Value;
 
+use super::local::EngineRefusal;
 use super::standing::{Said, Turn};
 use super::{Asks, AttemptError, Reply, Upstream, scrape};
 use crate::classify::clearance::EgressPermit;
@@ -87,6 +88,18 @@ impl Upstream for OpenAi {
         }
         .boxed()
     }
+}
+
+/// Reads the beginning of an answer of the engine on this machine.
+///
+/// # Errors
+/// As [`read`]. Within the answer, why the engine does not go on is said in its own words.
+pub(super) async fn read_own(response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
+    let mut reply = read(response, asks, idle).await?;
+    if let Reply::Stream(events) = &mut reply {
+        events.is_own = true;
+    }
+    Ok(reply)
 }
 
 /// Reads the beginning of an answer.
@@ -180,6 +193,8 @@ pub struct EventStream {
     received: usize,
     ended: bool,
     turn: Option<Turn>,
+    /// Of the engine on this machine.
+    is_own: bool,
 }
 
 impl std::fmt::Debug for EventStream {
@@ -192,7 +207,8 @@ impl EventStream {
     fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
         let decoder = Decoder::new(MAX_EVENT);
-        Self { body, endpoint, decoder, ready, replayed, idle, received: 0, ended: false, turn: None }
+        let (received, ended, turn, is_own) = (0, false, None, false);
+        Self { body, endpoint, decoder, ready, replayed, idle, received, ended, turn, is_own }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
@@ -229,7 +245,10 @@ impl EventStream {
                     self.ended = true;
                     return Ok(None);
                 }
-                return event(&data, self.endpoint).map(Some);
+                return event(&data, self.endpoint).map(Some).map_err(|error| match EngineRefusal::of_event(&data) {
+                    Some(refusal) if self.is_own => AttemptError::Engine(Box::new(refusal)),
+                    _ => error,
+                });
             }
             self.receive().await?;
         }

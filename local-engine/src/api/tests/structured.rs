@@ -1,6 +1,7 @@
 //! Answers of the real model under schemas, checked by another library than the one that enforces them.
 
 use super::*;
+use crate::grammar::tests::costly_schema;
 
 const CONCURRENT: usize = 16;
 
@@ -166,4 +167,29 @@ fn the_deepest_schema_that_is_taken_does_not_break_the_engine() {
         // Whether it can be enforced is the compiler's to say.
         let _ = engine.grammar(&Constraint::json(&schema));
     }
+}
+
+/// Distinct texts of `a` and `b`, one longer than the other: what the scripted model says of a costly pattern.
+const COSTLY: &[&[u8]] =
+    &[b"\"a", b"ab", b"aab", b"abab", b"baaba", b"abaaba", b"bbabaab", b"aabababb", b"babbababa", b"abbabaabab"];
+
+/// The fault is what the request asks for, not the engine's: so it is told, and in words that help.
+#[tokio::test]
+async fn an_answer_that_cannot_be_held_to_its_schema_is_the_requests_fault() {
+    let mut client = Client::of(scripted_engine(COSTLY, QUICK, |_| {})).await;
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": costly_schema()}});
+    let told = |error: &Value| {
+        assert_eq!((&error["code"], &error["param"]), (&json!("unsupported_parameter"), &json!("response_format")));
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(error["message"].as_str().unwrap().contains("ask for something simpler"), "{error}");
+    };
+    let whole = client.chat(json!({"response_format": format, "temperature": 0})).await;
+    assert_eq!(whole.status(), 400);
+    told(&json_of(whole).await["error"]);
+    let asked = json!({"response_format": format, "temperature": 0, "stream": true, "n": 2});
+    let events = events_of(client.chat(asked).await).await;
+    assert!(events.len() > 2 && events[0]["choices"][0]["delta"]["role"] == "assistant", "{events:?}");
+    told(&events.last().unwrap()["error"]);
+    client.wait_for(idle).await;
+    assert_eq!(client.chat(json!({})).await.status(), 200, "it goes on serving");
 }

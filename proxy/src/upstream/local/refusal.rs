@@ -17,6 +17,8 @@ use crate::error::Reply;
 /// The most bytes of a refusal, and of its words.
 const MAX_REFUSAL: usize = 16 << 10;
 const MAX_WORDS: usize = 600;
+/// The engine cannot do what the request asks for; others may.
+const UNSUPPORTED: &str = "unsupported_parameter";
 /// How long its body may take.
 const WITHIN: Duration = Duration::from_secs(2);
 /// The longest time after which a client is told to come again.
@@ -48,6 +50,12 @@ impl EngineRefusal {
         Self::parse(head.status, &head.headers, &body.to_bytes())
     }
 
+    /// Reads one that comes instead of an answer's next event, where no status says what it is: only what the request asks
+    /// for can be at fault then.
+    pub(in crate::upstream) fn of_event(data: &[u8]) -> Option<Self> {
+        Self::parse(StatusCode::BAD_REQUEST, &HeaderMap::new(), data).filter(|refusal| refusal.code == UNSUPPORTED)
+    }
+
     fn parse(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<Self> {
         let body = json::parse(body, &json::Limits::default()).ok()?;
         let error = body.get("error")?;
@@ -55,7 +63,7 @@ impl EngineRefusal {
         let said = error.get("code").and_then(Value::as_str);
         let (code, kind) = match (status.as_u16(), said) {
             (400, Some("context_length_exceeded")) => ("context_length_exceeded", "invalid_request_error"),
-            (400, Some("unsupported_parameter")) => ("unsupported_parameter", "invalid_request_error"),
+            (400, Some(UNSUPPORTED)) => (UNSUPPORTED, "invalid_request_error"),
             (400, _) => ("invalid_value", "invalid_request_error"),
             (413, _) => ("request_too_large", "invalid_request_error"),
             (429, _) => ("rate_limit_exceeded", "rate_limit_error"),
@@ -139,6 +147,16 @@ mod tests {
         assert_eq!(parsed(503, r#"{"error":{"message":"Stopped.","code":"engine_stopped"}}"#), None);
         assert_eq!(parsed(500, r#"{"error":{"message":"Failed."}}"#), None);
         assert_eq!(parsed(400, "no JSON"), None);
+    }
+
+    #[test]
+    fn within_an_answer_only_what_was_asked_for_is_at_fault() {
+        let event = |code: &str| format!(r#"{{"error":{{"message":"Simpler.","param":"tools","code":"{code}"}}}}"#);
+        let refusal = EngineRefusal::of_event(event("unsupported_parameter").as_bytes()).unwrap();
+        assert_eq!((refusal.status(), refusal.code()), (StatusCode::BAD_REQUEST, "unsupported_parameter"));
+        assert_eq!(refusal.reply().body.param.as_deref(), Some("tools"));
+        assert_eq!(EngineRefusal::of_event(event("engine_failed").as_bytes()), None);
+        assert_eq!(EngineRefusal::of_event(br#"{"choices":[]}"#), None);
     }
 
     #[test]
