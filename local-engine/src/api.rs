@@ -97,7 +97,7 @@ async fn answer(engine: Arc<Engine>, request: ChatRequest, origin: Origin) -> Re
         let _turn = turn;
         let prompt = match &request.text {
             Some(text) => engine.tokenize_text(text)?,
-            None => engine.tokenize(&request.messages)?,
+            None => engine.tokenize(&request.messages, request.begun.as_deref())?,
         };
         let grammar = request.constraint().map(|constraint| engine.grammar(&constraint)).transpose()?;
         engine.submit_choices(request.into_generation(prompt, grammar, origin), choices)

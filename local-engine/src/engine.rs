@@ -245,9 +245,13 @@ impl Engine {
     }
 
     /// The prompt of a conversation as token ids, as far as one fits. Takes milliseconds for a long one: not for an async task.
-    pub(crate) fn tokenize(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+    /// `begun`: what the answer begins with.
+    pub(crate) fn tokenize(&self, messages: &[Message], begun: Option<&str>) -> Result<Vec<u32>, EngineError> {
         let guarded = messages.iter().map(|m| Message { role: m.role, content: self.tokenizer.guard(&m.content) });
-        self.encode(&self.template.render(&guarded.collect::<Vec<_>>())?, "messages")
+        let mut rendered = self.template.render(&guarded.collect::<Vec<_>>())?;
+        // What the model saw when it had said so much itself.
+        rendered.push_str(&begun.map(|begun| self.tokenizer.guard(begun)).unwrap_or_default());
+        self.encode(&rendered, "messages")
     }
 
     /// The tokens of a text that is gone on with as it stands. None of them is a control token but the first, where the model has one.

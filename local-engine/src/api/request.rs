@@ -54,8 +54,15 @@ const UNSUPPORTED: [&str; 26] = [
 ];
 
 /// Fields of chats, which mean nothing where a text is gone on with.
-const ONLY_OF_CHATS: [&str; 6] =
-    ["messages", "tools", "tool_choice", "response_format", "top_logprobs", "max_completion_tokens"];
+const ONLY_OF_CHATS: [&str; 7] = [
+    "messages",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "top_logprobs",
+    "max_completion_tokens",
+    "continue_final_message",
+];
 /// New tokens of a legacy completion that names no bound.
 const COMPLETION_TOKENS: u64 = 16;
 
@@ -66,6 +73,8 @@ pub(super) struct ChatRequest {
     pub(super) messages: Vec<Message>,
     /// A text that is gone on with as it stands, instead of messages.
     pub(super) text: Option<String>,
+    /// The beginning of the answer, which the model goes on with (`continue_final_message`, as vLLM has it).
+    pub(super) begun: Option<String>,
     /// `None`: as many as the context leaves.
     pub(super) max_tokens: Option<u64>,
     pub(super) stop: Vec<String>,
@@ -89,10 +98,13 @@ impl ChatRequest {
         let stream = body.truth("stream")?.unwrap_or(false);
         let parallel = body.truth("parallel_tool_calls")?;
         let tools = Tools::from_json(body.value("tools"), body.value("tool_choice"), parallel)?;
-        Ok(Self {
+        let mut messages = messages(&body, tools.as_ref())?;
+        let begun = if goes_on(&body)? { Some(beginning(&mut messages)?) } else { None };
+        let request = Self {
             model,
-            messages: messages(&body, tools.as_ref())?,
+            messages,
             text: None,
+            begun,
             max_tokens: body.count("max_completion_tokens")?.or(body.count("max_tokens")?),
             stop: stop(&body)?,
             sampling: sampling(&body)?,
@@ -101,7 +113,12 @@ impl ChatRequest {
             answer_schema: answer_schema(&body)?,
             stream,
             include_usage: include_usage(&body, stream)?,
-        })
+        };
+        // What an answer must spell, it must spell from its beginning.
+        if request.begun.is_some() && request.constraint().is_some() {
+            return Err(unsupported("continue_final_message"));
+        }
+        Ok(request)
     }
 
     /// Of `POST /v1/completions`.
@@ -118,6 +135,7 @@ impl ChatRequest {
             model: body.text("model")?.ok_or_else(|| missing("model"))?.to_owned(),
             messages: Vec::new(),
             text: Some(prompt(&body)?),
+            begun: None,
             max_tokens: body.count("max_tokens")?.or(Some(COMPLETION_TOKENS)),
             stop: stop(&body)?,
             sampling: sampling(&body)?,
@@ -149,6 +167,28 @@ fn the_fields(tree: &Value) -> Result<Fields<'_>, EngineError> {
         EngineError::Invalid { message, param: None, code: None }
     })?;
     Ok(Fields(object))
+}
+
+/// Is the last message the beginning of the answer?
+fn goes_on(body: &Fields<'_>) -> Result<bool, EngineError> {
+    let goes_on = body.truth("continue_final_message")?.unwrap_or(false);
+    if body.truth("add_generation_prompt")?.is_some_and(|begins| begins == goes_on) {
+        let message = "`add_generation_prompt` must be the opposite of `continue_final_message`.";
+        return Err(EngineError::invalid("add_generation_prompt", message));
+    }
+    Ok(goes_on)
+}
+
+/// Takes the beginning of the answer out of the messages.
+fn beginning(messages: &mut Vec<Message>) -> Result<String, EngineError> {
+    let last = messages.pop_if(|last| last.role == "assistant");
+    match last.filter(|_| !messages.is_empty()) {
+        Some(last) => Ok(last.content),
+        None => {
+            let message = "With `continue_final_message` the last of several messages must be the assistant's.";
+            Err(EngineError::invalid("continue_final_message", message))
+        }
+    }
 }
 
 fn prompt(body: &Fields<'_>) -> Result<String, EngineError> {
@@ -451,5 +491,27 @@ mod tests {
     fn what_is_no_object_is_refused() {
         assert!(ChatRequest::from_json(&json!([])).is_err());
         assert!(ChatRequest::from_json(&json!({})).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_was_begun_is_gone_on_with() {
+        let turns = |last: &str| json!([{"role": "user", "content": "Hi"}, {"role": last, "content": "Hello, th"}]);
+        let request = |more: Value| {
+            let mut body = json!({"model": "m", "messages": turns("assistant"), "continue_final_message": true});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            ChatRequest::from_json(&body)
+        };
+        let good = request(json!({"add_generation_prompt": false})).unwrap();
+        assert_eq!((good.messages.len(), good.begun.as_deref()), (1, Some("Hello, th")));
+        let plain = request(json!({"continue_final_message": false})).unwrap();
+        assert_eq!((plain.messages.len(), plain.begun), (2, None));
+        for wrong in [
+            json!({"add_generation_prompt": true}),
+            json!({"messages": turns("user")}),
+            json!({"messages": [{"role": "assistant", "content": "Hello"}]}),
+            json!({"response_format": {"type": "json_object"}}),
+        ] {
+            assert!(request(wrong.clone()).is_err(), "{wrong}");
+        }
     }
 }

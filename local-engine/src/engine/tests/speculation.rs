@@ -123,7 +123,7 @@ fn a_real_model_says_the_same_of_a_text_that_it_repeats() {
     let ask = "Repeat this word for word, twice: The parcel for the harbour office left on Tuesday at nine.";
     let message = Message { role: "user", content: ask.to_owned() };
     let request = Generation {
-        prompt: engine.tokenize(&[message]).unwrap(),
+        prompt: engine.tokenize(&[message], None).unwrap(),
         max_new_tokens: 60,
         stop: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
