@@ -70,7 +70,7 @@ async fn paths_methods_and_media_types_are_checked() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;
     let client = postern.client("clerk/amy")?;
-    let reply = client.post_json("/v1/embeddings", &json!({})).await?;
+    let reply = client.post_json("/v1/responses", &json!({})).await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (404, "unknown_endpoint"));
     assert_eq!(client.get("/v1/chat/completions").await?.status, 405);
     let send = async |media_type: &str| -> Result<_> {

@@ -90,7 +90,7 @@ fn only_a_planned_request_gets_a_permit_and_only_a_permit_is_sent() -> Result<()
         (
             "a permit made by hand",
             "gate.permit(request, to, None);",
-            "Ok(EgressPermit { destination: to.clone(), body: Default::default(), stream: false, origin: None });",
+            "Ok(EgressPermit { destination: to.clone(), body: Default::default(), asks: postern::upstream::Asks::Chat { stream: false }, origin: None });",
             "E0451",
         ),
     ];
