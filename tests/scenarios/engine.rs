@@ -86,7 +86,7 @@ async fn streams_that_do_not_fit_into_memory_together_give_way_and_say_the_same(
             let client = client.clone();
             // Long enough that what fits at the beginning does not fit to the end.
             let mut body = request(number);
-            body["max_tokens"] = json!(64);
+            body["max_tokens"] = json!(192);
             async move { answer(&client, &body).await }
         }));
         asked.await.into_iter().collect::<Result<Vec<_>>>()
@@ -253,17 +253,12 @@ async fn another_model_takes_over_under_load_and_nobody_loses_an_answer() -> Res
     let at = bytes.windows(key.len()).position(|bytes| bytes == key).context("a template")?;
     bytes[at] = b'T';
     std::fs::write(&bare, bytes)?;
-    // What is wrong with this one is not seen before it is run, and that is left to the engine.
-    let failing = folder.join("failing.gguf");
-    let mut bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../local-engine/tests/oracles/llama.gguf"))?;
-    let role = b"m['role']";
-    let at = bytes.windows(role.len()).position(|bytes| bytes == role).context("a role")?;
-    bytes[at..at + role.len()].copy_from_slice(b"m['rule']");
-    std::fs::write(&failing, bytes)?;
+    // What this one lacks is seen when its tokenizer is built, which is left to the engine.
+    let failing = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../local-engine/tests/oracles/llama.gguf"));
     for (model, why) in [
         (Path::new("no-such-model"), "neither a file nor a known model"),
         (bare.as_path(), "no chat template"),
-        (failing.as_path(), "a chat template that fails on a short conversation"),
+        (failing, "it has no merges"),
     ] {
         let refused = exchange(model).await?;
         assert!(refused.status == 422 && refused.text().contains(why), "{}", refused.text());
@@ -281,9 +276,9 @@ async fn another_model_takes_over_under_load_and_nobody_loses_an_answer() -> Res
 async fn a_schema_that_an_answer_cannot_be_held_to_is_told_in_the_engines_words() -> Result<()> {
     let postern = started().await?;
     let client = postern.client("clerk/amy")?;
-    let schema = json!({"type": "string", "pattern": "^([ab]{0,90}a[ab]{0,90}){9}[ab]{300}$"});
+    let schema = json!({"type": "string", "pattern": "^.*a.{200}b$"});
     let mut body = json!({
-        "model": "chat", "max_tokens": 900, "temperature": 1.5, "seed": 7, "messages": [{"role": "user", "content": "Spell something."}],
+        "model": "chat", "max_tokens": 300, "temperature": 0, "messages": [{"role": "user", "content": "Spell something."}],
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
     });
     let reply = client.post_json("/v1/chat/completions", &body).await?;
