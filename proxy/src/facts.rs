@@ -17,7 +17,6 @@ use crate::config::{self, Config, Target};
 use crate::decide::EngineFacts;
 use crate::redact::MaskedRequest;
 use crate::request::ParsedRequest;
-use crate::upstream::breaker::State;
 use crate::upstream::standing::Now;
 
 /// Headers of one request that are kept for policies, over all of them.
@@ -117,7 +116,7 @@ fn remote(config: &Config, target: &Target, now: Option<Now>) -> TargetFacts {
         },
         clearance: config.labels.name(target.clearance).to_owned(),
         // Without a standing it is not used, since the gateway is offline.
-        healthy: now.is_some_and(|now| now.breaker != State::Open),
+        healthy: now.is_some_and(|now| now.healthy),
         predicted_ttft_ms: now.and_then(|now| now.ttft).map(milliseconds),
         queue_depth: now.map_or(0, |now| now.queue as u32),
         price: target.price.map(price),

@@ -53,8 +53,12 @@ pub(super) fn vocabulary(file: &WeightFile, mut json: Json) -> Result<Vocabulary
     }
     let cuts = Cuts::of_program(&json);
     let program = tokenizers::Tokenizer::from_str(&json.to_string());
-    let program =
+    let mut program =
         program.map_err(|error| file.damaged(&format!("its tokenizer.json does not fit together: {error}")))?;
+    // No cache of words: it would keep parts of prompts.
+    let mut model = program.get_model().clone();
+    model.resize_cache(0);
+    program.with_model(model);
     Ok(Vocabulary { words: Words::Crate(Box::new(program), cuts), texts, kinds, alphabet })
 }
 

@@ -18,6 +18,10 @@ const UNKNOWN_AFTER: Duration = Duration::from_secs(600);
 const BASE_WINDOW: Duration = Duration::from_secs(120);
 /// What a target says of itself is believed for so long.
 const SAID_FOR: Duration = Duration::from_secs(15);
+/// A target that rests after failures is not waited for longer than this: that it fails quickly is what a breaker is for.
+const RESTS_FOR: Duration = Duration::from_secs(3);
+/// A failure is forgotten after this, if nobody asked since.
+const FAILED_FOR: Duration = Duration::from_secs(30);
 /// When it is looked again whether a breaker has closed that somebody else is trying.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -56,6 +60,14 @@ struct Known {
     paused_until: Option<Instant>,
     first_token: Learned,
     said: Option<(Said, Instant)>,
+    /// When it failed, if nothing has gone well since.
+    failed_at: Option<Instant>,
+}
+
+/// Why it may not be asked now: until then it rests after failures, or is full.
+enum Later {
+    Rests(Instant),
+    Full(Instant),
 }
 
 /// A target as it is now.
@@ -63,6 +75,8 @@ struct Known {
 pub struct Now {
     /// It may be asked at once, as far as is known.
     pub available: bool,
+    /// It answered when it was last asked, or has not been asked for a while.
+    pub healthy: bool,
     /// Its breaker.
     pub breaker: State,
     /// When its first token would come.
@@ -84,6 +98,7 @@ impl Default for Now {
     fn default() -> Self {
         Self {
             available: true,
+            healthy: true,
             breaker: State::Closed,
             ttft: None,
             latency_ms: None,
@@ -100,7 +115,14 @@ impl Standing {
     #[must_use]
     pub fn new(limiter: Limiter, line_max: u32) -> Arc<Self> {
         let breaker = Breaker::default();
-        let known = Known { breaker, limiter, paused_until: None, first_token: Learned::default(), said: None };
+        let known = Known {
+            breaker,
+            limiter,
+            paused_until: None,
+            first_token: Learned::default(),
+            said: None,
+            failed_at: None,
+        };
         Arc::new(Self {
             known: Mutex::new(known),
             waiting: AtomicU32::new(0),
@@ -121,13 +143,13 @@ impl Standing {
     /// It may not be asked now; says when to come again. Those who wait already come first.
     pub fn turn(self: &Arc<Self>, tokens: u64, now: Instant) -> Result<Turn, Instant> {
         match self.line.try_lock() {
-            Ok(_first) => self.take(tokens, now),
+            Ok(_first) => self.take(tokens, now).map_err(|(Later::Rests(at) | Later::Full(at))| at),
             Err(_) => Err(now + LOOK_AGAIN),
         }
     }
 
     /// Waits for leave, after those who came before, and at least until `from`. `None`: so many wait already that it would take
-    /// too long. Dropping the future gives the place up.
+    /// too long, or it rests for a while. Dropping the future gives the place up.
     pub async fn turn_in_line(self: &Arc<Self>, tokens: u64, from: Instant) -> Option<Turn> {
         tokio::time::sleep_until(from.into()).await;
         let _place = self.stand_in_line()?;
@@ -135,7 +157,8 @@ impl Standing {
         loop {
             match self.take(tokens, now()) {
                 Ok(turn) => return Some(turn),
-                Err(at) => tokio::time::sleep_until(at.into()).await,
+                Err(Later::Rests(at)) if at > now() + RESTS_FOR => return None,
+                Err(Later::Rests(at) | Later::Full(at)) => tokio::time::sleep_until(at.into()).await,
             }
         }
     }
@@ -145,17 +168,17 @@ impl Standing {
         (self.in_line.load(Ordering::Relaxed) <= self.line_max).then_some(place)
     }
 
-    fn take(self: &Arc<Self>, tokens: u64, now: Instant) -> Result<Turn, Instant> {
+    fn take(self: &Arc<Self>, tokens: u64, now: Instant) -> Result<Turn, Later> {
         let mut known = self.known();
         if let Some(until) = known.paused_until.filter(|until| *until > now) {
-            return Err(until);
+            return Err(Later::Full(until));
         }
-        let tried = known.breaker.admit(now).map_err(|at| at.unwrap_or(now + LOOK_AGAIN))?;
+        let tried = known.breaker.admit(now).map_err(|at| Later::Rests(at.unwrap_or(now + LOOK_AGAIN)))?;
         if let Err(at) = known.limiter.take(tokens, now) {
             if tried {
                 known.breaker.abandoned();
             }
-            return Err(at);
+            return Err(Later::Full(at));
         }
         drop(known);
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -197,6 +220,7 @@ impl Standing {
             said.and_then(|said| said.queue).map_or(f64::from(under_way), |queue| queue.max(f64::from(waiting)));
         Now {
             available: breaker != State::Open && !paused && requests_left != Some(0),
+            healthy: known.failed_at.is_none_or(|at| now.saturating_duration_since(at) >= FAILED_FOR),
             breaker,
             ttft: predicted(said, tokens).or(learned.map(|ms| Duration::from_secs_f64(ms / 1e3))),
             latency_ms: learned.or(said_latency),
@@ -259,7 +283,15 @@ impl Turn {
     /// How it ended, or began well.
     pub fn ended(&mut self, health: Health) {
         self.ended = true;
-        self.standing.known().breaker.ended(health, self.tried, now(), rand::random());
+        let now = now();
+        let mut known = self.standing.known();
+        known.breaker.ended(health, self.tried, now, rand::random());
+        match health {
+            Health::Good => known.failed_at = None,
+            Health::Busy | Health::Dead => known.failed_at = Some(now),
+            Health::Unknown => {}
+        }
+        drop(known);
         self.token_came();
     }
 
@@ -416,6 +448,31 @@ mod tests {
         let mut trial = standing.turn(1, now()).unwrap();
         trial.ended(Health::Good);
         assert!(standing.turn(1, now()).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_counts_until_something_goes_well_or_it_is_forgotten() {
+        let standing = standing(0);
+        assert!(standing.now(1, now()).healthy);
+        standing.turn(1, now()).unwrap().ended(Health::Busy);
+        assert!(!standing.now(1, now()).healthy && standing.now(1, now() + FAILED_FOR).healthy);
+        standing.turn(1, now()).unwrap().ended(Health::Good);
+        assert!(standing.now(1, now()).healthy);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_rests_for_long_is_not_waited_for() {
+        let standing = standing(0);
+        for _ in 0..3 {
+            standing.turn(1, now()).unwrap().ended(Health::Dead);
+        }
+        let begun = now();
+        for waited in [1, 3] {
+            let mut turn = standing.turn_in_line(1, now()).await.unwrap();
+            assert!((now() - begun).as_secs_f64() <= f64::from(waited));
+            turn.ended(Health::Dead);
+        }
+        assert!(standing.turn_in_line(1, now()).await.is_none(), "four seconds");
     }
 
     #[tokio::test(start_paused = true)]
