@@ -4,7 +4,8 @@
 #   make test    every test; of the example policies, the one in Rust
 #   make test-all  with the example policies in JavaScript, Python, C and Zig; fetches their compilers
 #   make lint    formatting, clippy, licences and bans of dependencies
-#   make bench   beside nginx, in one run; the engine beside llama.cpp and candle, in another; and calls of policies
+#   make bench   beside nginx and haproxy, in one run; the engine beside llama.cpp and candle, in another; and calls of policies
+#   make bench-peers  beside LiteLLM and Portkey as well, with paced streams; 10,000 silent streams (25 minutes)
 #   make fuzz    broken input for the parsers of foreign bytes, a minute each
 #   make check-cuda  builds the engine for NVIDIA GPUs and runs its tests; needs no GPU
 
@@ -23,7 +24,7 @@ export RUSTFLAGS := -C target-cpu=x86-64
 endif
 endif
 
-.PHONY: build plugins examples model demo run test test-all faketime lint bench fuzz check-cuda deploy-check clean
+.PHONY: build plugins examples model demo run test test-all faketime lint bench bench-peers fuzz check-cuda deploy-check clean
 
 build: plugins
 	@echo "== building (the first time takes several minutes)"
@@ -95,6 +96,10 @@ bench: build examples model
 	tests/load/bench.sh
 	tests/load/handshakes.sh
 	tests/load/engine.sh
+
+bench-peers: build
+	tests/load/bench.sh --peers --seconds 5 --modes "plain stream paced"
+	tests/load/idle.sh --http1
 
 # One, with more time: tests/fuzz/run.sh --seconds 3600 csr
 fuzz:
