@@ -82,11 +82,10 @@ impl Dispatcher {
     ) -> Result<Self, EgressError> {
         let remote = |target: &Arc<Target>| {
             let limiter = Limiter::new(target.requests_per_minute, target.tokens_per_minute, config.timeouts.connect);
-            Ok(RemoteTarget {
-                target: target.clone(),
-                upstream: OpenAi::new(Remote::new(target, config.timeouts, certificate)?, config.timeouts.idle),
-                standing: Standing::new(limiter, line_max(target, config.timeouts.queue)),
-            })
+            let standing = Standing::new(limiter, line_max(target, config.timeouts.queue));
+            let remote = Remote::new(target, config.timeouts, certificate)?;
+            let upstream = OpenAi::new(remote, config.timeouts.idle, standing.clone());
+            Ok(RemoteTarget { target: target.clone(), upstream, standing })
         };
         // Offline, not even a client is made.
         let remotes =

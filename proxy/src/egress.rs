@@ -14,7 +14,7 @@ mod node;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -117,9 +117,45 @@ impl Endpoints {
 #[derive(Debug, Clone)]
 enum Way {
     /// To a service of others.
-    Service(Box<Client<Bounded, Full<Bytes>>>, Arc<Complaints>),
+    Service(Pools, Arc<Complaints>),
     /// To a node of our own.
     Node(Arc<Node>),
+}
+
+/// One pool of connections for so many requests at a time, and as many pools as there may be. Over HTTP/2 a pool has one connection, and servers
+/// take a hundred streams or two on it: whatever is more would wait without a word.
+const REQUESTS_OF_A_POOL: usize = 64;
+const MOST_POOLS: usize = 256;
+
+/// Connections to a service: more of them, the more requests are under way there.
+#[derive(Debug, Clone)]
+struct Pools {
+    connector: Bounded,
+    made: Arc<Mutex<Made>>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    pools: Vec<Client<Bounded, Full<Bytes>>>,
+    next: usize,
+}
+
+impl Pools {
+    fn new(connector: Bounded) -> Self {
+        Self { connector, made: Arc::default() }
+    }
+
+    /// In turn, of as many as `under_way` requests need.
+    fn pool(&self, under_way: usize) -> Client<Bounded, Full<Bytes>> {
+        let wanted = under_way.div_ceil(REQUESTS_OF_A_POOL).clamp(1, MOST_POOLS);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.next = made.next.wrapping_add(1);
+        let at = made.next % wanted;
+        while made.pools.len() <= at {
+            made.pools.push(pool().build(self.connector.clone()));
+        }
+        made.pools.get(at).cloned().unwrap_or_else(|| pool().build(self.connector.clone()))
+    }
 }
 
 /// Why no answer began. What was said of it is in the log, if it is ours to say.
@@ -156,14 +192,14 @@ impl Remote {
                     None => machine_authorities(),
                 };
                 let roots = roots.map_err(|what| EgressError::Authority { target: name(), what })?;
-                let client = client(roots, timeouts.connect);
-                let client = client.map_err(|source| EgressError::Tls { target: name(), source })?;
+                let connector = connector(roots, timeouts.connect);
+                let connector = connector.map_err(|source| EgressError::Tls { target: name(), source })?;
                 let hint = match (target.kind, &target.ca) {
                     (TargetKind::Edge, None) => " (if it is a node of ours, `openai.identity` says which)",
                     _ => "",
                 };
                 let complaints = Complaints::of(name(), format!("the target cannot be reached{hint}"));
-                Way::Service(Box::new(client), Arc::new(complaints))
+                Way::Service(Pools::new(connector), Arc::new(complaints))
             }
         };
         let endpoints = Endpoints::below(&target.base_url)
@@ -180,14 +216,14 @@ impl Remote {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = self.page.clone()?;
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/plain"));
-        Some(self.ask(request).await)
+        Some(self.ask(request, 1).await)
     }
 
-    /// One attempt. Uses the permit up.
+    /// One attempt, with so many requests under way there, this one among them. Uses the permit up.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn send(&self, permit: EgressPermit) -> Result<Response<Incoming>, SendError> {
+    pub async fn send(&self, permit: EgressPermit, under_way: usize) -> Result<Response<Incoming>, SendError> {
         let asks = permit.asks();
         let accept = if asks.stream() { "text/event-stream" } else { "application/json" };
         // Only a permit for a node of our own has an origin, and only there it goes.
@@ -199,17 +235,17 @@ impl Remote {
         headers.extend(origin.unwrap_or_default());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        self.ask(request).await
+        self.ask(request, under_way).await
     }
 
-    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+    async fn ask(&self, mut request: Request<Full<Bytes>>, under_way: usize) -> Result<Response<Incoming>, SendError> {
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         match &self.way {
-            Way::Service(client, complaints) => client.request(request).await.map_err(|error| {
+            Way::Service(pools, complaints) => pools.pool(under_way).request(request).await.map_err(|error| {
                 if error.is_connect() {
                     complaints.tell(&in_words(&error));
                 }
@@ -237,7 +273,8 @@ impl Hub {
     /// # Errors
     /// The machine has no trusted authorities, or TLS cannot be set up.
     pub(crate) fn new(connect_within: Duration) -> Result<Self, String> {
-        client(machine_authorities()?, connect_within).map(Self).map_err(|error| format!("TLS: {error}"))
+        let connector = connector(machine_authorities()?, connect_within).map_err(|error| format!("TLS: {error}"))?;
+        Ok(Self(pool().build(connector)))
     }
 
     /// One request without a body. Redirects are the caller's affair.
@@ -259,17 +296,14 @@ impl Hub {
     }
 }
 
-fn client(
-    roots: rustls::RootCertStore,
-    connect_within: Duration,
-) -> Result<Client<Bounded, Full<Bytes>>, rustls::Error> {
+fn connector(roots: rustls::RootCertStore, connect_within: Duration) -> Result<Bounded, rustls::Error> {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
     let https =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp());
-    Ok(pool().build(Bounded { inner: https, within: connect_within }))
+    Ok(Bounded { inner: https, within: connect_within })
 }
 
 fn tcp() -> HttpConnector {

@@ -243,3 +243,29 @@ async fn nodes_share_the_requests_by_what_their_pages_say() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn more_streams_than_one_connection_takes_all_begin() -> Result<()> {
+    const STREAMS: u64 = 240;
+    // It takes 200 on a connection, as hyper's servers do.
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).set("/cache", json!(null))).await?;
+    let client = postern.client("clerk/amy")?;
+    cloud.switch(json!({"hang_after_chunks": 5})).await?;
+    let mut opening = tokio::task::JoinSet::new();
+    for n in 0..STREAMS {
+        let client = client.clone();
+        opening.spawn(async move { client.stream(&chat_body(&format!("Stream number {n}"))).await });
+    }
+    let mut open = Vec::new();
+    while let Some(stream) = opening.join_next().await {
+        let mut stream = stream??;
+        assert_eq!(stream.status, 200);
+        assert!(stream.next().await?.is_some());
+        open.push(stream);
+    }
+    cloud.stats_when(SOON, |stats| stats.open == STREAMS).await?;
+    drop(open);
+    cloud.stats_when(SOON, |stats| stats.cancelled == STREAMS && stats.open == 0).await?;
+    Ok(())
+}

@@ -4,6 +4,7 @@
 //! status is mapped and its text is thrown away.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use postern_wire::sse::Decoder;
 use serde_json::Value;
 
 use super::local::EngineRefusal;
-use super::standing::{Said, Turn};
+use super::standing::{Said, Standing, Turn};
 use super::{Asks, AttemptError, Reply, Upstream, scrape};
 use crate::classify::clearance::EgressPermit;
 use crate::egress::{Remote, SendError};
@@ -43,13 +44,14 @@ const ERROR_WITHIN: Duration = Duration::from_secs(2);
 pub struct OpenAi {
     remote: Remote,
     idle: Duration,
+    standing: Arc<Standing>,
 }
 
 impl OpenAi {
-    /// `idle` bounds the silence between two events.
+    /// `idle` bounds the silence between two events; `standing` knows how much is under way there.
     #[must_use]
-    pub fn new(remote: Remote, idle: Duration) -> Self {
-        Self { remote, idle }
+    pub fn new(remote: Remote, idle: Duration, standing: Arc<Standing>) -> Self {
+        Self { remote, idle, standing }
     }
 
     /// What its page of metrics says; `None`: there is none to look at, or what came was none.
@@ -83,7 +85,7 @@ impl Upstream for OpenAi {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
             let asks = permit.asks();
-            let response = self.remote.send(permit).await?;
+            let response = self.remote.send(permit, self.standing.under_way()).await?;
             read(response, asks, self.idle).await
         }
         .boxed()

@@ -186,6 +186,12 @@ impl Standing {
         Ok(Turn { standing: self.clone(), tried, ended: false, has_token: false, began: now })
     }
 
+    /// Requests of ours that are not ended.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed) as usize
+    }
+
     /// It asked everybody to wait.
     pub fn pause(&self, until: Instant) {
         let mut known = self.known();
