@@ -188,7 +188,7 @@ async fn a_limit_is_waited_for_if_nobody_else_may_answer() -> Result<()> {
 #[tokio::test]
 async fn a_dead_target_is_spared_and_comes_back() -> Result<()> {
     let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
-    let timeouts = json!({"connect": "500ms", "first_token": "300ms"});
+    let timeouts = json!({"connect": "500ms", "first_token": "200ms", "idle": "200ms"});
     let postern = Postern::start(&config(&cloud).cloud("moon", &other, "internal").set("/timeouts", timeouts)).await?;
     let client = postern.client("clerk/amy")?.pooled()?;
     cloud.switch(json!({"hang_before_headers": true})).await?;
@@ -252,16 +252,11 @@ async fn more_streams_than_one_connection_takes_all_begin() -> Result<()> {
     let postern = Postern::start(&config(&cloud).set("/cache", json!(null))).await?;
     let client = postern.client("clerk/amy")?;
     cloud.switch(json!({"hang_after_chunks": 5})).await?;
-    let mut opening = tokio::task::JoinSet::new();
-    for n in 0..STREAMS {
-        let client = client.clone();
-        opening.spawn(async move { client.stream(&chat_body(&format!("Stream number {n}"))).await });
-    }
     let mut open = Vec::new();
-    while let Some(stream) = opening.join_next().await {
-        let mut stream = stream??;
+    for n in 0..STREAMS {
+        let mut stream = client.stream(&chat_body(&format!("Stream number {n}"))).await?;
         assert_eq!(stream.status, 200);
-        assert!(stream.next().await?.is_some());
+        assert!(stream.next().await?.is_some(), "stream number {n}");
         open.push(stream);
     }
     cloud.stats_when(SOON, |stats| stats.open == STREAMS).await?;
