@@ -21,6 +21,7 @@ mod clients;
 mod compile_fail;
 mod completions;
 mod connections;
+mod day;
 mod demo;
 mod dispatch;
 mod embeddings;
