@@ -54,6 +54,7 @@ pub(crate) fn embeddings_router(embedder: Arc<Embedder>) -> Router {
     Router::new()
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(embeddings::models))
+        .route("/metrics", get(metrics::scrape_embedder))
         .route("/state", get(embeddings::state))
         .route("/livez", get(async || "ok\n"))
         .method_not_allowed_fallback(async || refuse(&EngineError::WrongMethod))

@@ -242,6 +242,9 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         quarantined: loaded.health.is_quarantined(),
         numbers: loaded.numbers.read(),
     });
+    for (target, now) in admin.gateway.dispatcher.standings(0) {
+        admin.gateway.metrics.breaker(&target.name, now.breaker);
+    }
     let own = admin.gateway.metrics.text(numbers);
     let engine = admin.gateway.dispatcher.engine().metrics().await.unwrap_or_default();
     let own = own.strip_suffix(END).unwrap_or(&own);

@@ -164,9 +164,9 @@ impl Admitted {
     ///
     /// # Errors
     /// [`Error::RateLimited`].
-    pub fn reserve(&mut self, call: &Call) -> Result<(), Error> {
+    pub fn reserve(&mut self, prompt_tokens: u64, call: &Call) -> Result<(), Error> {
         let Some(ledger) = &self.budget.tokens else { return Ok(()) };
-        let wanted = call.estimated_prompt_tokens().saturating_add(call.max_answer_tokens());
+        let wanted = prompt_tokens.saturating_add(call.max_answer_tokens());
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         self.reserved = ledger
             .reserve(Instant::now(), wanted)
@@ -251,7 +251,7 @@ mod tests {
         let admission = Admission::new(100, 64 << 10, 16 << 10);
         for used in [u64::MAX, 0] {
             let mut admitted = admission.enter(&limited).unwrap();
-            admitted.reserve(&chat).unwrap();
+            admitted.reserve(chat.estimated_prompt_tokens(), &chat).unwrap();
             admitted.settle(used);
             let mut budget = admitted.budget.tokens.as_ref().unwrap().lock().unwrap();
             let available = budget.available(Instant::now());

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::classify::Conversation;
-use crate::classify::clearance::Destination;
+use crate::classify::clearance::{Destination, ENGINE};
 use crate::classify::label::{Label, Labels};
 use crate::config::file::TargetKind;
 use crate::config::{Balance, Placement, Target, Weights};
@@ -200,7 +200,7 @@ pub fn decide(
 
     let names = facts.votes.targets.as_deref();
     let named = |name: &str| names.is_none_or(|names| names.iter().any(|known| known == name));
-    let serves = facts.engine.serves && named("engine");
+    let serves = facts.engine.serves && named(ENGINE);
     let is_same = |at: &str, name: &str| facts.same_model.is_none_or(|same| same.is_at(at, name));
     let has = |target: &Target| target.model(model).is_some_and(|name| is_same(&target.name, name));
     let remote = cleared.iter().filter(|(target, _)| has(target) && named(&target.name));

@@ -131,7 +131,8 @@ impl Dispatcher {
         answered.map_err(|lost| refusal(&request.plan().targets, lost))
     }
 
-    /// An answer broke off: asks those targets of the plan that can go on with it, the one that broke off last.
+    /// An answer broke off: asks those targets of the plan that can go on with it, the one that broke off last. If nothing of it was
+    /// given out, all of them can begin it anew.
     ///
     /// # Errors
     /// None can, or could.
@@ -142,10 +143,11 @@ impl Dispatcher {
         broken: &str,
         attempts: &mut Attempts,
     ) -> Result<Answer, Error> {
-        let can = request.plan().targets.iter().filter(|target| target.goes_on().is_some());
+        let from = Some(from).filter(|from| !from.text.is_empty());
+        let can = request.plan().targets.iter().filter(|target| from.is_none() || target.goes_on().is_some());
         let (others, same): (Vec<_>, Vec<_>) = can.partition(|target| target.name() != broken);
         let targets: Vec<_> = others.into_iter().chain(same).collect();
-        let answered = self.ask(request, &targets, None, Some(from), attempts).await;
+        let answered = self.ask(request, &targets, None, from, attempts).await;
         answered.map_err(|lost| refusal(&request.plan().targets, lost))
     }
 
@@ -157,7 +159,8 @@ impl Dispatcher {
         from: Option<GoOn<'_>>,
         attempts: &mut Attempts,
     ) -> Result<Answer, Lost> {
-        let slots = targets.iter().filter_map(|target| self.slot(target));
+        let known = targets.iter().filter_map(|target| Some((*target, self.slot(target)?)));
+        let (targets, slots): (Vec<&Destination>, Vec<Slot<'_>>) = known.unzip();
         let (budget, metrics) = (&self.budget, &*self.metrics);
         let rules = Rules { tokens: tokens(request), queue: self.timeouts.queue, race, budget, metrics };
         let ask = |index: usize, turn: Turn| {
@@ -168,7 +171,7 @@ impl Dispatcher {
             }
             .boxed()
         };
-        let (index, reply) = Course::new(slots.collect(), rules, attempts, ask).run().await?;
+        let (index, reply) = Course::new(slots, rules, attempts, ask).run().await?;
         let target = targets.get(index).map(|target| target.name()).unwrap_or_default().to_owned();
         Ok(Answer { target, reply })
     }
@@ -215,13 +218,16 @@ impl Dispatcher {
             self.metrics.egress_refused(label, refusal.code());
         })?;
         let stream = permit.asks().stream();
+        if stream {
+            turn.streams();
+        }
         let choices = request.masked().classified().request().call.choices();
         // An answer that comes as a whole shows nothing until it is complete.
         let within = if stream { self.timeouts.first_token } else { self.timeouts.first_token + self.timeouts.idle };
         let started = standing::now();
         let (sending, predicted) = match target {
             Destination::Engine => {
-                let tokens = request.masked().classified().request().call.estimated_prompt_tokens();
+                let tokens = request.masked().classified().request().prompt_tokens;
                 (self.engine.send(permit), self.engine.predicted_ttft(tokens).filter(|_| stream))
             }
             Destination::Remote(target) => {
@@ -241,8 +247,8 @@ impl Dispatcher {
 
 /// What a request counts for in a target's limit of tokens: its prompt, estimated, and the longest answer that it asks for.
 fn tokens(request: &PlannedRequest) -> u64 {
-    let call = &request.masked().classified().request().call;
-    call.estimated_prompt_tokens().saturating_add(call.max_answer_tokens())
+    let asked = request.masked().classified().request();
+    asked.prompt_tokens.saturating_add(asked.call.max_answer_tokens())
 }
 
 /// As many as could have their turn in time.
@@ -268,6 +274,7 @@ fn refusal(targets: &[Destination], lost: Lost) -> Error {
         None => Error::TargetsBusy { retry_after: lost.retry_after },
         Some(AttemptError::Rejected { context_length: true }) => Error::ContextLength,
         Some(AttemptError::Rejected { context_length: false }) => Error::UpstreamRejected,
+        Some(AttemptError::TooLarge) => Error::AnswerTooLarge,
         Some(AttemptError::EngineDown) if only_engine => Error::EngineStarting,
         // What only the engine does not take, another target may take later, if it failed for a reason of its own.
         Some(AttemptError::Engine(refusal)) if refusal.is_temporary() || refusal.is_final() || tried == 1 => {

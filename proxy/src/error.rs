@@ -178,6 +178,11 @@ pub enum Error {
     /// The target said that the request is not valid.
     #[error("The model's server refused the request as not valid for this model. Check its parameters.")]
     UpstreamRejected,
+    /// More vectors than are read of anybody.
+    #[error(
+        "The vectors asked for are more than 64 MiB as they are sent. Ask with fewer texts at a time, or for `encoding_format` base64."
+    )]
+    AnswerTooLarge,
     /// The engine on this machine does not take the request; the client reads the engine's own words.
     #[error("the engine does not take the request: {}", .0.code())]
     EngineRefused(Box<EngineRefusal>),
@@ -274,6 +279,7 @@ impl Error {
             }
             Self::DeadlineExceeded(_) => (S::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER),
             Self::ContextLength => (S::BAD_REQUEST, "context_length_exceeded", INVALID),
+            Self::AnswerTooLarge => (S::BAD_REQUEST, "answer_too_large", INVALID),
             Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),
             Self::EngineRefused(refusal) => (refusal.status(), refusal.code(), SERVER),
             Self::StreamBroken => (S::BAD_GATEWAY, "stream_broken", SERVER),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Admitted;
 use crate::audit::{Outcome, Place, RecordId};
@@ -25,6 +26,8 @@ pub struct Exchange {
     pub placement: &'static str,
     /// What it may use.
     pub admitted: Option<Admitted>,
+    /// A place for a large answer.
+    pub large: Option<OwnedSemaphorePermit>,
     /// Policies were asked, and no remote target may see its label. What was reserved stays spent then however it ends: a policy decides
     /// how, is told what is left, and could spell with it what it has read.
     pub stays: bool,
@@ -53,6 +56,7 @@ impl Exchange {
             outcome,
             placement: "none",
             admitted: None,
+            large: None,
             stays: false,
             place,
             session,

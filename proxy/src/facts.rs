@@ -12,6 +12,7 @@ use postern_wire::chat::MessageShape;
 
 use crate::admission::Admitted;
 use crate::classify::ClassifiedRequest;
+use crate::classify::clearance::ENGINE;
 use crate::config::file::TargetKind;
 use crate::config::{self, Config, Target};
 use crate::decide::EngineFacts;
@@ -45,7 +46,7 @@ pub fn request(
     with_text: bool,
 ) -> RequestFacts {
     let classified = masked.classified();
-    let ParsedRequest { peer, call, marks } = classified.request();
+    let ParsedRequest { peer, call, prompt_tokens, marks } = classified.request();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     RequestFacts {
         identity: peer.id.to_string(),
@@ -55,7 +56,7 @@ pub fn request(
         label_sources: label_sources(classified),
         model: call.model().to_owned(),
         stream: call.stream(),
-        prompt_tokens: call.estimated_prompt_tokens(),
+        prompt_tokens: *prompt_tokens,
         messages: messages(masked, with_text),
         tools: call.tools(),
         images: call.opaque_parts(),
@@ -126,7 +127,7 @@ fn remote(config: &Config, target: &Target, now: Option<Now>) -> TargetFacts {
 
 fn engine(config: &Config, engine: EngineFacts) -> TargetFacts {
     TargetFacts {
-        name: "engine".to_owned(),
+        name: ENGINE.to_owned(),
         placement: TargetPlacement::Local,
         clearance: config.labels.name(config.labels.highest()).to_owned(),
         healthy: engine.ready,

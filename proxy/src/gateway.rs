@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use postern_plugins::{HostOptions, PolicyHost};
+use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::audit::{AuditLog, Flushed};
@@ -19,6 +20,9 @@ use crate::route::shadow::Places;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
 use crate::upstream::local;
+
+/// Large answers at a time: each may take some hundreds of MB while it is read and written.
+const LARGE_ANSWERS: usize = 4;
 
 /// One running gateway.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct Gateway {
     pub shadows: Places,
     /// Answers given before.
     pub cache: Option<Arc<MemoryCache>>,
+    /// For answers of which only a few should be in memory.
+    pub large: Arc<Semaphore>,
     /// Who answers.
     pub dispatcher: Dispatcher,
     /// The records.
@@ -74,6 +80,7 @@ impl Gateway {
             live: Arc::new(live),
             shadows: Places::default(),
             cache: config.cache.map(|cache| Arc::new(MemoryCache::new(cache))),
+            large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,
             audit,
             metrics,

@@ -7,6 +7,7 @@
 //! Each step takes the type that the step before made, so none can be left out or turned round:
 //! `SealedRequest → OpenedRequest → ParsedRequest → ClassifiedRequest → MaskedRequest → PlannedRequest`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ use http::Request;
 use http::Response;
 use hyper::body::Incoming;
 use postern_plugins::{CallContext, Header};
-use postern_wire::call::Endpoint;
+use postern_wire::call::{Call, Endpoint};
+use postern_wire::vectors::Wanted;
 
 use crate::audit::{Intent, RecordId};
 use crate::cache;
@@ -96,7 +98,10 @@ async fn respond(
         }
         Err(error) => {
             exchange.outcome.label = Some(label.clone());
-            exchange.refused(&error);
+            match head.get().is_some_and(|head| head.sent.load(Ordering::Relaxed)) {
+                true => exchange.broken(&error),
+                false => exchange.refused(&error),
+            }
             (Err(error), label)
         }
     }
@@ -141,7 +146,7 @@ async fn answer(
     let parsed = ParsedRequest::parse(config, peer, endpoint, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
     admitted.charge_values(opened.body.len() as u64, parsed.call.values())?;
-    admitted.reserve(&parsed.call)?;
+    admitted.reserve(parsed.prompt_tokens, &parsed.call)?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
     let headers = facts::granted_headers(&opened.headers, policies.granted_headers());
     drop(opened);
@@ -182,7 +187,14 @@ async fn answer(
 
     if planned.masked().classified().request().call.stream() {
         let (placement, reason) = (planned.plan().placement.as_str(), planned.plan().reason.as_str());
-        let _only_once = head.set(Head { label: config.labels.name(*label).to_owned(), placement, reason });
+        let (label, cache) = (config.labels.name(*label).to_owned(), exchange.outcome.cache.unwrap_or("bypass"));
+        let _only_once = head.set(Head { sent: AtomicBool::new(false), label, placement, reason, cache });
+    }
+    if let Call::Embeddings(vectors) = &planned.masked().classified().request().call
+        && Wanted::from(vectors).is_large()
+    {
+        // The semaphore is never closed; the wait ends with the request's time.
+        exchange.large = gateway.large.clone().acquire_owned().await.ok();
     }
     let answer = gateway.dispatcher.dispatch(&planned, &mut exchange.outcome.attempts).await?;
     // An answer of a stand-in is not what the next request should get from the cache.
@@ -215,7 +227,7 @@ async fn consult(
         CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed(), time_ms: None };
     let mut watching = gateway.shadows.watch(gateway, &policies);
     let mut masked = redact::mask(gateway, &policies, &context, classified, heard, watching.as_mut()).await?;
-    let tokens = masked.classified().request().call.estimated_prompt_tokens();
+    let tokens = masked.classified().request().prompt_tokens;
     let targets = gateway.dispatcher.standings(tokens);
     let engine = engine_facts(gateway, masked.classified(), tokens);
     let request = facts::request(config, &masked, headers, exchange.admitted.as_ref(), policies.see_text());
@@ -366,7 +378,7 @@ async fn record_intent(
         policies: &exchange.outcome.policies,
         redactions: masked.counts(),
         flagged: masked.flagged(),
-        prompt_tokens_estimated: request.call.estimated_prompt_tokens(),
+        prompt_tokens_estimated: request.prompt_tokens,
         request_hash,
     };
     gateway.audit.intent(exchange.record, &intent, durable).await

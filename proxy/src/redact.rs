@@ -58,6 +58,9 @@ const API_WORDS: [&str; 29] = [
     "base64",
 ];
 
+/// Fields beside messages that hold what a user wrote.
+const USERS: [&str; 3] = ["prompt", "suffix", "input"];
+
 /// A request whose text may leave, as far as masking goes. Made only by [`mask`].
 #[derive(Debug)]
 pub struct MaskedRequest {
@@ -225,6 +228,8 @@ fn walk<'a>(members: &'a Map<String, Value>, role: &'a str, visit: &mut impl FnM
     let role = members.get("role").and_then(Value::as_str).unwrap_or(role);
     for (key, value) in members {
         visit(role, key);
+        // Of completions and vectors: what a user wrote, though nothing there says so.
+        let role = if role.is_empty() && USERS.contains(&key.as_str()) { "user" } else { role };
         walk_value(value, role, visit);
     }
 }

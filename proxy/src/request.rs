@@ -93,6 +93,8 @@ pub struct ParsedRequest {
     pub peer: Peer,
     /// What is asked.
     pub call: Call,
+    /// Tokens that a model reads of it, estimated.
+    pub prompt_tokens: u64,
     /// What the headers say.
     pub marks: Marks,
 }
@@ -110,7 +112,7 @@ impl ParsedRequest {
         if !config.knows_model(call.model()) {
             return Err(Error::ModelUnknown);
         }
-        Ok(Self { peer, call, marks })
+        Ok(Self { prompt_tokens: call.estimated_prompt_tokens(), peer, call, marks })
     }
 }
 

@@ -8,6 +8,7 @@ mod shape;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -103,7 +104,10 @@ pub fn answer(
     let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
     let mut chain = Chain { gateway, restoration, beginning, request, exchange, keep, deadline };
     let body = match source {
-        Source::Live(Reply::Whole(whole)) => full(chain.whole(whole)),
+        Source::Live(Reply::Whole(whole)) => {
+            let bytes = chain.whole(whole);
+            pieces(bytes, (chain.exchange.admitted.take(), chain.exchange.large.take()))
+        }
         Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(events)),
         Source::Cached(entry) if stream => streamed(chain, Events::Cached(entry.events.iter().cloned().collect())),
         Source::Cached(entry) => full(chain.whole(entry.events.first().cloned().unwrap_or_default())),
@@ -114,14 +118,34 @@ pub fn answer(
     response
 }
 
-fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http::HeaderMap {
+/// What is known before it is known who answers: placement, reason, use of the cache.
+fn known_headers(media_type: &'static str, [placement, reason, cache]: [&'static str; 3]) -> http::HeaderMap {
     let mut headers = http::HeaderMap::with_capacity(10);
-    let media_type = if stream { EVENTS } else { "application/json" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert("postern-placement", HeaderValue::from_static(request.plan().placement.as_str()));
-    headers.insert("postern-reason", HeaderValue::from_static(request.plan().reason.as_str()));
-    headers.insert("postern-cache", HeaderValue::from_static(exchange.outcome.cache.unwrap_or("bypass")));
+    headers.insert("postern-placement", HeaderValue::from_static(placement));
+    headers.insert("postern-reason", HeaderValue::from_static(reason));
+    headers.insert("postern-cache", HeaderValue::from_static(cache));
+    headers
+}
+
+/// A body that is given out in pieces, so that `held` is let go of when the client has taken about all of it.
+fn pieces(bytes: Bytes, held: impl Send + 'static) -> Body {
+    if bytes.len() <= PIECE {
+        return full(bytes);
+    }
+    let pieces = futures_util::stream::unfold((bytes, held), |(mut bytes, held)| async move {
+        let piece = bytes.split_to(bytes.len().min(PIECE));
+        (!piece.is_empty()).then_some((Ok(Frame::data(piece)), (bytes, held)))
+    });
+    StreamBody::new(pieces).boxed_unsync()
+}
+
+fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http::HeaderMap {
+    let media_type = if stream { EVENTS } else { "application/json" };
+    let plan = request.plan();
+    let cache = exchange.outcome.cache.unwrap_or("bypass");
+    let mut headers = known_headers(media_type, [plan.placement.as_str(), plan.reason.as_str(), cache]);
     if let Some(target) = exchange.outcome.target.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
         headers.insert("postern-target", target);
     }
@@ -133,14 +157,18 @@ fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http:
 }
 
 /// What is known of an answer when its headers have to go out before it has begun.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Head {
+    /// They have gone out: with status 200, whatever comes of it.
+    pub sent: AtomicBool,
     /// The final label.
     pub label: String,
     /// Where it may be answered.
     pub placement: &'static str,
     /// Why.
     pub reason: &'static str,
+    /// How the cache was used.
+    pub cache: &'static str,
 }
 
 /// A streamed response whose headers go out now: comments keep the connection open until there is an answer, which then follows,
@@ -150,14 +178,11 @@ pub fn late(
     keep_alive: Duration,
     answering: impl Future<Output = Result<Response<Body>, Error>> + Send + 'static,
 ) -> Response<Body> {
+    head.sent.store(true, Ordering::Relaxed);
     let (frames, taken) = mpsc::channel(MAX_FRAMES_AHEAD);
     tokio::spawn(wait(keep_alive, answering, frames));
     let mut response = Response::new(received(taken));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert("postern-placement", HeaderValue::from_static(head.placement));
-    headers.insert("postern-reason", HeaderValue::from_static(head.reason));
+    *response.headers_mut() = known_headers(EVENTS, [head.placement, head.reason, head.cache]);
     response
 }
 
@@ -226,6 +251,8 @@ impl Events {
     }
 }
 
+/// Bytes of an answer that are given out at a time.
+const PIECE: usize = 256 << 10;
 /// Bytes that a pump has made and the connection has not taken.
 const MAX_FRAMES_AHEAD: usize = 4;
 

@@ -88,6 +88,9 @@ pub enum AttemptError {
     /// The engine on this machine does not take the request, and says why.
     #[error("the engine does not take it: {}", .0.code())]
     Engine(Box<EngineRefusal>),
+    /// More vectors than are read of anybody.
+    #[error("the answer is too large")]
+    TooLarge,
     /// No first token in time.
     #[error("no first token in time")]
     FirstToken(Duration),
@@ -118,6 +121,7 @@ impl AttemptError {
             Self::NotFound => "not_found",
             Self::Rejected { .. } => "rejected",
             Self::Engine(refusal) => refusal.code(),
+            Self::TooLarge => "too_large",
             Self::FirstToken(_) => "first_token_timeout",
             Self::Idle(_) => "idle_timeout",
             Self::Malformed(_) => "malformed",
@@ -132,14 +136,14 @@ impl AttemptError {
             Self::Connect | Self::Broken | Self::FirstToken(_) | Self::Idle(_) | Self::Died => Health::Dead,
             Self::Status(_) | Self::Busy(_) | Self::Credentials(_) | Self::Malformed(_) => Health::Busy,
             Self::Refused(_) | Self::EngineDown | Self::RateLimited(_) => Health::Unknown,
-            Self::NotFound | Self::Rejected { .. } | Self::Engine(_) => Health::Unknown,
+            Self::NotFound | Self::Rejected { .. } | Self::Engine(_) | Self::TooLarge => Health::Unknown,
         }
     }
 
     /// Would another target do better? What is too much for the engine may not be for others.
     #[must_use]
     pub fn is_worth_another_target(&self) -> bool {
-        !matches!(self, Self::Rejected { .. })
+        !matches!(self, Self::Rejected { .. } | Self::TooLarge)
     }
 
     /// Does it say what is wrong with the request, for whomever it is asked of?
@@ -147,7 +151,7 @@ impl AttemptError {
     pub fn is_of_the_request(&self) -> bool {
         match self {
             Self::Engine(refusal) => refusal.is_final(),
-            Self::Rejected { .. } => true,
+            Self::Rejected { .. } | Self::TooLarge => true,
             _ => false,
         }
     }
@@ -160,6 +164,7 @@ impl AttemptError {
             Self::Status(code) => matches!(code, 408 | 500 | 502 | 504 | 529),
             Self::Engine(refusal) => refusal.is_temporary(),
             Self::Refused(_) | Self::Credentials(_) | Self::NotFound | Self::Rejected { .. } => false,
+            Self::TooLarge => false,
             Self::FirstToken(_) | Self::Idle(_) | Self::Malformed(_) => false,
         }
     }

@@ -59,6 +59,18 @@ async fn a_prompt_is_masked_and_its_answer_restored_also_in_a_stream() -> Result
 }
 
 #[tokio::test]
+async fn a_completion_that_breaks_off_is_given_to_nobody_else() -> Result<()> {
+    let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let config = config(&cloud).cloud("moon", &other, "internal").set("/targets/1/openai/continues", json!("message"));
+    let postern = Postern::start(&config).await?;
+    cloud.switch(json!({"die_after_chunks": 4})).await?;
+    let broken = stream(&postern.client("clerk/amy")?, &json!({})).await?;
+    assert_eq!(broken.last().map(Event::error_code).as_deref(), Some("stream_broken"), "{broken:?}");
+    assert_eq!(other.stats().await?.requests, 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_engine_goes_on_with_what_is_classified() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud).engine()).await?;

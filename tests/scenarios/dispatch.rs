@@ -123,13 +123,16 @@ async fn headers_of_a_slow_stream_go_out_in_time_and_comments_follow() -> Result
     drop(events);
     cloud.stats_when(SOON, |stats| stats.cancelled == 1 && stats.open == 0).await?;
     // What goes wrong after the headers is an event, and there is no end.
-    let timeouts = json!({"headers": "300ms", "first_token": "600ms"});
+    let timeouts = json!({"headers": "300ms", "first_token": "3s"});
     let postern = Postern::start(&config(&cloud).set("/timeouts", timeouts)).await?;
     let mut events = postern.client("clerk/amy")?.stream(&chat_body("Never again")).await?;
+    let record = events.header("postern-record").to_owned();
     assert_eq!(events.status, 200);
     let events = events.rest().await?;
     assert_eq!(events.last().unwrap().error_code(), "deadline_exceeded");
     assert!(!events.iter().any(Event::is_done));
+    let outcome = postern.records().of(&record, SOON).await?.outcome;
+    assert_eq!((&outcome["status"], &outcome["result"]), (&json!(200), &json!("broken")), "what the client read");
     Ok(())
 }
 
@@ -188,7 +191,7 @@ async fn a_limit_is_waited_for_if_nobody_else_may_answer() -> Result<()> {
 #[tokio::test]
 async fn a_dead_target_is_spared_and_comes_back() -> Result<()> {
     let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
-    let timeouts = json!({"connect": "500ms", "first_token": "200ms", "idle": "200ms"});
+    let timeouts = json!({"first_token": "2s", "idle": "1s"});
     let postern = Postern::start(&config(&cloud).cloud("moon", &other, "internal").set("/timeouts", timeouts)).await?;
     let client = postern.client("clerk/amy")?.pooled()?;
     cloud.switch(json!({"hang_before_headers": true})).await?;
@@ -198,6 +201,7 @@ async fn a_dead_target_is_spared_and_comes_back() -> Result<()> {
     }
     let asked = cloud.stats().await?.requests;
     assert!((3..=5).contains(&asked), "three failures, and the trials since: {asked}");
+    assert!(postern.metrics().await?.sum("postern_target_breaker", &[("target", "sun")]) > 0.0);
     cloud.switch(json!({})).await?;
     let back = async {
         loop {

@@ -117,7 +117,10 @@ async fn a_folder_with_a_pipe_in_it_is_refused_and_not_waited_for() -> Result<()
     }
     let mut inspecting = tokio::process::Command::new(binary()?);
     inspecting.args(["model", "inspect"]).arg(folder.path()).kill_on_drop(true);
-    tokio::time::timeout(SOON, inspecting.output()).await.context("it waits for somebody to write")??;
+    let said = tokio::time::timeout(SOON, inspecting.output()).await.context("it waits for somebody to write")??;
+    let words = [said.stdout, said.stderr].concat();
+    let words = String::from_utf8_lossy(&words);
+    assert!(words.contains("tokenizer") && words.contains("is no file"), "{words}");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! A day on which the cloud is busy: it refuses 35 % of all requests with 503, takes 60 a minute from one address, takes 1.2 s for
-//! an answer, and dies twice, while requests come at a constant rate. What becomes of them shows what a gateway is good for.
+//! A day on which the cloud is busy: it refuses 35 % of all requests with 503, takes so many a minute from one address, takes 1.2 s
+//! for an answer, and dies twice, while requests come at a constant rate. What becomes of them shows what a gateway is good for.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,6 +43,8 @@ pub struct Day {
     pub lasts: Duration,
     /// Requests a second.
     pub per_second: f64,
+    /// What the cloud takes in a minute.
+    pub cloud_takes: u32,
     /// Who answers.
     pub set_up: SetUp,
 }
@@ -94,7 +96,9 @@ struct Ended {
 /// # Errors
 /// Something cannot be started. Requests that fail are no error.
 pub async fn play(day: &Day) -> Result<Report> {
-    let switches = json!({"unavailable_share": 0.35, "requests_per_minute": 60, "latency_ms": 1100, "token_ms": 10});
+    let limit = json!({"requests_per_minute": day.cloud_takes});
+    let mut switches = json!({"unavailable_share": 0.35, "latency_ms": 450, "token_ms": 50});
+    merge(&mut switches, &limit);
     let mut cloud = BusyCloud::start().await?;
     let (oak, elm) = (BusyCloud::start().await?, BusyCloud::start().await?);
     cloud.switch(switches.clone()).await?;
@@ -108,7 +112,7 @@ pub async fn play(day: &Day) -> Result<Report> {
                 .cloud("sun", &cloud, "internal")
                 .edge("oak", &oak, "confidential")
                 .edge("elm", &elm, "confidential")
-                .set("/targets/0/limits", json!({"requests_per_minute": 60}))
+                .set("/targets/0/limits", limit)
                 .set("/plugins/compiled", json!(std::env::temp_dir().join("postern-day-compiled")))
                 .builtin_policies();
             for target in 0..3 {
@@ -130,9 +134,12 @@ pub async fn play(day: &Day) -> Result<Report> {
     };
     let (started, mut asking, mut ended) = (Instant::now(), JoinSet::new(), Vec::new());
     let requests = (day.lasts.as_secs_f64() * day.per_second).round() as usize;
+    let mut too_many = 0;
     let deaths = async {
         for death in DEATHS {
             tokio::time::sleep_until((started + day.lasts.mul_f64(death)).into()).await;
+            // It forgets what it saw.
+            too_many += refused(&cloud).await?;
             cloud.dies_for(day.lasts.mul_f64(DEAD_FOR), &switches).await?;
         }
         Ok::<_, anyhow::Error>(())
@@ -156,10 +163,21 @@ pub async fn play(day: &Day) -> Result<Report> {
     };
     let (died, loaded) = tokio::join!(deaths, load);
     died.and(loaded)?;
-    let too_many = cloud.stats().await?.statuses.get(&429).copied().unwrap_or_default();
+    too_many += refused(&cloud).await?;
     let records = postern.as_ref().map(|postern| postern.records().all()).transpose()?.unwrap_or_default();
     let continued = records.iter().filter(|record| record.outcome.get("continued").is_some()).count();
     Ok(report(day.set_up, ended, too_many, continued))
+}
+
+/// How often it said that it was too much.
+async fn refused(cloud: &BusyCloud) -> Result<u64> {
+    Ok(cloud.stats().await?.statuses.get(&429).copied().unwrap_or_default())
+}
+
+fn merge(into: &mut Value, more: &Value) {
+    if let (Some(into), Some(more)) = (into.as_object_mut(), more.as_object()) {
+        into.extend(more.clone());
+    }
 }
 
 fn direct(cloud: &BusyCloud) -> Result<Client> {

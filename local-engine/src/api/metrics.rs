@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::refuse;
+use crate::embed::Embedder;
 use crate::engine::{Engine, Load};
 use crate::error::EngineError;
 use crate::meters::Meters;
@@ -20,8 +21,27 @@ use crate::meters::Meters;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(super) async fn scrape(State(engine): State<Arc<Engine>>) -> Response {
+    written(&registry(&engine.load_now(), engine.meters()))
+}
+
+/// Of an engine that makes vectors: what every node of the fleet says of its queue.
+pub(super) async fn scrape_embedder(State(embedder): State<Arc<Embedder>>) -> Response {
+    let (running, queue_depth) = embedder.load_now();
+    let mut registry = Registry::default();
+    for (name, help, value) in [
+        ("queue_depth", "Requests that wait", queue_depth),
+        ("postern_engine_running", "Requests being worked on", running),
+    ] {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value as f64);
+        registry.register(name, help, gauge);
+    }
+    written(&registry)
+}
+
+fn written(registry: &Registry) -> Response {
     let mut text = String::new();
-    match encode(&mut text, &registry(&engine.load_now(), engine.meters())) {
+    match encode(&mut text, registry) {
         Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(_) => refuse(&EngineError::Stopped),
     }

@@ -14,6 +14,9 @@ use crate::config::{Config, Continues, Placement, Target};
 use crate::decide::{Form, PlannedRequest};
 use crate::upstream::Asks;
 
+/// The name of the engine on this machine among targets.
+pub const ENGINE: &str = "engine";
+
 /// Where a request can go.
 #[derive(Debug, Clone)]
 pub enum Destination {
@@ -28,7 +31,7 @@ impl Destination {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::Engine => "engine",
+            Self::Engine => ENGINE,
             Self::Remote(target) => &target.name,
         }
     }

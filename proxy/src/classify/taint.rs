@@ -130,7 +130,7 @@ mod tests {
         let peer = Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits };
         let tree = json!({"model": "m", "messages": messages});
         let call = Call::from_json(Endpoint::Chat, tree, 5_000).unwrap();
-        ParsedRequest { peer, call, marks: Marks::default() }
+        ParsedRequest { prompt_tokens: call.estimated_prompt_tokens(), peer, call, marks: Marks::default() }
     }
 
     #[test]

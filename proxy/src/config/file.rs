@@ -229,7 +229,7 @@ pub struct Target {
     pub health: Option<Spanned<Health>>,
 }
 
-/// A page of Prometheus metrics of a target's server: its queue and latency balance nodes, and whoever has no page is not well.
+/// A page of Prometheus metrics of a target's server: its queue and latency balance nodes, and a server that does not send it is not well.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {

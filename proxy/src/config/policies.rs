@@ -10,6 +10,7 @@ use serde_saphyr::Location;
 
 use super::file::{self, Balance, File, OnFailure, Placed, Placement, Unsigned};
 use super::{Target, builtin_component};
+use crate::classify::clearance::ENGINE;
 
 /// Every request asks each of them.
 const MAX_POLICIES: usize = 64;
@@ -272,7 +273,7 @@ fn record(written: &file::Record, state_dir: &Path) -> Result<Record, Fault> {
 fn routing(file: &File, targets: &[std::sync::Arc<Target>]) -> Result<Routing, Fault> {
     let written = &file.routing;
     let exists =
-        |name: &str| targets.iter().any(|target| target.name == name) || (name == "engine" && file.engine.is_some());
+        |name: &str| targets.iter().any(|target| target.name == name) || (name == ENGINE && file.engine.is_some());
     if written.weights.len() > MAX_CHOICES || written.models.len() > MAX_CHOICES {
         let what = format!("`routing` has at most {MAX_CHOICES} weights and {MAX_CHOICES} models");
         return Err((Location::UNKNOWN, what));

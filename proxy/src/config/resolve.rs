@@ -17,6 +17,7 @@ use super::sections::Sections;
 use super::{
     Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Target, Timeouts, policies, read,
 };
+use crate::classify::clearance::ENGINE;
 use crate::classify::label::{Label, Labels};
 
 /// The longest configuration file.
@@ -65,9 +66,9 @@ fn in_our_words(message: &str) -> String {
 const HUB: &str = "hf:";
 /// What an engine takes.
 const MAX_BATCH: u16 = 256;
-/// How often a page of metrics may be looked at.
+/// How often a page of metrics may be looked at: what it says is believed for a few seconds.
 const MIN_LOOK: Duration = Duration::from_millis(500);
-const MAX_LOOK: Duration = Duration::from_secs(3600);
+const MAX_LOOK: Duration = Duration::from_secs(10);
 /// Several times the pause between two signs of life.
 const MIN_HUNG_AFTER: Duration = Duration::from_secs(2);
 /// Bytes of keys and values: less holds no conversation of a small model.
@@ -266,7 +267,7 @@ impl Resolver<'_> {
     fn target(&self, target: &file::Target, domain: &str, labels: &Labels) -> Result<Arc<Target>, ConfigError> {
         let name = &target.name;
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
-        if name.value.is_empty() || name.value.len() > 64 || !name.value.chars().all(plain) || name.value == "engine" {
+        if name.value.is_empty() || name.value.len() > 64 || !name.value.chars().all(plain) || name.value == ENGINE {
             let what = "a target's name has 1 to 64 of the characters a-z A-Z 0-9 - _ . and is not `engine`";
             return Err(self.error(&name.referenced, what));
         }
@@ -308,7 +309,7 @@ impl Resolver<'_> {
             return Err(self.error(&written.referenced, "`metrics` is a path such as /metrics"));
         }
         if written.value.every.0 < MIN_LOOK || written.value.every.0 > MAX_LOOK {
-            return Err(self.error(&written.referenced, "`every` is from 500ms to 1h"));
+            return Err(self.error(&written.referenced, "`every` is from 500ms to 10s"));
         }
         Ok(Some(resolved(&written.value)))
     }

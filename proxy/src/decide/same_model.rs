@@ -4,11 +4,8 @@
 //! So it does not depend on the request or on who is well: the first target in the configuration that serves the name fixes
 //! what the model is called there, the engine coming last; and no other is asked for vectors but those that call it the same.
 
-use crate::classify::clearance::ENGINE_MODEL;
+use crate::classify::clearance::{ENGINE, ENGINE_MODEL};
 use crate::config::Config;
-
-/// The engine among targets.
-const ENGINE: &str = "engine";
 
 /// What a model is called by whom, as fixed by the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -45,7 +45,7 @@ pub(super) struct Rules<'a> {
     pub(super) tokens: u64,
     /// How long turns may be waited for, in all.
     pub(super) queue: Duration,
-    /// Whom the first target races, and after what time.
+    /// Whom those before it race, and how long after the beginning.
     pub(super) race: Option<(Duration, usize)>,
     pub(super) budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
@@ -68,6 +68,7 @@ pub(super) struct Course<'a, F> {
     rules: Rules<'a>,
     attempts: &'a mut Vec<Attempt>,
     ask: F,
+    begun: Instant,
     ours_broken: u32,
     patience: Duration,
     last: Option<AttemptError>,
@@ -90,15 +91,14 @@ where
         let begun = now();
         let stop = |slot| Stop { slot, tries: 0, not_before: begun, out: false };
         let (slots, patience) = (slots.into_iter().map(stop).collect(), rules.queue);
-        Self { slots, rules, attempts, ask, ours_broken: 0, patience, last: None }
+        Self { slots, rules, attempts, ask, begun, ours_broken: 0, patience, last: None }
     }
 
     /// Goes on until one answers; says which.
     pub(super) async fn run(mut self) -> Result<(usize, R), Lost> {
         self.rules.budget.deposit();
         while let Some((index, turn)) = self.next().await {
-            let rival = self.rules.race.take().filter(|_| index == 0);
-            let (earlier, (index, result)) = match rival {
+            let (earlier, (index, result)) = match self.rules.race.filter(|(_, rival)| index < *rival) {
                 Some((after, rival)) => self.race((index, turn), after, rival).await,
                 None => (None, (index, self.alone(index, turn).await)),
             };
@@ -121,9 +121,11 @@ where
     }
 
     fn lost(self) -> Lost {
+        let (now, tokens) = (now(), self.rules.tokens);
         let failed = self.slots.iter().filter(|stop| stop.tries > 0).count();
-        let soonest = self.slots.iter().map(|stop| stop.not_before.saturating_duration_since(now())).min();
-        Lost { last: self.last, failed, retry_after: soonest.unwrap_or_default() }
+        let free_at = |stop: &Stop<'_>| stop.not_before.max(stop.slot.standing.free_at(tokens, now));
+        let soonest = self.slots.iter().map(free_at).min().unwrap_or(now);
+        Lost { last: self.last, failed, retry_after: soonest.saturating_duration_since(now) }
     }
 
     /// Who is asked next: whoever may be, else whoever may be first. `None`: nobody, or not in time.
@@ -196,6 +198,7 @@ where
     ) -> (Option<(usize, AttemptError)>, (usize, Result<R, AttemptError>)) {
         let note = self.note(index);
         let mut near = (self.ask)(index, turn);
+        let after = after.saturating_sub(now().saturating_duration_since(self.begun));
         if let Ok(result) = timeout(after, &mut near).await {
             self.noted(note, code(&result));
             return (None, (index, result));

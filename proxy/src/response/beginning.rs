@@ -1,7 +1,8 @@
 //! An answer that breaks off half way, and what of it another target can go on from: the masked text whose restoration was sent.
 //!
-//! Not every answer can be gone on with: tool calls and structured answers would not fit together, of several choices or log
-//! probabilities a beginning says too little, and what a model thought before it answered is not part of its answer.
+//! Not every answer can be gone on with: tool calls and answers that must spell something would not fit together, of several choices or
+//! log probabilities a beginning says too little, what a model thought before it answered is not part of its answer, and an answer
+//! that the client began itself has two beginnings.
 
 use postern_wire::call::Call;
 use serde_json::Value;
@@ -10,9 +11,22 @@ use serde_json::Value;
 const MOST: usize = 256 << 10;
 /// How often one answer is gone on with.
 const TIMES: u32 = 3;
-/// The fields of a message that another model can go on from, and those that say nothing.
+/// The field of a message that another model can go on from.
 const TEXT: &str = "content";
-const EMPTY: [&str; 3] = ["role", "refusal", "audio"];
+/// Fields by which some server or other is told what an answer must spell, or to go on with one.
+const CONSTRAINTS: [&str; 11] = [
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "grammar",
+    "json_schema",
+    "regex",
+    "ebnf",
+    "logprobs",
+    "continue_final_message",
+];
 
 /// What of an answer has come so far, as long as it can be gone on with.
 #[derive(Debug)]
@@ -26,13 +40,17 @@ pub(super) struct Beginning {
 impl Beginning {
     pub(super) fn new(call: &Call) -> Self {
         let body = call.body();
-        let on = |field: &str| body.get(field).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
+        let on =
+            |field: &&str| body.get(*field).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
+        let last = body.get("messages").and_then(Value::as_array).and_then(|messages| messages.last());
+        let begun = last.and_then(|last| last.get("role")).is_some_and(|role| role == "assistant");
         let format = body.get("response_format").and_then(|format| format.get("type")).and_then(Value::as_str);
         let is_chat = matches!(call, Call::Chat(_));
         let plain = is_chat
             && call.stream()
             && call.choices() == 1
-            && !on("logprobs")
+            && !begun
+            && !CONSTRAINTS.iter().any(on)
             && format.is_none_or(|format| format == "text");
         Self { text: plain.then(String::new), tokens: 0, times: 0 }
     }
@@ -45,12 +63,12 @@ impl Beginning {
             for (field, value) in delta.into_iter().flatten() {
                 match value {
                     Value::Null => {}
+                    Value::Array(items) if items.is_empty() => {}
                     Value::String(piece) if field == TEXT => {
                         text.push_str(piece);
                         self.tokens += u64::from(!piece.is_empty());
                     }
-                    Value::String(_) if field == "role" => {}
-                    Value::String(piece) if piece.is_empty() && EMPTY.contains(&field.as_str()) => {}
+                    Value::String(piece) if field == "role" || piece.is_empty() => {}
                     _ => return self.text = None,
                 }
             }
@@ -143,6 +161,9 @@ mod tests {
             json!({"logprobs": true}),
             json!({"response_format": {"type": "json_object"}}),
             json!({"stream": false}),
+            json!({"guided_regex": "a+"}),
+            json!({"continue_final_message": true}),
+            json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]}),
         ] {
             assert_eq!(beginning(more.clone()).cut(0), None, "{more}");
         }
@@ -153,6 +174,9 @@ mod tests {
             beginning.note(&delta(wrong.clone()));
             assert_eq!(beginning.cut(0), None, "{wrong}");
         }
+        let mut nothing = beginning(json!({}));
+        nothing.note(&delta(json!({"content": "Hi", "tool_calls": [], "reasoning_content": "", "audio": null})));
+        assert_eq!(nothing.cut(0), Some(("Hi", 1)));
         let mut ended = beginning(json!({"logprobs": false, "response_format": {"type": "text"}}));
         ended.note(&delta(json!({"content": "Hi"})));
         assert_eq!(ended.cut(0), Some(("Hi", 1)));

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use postern_wire::call::Call;
 use postern_wire::completion::{self, Part};
+use postern_wire::vectors::Wanted;
 use postern_wire::{sse, vectors};
 use serde_json::Value;
 
@@ -20,7 +21,9 @@ pub(super) fn chunk(call: &Call, mut event: Value) -> Bytes {
 /// A whole answer.
 pub(super) fn whole(call: &Call, mut answer: Value) -> Bytes {
     if let Call::Embeddings(asked) = call {
-        return vectors::write(&answer, &asked.model, asked.base64).into();
+        // Millions of numbers take a while: other requests need their thread meanwhile.
+        let write = || vectors::write(&answer, &asked.model, asked.base64).into();
+        return if Wanted::from(asked).is_large() { tokio::task::block_in_place(write) } else { write() };
     }
     rename_model(&mut answer, call.model());
     if matches!(call, Call::Completion(_)) {

@@ -14,6 +14,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use time::OffsetDateTime;
 
+use crate::upstream::breaker::State;
+
 type Words<const N: usize> = [(&'static str, String); N];
 type Histograms = Family<Words<1>, Histogram, fn() -> Histogram>;
 type Histograms2 = Family<Words<2>, Histogram, fn() -> Histogram>;
@@ -57,6 +59,7 @@ pub struct Metrics {
     fallbacks: Family<Words<3>, Counter>,
     races: Family<Words<2>, Counter>,
     retries: Family<Words<1>, Counter>,
+    breakers: Family<Words<1>, Gauge>,
     certificate_expiry: Family<Words<1>, Gauge>,
     certificate_rotations: Family<Words<1>, Counter>,
     trust_changes: Counter,
@@ -99,6 +102,7 @@ impl Default for Metrics {
             fallbacks: Family::default(),
             races: Family::default(),
             retries: Family::default(),
+            breakers: Family::default(),
             certificate_expiry: Family::default(),
             certificate_rotations: Family::default(),
             trust_changes: Counter::default(),
@@ -301,6 +305,16 @@ impl Metrics {
     pub fn fell_back(&self, from: &str, to: &str, reason: &'static str) {
         let words = [("from", from.to_owned()), ("to", to.to_owned()), ("reason", reason.to_owned())];
         self.fallbacks.get_or_create(&words).inc();
+    }
+
+    /// How a target's breaker is now.
+    pub fn breaker(&self, target: &str, state: State) {
+        let number = match state {
+            State::Closed => 0,
+            State::HalfOpen => 1,
+            State::Open => 2,
+        };
+        self.breakers.get_or_create(&[("target", target.to_owned())]).set(number);
     }
 
     /// A cloud was asked beside the edge: `won`, `lost` or `failed`.

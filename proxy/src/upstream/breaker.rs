@@ -75,6 +75,12 @@ impl Breaker {
         }
     }
 
+    /// Until when no request passes, if that was so.
+    #[must_use]
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.until
+    }
+
     /// Lets a request through; `Ok(true)`: as the one that is tried. Whoever gets that tells [`Self::ended`] or
     /// [`Self::abandoned`].
     ///

@@ -39,12 +39,10 @@ impl Limiter {
     /// # Errors
     /// Says when there will be room.
     pub fn take(&mut self, tokens: u64, now: Instant) -> Result<(), Instant> {
-        let span = self.span;
-        let windows = || [(&self.requests, 1), (&self.tokens, tokens)].into_iter();
-        let room_at = windows().filter_map(|(window, amount)| window.as_ref()?.room_at(amount, span, now)).max();
-        if let Some(at) = room_at {
+        if let Some(at) = self.room_at(tokens, now) {
             return Err(at);
         }
+        let span = self.span;
         for (window, amount) in [(&mut self.requests, 1), (&mut self.tokens, tokens)] {
             if let Some(window) = window {
                 window.take(amount, span, now);
@@ -53,11 +51,19 @@ impl Limiter {
         Ok(())
     }
 
+    /// When there is room for one request of so many tokens; `None`: now.
+    #[must_use]
+    pub fn room_at(&self, tokens: u64, now: Instant) -> Option<Instant> {
+        let windows = [(&self.requests, 1), (&self.tokens, tokens)].into_iter();
+        windows.filter_map(|(window, amount)| window.as_ref()?.room_at(amount, self.span, now)).max()
+    }
+
     /// Requests that could be sent now; `None`: there is no limit.
     #[must_use]
     pub fn requests_left(&self, now: Instant) -> Option<u64> {
         let window = self.requests.as_ref()?;
-        let ended: u64 = window.log.iter().filter(|(at, _)| now >= *at + self.span).map(|(_, amount)| amount).sum();
+        let ended = window.log.iter().take_while(|(at, _)| now >= *at + self.span);
+        let ended: u64 = ended.map(|(_, amount)| amount).sum();
         Some(window.most - (window.used - ended).min(window.most))
     }
 }

@@ -128,7 +128,11 @@ async fn whole(body: Incoming, asks: Asks) -> Result<Value, AttemptError> {
     let Asks::Vectors(wanted) = asks else {
         return message(&collected(body, MAX_ANSWER).await?, asks.endpoint());
     };
-    let bytes = collected(body, wanted.max_bytes()).await?;
+    let bytes = collected(body, wanted.max_bytes()).await.map_err(|error| match error {
+        // As many texts can be asked for as would give more than is read of anybody.
+        AttemptError::Malformed("size") if wanted.is_bounded() => AttemptError::TooLarge,
+        other => other,
+    })?;
     let read = move || wanted.read(&bytes).map_err(|_| AttemptError::Malformed("vectors"));
     // Up to 64 MiB of numbers: other requests need their thread meanwhile.
     tokio::task::spawn_blocking(read).await.unwrap_or(Err(AttemptError::Malformed("vectors")))

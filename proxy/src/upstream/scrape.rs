@@ -48,7 +48,8 @@ pub fn read(page: &str) -> Said {
     let mean = |names: Names| {
         names.iter().find_map(|(name, factor)| {
             let (total, count) = (sum(&format!("{name}_sum"))?, sum(&format!("{name}_count"))?);
-            (count > 0.0).then(|| total / count * factor)
+            // Less than one answer is none, and no divisor.
+            (count >= 1.0).then(|| total / count * factor)
         })
     };
     // A gauge that has not been set yet is 0, and no answer takes no time.
@@ -131,6 +132,8 @@ mod tests {
             read("vllm:time_to_first_token_seconds_sum 0\nvllm:time_to_first_token_seconds_count 0").latency_ms,
             None
         );
+        let tiny = "vllm:time_to_first_token_seconds_sum 1\nvllm:time_to_first_token_seconds_count 1e-300";
+        assert_eq!(read(tiny).latency_ms, None);
     }
 
     proptest! {

@@ -142,10 +142,18 @@ impl Standing {
     /// # Errors
     /// It may not be asked now; says when to come again. Those who wait already come first.
     pub fn turn(self: &Arc<Self>, tokens: u64, now: Instant) -> Result<Turn, Instant> {
-        match self.line.try_lock() {
-            Ok(_first) => self.take(tokens, now).map_err(|(Later::Rests(at) | Later::Full(at))| at),
-            Err(_) => Err(now + LOOK_AGAIN),
+        if self.in_line.load(Ordering::Relaxed) > 0 {
+            return Err(now + LOOK_AGAIN);
         }
+        self.take(tokens, now).map_err(|(Later::Rests(at) | Later::Full(at))| at)
+    }
+
+    /// When it may be asked, as far as is known now: those in line are not counted.
+    #[must_use]
+    pub fn free_at(&self, tokens: u64, now: Instant) -> Instant {
+        let known = self.known();
+        let all = [known.paused_until, known.breaker.rests_until(), known.limiter.room_at(tokens, now)];
+        all.into_iter().flatten().max().map_or(now, |at| at.max(now))
     }
 
     /// Waits for leave, after those who came before, and at least until `from`. `None`: so many wait already that it would take
@@ -183,7 +191,8 @@ impl Standing {
         drop(known);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::Relaxed);
-        Ok(Turn { standing: self.clone(), tried, ended: false, has_token: false, began: now })
+        let (ended, has_token, streams) = (false, false, false);
+        Ok(Turn { standing: self.clone(), tried, ended, has_token, streams, began: now })
     }
 
     /// Requests of ours that are not ended.
@@ -275,10 +284,17 @@ pub struct Turn {
     tried: bool,
     ended: bool,
     has_token: bool,
+    /// Its first token is waited for.
+    streams: bool,
     began: Instant,
 }
 
 impl Turn {
+    /// An answer is asked for that shows its first token.
+    pub fn streams(&mut self) {
+        self.streams = true;
+    }
+
     /// The first token has come, of an answer that is streamed.
     pub fn first_token(&mut self) {
         let now = now();
@@ -291,7 +307,8 @@ impl Turn {
         self.ended = true;
         let now = now();
         let mut known = self.standing.known();
-        known.breaker.ended(health, self.tried, now, rand::random());
+        // Of an answer that breaks off later it is no trial any more.
+        known.breaker.ended(health, std::mem::take(&mut self.tried), now, rand::random());
         match health {
             Health::Good => known.failed_at = None,
             Health::Busy | Health::Dead => known.failed_at = Some(now),
@@ -312,8 +329,18 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.token_came();
         self.standing.under_way.fetch_sub(1, Ordering::Relaxed);
-        if self.tried && !self.ended {
-            self.standing.known().breaker.abandoned();
+        if self.ended {
+            return;
+        }
+        let now = now();
+        let mut known = self.standing.known();
+        if self.tried {
+            known.breaker.abandoned();
+        }
+        // It lost a race, or the client lost patience: its first token would have come later still.
+        let waited = now.saturating_duration_since(self.began);
+        if self.streams && known.first_token.value(now).is_some_and(|ms| waited.as_secs_f64() * 1e3 > ms) {
+            known.first_token.add(waited, now);
         }
     }
 }
@@ -419,6 +446,41 @@ mod tests {
         assert_eq!((standing.now(1, now()).waiting, standing.now(1, now()).queue), (1, 2.0));
         drop((one, two));
         assert_eq!((standing.now(1, now()).waiting, standing.now(1, now()).queue), (0, 0.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lost_a_race_is_known_to_be_slow() {
+        let standing = standing(0);
+        let mut quick = standing.turn(1, now()).unwrap();
+        tokio::time::sleep(ms(50)).await;
+        quick.first_token();
+        quick.ended(Health::Good);
+        let ttft = || standing.now(1, now()).ttft.unwrap();
+        for (waits, streams, wanted) in [(20, true, 50), (900, false, 50), (900, true, 900)] {
+            let mut lost = standing.turn(1, now()).unwrap();
+            if streams {
+                lost.streams();
+            }
+            tokio::time::sleep(ms(waits)).await;
+            drop(lost);
+            assert_eq!(ttft(), ms(wanted), "{waits} {streams}");
+        }
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert!(ttft() < ms(51), "it is given another chance");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_breaks_off_after_a_good_trial_is_one_failure_among_others() {
+        let standing = standing(0);
+        for _ in 0..3 {
+            standing.turn(1, now()).unwrap().ended(Health::Dead);
+        }
+        assert!(standing.free_at(1, now()) > now());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut trial = standing.turn(1, now()).unwrap();
+        trial.ended(Health::Good);
+        trial.ended(Health::Dead);
+        assert_eq!((standing.now(1, now()).breaker, standing.free_at(1, now())), (State::Closed, now()));
     }
 
     #[tokio::test(start_paused = true)]

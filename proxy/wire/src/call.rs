@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::chat::{ChatRequest, MessageShape, message_texts};
 use crate::completion::{self, CompletionRequest};
 use crate::embeddings::{self, EmbeddingsRequest};
-use crate::fields::{Invalid, values};
+use crate::fields::{Invalid, answers_made, values};
 
 /// Tokens of an answer that has no bound of its own, for limits.
 const ASSUMED_ANSWER_TOKENS: u64 = 512;
@@ -173,7 +173,10 @@ impl Call {
     /// Tokens of all its answers, at most; where it names no bound, as many as answers usually have.
     #[must_use]
     pub fn max_answer_tokens(&self) -> u64 {
-        self.max_tokens().unwrap_or(ASSUMED_ANSWER_TOKENS).saturating_mul(self.choices())
+        match self {
+            Self::Embeddings(_) => 0,
+            _ => self.max_tokens().unwrap_or(ASSUMED_ANSWER_TOKENS).saturating_mul(answers_made(self.body())),
+        }
     }
 
     /// Does it go on with a conversation, in which there are answers already?
@@ -259,6 +262,9 @@ mod tests {
         assert_eq!((chat.user_texts(), chat.message_texts(chat.body()).len()), (vec!["a", "b"], 3));
         let prompt = call(Endpoint::Completions, json!({"model": "m", "prompt": "a", "max_tokens": 5, "stream": true}));
         assert_eq!((prompt.user_texts(), prompt.max_tokens(), prompt.stream()), (vec!["a"], Some(5), true));
+        let best = json!({"model": "m", "prompt": "a", "suffix": "z", "max_tokens": 5, "best_of": 4});
+        let best = call(Endpoint::Completions, best);
+        assert_eq!((best.user_texts(), best.max_answer_tokens(), prompt.max_answer_tokens()), (vec!["a", "z"], 20, 5));
         let vectors = call(Endpoint::Embeddings, json!({"model": "m", "input": ["a", "b"], "max_tokens": 5}));
         assert_eq!((vectors.user_texts(), vectors.max_tokens(), vectors.choices()), (vec!["a", "b"], None, 0));
         assert_eq!(

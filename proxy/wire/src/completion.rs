@@ -74,9 +74,9 @@ impl CompletionRequest {
     }
 }
 
-/// The prompt of a body that has the shape of a request.
+/// What was written in a body that has the shape of a request: the prompt, and what is to come behind its answer.
 pub fn prompt(body: &Map<String, Value>) -> impl Iterator<Item = &str> {
-    strings(body.get("prompt"))
+    strings(body.get("prompt")).chain(strings(body.get("suffix")))
 }
 
 fn check_prompt(body: &Map<String, Value>) -> Result<(), Invalid> {

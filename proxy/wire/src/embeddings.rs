@@ -141,8 +141,9 @@ pub(crate) fn is_token(value: Option<&Value>) -> bool {
 
 /// Why tokens are refused.
 pub(crate) fn tokens(field: &str) -> Invalid {
-    let what =
-        format!("`{field}` must be text: tokens cannot be inspected here. Send a string, or an array of strings.");
+    let what = format!(
+        "`{field}` is not text: tokens cannot be inspected here. Send strings, as a string or an array of them."
+    );
     invalid(field, "tokens_refused", &what)
 }
 

@@ -106,11 +106,22 @@ const MAX_CHOICES: u64 = 16;
 
 /// `n` of a body.
 pub(crate) fn choices(body: &Map<String, Value>) -> Result<u64, Invalid> {
-    let choices = optional_count(body, "n")?.unwrap_or(1);
+    let choices = counted(body, "n")?;
+    counted(body, "best_of")?;
+    Ok(choices)
+}
+
+/// How many answers are made, of which some may be thrown away.
+pub(crate) fn answers_made(body: &Map<String, Value>) -> u64 {
+    ["n", "best_of"].into_iter().filter_map(|field| body.get(field)?.as_u64()).max().unwrap_or(1)
+}
+
+fn counted(body: &Map<String, Value>, field: &str) -> Result<u64, Invalid> {
+    let choices = optional_count(body, field)?.unwrap_or(1);
     if (1..=MAX_CHOICES).contains(&choices) {
         return Ok(choices);
     }
-    Err(invalid("n", "invalid_value", &format!("`n` must be 1 to {MAX_CHOICES}.")))
+    Err(invalid(field, "invalid_value", &format!("`{field}` must be 1 to {MAX_CHOICES}.")))
 }
 
 /// Estimated tokens of texts: a quarter of the ASCII bytes of each value, and one for each other character.

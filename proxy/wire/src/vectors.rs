@@ -15,9 +15,11 @@ use crate::embeddings::{EmbeddingsRequest, MAX_DIMENSIONS};
 /// Bytes of an answer that are not of a vector.
 const BESIDE_BYTES: usize = 64 << 10;
 /// Bytes of one vector: a number of a double has 24 of them at most, and a comma.
-const VECTOR_BYTES: usize = 128 << 10;
+const VECTOR_BYTES: usize = 25 * MAX_DIMENSIONS;
 /// Bytes of any answer.
 const ANSWER_BYTES: usize = 64 << 20;
+/// Beyond that an answer is a large one.
+const LARGE_BYTES: usize = 8 << 20;
 /// Bytes of one number.
 const FLOAT_BYTES: usize = 4;
 
@@ -48,6 +50,18 @@ impl Wanted {
         self.texts.saturating_mul(VECTOR_BYTES).saturating_add(BESIDE_BYTES).min(ANSWER_BYTES)
     }
 
+    /// Could a good answer be longer than that?
+    #[must_use]
+    pub fn is_bounded(self) -> bool {
+        self.max_bytes() == ANSWER_BYTES
+    }
+
+    /// Is it so much that only a few should be held at a time?
+    #[must_use]
+    pub fn is_large(self) -> bool {
+        self.max_bytes() > LARGE_BYTES
+    }
+
     /// Reads an answer: `{"data": [base64, …], "usage": {…}}`, in the order of the texts.
     ///
     /// # Errors
@@ -68,12 +82,13 @@ impl Wanted {
         if length == 0 || !vectors.iter().all(good) {
             return Err(Malformed);
         }
-        let data: Vec<String> = vectors.iter().map(|vector| packed(vector)).collect();
-        let mut read = json!({"data": data});
-        if let (Some((prompt, total)), Some(read)) = (answer.usage, read.as_object_mut()) {
+        // Each is let go as soon as it is packed.
+        let data = vectors.into_iter().map(|vector| Value::String(packed(&vector))).collect();
+        let mut read = serde_json::Map::from_iter([("data".to_owned(), Value::Array(data))]);
+        if let Some((prompt, total)) = answer.usage {
             read.insert("usage".to_owned(), json!({"prompt_tokens": prompt, "total_tokens": total}));
         }
-        Ok(read)
+        Ok(Value::Object(read))
     }
 }
 

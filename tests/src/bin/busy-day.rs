@@ -26,7 +26,12 @@ fn main() -> Result<()> {
     let mut reports = Vec::new();
     for set_up in [SetUp::Alone, SetUp::Nodes, SetUp::Local] {
         let lasts = Duration::from_secs(arguments.seconds);
-        reports.push(runtime.block_on(day::play(&Day { lasts, per_second: arguments.rate, set_up }))?);
+        reports.push(runtime.block_on(day::play(&Day {
+            lasts,
+            per_second: arguments.rate,
+            cloud_takes: 60,
+            set_up,
+        }))?);
     }
     println!("{}", serde_json::to_string(&reports)?);
     Ok(())

@@ -65,6 +65,9 @@ async fn texts_become_vectors_in_their_order_and_whoever_asks_wrongly_is_told() 
     let state = http::Request::get("http://engine/state").body(Full::default()).unwrap();
     let state = client.send_request(state).await.unwrap().into_body().collect().await.unwrap().to_bytes();
     assert_eq!(serde_json::from_slice::<Value>(&state).unwrap()["endpoints"], json!(["/embeddings"]));
+    let page = http::Request::get("http://engine/metrics").body(Full::default()).unwrap();
+    let page = client.send_request(page).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert!(page.starts_with(b"# HELP queue_depth") && page.ends_with(b"# EOF\n"), "{page:?}");
     let long = "w9 ".repeat(63);
     for (path, body, status, code) in [
         ("/v1/embeddings", json!({"model": "other", "input": "w7"}), 404, json!("model_not_found")),

@@ -234,6 +234,16 @@ async fn the_cloud_is_raced_after_the_goal_and_the_loser_is_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_stands_in_for_the_first_races_as_well_for_what_is_left_of_the_time() {
+    let world = World::new()
+        .with(|_, _| (seconds(0.1), busy()))
+        .with(|_, _| (seconds(9.0), Ok("b")))
+        .with(|_, _| (seconds(0.2), Ok("c")));
+    assert_eq!(world.request(30.0, Some((0.15, 2))).await.0.unwrap(), (2, "c"));
+    assert_eq!(now() - world.begun, seconds(0.35));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_race_never_waits_for_a_limit() {
     let world = World::new().with(|_, _| (seconds(1.0), Ok("a"))).limited(1, |_, _| (seconds(0.1), Ok("b")));
     assert_eq!(world.request(30.0, Some((0.1, 1))).await.0.unwrap(), (1, "b"));

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::embeddings::tokens;
 use crate::fields::{Invalid, invalid};
 
 /// The word for it.
@@ -41,6 +42,8 @@ const OPAQUE_FIELDS: [&str; 13] = [
     "file_ids",
     "file_data",
 ];
+/// Fields of servers that take tokens, or what stands behind them, in the place of text: nobody could look at those.
+const TOKEN_FIELDS: [&str; 5] = ["prompt_token_ids", "input_ids", "prompt_embeds", "input_embeds", "inputs_embeds"];
 /// Where such names are an application's own: those of a function's parameters, say.
 const OWN_NAMES: [&str; 5] = ["tools", "functions", "tool_choice", "response_format", "metadata"];
 
@@ -88,6 +91,9 @@ pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
         if let Some(field) = PROVIDER_EXTRAS.into_iter().find(|field| members.get(*field).is_some_and(is_on)) {
             return Err(used(&format!("{prefix}{field}")));
         }
+        if let Some(field) = TOKEN_FIELDS.into_iter().find(|field| members.get(*field).is_some_and(is_on)) {
+            return Err(tokens(&format!("{prefix}{field}")));
+        }
         // A prompt that is kept there; one that is text is an unknown field like others.
         if members.get("prompt").is_some_and(Value::is_object) {
             return Err(used(&format!("{prefix}prompt")));
@@ -127,6 +133,18 @@ mod tests {
 
     use super::super::tests::{read, with};
     use super::*;
+
+    #[test]
+    fn what_stands_in_the_place_of_text_is_refused() {
+        for field in TOKEN_FIELDS {
+            for on in [json!([1, 2]), json!([[1]]), json!("gASV")] {
+                let fault = read(with(field, on)).unwrap_err();
+                assert_eq!((fault.param.as_deref(), fault.code), (Some(field), "tokens_refused"));
+            }
+            assert!(read(with(field, json!([]))).is_ok());
+        }
+        assert!(read(with("extra_body", json!({"prompt_embeds": "gASV"}))).is_err());
+    }
 
     #[test]
     fn what_a_provider_would_do_by_itself_is_refused_and_what_is_off_is_not() {
