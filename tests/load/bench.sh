@@ -4,8 +4,8 @@
 # policies, `postern` the three that come along; both write their records. With --peers also LiteLLM's proxy and Portkey's gateway.
 # Modes: whole answers (plain), streams of about 20 events that come at once (stream), and the same with 20 ms between two (paced).
 # The records are synced to the disk below $TMPDIR, once a request where there is one at a time: in a folder in memory, such as
-# /dev/shm, what is left is the gateway. A stream's first event has no token; Postern waits for one before it answers, since until
-# then it can ask another target.
+# /dev/shm, what is left is the gateway. A stream's first event has no text; Postern waits for some before it answers, since until
+# then it can ask another target: so first texts are compared.
 #
 # Usage: bench.sh [--seconds S] [--warmup S] [--rounds N] [--connections "1 32 256"] [--modes "plain stream"] [--stream] [--peers]
 #                 [--without-postern] [--keep]

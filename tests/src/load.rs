@@ -76,6 +76,12 @@ pub struct Report {
     pub max_ms: f64,
     /// Half of the answers had begun after this time, in ms: the first byte of the body.
     pub ttfb_p50_ms: f64,
+    /// Of streams: half of the answers had shown text after this time, in ms.
+    pub ttft_p50_ms: Option<f64>,
+    /// Of streams: half of the times between two pieces of a body were up to this, in ms. Pieces that come together are one.
+    pub gap_p50_ms: Option<f64>,
+    /// 99 of 100.
+    pub gap_p99_ms: Option<f64>,
     /// Requests without a whole answer: connections refused, cut, streams without an end.
     pub errors: u64,
     /// Status → answers.
@@ -145,6 +151,7 @@ fn prepare(options: Options) -> Result<Target> {
 fn report(options: &Options, sum: &worker::Tally) -> Report {
     let seconds = options.measure.as_secs_f64();
     let ms = |histogram: &Histogram, share: f64| histogram.quantile(share).as_secs_f64() * 1000.0;
+    let of_streams = |histogram: &Histogram, share| (histogram.count() > 0).then(|| ms(histogram, share));
     Report {
         connections: options.connections,
         seconds,
@@ -154,6 +161,9 @@ fn report(options: &Options, sum: &worker::Tally) -> Report {
         p99_ms: ms(&sum.whole, 0.99),
         max_ms: ms(&sum.whole, 1.0),
         ttfb_p50_ms: ms(&sum.first_byte, 0.5),
+        ttft_p50_ms: of_streams(&sum.first_text, 0.5),
+        gap_p50_ms: of_streams(&sum.gaps, 0.5),
+        gap_p99_ms: of_streams(&sum.gaps, 0.99),
         errors: sum.errors,
         statuses: sum.statuses.clone(),
         first_error: sum.first_error.clone(),

@@ -170,6 +170,11 @@ impl Metrics {
             self.retries.clone(),
         );
         r.register(
+            "postern_target_breaker",
+            "Whether a target is asked: 0 closed, 1 half-open (one request is tried), 2 open (not)",
+            self.breakers.clone(),
+        );
+        r.register(
             "postern_certificate_expiry_seconds",
             "Seconds to the end of a certificate",
             self.certificate_expiry.clone(),

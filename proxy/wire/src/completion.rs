@@ -170,8 +170,8 @@ mod tests {
         let read = CompletionRequest::from_json(tree.clone()).unwrap();
         assert!(read.stream && read.include_usage && !read.opaque_parts);
         assert_eq!((read.choices, read.max_tokens, read.estimated_prompt_tokens()), (2, Some(9), 4));
-        assert_eq!(read.message_shapes(), [MessageShape { role: "user", bytes: 9 }]);
-        assert_eq!((prompt(read.body()).collect::<Vec<_>>(), read.model.as_str()), (vec!["Once upon"], "chat"));
+        assert_eq!(read.message_shapes(), [9, 4].map(|bytes| MessageShape { role: "user", bytes }));
+        assert_eq!((prompt(read.body()).collect::<Vec<_>>(), read.model.as_str()), (vec!["Once upon", "end."], "chat"));
         assert_eq!(Value::Object(read.body().clone()), tree);
     }
 

@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn the_bound_grows_with_the_texts_and_ends() {
         let bytes = |texts| Wanted { texts, dimensions: None }.max_bytes();
-        assert!(bytes(1) < 256 << 10 && bytes(100) > 10 << 20);
+        assert!(bytes(1) < 512 << 10 && bytes(100) > 10 << 20);
         assert_eq!(bytes(2048), ANSWER_BYTES);
     }
 

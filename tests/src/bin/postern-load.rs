@@ -126,6 +126,10 @@ fn print(report: &Report, json: bool) -> Result<()> {
     println!("p99           {:10.3} ms", report.p99_ms);
     println!("slowest       {:10.3} ms", report.max_ms);
     println!("first byte    {:10.3} ms (p50)", report.ttfb_p50_ms);
+    if let (Some(text), Some(half), Some(most)) = (report.ttft_p50_ms, report.gap_p50_ms, report.gap_p99_ms) {
+        println!("first text    {text:10.3} ms (p50)");
+        println!("between       {half:10.3} ms (p50), {most:.3} ms (p99)");
+    }
     println!("errors        {:6}       {}", report.errors, report.first_error.as_deref().unwrap_or(""));
     println!("statuses      {:?}", report.statuses);
     Ok(())

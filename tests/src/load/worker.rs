@@ -26,6 +26,10 @@ pub(super) struct Tally {
     pub(super) whole: Histogram,
     /// Times to the first byte of the body, of the same.
     pub(super) first_byte: Histogram,
+    /// Of streams: times to the first text of the answer.
+    pub(super) first_text: Histogram,
+    /// Of streams: times between one piece of the body and the next.
+    pub(super) gaps: Histogram,
     pub(super) statuses: BTreeMap<u16, u64>,
     pub(super) errors: u64,
     pub(super) first_error: Option<String>,
@@ -35,6 +39,8 @@ impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
         self.whole.add(&other.whole);
         self.first_byte.add(&other.first_byte);
+        self.first_text.add(&other.first_text);
+        self.gaps.add(&other.gaps);
         for (status, count) in &other.statuses {
             *self.statuses.entry(*status).or_default() += count;
         }
@@ -49,6 +55,10 @@ impl Tally {
         if answer.status == 200 {
             self.whole.record(answer.whole);
             self.first_byte.record(answer.first_byte);
+            if let Some(time) = answer.first_text {
+                self.first_text.record(time);
+            }
+            answer.gaps.iter().for_each(|gap| self.gaps.record(*gap));
         }
     }
 }
@@ -56,6 +66,8 @@ impl Tally {
 struct Answer {
     status: u16,
     first_byte: Duration,
+    first_text: Option<Duration>,
+    gaps: Vec<Duration>,
     whole: Duration,
 }
 
@@ -111,20 +123,31 @@ async fn exchange(
     let response = connection.send(request).await?;
     let status = response.status().as_u16();
     let mut body = response.into_body();
-    let mut first_byte = None;
+    let (mut first_byte, mut first_text, mut last, mut gaps) = (None, None, None, Vec::new());
     let mut tail = Vec::with_capacity(2 * END_OF_STREAM.len());
     while let Some(frame) = body.frame().await {
         let frame = frame.context("within an answer")?;
         let Some(bytes) = frame.data_ref() else { continue };
-        first_byte.get_or_insert_with(|| sent.elapsed());
+        let now = sent.elapsed();
+        first_byte.get_or_insert(now);
         if target.options.stream {
+            gaps.extend(last.replace(now).map(|last| now - last));
+            if first_text.is_none() && has_text(bytes) {
+                first_text = Some(now);
+            }
             tail.extend_from_slice(bytes);
             tail.drain(..tail.len().saturating_sub(END_OF_STREAM.len()));
         }
     }
     let whole = sent.elapsed();
     ensure!(!target.options.stream || status != 200 || tail == END_OF_STREAM, "a stream without [DONE]");
-    Ok(Answer { status, first_byte: first_byte.unwrap_or(whole), whole })
+    Ok(Answer { status, first_byte: first_byte.unwrap_or(whole), first_text, gaps, whole })
+}
+
+/// Is there a delta with text in it, as far as it stands in one piece?
+fn has_text(bytes: &[u8]) -> bool {
+    const BEFORE: &[u8] = b"\"content\":\"";
+    bytes.windows(BEFORE.len() + 1).any(|window| window.starts_with(BEFORE) && !window.ends_with(b"\""))
 }
 
 fn request(target: &Target) -> Result<Request<Full<bytes::Bytes>>> {

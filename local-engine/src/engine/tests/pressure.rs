@@ -177,13 +177,13 @@ fn one_identity_leaves_places_for_others_and_the_refusal_says_how_long() {
 
 #[test]
 fn one_identity_does_not_keep_others_out_with_long_answers() {
-    let pieces = [b"x".as_slice(); 2000];
-    let engine = scripted_engine(&pieces, Duration::from_millis(2), |options| options.max_batch_size = 2);
+    let pieces = [b"x".as_slice(); 400];
+    let engine = scripted_engine(&pieces, Duration::from_millis(10), |options| options.max_batch_size = 2);
     let ask = |identity: &str, max_new_tokens| {
         let origin = Origin::new(identity, "a", "x", Priority::Interactive);
         engine.submit(Generation { prompt: vec![5; 4], max_new_tokens, ..request(0, origin) }).unwrap()
     };
-    let mut greedy: Vec<_> = (0..3).map(|_| ask("greedy", 2000)).collect();
+    let mut greedy: Vec<_> = (0..3).map(|_| ask("greedy", 400)).collect();
     while engine.load_now().status.running < 2 {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -195,6 +195,6 @@ fn one_identity_does_not_keep_others_out_with_long_answers() {
         let events: Vec<_> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
         assert!(!events.iter().any(|event| matches!(event, GenerationEvent::Finished { .. })), "it waited for an end");
         let rest: Vec<_> = std::iter::from_fn(|| receiver.blocking_recv()).collect();
-        assert_eq!(text(&[events, rest].concat()).len(), 2000);
+        assert_eq!(text(&[events, rest].concat()).len(), 400);
     }
 }
