@@ -30,6 +30,7 @@ use crate::listener::places::Places;
 use crate::listener::shake_hands;
 use crate::telemetry::metrics::PolicyNumbers;
 use crate::tls::Certificate;
+use crate::upstream::standing::Claim;
 
 /// Connections at a time on one of the addresses.
 const MAX_CONNECTIONS: usize = 256;
@@ -242,7 +243,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         quarantined: loaded.health.is_quarantined(),
         numbers: loaded.numbers.read(),
     });
-    for (target, now) in admin.gateway.dispatcher.standings(0) {
+    for (target, now) in admin.gateway.dispatcher.standings(Claim::default()) {
         admin.gateway.metrics.breaker(&target.name, now.breaker);
     }
     let own = admin.gateway.metrics.text(numbers);
@@ -255,7 +256,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
     let gateway = &admin.gateway;
     let targets: Vec<Value> = gateway
         .dispatcher
-        .standings(0)
+        .standings(Claim::default())
         .iter()
         .map(|(target, now)| {
             json!({

@@ -9,6 +9,7 @@ mod budget;
 mod course;
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +24,12 @@ use crate::config::{Config, Target, Timeouts};
 use crate::decide::PlannedRequest;
 use crate::egress::{EgressError, Remote};
 use crate::error::Error;
+use crate::request::ParsedRequest;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
 use crate::upstream::limiter::Limiter;
 use crate::upstream::openai::{MAX_EVENT, OpenAi, is_asked_for};
-use crate::upstream::standing::{self, Now, Standing, Turn};
+use crate::upstream::standing::{self, Claim, Now, Standing, Turn};
 use crate::upstream::{AttemptError, Reply, Upstream, local};
 use budget::RetryBudget;
 use course::{Course, Lost, Rules, Slot};
@@ -37,7 +39,7 @@ const MAX_EVENTS_BEFORE_TOKEN: usize = 64;
 /// What may come together with the first token in one piece.
 const READ_AHEAD: usize = 64 << 10;
 /// Requests that may wait in line for one target, if it has no limit of requests.
-const LINE_MAX: u32 = 1024;
+const LINE_MAX: usize = 1024;
 
 /// Everybody who can answer.
 pub struct Dispatcher {
@@ -49,6 +51,8 @@ pub struct Dispatcher {
     labels: Labels,
     metrics: Arc<Metrics>,
     budget: RetryBudget,
+    /// Of identities and models, so that nobody can choose names that look alike.
+    digests: RandomState,
 }
 
 struct RemoteTarget {
@@ -99,20 +103,30 @@ impl Dispatcher {
             labels: config.labels.clone(),
             metrics,
             budget: RetryBudget::new(standing::now()),
+            digests: RandomState::new(),
         })
     }
 
-    /// How the remote targets stand, for a request of so many tokens; none if the gateway is offline.
+    /// What a request asks of each target. In limits of tokens it counts for its prompt, estimated, and the longest answer that it
+    /// asks for.
     #[must_use]
-    pub fn standings(&self, tokens: u64) -> Vec<(Arc<Target>, Now)> {
+    pub fn claim(&self, request: &ParsedRequest) -> Claim {
+        let tokens = request.prompt_tokens.saturating_add(request.call.max_answer_tokens());
+        let (who, model) = (self.digests.hash_one(&request.peer.id), self.digests.hash_one(request.call.model()));
+        Claim { who, model, tokens }
+    }
+
+    /// How the remote targets stand, for a request; none if the gateway is offline.
+    #[must_use]
+    pub fn standings(&self, claim: Claim) -> Vec<(Arc<Target>, Now)> {
         let now = standing::now();
-        self.remotes.iter().map(|remote| (remote.target.clone(), remote.standing.now(tokens, now))).collect()
+        self.remotes.iter().map(|remote| (remote.target.clone(), remote.standing.now(claim, now))).collect()
     }
 
     /// How the engine on this machine stands, by the requests that it was sent.
     #[must_use]
-    pub fn engine_standing(&self, tokens: u64) -> Now {
-        self.engine_standing.now(tokens, standing::now())
+    pub fn engine_standing(&self, claim: Claim) -> Now {
+        self.engine_standing.now(claim, standing::now())
     }
 
     /// The engine on this machine.
@@ -162,7 +176,8 @@ impl Dispatcher {
         let known = targets.iter().filter_map(|target| Some((*target, self.slot(target)?)));
         let (targets, slots): (Vec<&Destination>, Vec<Slot<'_>>) = known.unzip();
         let (budget, metrics) = (&self.budget, &*self.metrics);
-        let rules = Rules { tokens: tokens(request), queue: self.timeouts.queue, race, budget, metrics };
+        let claim = self.claim(request.masked().classified().request());
+        let rules = Rules { claim, queue: self.timeouts.queue, race, budget, metrics };
         let ask = |index: usize, turn: Turn| {
             let target = targets.get(index).copied();
             async move {
@@ -245,17 +260,12 @@ impl Dispatcher {
     }
 }
 
-/// What a request counts for in a target's limit of tokens: its prompt, estimated, and the longest answer that it asks for.
-fn tokens(request: &PlannedRequest) -> u64 {
-    let asked = request.masked().classified().request();
-    asked.prompt_tokens.saturating_add(asked.call.max_answer_tokens())
-}
-
 /// As many as could have their turn in time.
-fn line_max(target: &Target, queue: Duration) -> u32 {
+fn line_max(target: &Target, queue: Duration) -> usize {
     let per_minute = target.requests_per_minute.map(|requests| f64::from(requests.get()));
-    per_minute
-        .map_or(LINE_MAX, |requests| (requests * queue.as_secs_f64() / 60.0).ceil().clamp(1.0, LINE_MAX.into()) as u32)
+    per_minute.map_or(LINE_MAX, |requests| {
+        (requests * queue.as_secs_f64() / 60.0).ceil().clamp(1.0, LINE_MAX as f64) as usize
+    })
 }
 
 /// Whom the first target of the plan races, and after what time. Only streams race: an answer that comes as a whole has no first

@@ -40,6 +40,7 @@ use crate::route::heard::{Fate, Heard};
 use crate::route::scene::Scene;
 use crate::route::shadow::Watching;
 use crate::route::{Policies, Votes};
+use crate::upstream::standing::Claim;
 
 /// How soon it is looked again whether headers can go out.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -227,9 +228,11 @@ async fn consult(
         CallContext { tenant: &tenant, label: config.labels.name(before), seed: record.seed(), time_ms: None };
     let mut watching = gateway.shadows.watch(gateway, &policies);
     let mut masked = redact::mask(gateway, &policies, &context, classified, heard, watching.as_mut()).await?;
+    // What was asked is what predictions are of: the longest answer is for limits alone.
     let tokens = masked.classified().request().prompt_tokens;
-    let targets = gateway.dispatcher.standings(tokens);
-    let engine = engine_facts(gateway, masked.classified(), tokens);
+    let claim = Claim { tokens, ..gateway.dispatcher.claim(masked.classified().request()) };
+    let targets = gateway.dispatcher.standings(claim);
+    let engine = engine_facts(gateway, masked.classified(), claim);
     let request = facts::request(config, &masked, headers, exchange.admitted.as_ref(), policies.see_text());
     let fleet = facts::fleet(config, &targets, engine);
     let routed = policies.route(config, before, &context, (&request, &fleet), heard).await?;
@@ -384,14 +387,14 @@ async fn record_intent(
     gateway.audit.intent(exchange.record, &intent, durable).await
 }
 
-fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest, tokens: u64) -> EngineFacts {
+fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest, claim: Claim) -> EngineFacts {
     let engine = gateway.dispatcher.engine();
-    let known = gateway.dispatcher.engine_standing(tokens);
+    let known = gateway.dispatcher.engine_standing(claim);
     let queue = engine.state().map_or(0.0, |state| state.queue_depth as f64);
     EngineFacts {
         serves: gateway.config.engine.is_some() && engine.serves(classified.request().call.endpoint()),
         ready: engine.is_ready(),
-        ttft: engine.predicted_ttft(tokens),
+        ttft: engine.predicted_ttft(claim.tokens),
         load: Load { base_ms: known.base_ms, latency_ms: known.latency_ms, queue: queue.max(known.queue) },
     }
 }

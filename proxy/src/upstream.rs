@@ -3,6 +3,7 @@
 mod asks;
 pub mod breaker;
 pub mod limiter;
+mod line;
 pub mod local;
 pub mod openai;
 pub mod scrape;
@@ -41,12 +42,24 @@ pub enum Reply {
 impl Reply {
     /// Keeps the turn for as long as the answer lasts: the target has that much to do.
     #[must_use]
-    pub fn holding(self, turn: Turn) -> Self {
+    pub fn holding(self, mut turn: Turn) -> Self {
         match self {
-            Self::Whole(answer) => Self::Whole(answer),
+            Self::Whole(answer) => {
+                if let Some(tokens) = tokens_used(&answer) {
+                    turn.used(tokens);
+                }
+                Self::Whole(answer)
+            }
             Self::Stream(events) => Self::Stream(events.holding(turn)),
         }
     }
+}
+
+/// What a target counted for an answer, if it says so.
+fn tokens_used(answer: &Value) -> Option<u64> {
+    let usage = answer.get("usage")?;
+    let count = |field| usage.get(field).and_then(Value::as_u64);
+    Some(count("prompt_tokens")?.saturating_add(count("completion_tokens").unwrap_or_default()))
 }
 
 /// Why an attempt did not succeed. Holds no text of the upstream.
@@ -134,7 +147,9 @@ impl AttemptError {
     pub fn health(&self) -> Health {
         match self {
             Self::Connect | Self::Broken | Self::FirstToken(_) | Self::Idle(_) | Self::Died => Health::Dead,
-            Self::Status(_) | Self::Busy(_) | Self::Credentials(_) | Self::Malformed(_) => Health::Busy,
+            Self::Status(_) | Self::Busy(_) | Self::Credentials(401) | Self::Malformed(_) => Health::Busy,
+            // Our key is good, but not for this model, or what was asked is not allowed.
+            Self::Credentials(_) => Health::Unknown,
             Self::Refused(_) | Self::EngineDown | Self::RateLimited(_) => Health::Unknown,
             Self::NotFound | Self::Rejected { .. } | Self::Engine(_) | Self::TooLarge => Health::Unknown,
         }

@@ -21,7 +21,7 @@ use crate::audit::Attempt;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::AttemptError;
 use crate::upstream::breaker::Health;
-use crate::upstream::standing::{Standing, Turn, now};
+use crate::upstream::standing::{Claim, Standing, Turn, now};
 
 /// How often one target is asked for one request.
 const TRIES: u32 = 4;
@@ -41,8 +41,8 @@ pub(super) struct Slot<'a> {
 
 /// What holds for one request.
 pub(super) struct Rules<'a> {
-    /// What it counts for in limits of tokens.
-    pub(super) tokens: u64,
+    /// What it asks of each target.
+    pub(super) claim: Claim,
     /// How long turns may be waited for, in all.
     pub(super) queue: Duration,
     /// Whom those before it race, and how long after the beginning.
@@ -98,32 +98,23 @@ where
     pub(super) async fn run(mut self) -> Result<(usize, R), Lost> {
         self.rules.budget.deposit();
         while let Some((index, turn)) = self.next().await {
-            let (earlier, (index, result)) = match self.rules.race.filter(|(_, rival)| index < *rival) {
+            let (index, result) = match self.rules.race.filter(|(_, rival)| index < *rival) {
                 Some((after, rival)) => self.race((index, turn), after, rival).await,
-                None => (None, (index, self.alone(index, turn).await)),
+                None => (index, self.alone(index, turn).await),
             };
-            for (index, error) in earlier.into_iter().chain(match result {
+            match result {
                 Ok(reply) => return Ok((index, reply)),
-                Err(error) => Some((index, error)),
-            }) {
-                let is_final = !error.is_worth_another_target();
-                self.failed(index, &error);
-                // What is wrong with the request is worth more than how others were when they were asked after it.
-                if !self.last.as_ref().is_some_and(AttemptError::is_of_the_request) {
-                    self.last = Some(error);
-                }
-                if is_final {
-                    return Err(self.lost());
-                }
+                Err(error) if self.failed(index, &error) => return Err(self.lost()),
+                Err(_) => {}
             }
         }
         Err(self.lost())
     }
 
     fn lost(self) -> Lost {
-        let (now, tokens) = (now(), self.rules.tokens);
+        let (now, claim) = (now(), self.rules.claim);
         let failed = self.slots.iter().filter(|stop| stop.tries > 0).count();
-        let free_at = |stop: &Stop<'_>| stop.not_before.max(stop.slot.standing.free_at(tokens, now));
+        let free_at = |stop: &Stop<'_>| stop.not_before.max(stop.slot.standing.free_at(claim, now));
         let soonest = self.slots.iter().map(free_at).min().unwrap_or(now);
         Lost { last: self.last, failed, retry_after: soonest.saturating_duration_since(now) }
     }
@@ -139,16 +130,20 @@ where
             if stop.may_ask(self.rules.budget) {
                 return Some((index, turn));
             }
+            turn.unused();
             stop.out = true;
         }
     }
 
     fn at_once(&mut self) -> Option<(usize, Turn)> {
-        let (now, tokens) = (now(), self.rules.tokens);
+        let (now, claim) = (now(), self.rules.claim);
         for (index, stop) in self.slots.iter_mut().enumerate().filter(|(_, stop)| !stop.out && stop.not_before <= now) {
-            match stop.slot.standing.turn(tokens, now) {
+            match stop.slot.standing.turn(claim, now) {
                 Ok(turn) if stop.may_ask(self.rules.budget) => return Some((index, turn)),
-                Ok(_unused) => stop.out = true,
+                Ok(turn) => {
+                    turn.unused();
+                    stop.out = true;
+                }
                 Err(_later) => {}
             }
         }
@@ -156,12 +151,13 @@ where
     }
 
     async fn in_line(&mut self) -> Option<(usize, Turn)> {
-        let (begun, tokens) = (now(), self.rules.tokens);
+        let (begun, claim) = (now(), self.rules.claim);
+        let until = begun + self.patience;
         let usable = self.slots.iter().enumerate().filter(|(_, stop)| !stop.out);
         let mut coming: FuturesUnordered<_> = usable
             .map(|(index, stop)| {
                 let (standing, from) = (stop.slot.standing, stop.not_before);
-                async move { standing.turn_in_line(tokens, from).await.map(|turn| (index, turn)) }
+                async move { standing.turn_in_line(claim, from, until).await.map(|turn| (index, turn)) }
             })
             .collect();
         // Whoever has no room in line gives nothing; the others are still waited for.
@@ -188,64 +184,73 @@ where
         result
     }
 
-    /// Asks the first; if it has no token after a while, asks the rival as well, if that may be asked at once. The first token wins,
-    /// and the other one is cancelled. Gives how it ended, and before it how one failed that was not the last.
+    /// Asks the first; if it has no token after a while, asks the rival as well, if that may be asked at once, and others after it if
+    /// that fails. The first token wins, and the other one is cancelled. Gives who ended it, and how.
     async fn race(
         &mut self,
         (index, turn): (usize, Turn),
         after: Duration,
         rival: usize,
-    ) -> (Option<(usize, AttemptError)>, (usize, Result<R, AttemptError>)) {
+    ) -> (usize, Result<R, AttemptError>) {
         let note = self.note(index);
         let mut near = (self.ask)(index, turn);
         let after = after.saturating_sub(now().saturating_duration_since(self.begun));
         if let Ok(result) = timeout(after, &mut near).await {
             self.noted(note, code(&result));
-            return (None, (index, result));
+            return (index, result);
         }
-        let Some(turn) = self.rival(rival) else {
-            let result = near.await;
-            self.noted(note, code(&result));
-            return (None, (index, result));
-        };
-        let rival_note = self.note(rival);
-        let far = (self.ask)(rival, turn);
-        match select(near, far).await {
-            Either::Left((Ok(reply), _)) => {
-                self.raced(rival, "lost");
-                self.noted(note, "ok");
-                self.noted(rival_note, "lost_race");
-                (None, (index, Ok(reply)))
-            }
-            Either::Right((Ok(reply), _)) => {
-                self.raced(rival, "won");
-                self.noted(note, "lost_race");
-                self.noted(rival_note, "ok");
-                (None, (rival, Ok(reply)))
-            }
-            Either::Left((Err(error), far)) => {
-                self.noted(note, error.code());
-                let result = far.await;
-                self.raced(rival, if result.is_ok() { "won" } else { "failed" });
-                self.noted(rival_note, code(&result));
-                (Some((index, error)), (rival, result))
-            }
-            Either::Right((Err(error), near)) => {
-                self.raced(rival, "failed");
-                self.noted(rival_note, error.code());
-                let result = near.await;
-                self.noted(note, code(&result));
-                (Some((rival, error)), (index, result))
+        while let Some((rival, turn)) = self.rival(rival) {
+            let rival_note = self.note(rival);
+            let far = (self.ask)(rival, turn);
+            match select(near, far).await {
+                Either::Left((Ok(reply), _)) => {
+                    self.raced(rival, "lost");
+                    self.noted(note, "ok");
+                    self.noted(rival_note, "lost_race");
+                    return (index, Ok(reply));
+                }
+                Either::Right((Ok(reply), _)) => {
+                    self.raced(rival, "won");
+                    self.noted(note, "lost_race");
+                    self.noted(rival_note, "ok");
+                    return (rival, Ok(reply));
+                }
+                Either::Left((Err(error), far)) => {
+                    self.noted(note, error.code());
+                    if self.failed(index, &error) {
+                        self.noted(rival_note, "lost_race");
+                        return (index, Err(error));
+                    }
+                    let result = far.await;
+                    self.raced(rival, if result.is_ok() { "won" } else { "failed" });
+                    self.noted(rival_note, code(&result));
+                    return (rival, result);
+                }
+                Either::Right((Err(error), still)) => {
+                    self.raced(rival, "failed");
+                    self.noted(rival_note, error.code());
+                    if self.failed(rival, &error) {
+                        self.noted(note, "lost_race");
+                        return (rival, Err(error));
+                    }
+                    near = still;
+                }
             }
         }
+        let result = near.await;
+        self.noted(note, code(&result));
+        (index, result)
     }
 
-    /// Leave to ask the rival, if that is to be had without waiting.
-    fn rival(&mut self, rival: usize) -> Option<Turn> {
-        let stop = self.slots.get_mut(rival).filter(|stop| !stop.out && stop.tries == 0)?;
-        let turn = stop.slot.standing.turn(self.rules.tokens, now()).ok()?;
+    /// The first from the rival on that may be asked without waiting, and was not yet.
+    fn rival(&mut self, rival: usize) -> Option<(usize, Turn)> {
+        let (now, claim) = (now(), self.rules.claim);
+        let stops = self.slots.iter_mut().enumerate().skip(rival).filter(|(_, stop)| !stop.out && stop.tries == 0);
+        let (index, stop, turn) = stops
+            .filter_map(|(index, stop)| stop.slot.standing.turn(claim, now).ok().map(|turn| (index, stop, turn)))
+            .next()?;
         stop.tries += 1;
-        Some(turn)
+        Some((index, turn))
     }
 
     fn raced(&self, rival: usize, result: &'static str) {
@@ -270,15 +275,28 @@ where
         self.slots.get(index).map_or("", |stop| stop.slot.name)
     }
 
-    /// When, and whether, it may be asked again.
-    fn failed(&mut self, index: usize, error: &AttemptError) {
+    /// Notes whether and when it may be asked again; true if nobody else would do better.
+    fn failed(&mut self, index: usize, error: &AttemptError) -> bool {
+        self.put_off(index, error);
+        let is_final = !error.is_worth_another_target();
+        // What is wrong with the request is worth more than how others were when they were asked after it.
+        if !self.last.as_ref().is_some_and(AttemptError::is_of_the_request) {
+            self.last = Some(error.clone());
+        }
+        is_final
+    }
+
+    fn put_off(&mut self, index: usize, error: &AttemptError) {
+        let (now, model) = (now(), self.rules.claim.model);
         let ours_before = self.ours_broken;
         let Some(stop) = self.slots.get_mut(index) else { return };
-        let pause = error.retry_after();
         let back_off = BACK_OFF.saturating_mul(1 << (stop.tries.clamp(1, 8) - 1)).min(BACK_OFF_MOST);
-        stop.not_before = now() + pause.unwrap_or_else(|| back_off.mul_f64(rand::random::<f64>()));
+        // Also of those who say that they need no time at all.
+        let at_least = back_off.mul_f64(rand::random::<f64>());
+        let pause = error.retry_after();
+        stop.not_before = now + pause.map_or(at_least, |pause| pause.max(at_least));
         if let (Some(_), AttemptError::RateLimited(_)) = (pause, error) {
-            stop.slot.standing.pause(stop.not_before);
+            stop.slot.standing.pause(model, stop.not_before, now);
         }
         stop.out = !error.may_pass() || stop.tries >= TRIES;
         if stop.slot.ours && error.lost_connection() {
@@ -312,12 +330,9 @@ fn code<R>(result: &Result<R, AttemptError>) -> &'static str {
 /// Tells the target's standing how an attempt ended.
 pub(super) fn settle<R>(turn: &mut Turn, result: &Result<R, AttemptError>, stream: bool) {
     match result {
-        Ok(_) => {
-            if stream {
-                turn.first_token();
-            }
-            turn.ended(Health::Good);
-        }
+        // How it ends is told by its stream.
+        Ok(_) if stream => turn.first_token(),
+        Ok(_) => turn.ended(Health::Good),
         Err(error) => turn.ended(error.health()),
     }
 }

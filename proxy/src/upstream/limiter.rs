@@ -24,13 +24,22 @@ struct Window {
     most: u64,
     used: u64,
     log: VecDeque<(Instant, u64)>,
+    /// How many were taken from the front of the log.
+    gone: u64,
+}
+
+/// What was taken, by its places in the logs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Taken {
+    request: Option<u64>,
+    tokens: Option<u64>,
 }
 
 impl Limiter {
     /// Nothing was sent yet. `late`: how long a request may take to reach the target.
     #[must_use]
     pub fn new(requests: Option<NonZeroU32>, tokens: Option<NonZeroU32>, late: Duration) -> Self {
-        let window = |most: NonZeroU32| Window { most: most.get().into(), used: 0, log: VecDeque::new() };
+        let window = |most: NonZeroU32| Window { most: most.get().into(), used: 0, log: VecDeque::new(), gone: 0 };
         Self { requests: requests.map(window), tokens: tokens.map(window), span: MINUTE + late }
     }
 
@@ -38,17 +47,29 @@ impl Limiter {
     ///
     /// # Errors
     /// Says when there will be room.
-    pub fn take(&mut self, tokens: u64, now: Instant) -> Result<(), Instant> {
+    pub fn take(&mut self, tokens: u64, now: Instant) -> Result<Taken, Instant> {
         if let Some(at) = self.room_at(tokens, now) {
             return Err(at);
         }
         let span = self.span;
-        for (window, amount) in [(&mut self.requests, 1), (&mut self.tokens, tokens)] {
-            if let Some(window) = window {
-                window.take(amount, span, now);
+        let take = |window: &mut Option<Window>, amount| window.as_mut().map(|window| window.take(amount, span, now));
+        Ok(Taken { request: take(&mut self.requests, 1), tokens: take(&mut self.tokens, tokens) })
+    }
+
+    /// It was not sent after all.
+    pub fn give_back(&mut self, taken: Taken) {
+        for (window, at) in [(&mut self.requests, taken.request), (&mut self.tokens, taken.tokens)] {
+            if let Some((window, at)) = window.as_mut().zip(at) {
+                window.lower(at, 0);
             }
         }
-        Ok(())
+    }
+
+    /// It used so many tokens, which may be less than was taken.
+    pub fn settle(&mut self, taken: Taken, tokens: u64) {
+        if let Some((window, at)) = self.tokens.as_mut().zip(taken.tokens) {
+            window.lower(at, tokens);
+        }
     }
 
     /// When there is room for one request of so many tokens; `None`: now.
@@ -56,6 +77,12 @@ impl Limiter {
     pub fn room_at(&self, tokens: u64, now: Instant) -> Option<Instant> {
         let windows = [(&self.requests, 1), (&self.tokens, tokens)].into_iter();
         windows.filter_map(|(window, amount)| window.as_ref()?.room_at(amount, self.span, now)).max()
+    }
+
+    /// When there is room for one more request, whatever becomes of those that were sent; `None`: now.
+    #[must_use]
+    pub fn request_at(&self, now: Instant) -> Option<Instant> {
+        self.requests.as_ref()?.room_at(1, self.span, now)
     }
 
     /// Requests that could be sent now; `None`: there is no limit.
@@ -84,14 +111,26 @@ impl Window {
         freed.flatten().filter(|at| *at > now)
     }
 
-    fn take(&mut self, amount: u64, span: Duration, now: Instant) {
+    /// Says where it is in the log.
+    fn take(&mut self, amount: u64, span: Duration, now: Instant) -> u64 {
         let amount = amount.min(self.most);
         while let Some((_, freed)) = self.log.front().filter(|(at, _)| now >= *at + span) {
             self.used -= freed;
             self.log.pop_front();
+            self.gone += 1;
         }
         self.used += amount;
         self.log.push_back((now, amount));
+        self.gone + self.log.len() as u64 - 1
+    }
+
+    fn lower(&mut self, at: u64, amount: u64) {
+        let index = at.checked_sub(self.gone).and_then(|index| usize::try_from(index).ok());
+        if let Some((_, taken)) = index.and_then(|index| self.log.get_mut(index)) {
+            let freed = taken.saturating_sub(amount);
+            *taken -= freed;
+            self.used -= freed;
+        }
     }
 }
 
@@ -111,27 +150,45 @@ mod tests {
     fn room_comes_when_the_oldest_are_a_minute_old() {
         let (mut limiter, start) = (per_minute(2, 0), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!((limiter.take(9, start), limiter.take(9, at(10))), (Ok(()), Ok(())));
-        assert_eq!(limiter.take(9, at(20)), Err(at(62)));
+        assert!(limiter.take(9, start).is_ok() && limiter.take(9, at(10)).is_ok());
+        assert_eq!(limiter.take(9, at(20)).err(), Some(at(62)));
         assert_eq!((limiter.requests_left(at(61)), limiter.requests_left(at(62))), (Some(0), Some(1)));
-        assert_eq!(limiter.take(9, at(62)), Ok(()));
-        assert_eq!(limiter.take(9, at(62)), Err(at(72)));
+        assert!(limiter.take(9, at(62)).is_ok());
+        assert_eq!(limiter.take(9, at(62)).err(), Some(at(72)));
         assert_eq!(per_minute(0, 0).requests_left(start), None);
     }
 
     #[test]
     fn tokens_count_as_well_and_one_request_may_take_them_all() {
         let (mut limiter, start) = (per_minute(100, 1000), Instant::now());
-        assert_eq!(limiter.take(600, start), Ok(()));
-        assert_eq!(limiter.take(600, start), Err(start + MINUTE + LATE));
+        assert!(limiter.take(600, start).is_ok());
+        assert_eq!(limiter.take(600, start).err(), Some(start + MINUTE + LATE));
         assert_eq!(limiter.requests_left(start), Some(99), "what was refused took nothing");
-        assert_eq!(limiter.take(400, start), Ok(()));
-        assert_eq!(
-            limiter.take(u64::MAX, start + MINUTE + LATE),
-            Ok(()),
-            "more than there ever is waits for all of it"
-        );
+        assert!(limiter.take(400, start).is_ok());
+        let all = limiter.take(u64::MAX, start + MINUTE + LATE);
+        assert!(all.is_ok(), "more than there ever is waits for all of it");
         assert!(limiter.take(1, start + MINUTE + LATE).is_err());
+    }
+
+    #[test]
+    fn what_was_not_used_is_there_for_others() {
+        let (mut limiter, start) = (per_minute(2, 1000), Instant::now());
+        let first = limiter.take(u64::MAX, start).unwrap();
+        limiter.settle(first, 5000);
+        assert!(limiter.take(1, start).is_err(), "more than was taken frees nothing");
+        limiter.settle(first, 13);
+        limiter.settle(first, 14);
+        let second = limiter.take(987, start).unwrap();
+        assert!(limiter.take(1, start).is_err(), "neither requests nor tokens are left");
+        limiter.give_back(second);
+        assert_eq!(limiter.requests_left(start), Some(1));
+        let later = start + MINUTE + LATE;
+        let third = limiter.take(900, later).unwrap();
+        limiter.settle(first, 0);
+        limiter.give_back(second);
+        assert_eq!((limiter.requests_left(later), limiter.take(101, later).is_err()), (Some(1), true), "long gone");
+        limiter.settle(third, 899);
+        assert!(limiter.take(101, later).is_ok());
     }
 
     proptest! {
@@ -144,12 +201,12 @@ mod tests {
             for (wait, tokens, late) in steps {
                 now += Duration::from_millis(wait);
                 match limiter.take(tokens, now) {
-                    Ok(()) => sent.push((now + Duration::from_millis(late), tokens)),
+                    Ok(_) => sent.push((now + Duration::from_millis(late), tokens)),
                     Err(at) => {
                         prop_assert!(at > now && at <= now + MINUTE + LATE);
                         let mut then = Limiter { requests: None, tokens: None, span: limiter.span };
                         std::mem::swap(&mut then, &mut limiter);
-                        prop_assert_eq!(then.take(tokens, at), Ok(()), "it said when");
+                        prop_assert!(then.take(tokens, at).is_ok(), "it said when");
                         sent.push((at + Duration::from_millis(late), tokens));
                         now = at;
                         limiter = then;

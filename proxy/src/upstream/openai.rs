@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -19,10 +19,13 @@ use postern_wire::completion::{self, Part};
 use postern_wire::json;
 use postern_wire::sse::Decoder;
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
+use super::breaker::Health;
 use super::local::EngineRefusal;
 use super::standing::{Said, Standing, Turn};
-use super::{Asks, AttemptError, Reply, Upstream, scrape};
+use super::{Asks, AttemptError, Reply, Upstream, scrape, tokens_used};
 use crate::classify::clearance::EgressPermit;
 use crate::egress::{Remote, SendError};
 
@@ -36,6 +39,9 @@ const MAX_EVENT_VALUES: usize = 20_000;
 const MAX_ERROR: usize = 64 << 10;
 /// The longest time that a target may ask us to wait.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
+const NOBODY_MEANS: Duration = Duration::from_secs(7 * 86_400);
+/// Who was not read from for so long may have given up for that.
+const AWAY: Duration = Duration::from_secs(1);
 /// How long an error's body may take.
 const ERROR_WITHIN: Duration = Duration::from_secs(2);
 
@@ -111,7 +117,7 @@ pub(super) async fn read_own(response: Response<Incoming>, asks: Asks, idle: Dur
 pub async fn read(response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
     let status = response.status();
     if status != StatusCode::OK {
-        let wait = retry_after(response.headers());
+        let wait = retry_after(response.headers(), OffsetDateTime::now_utc());
         return Err(refused(status, wait, response.into_body()).await);
     }
     let media_type =
@@ -161,10 +167,15 @@ fn message(bytes: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     if shaped { Ok(answer) } else { Err(AttemptError::Malformed("shape")) }
 }
 
-/// `Retry-After` in seconds (RFC 9110, 10.2.3); a date is for people. What is longer than any request waits is as good as for ever.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).map_or(MAX_WAIT, |wait| wait.min(MAX_WAIT)))
+/// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. What is longer than any request waits is as good as for ever; what nobody
+/// can mean is not believed.
+fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse().map(Duration::try_from_secs_f64) {
+        Ok(seconds) => seconds.ok()?,
+        Err(_) => Duration::try_from(OffsetDateTime::parse(text, &Rfc2822).ok()? - now).unwrap_or_default(),
+    };
+    (wait <= NOBODY_MEANS).then(|| wait.min(MAX_WAIT))
 }
 
 async fn refused(status: StatusCode, wait: Option<Duration>, body: Incoming) -> AttemptError {
@@ -199,6 +210,8 @@ pub struct EventStream {
     received: usize,
     ended: bool,
     turn: Option<Turn>,
+    /// When it was last read from.
+    left_at: Option<Instant>,
     /// Of the engine on this machine.
     is_own: bool,
 }
@@ -213,8 +226,8 @@ impl EventStream {
     fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
         let decoder = Decoder::new(MAX_EVENT);
-        let (received, ended, turn, is_own) = (0, false, None, false);
-        Self { body, endpoint, decoder, ready, replayed, idle, received, ended, turn, is_own }
+        let (received, ended, turn, left_at, is_own) = (0, false, None, None, false);
+        Self { body, endpoint, decoder, ready, replayed, idle, received, ended, turn, left_at, is_own }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
@@ -233,11 +246,18 @@ impl EventStream {
     /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]` is
     /// [`AttemptError::Died`]: a cut must never look like an end.
     pub async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
+        let away = self.left_at.take().is_some_and(|at| at.elapsed() > AWAY);
         let next = self.read().await;
-        if let (Err(error), Some(turn)) = (&next, &mut self.turn) {
-            // It answered at first: so this is the first that its standing hears of it.
-            turn.ended(error.health());
+        if let Some(turn) = &mut self.turn {
+            match &next {
+                Ok(Some(event)) => tokens_used(event).into_iter().for_each(|tokens| turn.used(tokens)),
+                Ok(None) => turn.ended(Health::Good),
+                // Who is not read from gives up some time: that is the client's doing.
+                Err(_) if away => turn.ended(Health::Unknown),
+                Err(error) => turn.ended(error.health()),
+            }
         }
+        self.left_at = Some(Instant::now());
         next
     }
 
@@ -332,6 +352,25 @@ mod tests {
         assert!(message(data, Endpoint::Chat).is_err());
         let chat = br#"{"choices":[{"index":0,"message":{"content":"Hi"}}]}"#;
         assert!(message(chat, Endpoint::Completions).is_err() && message(chat, Endpoint::Chat).is_ok());
+    }
+
+    #[test]
+    fn a_time_to_wait_is_seconds_or_a_date() {
+        let now = OffsetDateTime::parse("Wed, 21 Oct 2015 07:28:00 GMT", &Rfc2822).unwrap();
+        let wait = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, http::HeaderValue::from_static(text))]);
+            retry_after(&headers, now).map(|wait| wait.as_millis())
+        };
+        let seconds = [("0", 0), ("2", 2000), (" 1.5 ", 1500), ("7200", 3_600_000)];
+        let dates = [("Wed, 21 Oct 2015 07:28:09 GMT", 9000), ("Wed, 21 Oct 2015 07:27:00 GMT", 0)];
+        for (text, ms) in seconds.into_iter().chain(dates) {
+            assert_eq!(wait(text), Some(ms), "{text}");
+        }
+        for nonsense in
+            ["-1", "soon", "", "1e99", "inf", "NaN", "99999999999999999999", "Wed, 21 Oct 2065 07:28:00 GMT"]
+        {
+            assert_eq!(wait(nonsense), None, "{nonsense}");
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::breaker::{Breaker, Health, State};
-use super::limiter::Limiter;
+use super::breaker::{Breaker, Health, Reached, State};
+use super::limiter::{Limiter, Taken};
+use super::line::Line;
 
 /// What an average has forgotten of a sample after this time, but for 1/e of it.
 const FORGETS_IN: f64 = 10.0;
@@ -24,6 +25,21 @@ const RESTS_FOR: Duration = Duration::from_secs(3);
 const FAILED_FOR: Duration = Duration::from_secs(30);
 /// When it is looked again whether a breaker has closed that somebody else is trying.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// When it is looked again whether answers have used fewer tokens than they might have.
+const TOKENS_AGAIN: Duration = Duration::from_millis(250);
+/// Models of one target that are paused at a time; of more, the one that may be asked soonest is.
+const PAUSES: usize = 64;
+
+/// What a request asks of a target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose it is: a digest of the identity.
+    pub who: u64,
+    /// For which model: a digest of its name.
+    pub model: u64,
+    /// What it counts for in limits of tokens.
+    pub tokens: u64,
+}
 
 /// What a target's own page of metrics says (see [`super::scrape`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -46,28 +62,41 @@ pub struct Standing {
     waiting: AtomicU32,
     /// Requests of ours that are not ended.
     under_way: AtomicU32,
-    /// Those that wait for their turn, first come, first served.
-    line: tokio::sync::Mutex<()>,
-    in_line: AtomicU32,
-    line_max: u32,
+    /// Those that wait for their turn.
+    line: Line,
 }
 
 #[derive(Debug)]
 struct Known {
     breaker: Breaker,
     limiter: Limiter,
-    /// It asked us to wait until then.
-    paused_until: Option<Instant>,
+    /// Models for which it asked us to wait, and until when.
+    pauses: Vec<(u64, Instant)>,
     first_token: Learned,
     said: Option<(Said, Instant)>,
     /// When it failed, if nothing has gone well since.
     failed_at: Option<Instant>,
 }
 
-/// Why it may not be asked now: until then it rests after failures, or is full.
+impl Known {
+    fn paused_until(&self, model: u64, now: Instant) -> Option<Instant> {
+        self.pauses.iter().filter(|(paused, until)| *paused == model && *until > now).map(|(_, until)| *until).max()
+    }
+}
+
+/// Why it may not be asked now: until then it rests after failures, or is full; and not before `surely`, whatever those use that
+/// were sent.
 enum Later {
     Rests(Instant),
-    Full(Instant),
+    Full { at: Instant, surely: Option<Instant> },
+}
+
+impl Later {
+    fn at(&self) -> Instant {
+        match self {
+            Self::Rests(at) | Self::Full { at, .. } => *at,
+        }
+    }
 }
 
 /// A target as it is now.
@@ -113,12 +142,12 @@ impl Default for Now {
 impl Standing {
     /// Nothing is known yet.
     #[must_use]
-    pub fn new(limiter: Limiter, line_max: u32) -> Arc<Self> {
+    pub fn new(limiter: Limiter, line_max: usize) -> Arc<Self> {
         let breaker = Breaker::default();
         let known = Known {
             breaker,
             limiter,
-            paused_until: None,
+            pauses: Vec::new(),
             first_token: Learned::default(),
             said: None,
             failed_at: None,
@@ -127,9 +156,7 @@ impl Standing {
             known: Mutex::new(known),
             waiting: AtomicU32::new(0),
             under_way: AtomicU32::new(0),
-            line: tokio::sync::Mutex::new(()),
-            in_line: AtomicU32::new(0),
-            line_max,
+            line: Line::new(line_max),
         })
     }
 
@@ -137,62 +164,75 @@ impl Standing {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leave to ask it now, with a request of so many tokens.
+    /// Leave to ask it now.
     ///
     /// # Errors
     /// It may not be asked now; says when to come again. Those who wait already come first.
-    pub fn turn(self: &Arc<Self>, tokens: u64, now: Instant) -> Result<Turn, Instant> {
-        if self.in_line.load(Ordering::Relaxed) > 0 {
+    pub fn turn(self: &Arc<Self>, claim: Claim, now: Instant) -> Result<Turn, Instant> {
+        if !self.line.is_empty() {
             return Err(now + LOOK_AGAIN);
         }
-        self.take(tokens, now).map_err(|(Later::Rests(at) | Later::Full(at))| at)
+        self.take(claim, now).map_err(|later| later.at())
     }
 
     /// When it may be asked, as far as is known now: those in line are not counted.
     #[must_use]
-    pub fn free_at(&self, tokens: u64, now: Instant) -> Instant {
+    pub fn free_at(&self, claim: Claim, now: Instant) -> Instant {
         let known = self.known();
-        let all = [known.paused_until, known.breaker.rests_until(), known.limiter.room_at(tokens, now)];
+        let pause = known.paused_until(claim.model, now);
+        let all = [pause, known.breaker.rests_until(claim.who), known.limiter.room_at(claim.tokens, now)];
         all.into_iter().flatten().max().map_or(now, |at| at.max(now))
     }
 
-    /// Waits for leave, after those who came before, and at least until `from`. `None`: so many wait already that it would take
-    /// too long, or it rests for a while. Dropping the future gives the place up.
-    pub async fn turn_in_line(self: &Arc<Self>, tokens: u64, from: Instant) -> Option<Turn> {
+    /// Waits for leave in the line, at least until `from`. `None`: there is no room in the line, it rests for a while, or leave
+    /// cannot come before `until`. Dropping the future gives the place up.
+    pub async fn turn_in_line(self: &Arc<Self>, claim: Claim, from: Instant, until: Instant) -> Option<Turn> {
+        if from > until || self.surely(claim, now()).is_some_and(|at| at > until) {
+            return None;
+        }
         tokio::time::sleep_until(from.into()).await;
-        let _place = self.stand_in_line()?;
-        let _first = self.line.lock().await;
+        let place = self.line.enter(claim.who)?;
+        if !place.first().await {
+            return None;
+        }
         loop {
-            match self.take(tokens, now()) {
+            let wake = match self.take(claim, now()) {
                 Ok(turn) => return Some(turn),
                 Err(Later::Rests(at)) if at > now() + RESTS_FOR => return None,
-                Err(Later::Rests(at) | Later::Full(at)) => tokio::time::sleep_until(at.into()).await,
-            }
+                Err(Later::Rests(at)) => at,
+                Err(Later::Full { surely: Some(surely), .. }) if surely > until => return None,
+                Err(Later::Full { at, surely }) if surely == Some(at) => at,
+                Err(Later::Full { at, .. }) => at.min(now() + TOKENS_AGAIN),
+            };
+            tokio::time::sleep_until(wake.into()).await;
         }
     }
 
-    fn stand_in_line(&self) -> Option<Counted<'_>> {
-        let place = Counted::new(&self.in_line);
-        (self.in_line.load(Ordering::Relaxed) <= self.line_max).then_some(place)
+    /// Before then it may not be asked, whatever those use that were sent.
+    fn surely(&self, claim: Claim, now: Instant) -> Option<Instant> {
+        let known = self.known();
+        known.paused_until(claim.model, now).max(known.limiter.request_at(now))
     }
 
-    fn take(self: &Arc<Self>, tokens: u64, now: Instant) -> Result<Turn, Later> {
+    fn take(self: &Arc<Self>, claim: Claim, now: Instant) -> Result<Turn, Later> {
         let mut known = self.known();
-        if let Some(until) = known.paused_until.filter(|until| *until > now) {
-            return Err(Later::Full(until));
+        if let Some(until) = known.paused_until(claim.model, now) {
+            return Err(Later::Full { at: until, surely: Some(until) });
         }
-        let tried = known.breaker.admit(now).map_err(|at| Later::Rests(at.unwrap_or(now + LOOK_AGAIN)))?;
-        if let Err(at) = known.limiter.take(tokens, now) {
+        let tried = known.breaker.admit(claim.who, now).map_err(|at| Later::Rests(at.unwrap_or(now + LOOK_AGAIN)))?;
+        let taken = known.limiter.take(claim.tokens, now);
+        let taken = taken.map_err(|at| {
             if tried {
                 known.breaker.abandoned();
             }
-            return Err(Later::Full(at));
-        }
+            Later::Full { at, surely: known.limiter.request_at(now) }
+        })?;
         drop(known);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::Relaxed);
         let (ended, has_token, streams) = (false, false, false);
-        Ok(Turn { standing: self.clone(), tried, ended, has_token, streams, began: now })
+        let who = claim.who;
+        Ok(Turn { standing: self.clone(), who, taken, tried, ended, has_token, streams, began: now })
     }
 
     /// Requests of ours that are not ended.
@@ -201,10 +241,15 @@ impl Standing {
         self.under_way.load(Ordering::Relaxed) as usize
     }
 
-    /// It asked everybody to wait.
-    pub fn pause(&self, until: Instant) {
+    /// It asked everybody who wants this model to wait.
+    pub fn pause(&self, model: u64, until: Instant, now: Instant) {
         let mut known = self.known();
-        known.paused_until = known.paused_until.max(Some(until));
+        known.pauses.retain(|(_, until)| *until > now);
+        known.pauses.push((model, until));
+        if known.pauses.len() > PAUSES {
+            known.pauses.sort_unstable_by_key(|(_, until)| *until);
+            known.pauses.remove(0);
+        }
     }
 
     /// What it says of itself. That it says anything shows that it is there.
@@ -216,17 +261,17 @@ impl Standing {
 
     /// It did not answer when it was looked at; counted as a request that failed.
     pub fn seen_dead(&self, now: Instant) {
-        self.known().breaker.ended(Health::Dead, false, now, rand::random());
+        self.known().breaker.ended(Health::Dead, None, Reached::default(), now, rand::random());
     }
 
-    /// How it stands, for a request of so many tokens.
+    /// How it stands, for a request.
     #[must_use]
-    pub fn now(&self, tokens: u64, now: Instant) -> Now {
+    pub fn now(&self, claim: Claim, now: Instant) -> Now {
         let (waiting, under_way) = (self.waiting.load(Ordering::Relaxed), self.under_way.load(Ordering::Relaxed));
         let known = self.known();
         let said = known.said.filter(|(_, at)| now.saturating_duration_since(*at) < SAID_FOR).map(|(said, _)| said);
         let breaker = known.breaker.state(now);
-        let paused = known.paused_until.is_some_and(|until| until > now);
+        let paused = known.paused_until(claim.model, now).is_some();
         let requests_left = known.limiter.requests_left(now);
         let learned = known.first_token.value(now);
         let said_latency = said.and_then(|said| said.latency_ms);
@@ -234,10 +279,10 @@ impl Standing {
         let queue =
             said.and_then(|said| said.queue).map_or(f64::from(under_way), |queue| queue.max(f64::from(waiting)));
         Now {
-            available: breaker != State::Open && !paused && requests_left != Some(0),
+            available: known.breaker.passes(claim.who, now) && !paused && requests_left != Some(0),
             healthy: known.failed_at.is_none_or(|at| now.saturating_duration_since(at) >= FAILED_FOR),
             breaker,
-            ttft: predicted(said, tokens).or(learned.map(|ms| Duration::from_secs_f64(ms / 1e3))),
+            ttft: predicted(said, claim.tokens).or(learned.map(|ms| Duration::from_secs_f64(ms / 1e3))),
             latency_ms: learned.or(said_latency),
             base_ms: known.first_token.base(),
             queue,
@@ -261,26 +306,12 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// One more as long as it lives.
-struct Counted<'a>(&'a AtomicU32);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Leave to ask a target once. Dropped without a word, it was given up.
 #[derive(Debug)]
 pub struct Turn {
     standing: Arc<Standing>,
+    who: u64,
+    taken: Taken,
     tried: bool,
     ended: bool,
     has_token: bool,
@@ -298,17 +329,37 @@ impl Turn {
     /// The first token has come, of an answer that is streamed.
     pub fn first_token(&mut self) {
         let now = now();
-        self.standing.known().first_token.add(now.saturating_duration_since(self.began), now);
+        let mut known = self.standing.known();
+        known.first_token.add(now.saturating_duration_since(self.began), now);
+        // If it breaks off later, that is no trial any more.
+        known.breaker.began(std::mem::take(&mut self.tried));
+        known.failed_at = None;
+        drop(known);
         self.token_came();
     }
 
-    /// How it ended, or began well.
+    /// It was not asked after all.
+    pub fn unused(mut self) {
+        self.ended = true;
+        let mut known = self.standing.known();
+        if self.tried {
+            known.breaker.abandoned();
+        }
+        known.limiter.give_back(self.taken);
+    }
+
+    /// The target counted so many tokens.
+    pub fn used(&mut self, tokens: u64) {
+        self.standing.known().limiter.settle(self.taken, tokens);
+    }
+
+    /// How it ended.
     pub fn ended(&mut self, health: Health) {
         self.ended = true;
         let now = now();
         let mut known = self.standing.known();
-        // Of an answer that breaks off later it is no trial any more.
-        known.breaker.ended(health, std::mem::take(&mut self.tried), now, rand::random());
+        let reached = Reached { tried: std::mem::take(&mut self.tried), begun: self.has_token };
+        known.breaker.ended(health, Some(self.who), reached, now, rand::random());
         match health {
             Health::Good => known.failed_at = None,
             Health::Busy | Health::Dead => known.failed_at = Some(now),
@@ -327,9 +378,10 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        let is_over = self.ended || self.has_token;
         self.token_came();
         self.standing.under_way.fetch_sub(1, Ordering::Relaxed);
-        if self.ended {
+        if is_over {
             return;
         }
         let now = now();
@@ -395,6 +447,9 @@ mod tests {
     use super::*;
 
     const NO_LATER: Duration = Duration::ZERO;
+    const FAR: Duration = Duration::from_secs(3600);
+    const ONE: Claim = Claim { who: 1, model: 1, tokens: 1 };
+    const HUNDRED: Claim = Claim { tokens: 100, ..ONE };
 
     fn standing(per_minute: u32) -> Arc<Standing> {
         Standing::new(Limiter::new(std::num::NonZeroU32::new(per_minute), None, NO_LATER), 4)
@@ -427,37 +482,37 @@ mod tests {
     #[test]
     fn what_an_engine_says_predicts_its_first_token() {
         let (standing, start) = (standing(0), Instant::now());
-        assert_eq!(standing.now(100, start).ttft, None);
+        assert_eq!(standing.now(HUNDRED, start).ttft, None);
         let said = Said { queue: Some(3.0), queued_tokens: Some(900.0), prefill_rate: Some(500.0), latency_ms: None };
         standing.says(said, start);
-        let now = standing.now(100, start);
+        let now = standing.now(HUNDRED, start);
         assert_eq!((now.ttft, now.queue), (Some(Duration::from_secs(2)), 3.0));
-        assert_eq!(standing.now(100, start + SAID_FOR).ttft, None, "long ago");
+        assert_eq!(standing.now(HUNDRED, start + SAID_FOR).ttft, None, "long ago");
     }
 
     #[tokio::test(start_paused = true)]
     async fn turns_are_counted_until_they_end() {
         let standing = standing(0);
-        let mut one = standing.turn(1, now()).unwrap();
-        let two = standing.turn(1, now()).unwrap();
-        assert_eq!((standing.now(1, now()).waiting, standing.now(1, now()).queue), (2, 2.0));
+        let mut one = standing.turn(ONE, now()).unwrap();
+        let two = standing.turn(ONE, now()).unwrap();
+        assert_eq!((standing.now(ONE, now()).waiting, standing.now(ONE, now()).queue), (2, 2.0));
         one.first_token();
         one.ended(Health::Good);
-        assert_eq!((standing.now(1, now()).waiting, standing.now(1, now()).queue), (1, 2.0));
+        assert_eq!((standing.now(ONE, now()).waiting, standing.now(ONE, now()).queue), (1, 2.0));
         drop((one, two));
-        assert_eq!((standing.now(1, now()).waiting, standing.now(1, now()).queue), (0, 0.0));
+        assert_eq!((standing.now(ONE, now()).waiting, standing.now(ONE, now()).queue), (0, 0.0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_lost_a_race_is_known_to_be_slow() {
         let standing = standing(0);
-        let mut quick = standing.turn(1, now()).unwrap();
+        let mut quick = standing.turn(ONE, now()).unwrap();
         tokio::time::sleep(ms(50)).await;
         quick.first_token();
         quick.ended(Health::Good);
-        let ttft = || standing.now(1, now()).ttft.unwrap();
+        let ttft = || standing.now(ONE, now()).ttft.unwrap();
         for (waits, streams, wanted) in [(20, true, 50), (900, false, 50), (900, true, 900)] {
-            let mut lost = standing.turn(1, now()).unwrap();
+            let mut lost = standing.turn(ONE, now()).unwrap();
             if streams {
                 lost.streams();
             }
@@ -470,31 +525,68 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_breaks_off_after_a_good_trial_is_one_failure_among_others() {
+    async fn answers_that_begin_well_and_break_off_close_it() {
         let standing = standing(0);
         for _ in 0..3 {
-            standing.turn(1, now()).unwrap().ended(Health::Dead);
+            let mut turn = standing.turn(ONE, now()).unwrap();
+            turn.first_token();
+            turn.ended(Health::Dead);
         }
-        assert!(standing.free_at(1, now()) > now());
+        assert!(standing.free_at(ONE, now()) > now() && !standing.now(ONE, now()).available);
+        let other = Claim { who: 2, ..ONE };
+        assert!(
+            standing.free_at(other, now()) == now() && standing.now(other, now()).available,
+            "one's own fault, maybe"
+        );
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let mut trial = standing.turn(1, now()).unwrap();
+        let mut trial = standing.turn(ONE, now()).unwrap();
+        trial.first_token();
+        assert!(standing.turn(ONE, now()).is_ok(), "its end is not waited for");
         trial.ended(Health::Good);
-        trial.ended(Health::Dead);
-        assert_eq!((standing.now(1, now()).breaker, standing.free_at(1, now())), (State::Closed, now()));
+        assert_eq!((standing.now(ONE, now()).breaker, standing.free_at(ONE, now())), (State::Closed, now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_sent_or_not_used_counts_for_nothing() {
+        let limiter = Limiter::new(std::num::NonZeroU32::new(2), std::num::NonZeroU32::new(100), NO_LATER);
+        let standing = Standing::new(limiter, 4);
+        standing.turn(HUNDRED, now()).unwrap().unused();
+        let mut turn = standing.turn(HUNDRED, now()).unwrap();
+        let waiting = tokio::spawn({
+            let standing = standing.clone();
+            async move { standing.turn_in_line(HUNDRED, now(), now() + FAR).await.map(|_| now()) }
+        });
+        tokio::time::sleep(ms(100)).await;
+        turn.used(0);
+        let begun = now();
+        assert!(waiting.await.unwrap().unwrap() - begun < Duration::from_secs(1), "it need not wait for the minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_come_in_time_is_not_waited_for() {
+        let standing = standing(1);
+        let _spent = standing.turn(ONE, now()).unwrap();
+        let begun = now();
+        assert!(standing.turn_in_line(ONE, now(), now() + Duration::from_secs(59)).await.is_none());
+        standing.pause(2, now() + FAR, now());
+        let other = Claim { model: 2, ..ONE };
+        assert!(standing.turn_in_line(other, now(), now() + Duration::from_secs(61)).await.is_none());
+        assert_eq!(now(), begun);
+        assert!(standing.turn_in_line(ONE, now(), now() + Duration::from_secs(61)).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_came_first_is_served_first_and_the_line_is_bounded() {
         let standing = standing(1);
-        let _spent = standing.turn(1, now()).unwrap();
+        let _spent = standing.turn(ONE, now()).unwrap();
         let begun = now();
         let wait = |standing: Arc<Standing>| async move {
-            let turn = standing.turn_in_line(1, now()).await;
+            let turn = standing.turn_in_line(ONE, now(), now() + FAR).await;
             turn.map(|_| now())
         };
         let waiting: Vec<_> = (0..5).map(|_| tokio::spawn(wait(standing.clone()))).collect();
         tokio::time::sleep(ms(10)).await;
-        assert!(standing.turn(1, now()).is_err());
+        assert!(standing.turn(ONE, now()).is_err());
         let mut came = Vec::new();
         for waiting in waiting {
             came.push(waiting.await.unwrap().map(|at| (at - begun).as_secs()));
@@ -506,50 +598,51 @@ mod tests {
     async fn a_trial_that_is_given_up_is_given_to_the_next() {
         let standing = standing(0);
         for _ in 0..3 {
-            standing.turn(1, now()).unwrap().ended(Health::Dead);
+            standing.turn(ONE, now()).unwrap().ended(Health::Dead);
         }
-        assert!(standing.turn(1, now()).is_err() && !standing.now(1, now()).available);
+        assert!(standing.turn(ONE, now()).is_err() && !standing.now(ONE, now()).available);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let trial = standing.turn(1, now()).unwrap();
-        assert!(standing.turn(1, now()).is_err());
+        let trial = standing.turn(ONE, now()).unwrap();
+        assert!(standing.turn(ONE, now()).is_err());
         drop(trial);
-        let mut trial = standing.turn(1, now()).unwrap();
+        let mut trial = standing.turn(ONE, now()).unwrap();
         trial.ended(Health::Good);
-        assert!(standing.turn(1, now()).is_ok());
+        assert!(standing.turn(ONE, now()).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_counts_until_something_goes_well_or_it_is_forgotten() {
         let standing = standing(0);
-        assert!(standing.now(1, now()).healthy);
-        standing.turn(1, now()).unwrap().ended(Health::Busy);
-        assert!(!standing.now(1, now()).healthy && standing.now(1, now() + FAILED_FOR).healthy);
-        standing.turn(1, now()).unwrap().ended(Health::Good);
-        assert!(standing.now(1, now()).healthy);
+        assert!(standing.now(ONE, now()).healthy);
+        standing.turn(ONE, now()).unwrap().ended(Health::Busy);
+        assert!(!standing.now(ONE, now()).healthy && standing.now(ONE, now() + FAILED_FOR).healthy);
+        standing.turn(ONE, now()).unwrap().ended(Health::Good);
+        assert!(standing.now(ONE, now()).healthy);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_target_that_rests_for_long_is_not_waited_for() {
         let standing = standing(0);
         for _ in 0..3 {
-            standing.turn(1, now()).unwrap().ended(Health::Dead);
+            standing.turn(ONE, now()).unwrap().ended(Health::Dead);
         }
         let begun = now();
         for waited in [1, 3] {
-            let mut turn = standing.turn_in_line(1, now()).await.unwrap();
+            let mut turn = standing.turn_in_line(ONE, now(), now() + FAR).await.unwrap();
             assert!((now() - begun).as_secs_f64() <= f64::from(waited));
             turn.ended(Health::Dead);
         }
-        assert!(standing.turn_in_line(1, now()).await.is_none(), "four seconds");
+        assert!(standing.turn_in_line(ONE, now(), now() + FAR).await.is_none(), "four seconds");
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_asks_us_to_wait_is_not_asked_meanwhile() {
         let standing = standing(0);
-        standing.pause(now() + ms(500));
-        standing.pause(now() + ms(100));
-        assert_eq!(standing.turn(1, now()).err(), Some(now() + ms(500)));
+        standing.pause(ONE.model, now() + ms(500), now());
+        standing.pause(ONE.model, now() + ms(100), now());
+        assert!(standing.turn(Claim { model: 2, ..ONE }, now()).is_ok(), "of another model it said nothing");
+        assert_eq!(standing.turn(ONE, now()).err(), Some(now() + ms(500)));
         tokio::time::sleep(ms(500)).await;
-        assert!(standing.turn(1, now()).is_ok());
+        assert!(standing.turn(ONE, now()).is_ok());
     }
 }

@@ -22,6 +22,8 @@ struct World {
     begun: Instant,
 }
 
+const CLAIM: Claim = Claim { who: 1, model: 1, tokens: 1 };
+
 fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
@@ -87,7 +89,7 @@ impl World {
         let slots = self.targets.iter().zip(["a", "b", "c", "d"]);
         let slots = slots.map(|((standing, ours, _), name)| Slot { name, standing, ours: *ours }).collect();
         let rules = Rules {
-            tokens: 1,
+            claim: CLAIM,
             queue: seconds(queue),
             race: race.map(|(after, rival)| (seconds(after), rival)),
             budget: &self.budget,
@@ -184,7 +186,7 @@ async fn retries_are_a_share_of_the_traffic() {
         let fresh = Standing::new(limiter, 1024);
         let slots = vec![Slot { name: "a", standing: &fresh, ours: false }];
         let rules =
-            Rules { tokens: 1, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
+            Rules { claim: CLAIM, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
         let mut attempts = Vec::new();
         let course = Course::new(slots, rules, &mut attempts, |index, turn| world.ask(index, turn));
         assert!(course.run().await.is_err());
@@ -231,6 +233,49 @@ async fn the_cloud_is_raced_after_the_goal_and_the_loser_is_cancelled() {
         .with(|_, _| (seconds(0.1), Ok("c")));
     assert_eq!(world.request(30.0, Some((0.15, 1))).await.0.unwrap(), (2, "c"));
     assert_eq!((world.count(0), world.count(1)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rival_that_fails_is_followed_by_the_next() {
+    let fails = || Err(AttemptError::Status(500));
+    let world = World::new()
+        .with(|_, _| (seconds(30.0), Ok("a")))
+        .with(move |_, _| (seconds(0.1), fails()))
+        .with(|_, _| (seconds(0.1), Ok("c")));
+    assert_eq!(world.request(30.0, Some((0.15, 1))).await.0.unwrap(), (2, "c"));
+    assert_eq!(now() - world.begun, seconds(0.35), "nobody waits for the first, which is cancelled");
+    assert_eq!(world.cancelled.load(Ordering::Relaxed), 1);
+    // What is wrong for everybody is said at once.
+    let rejected = || Err(AttemptError::Rejected { context_length: false });
+    let world = World::new().with(|_, _| (seconds(30.0), Ok("a"))).with(move |_, _| (seconds(0.1), rejected()));
+    let (ended, attempts) = world.request(30.0, Some((0.15, 1))).await;
+    assert_eq!((ended.unwrap_err().last, now() - world.begun), (rejected().err(), seconds(0.25)));
+    let noted: Vec<_> = attempts.iter().map(|attempt| attempt.result).collect();
+    assert_eq!(noted, ["lost_race", "rejected"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_budget_forbids_takes_nothing_of_a_limit() {
+    let world = World::new().limited(1000, |_, _| (seconds(0.0), Err(AttemptError::Broken)));
+    let standing = &world.targets[0].0;
+    // Each as somebody else, and well in between, so that no breaker is in the way.
+    let each = (0..100).map(|who| {
+        let slots = vec![Slot { name: "a", standing, ours: false }];
+        let claim = Claim { who, ..CLAIM };
+        let rules = Rules { claim, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
+        async {
+            let mut attempts = Vec::new();
+            let ask = |index, mut turn: Turn| {
+                turn.ended(Health::Good);
+                world.ask(index, turn)
+            };
+            assert!(Course::new(slots, rules, &mut attempts, ask).run().await.is_err());
+        }
+    });
+    futures_util::future::join_all(each).await;
+    let left = standing.now(CLAIM, now()).requests_left.unwrap();
+    assert!(world.count(0) < 300, "the budget was spent");
+    assert_eq!(left, 1000 - world.count(0) as u64);
 }
 
 #[tokio::test(start_paused = true)]
