@@ -8,6 +8,7 @@ pub mod label;
 mod taint;
 
 use postern_wire::call::Call;
+use postern_wire::json;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -178,8 +179,8 @@ fn conversation(keys: &Keys, request: &ParsedRequest) -> Conversation {
     let messages = call.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let is_user = |message: &Value| message.get("role").and_then(Value::as_str) == Some("user");
     let end = messages.iter().position(is_user).map_or(messages.len(), |index| index + 1);
-    let beginning: Vec<String> = messages.iter().take(end).map(Value::to_string).collect();
+    let beginning: Vec<Vec<u8>> = messages.iter().take(end).map(json::written).collect();
     let mut parts = vec![tenant, identity.as_bytes()];
-    parts.extend(beginning.iter().map(String::as_bytes));
+    parts.extend(beginning.iter().map(Vec::as_slice));
     Conversation(keys.hash("conversation:begun", &parts))
 }

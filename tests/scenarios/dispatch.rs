@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use postern_tests::client::text;
-use postern_tests::{BusyCloud, Event, Postern, chat_body};
+use postern_tests::{BusyCloud, Client, Event, Postern, chat_body};
 use serde_json::{Value, json};
 
 use crate::{SOON, config};
@@ -22,6 +22,14 @@ fn pair(target: &str, result: &str) -> (String, String) {
     (target.to_owned(), result.to_owned())
 }
 
+/// Lets it answer once, so that its failures are not in a row, and switches it again.
+async fn well_in_between(cloud: &BusyCloud, client: &Client, switches: Value) -> Result<()> {
+    cloud.switch(json!({})).await?;
+    let events = client.stream(&chat_body(&format!("Is all well again at {:?}?", Instant::now()))).await?.rest().await?;
+    assert!(events.last().unwrap().is_done(), "{events:?}");
+    cloud.switch(switches).await
+}
+
 #[tokio::test]
 async fn an_answer_that_dies_is_gone_on_with_from_what_was_sent() -> Result<()> {
     let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
@@ -31,7 +39,7 @@ async fn an_answer_that_dies_is_gone_on_with_from_what_was_sent() -> Result<()> 
     // The placeholder of the address is in pieces of three characters, and the cut comes in the middle of it.
     let prompt = "Write to ann.smith@example.org about the harbour, please, and soon";
     for die_after in [5, 6, 7, 8, 9, 10, 14] {
-        cloud.switch(json!({"die_after_chunks": die_after})).await?;
+        well_in_between(&cloud, &client, json!({"die_after_chunks": die_after})).await?;
         let body = chat_body(&format!("{prompt} ({die_after})"));
         let mut events = client.stream(&body).await?;
         assert_eq!(events.header("postern-target"), "sun");
@@ -82,10 +90,12 @@ async fn what_cannot_be_gone_on_with_ends_with_an_error_and_never_with_done() ->
         let mut body = chat_body(&format!("Say something long about {more}"));
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         broken(client.stream(&body).await?.rest().await?, &more.to_string());
+        well_in_between(&cloud, &client, json!({"die_after_chunks": 5})).await?;
     }
     // The label holds through it: `moon` may see nothing that is internal.
     let labelled = client.with_header("postern-label", "internal");
     broken(labelled.stream(&chat_body("Something internal and long")).await?.rest().await?, "label");
+    well_in_between(&cloud, &client, json!({"die_after_chunks": 5})).await?;
     assert_eq!(other.stats().await?.requests, 0);
     // Public is gone on with.
     let events = client.stream(&chat_body("Something public and long")).await?.rest().await?;
@@ -214,6 +224,39 @@ async fn a_dead_target_is_spared_and_comes_back() -> Result<()> {
         }
     };
     tokio::time::timeout(SOON * 2, back).await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_whose_answers_break_off_is_spared() -> Result<()> {
+    let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let postern = Postern::start(&config(&cloud).cloud("moon", &other, "internal")).await?;
+    let client = postern.client("clerk/amy")?.pooled()?;
+    cloud.switch(json!({"die_after_chunks": 2})).await?;
+    let mut broken = 0;
+    for n in 0..12 {
+        let events = client.stream(&chat_body(&format!("Question number {n}, which is long"))).await?.rest().await?;
+        broken += usize::from(!events.last().unwrap().is_done());
+    }
+    // That they begin well does not count.
+    assert!((3..=7).contains(&broken), "three, and the trials since: {broken}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_that_fail_take_a_target_from_those_alone_who_send_them() -> Result<()> {
+    let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let postern = Postern::start(&config(&cloud).cloud("moon", &other, "internal")).await?;
+    let (amy, eve) = (postern.client("clerk/amy")?.pooled()?, postern.client("clerk/eve")?.pooled()?);
+    for n in 0..40 {
+        // What she asks for, it cannot do.
+        cloud.switch(json!({"error_text": "no"})).await?;
+        assert_eq!(eve.chat(&format!("Question number {n}")).await?.header("postern-target"), "moon");
+    }
+    let asked = cloud.stats().await?.requests;
+    assert!((10..20).contains(&asked), "it is spared: {asked}");
+    cloud.switch(json!({})).await?;
+    assert_eq!(amy.chat("Is it there for me?").await?.header("postern-target"), "sun");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use moka::Entry;
 use moka::sync::Cache;
+use postern_wire::json;
 use serde_json::Value;
 
 use super::Conversation;
@@ -95,11 +96,13 @@ fn links(keys: &Keys, request: &ParsedRequest) -> Vec<[u8; 32]> {
     let (tenant, identity) = (request.peer.tenant.as_bytes(), request.peer.id.to_string());
     let turn = |message: &&Value| !matches!(message.get("role").and_then(Value::as_str), Some("system" | "developer"));
     let messages = request.call.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let mut turns: Vec<String> = messages.iter().rev().filter(turn).take(LINKS + 1).map(Value::to_string).collect();
-    turns.reverse();
-    let link = |(one, next): (&String, &String)| {
-        keys.hash("taint:link", &[tenant, identity.as_bytes(), one.as_bytes(), next.as_bytes()])
-    };
+    let turns: Vec<&Value> = messages.iter().rev().filter(turn).take(LINKS + 1).collect();
+    if turns.len() < 2 {
+        return Vec::new();
+    }
+    let turns: Vec<Vec<u8>> = turns.into_iter().rev().map(json::written).collect();
+    let link =
+        |(one, next): (&Vec<u8>, &Vec<u8>)| keys.hash("taint:link", &[tenant, identity.as_bytes(), one, next]);
     turns.iter().zip(turns.iter().skip(1)).map(link).collect()
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use postern_wire::call::Call;
 use postern_wire::completion::{self, Part};
 use postern_wire::vectors::Wanted;
-use postern_wire::{sse, vectors};
+use postern_wire::{json, sse, vectors};
 use serde_json::Value;
 
 use super::event::rename_model;
@@ -29,5 +29,5 @@ pub(super) fn whole(call: &Call, mut answer: Value) -> Bytes {
     if matches!(call, Call::Completion(_)) {
         completion::from_chat(&mut answer, Part::Message);
     }
-    Bytes::from(answer.to_string())
+    Bytes::from(json::written(&answer))
 }

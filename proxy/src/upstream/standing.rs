@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::breaker::{Breaker, Health, Reached, State};
+use super::breaker::{Breaker, Health, State, Tried};
 use super::limiter::{Limiter, Taken};
 use super::line::Line;
 
@@ -222,9 +222,7 @@ impl Standing {
         let tried = known.breaker.admit(claim.who, now).map_err(|at| Later::Rests(at.unwrap_or(now + LOOK_AGAIN)))?;
         let taken = known.limiter.take(claim.tokens, now);
         let taken = taken.map_err(|at| {
-            if tried {
-                known.breaker.abandoned();
-            }
+            known.breaker.abandoned(claim.who, tried);
             Later::Full { at, surely: known.limiter.request_at(now) }
         })?;
         drop(known);
@@ -261,7 +259,7 @@ impl Standing {
 
     /// It did not answer when it was looked at; counted as a request that failed.
     pub fn seen_dead(&self, now: Instant) {
-        self.known().breaker.ended(Health::Dead, None, Reached::default(), now, rand::random());
+        self.known().breaker.ended(Health::Dead, None, Tried::default(), false, now, rand::random());
     }
 
     /// How it stands, for a request.
@@ -312,7 +310,7 @@ pub struct Turn {
     standing: Arc<Standing>,
     who: u64,
     taken: Taken,
-    tried: bool,
+    tried: Tried,
     ended: bool,
     has_token: bool,
     /// Its first token is waited for.
@@ -332,7 +330,7 @@ impl Turn {
         let mut known = self.standing.known();
         known.first_token.add(now.saturating_duration_since(self.began), now);
         // If it breaks off later, that is no trial any more.
-        known.breaker.began(std::mem::take(&mut self.tried));
+        known.breaker.began(self.who, std::mem::take(&mut self.tried));
         known.failed_at = None;
         drop(known);
         self.token_came();
@@ -342,9 +340,7 @@ impl Turn {
     pub fn unused(mut self) {
         self.ended = true;
         let mut known = self.standing.known();
-        if self.tried {
-            known.breaker.abandoned();
-        }
+        known.breaker.abandoned(self.who, self.tried);
         known.limiter.give_back(self.taken);
     }
 
@@ -358,8 +354,8 @@ impl Turn {
         self.ended = true;
         let now = now();
         let mut known = self.standing.known();
-        let reached = Reached { tried: std::mem::take(&mut self.tried), begun: self.has_token };
-        known.breaker.ended(health, Some(self.who), reached, now, rand::random());
+        let (tried, begun) = (std::mem::take(&mut self.tried), self.has_token);
+        known.breaker.ended(health, Some(self.who), tried, begun, now, rand::random());
         match health {
             Health::Good => known.failed_at = None,
             Health::Busy | Health::Dead => known.failed_at = Some(now),
@@ -386,9 +382,7 @@ impl Drop for Turn {
         }
         let now = now();
         let mut known = self.standing.known();
-        if self.tried {
-            known.breaker.abandoned();
-        }
+        known.breaker.abandoned(self.who, self.tried);
         // It lost a race, or the client lost patience: its first token would have come later still.
         let waited = now.saturating_duration_since(self.began);
         if self.streams && known.first_token.value(now).is_some_and(|ms| waited.as_secs_f64() * 1e3 > ms) {
