@@ -84,7 +84,7 @@ impl Dispatcher {
             let limiter = Limiter::new(target.requests_per_minute, target.tokens_per_minute, config.timeouts.connect);
             let standing = Standing::new(limiter, line_max(target, config.timeouts.queue));
             let remote = Remote::new(target, config.timeouts, certificate)?;
-            let upstream = OpenAi::new(remote, config.timeouts.idle, standing.clone());
+            let upstream = OpenAi::new(remote, config.timeouts.idle);
             Ok(RemoteTarget { target: target.clone(), upstream, standing })
         };
         // Offline, not even a client is made.

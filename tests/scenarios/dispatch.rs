@@ -269,3 +269,24 @@ async fn more_streams_than_one_connection_takes_all_begin() -> Result<()> {
     cloud.stats_when(SOON, |stats| stats.cancelled == STREAMS && stats.open == 0).await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn clients_that_do_not_read_hold_up_nobody_else() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let timeouts = json!({"first_token": "5s", "idle": "5s"});
+    let postern = Postern::start(&config(&cloud).set("/cache", json!(null)).set("/timeouts", timeouts)).await?;
+    let client = postern.client("clerk/amy")?;
+    // Over one connection, and each more than all buffers on the way hold.
+    cloud.switch(json!({"answer": "word ".repeat(20_000), "chunk_chars": 1})).await?;
+    let mut unread = Vec::new();
+    for n in 0..6 {
+        unread.push(client.stream(&chat_body(&format!("Stream number {n}"))).await?);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cloud.switch(json!({})).await?;
+    let events = client.stream(&chat_body("And me?")).await?.rest().await?;
+    assert!(events.last().unwrap().is_done() && text(&events).ends_with("And me?"), "{events:?}");
+    assert_eq!(cloud.stats().await?.open, 6);
+    assert_eq!(client.chat("And me, at once?").await?.status, 200);
+    Ok(())
+}

@@ -4,7 +4,6 @@
 //! status is mapped and its text is thrown away.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,10 +20,10 @@ use postern_wire::sse::Decoder;
 use serde_json::Value;
 
 use super::local::EngineRefusal;
-use super::standing::{Said, Standing, Turn};
+use super::standing::{Said, Turn};
 use super::{Asks, AttemptError, Reply, Upstream, scrape};
 use crate::classify::clearance::EgressPermit;
-use crate::egress::{Remote, SendError};
+use crate::egress::{Remote, Seat, SendError};
 
 /// The most bytes of a whole answer.
 const MAX_ANSWER: usize = 16 << 20;
@@ -44,14 +43,13 @@ const ERROR_WITHIN: Duration = Duration::from_secs(2);
 pub struct OpenAi {
     remote: Remote,
     idle: Duration,
-    standing: Arc<Standing>,
 }
 
 impl OpenAi {
-    /// `idle` bounds the silence between two events; `standing` knows how much is under way there.
+    /// `idle` bounds the silence between two events.
     #[must_use]
-    pub fn new(remote: Remote, idle: Duration, standing: Arc<Standing>) -> Self {
-        Self { remote, idle, standing }
+    pub fn new(remote: Remote, idle: Duration) -> Self {
+        Self { remote, idle }
     }
 
     /// What its page of metrics says; `None`: there is none to look at, or what came was none.
@@ -85,7 +83,7 @@ impl Upstream for OpenAi {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
             let asks = permit.asks();
-            let response = self.remote.send(permit, self.standing.under_way()).await?;
+            let response = self.remote.send(permit).await?;
             read(response, asks, self.idle).await
         }
         .boxed()
@@ -108,17 +106,21 @@ pub(super) async fn read_own(response: Response<Incoming>, asks: Asks, idle: Dur
 ///
 /// # Errors
 /// Its status is not 200, or it is not what was asked for.
-pub async fn read(response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
+pub async fn read(mut response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
     let status = response.status();
     if status != StatusCode::OK {
         let wait = retry_after(response.headers());
         return Err(refused(status, wait, response.into_body()).await);
     }
+    let seat = response.extensions_mut().remove::<Seat>();
     let media_type =
         response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     match (asks.stream(), essence.as_str()) {
-        (true, "text/event-stream") => Ok(Reply::Stream(EventStream::new(response.into_body(), asks.endpoint(), idle))),
+        (true, "text/event-stream") => {
+            let events = EventStream::new(response.into_body(), asks.endpoint(), idle);
+            Ok(Reply::Stream(EventStream { _seat: seat, ..events }))
+        }
         (false, "application/json") => whole(response.into_body(), asks).await.map(Reply::Whole),
         _ => Err(AttemptError::Malformed("content type")),
     }
@@ -201,6 +203,7 @@ pub struct EventStream {
     turn: Option<Turn>,
     /// Of the engine on this machine.
     is_own: bool,
+    _seat: Option<Seat>,
 }
 
 impl std::fmt::Debug for EventStream {
@@ -213,8 +216,8 @@ impl EventStream {
     fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
         let decoder = Decoder::new(MAX_EVENT);
-        let (received, ended, turn, is_own) = (0, false, None, false);
-        Self { body, endpoint, decoder, ready, replayed, idle, received, ended, turn, is_own }
+        let (received, ended, turn, is_own, _seat) = (0, false, None, false, None);
+        Self { body, endpoint, decoder, ready, replayed, idle, received, ended, turn, is_own, _seat }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
