@@ -120,7 +120,7 @@ impl Endpoints {
 #[derive(Debug, Clone)]
 enum Way {
     /// To a service of others.
-    Service(Pools<Bounded>, Arc<Complaints>),
+    Service(Arc<Pools<Bounded>>, Arc<Complaints>),
     /// To a node of our own.
     Node(Arc<Node>),
 }
@@ -166,7 +166,7 @@ impl Remote {
                     _ => "",
                 };
                 let complaints = Complaints::of(name(), format!("the target cannot be reached{hint}"));
-                Way::Service(Pools::new(connector, pool()), Arc::new(complaints))
+                Way::Service(Arc::new(Pools::new(connector, pool())), Arc::new(complaints))
             }
         };
         let endpoints = Endpoints::below(&target.base_url)

@@ -4,7 +4,9 @@ mod asks;
 pub mod breaker;
 pub mod limiter;
 pub mod local;
+mod members;
 pub mod openai;
+pub(crate) mod progress;
 pub mod scrape;
 pub mod standing;
 

@@ -290,3 +290,20 @@ async fn clients_that_do_not_read_hold_up_nobody_else() -> Result<()> {
     assert_eq!(client.chat("And me, at once?").await?.status, 200);
     Ok(())
 }
+
+#[tokio::test]
+async fn comments_keep_a_stream_open_while_somebody_is_sought_who_goes_on() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let config = config(&cloud)
+        .set("/targets/0/openai/continues", json!("message"))
+        .set("/targets/0/limits", json!({"requests_per_minute": 1}))
+        .set("/timeouts", json!({"headers": "300ms", "queue": "2s"}));
+    let postern = Postern::start(&config).await?;
+    cloud.switch(json!({"die_after_chunks": 5})).await?;
+    // Its limit is used up, so the rest of the answer waits for it.
+    let events = postern.client("clerk/amy")?.stream(&chat_body("Tell me of the sea")).await?.rest().await?;
+    let comments = events.iter().filter(|event| !event.comments.is_empty()).count();
+    assert!((4..=7).contains(&comments), "one each 300 ms for 2 s: {events:?}");
+    assert_eq!(events.last().unwrap().error_code(), "stream_broken");
+    Ok(())
+}

@@ -32,7 +32,7 @@ use crate::tls::{Certificate, Current};
 /// How often a silent connection is asked whether the node is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
-type Requests = Pools<Watched>;
+type Requests = Arc<Pools<Watched>>;
 
 /// One node.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Node {
         let connector = Watched { inner, certificate: self.certificate.clone(), with: current.clone() };
         let mut pool = pool();
         pool.timer(TokioTimer::new()).http2_keep_alive_interval(PING_EVERY).http2_keep_alive_timeout(PING_EVERY);
-        let requests = Pools::new(connector, pool);
+        let requests = Arc::new(Pools::new(connector, pool));
         self.held.store(Some(Arc::new(Held { with: current.clone(), requests: requests.clone() })));
         Ok(requests)
     }

@@ -25,11 +25,11 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * REQUESTS_OF_A_POOL as u32;
 const MAX_READ: usize = 64 << 10;
 
 /// The pools of one target.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Pools<C> {
     connector: C,
     builder: Builder,
-    made: Arc<Mutex<Vec<Pool<C>>>>,
+    made: Mutex<Vec<Pool<C>>>,
 }
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl<C: Connect + Clone + Send + Sync + 'static> Pools<C> {
             .http1_max_buf_size(MAX_READ)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW);
-        Self { connector, builder, made: Arc::default() }
+        Self { connector, builder, made: Mutex::default() }
     }
 
     /// Sends a request. The answer has the [`Seat`] among its extensions: whoever reads the body keeps it until the end.

@@ -4,7 +4,7 @@
 //! status is mapped and its text is thrown away.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -16,12 +16,13 @@ use hyper::body::Incoming;
 use postern_wire::call::Endpoint;
 use postern_wire::completion::{self, Part};
 use postern_wire::json;
-use postern_wire::sse::Decoder;
+use postern_wire::sse::{self, Decoder};
 use serde_json::Value;
 
 use super::local::EngineRefusal;
+use super::progress::Progress;
 use super::standing::{Said, Turn};
-use super::{Asks, AttemptError, Reply, Upstream, scrape};
+use super::{Asks, AttemptError, Reply, Upstream, members, scrape};
 use crate::classify::clearance::EgressPermit;
 use crate::egress::{Remote, Seat, SendError};
 
@@ -150,7 +151,7 @@ async fn collected(body: Incoming, limit: usize) -> Result<Bytes, AttemptError> 
 
 fn message(bytes: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let mut answer = json::parse(bytes, &json::Limits::default()).map_err(|_| AttemptError::Malformed("json"))?;
-    if answer.get("error").is_some_and(|error| !error.is_null()) {
+    if members::says_error(&answer) {
         return Err(AttemptError::Malformed("error in an answer"));
     }
     if endpoint == Endpoint::Completions {
@@ -160,7 +161,11 @@ fn message(bytes: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let shaped = choices.is_some_and(|choices| {
         !choices.is_empty() && choices.iter().all(|choice| choice.get("message").is_some_and(Value::is_object))
     });
-    if shaped { Ok(answer) } else { Err(AttemptError::Malformed("shape")) }
+    if !shaped {
+        return Err(AttemptError::Malformed("shape"));
+    }
+    members::keep_known(&mut answer);
+    Ok(answer)
 }
 
 /// `Retry-After` in seconds (RFC 9110, 10.2.3); a date is for people. What is longer than any request waits is as good as for ever.
@@ -194,11 +199,12 @@ async fn says_context_length(body: Incoming) -> bool {
 pub struct EventStream {
     body: Incoming,
     endpoint: Endpoint,
-    decoder: Decoder,
-    ready: VecDeque<Vec<u8>>,
+    decoder: Box<Decoder>,
+    ready: VecDeque<sse::Event>,
     replayed: VecDeque<Value>,
     idle: Duration,
     received: usize,
+    progress: Box<Progress>,
     ended: bool,
     turn: Option<Turn>,
     /// Of the engine on this machine.
@@ -215,9 +221,10 @@ impl std::fmt::Debug for EventStream {
 impl EventStream {
     fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
-        let decoder = Decoder::new(MAX_EVENT);
+        let decoder = Box::new(Decoder::new(MAX_EVENT));
         let (received, ended, turn, is_own, _seat) = (0, false, None, false, None);
-        Self { body, endpoint, decoder, ready, replayed, idle, received, ended, turn, is_own, _seat }
+        let progress = Box::default();
+        Self { body, endpoint, decoder, ready, replayed, idle, received, progress, ended, turn, is_own, _seat }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
@@ -233,8 +240,8 @@ impl EventStream {
     /// The next event; `None` after `[DONE]`.
     ///
     /// # Errors
-    /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]` is
-    /// [`AttemptError::Died`]: a cut must never look like an end.
+    /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]`, or with it before a choice that
+    /// began has ended, is [`AttemptError::Died`]: a cut must never look like an end.
     pub async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
         let next = self.read().await;
         if let (Err(error), Some(turn)) = (&next, &mut self.turn) {
@@ -249,15 +256,18 @@ impl EventStream {
             return Ok(Some(event));
         }
         while !self.ended {
-            if let Some(data) = self.ready.pop_front() {
-                if data == b"[DONE]" {
+            if let Some(said) = self.ready.pop_front() {
+                if said.data == b"[DONE]" {
                     self.ended = true;
-                    return Ok(None);
+                    return if self.progress.is_complete() { Ok(None) } else { Err(AttemptError::Died) };
                 }
-                return event(&data, self.endpoint).map(Some).map_err(|error| match EngineRefusal::of_event(&data) {
+                let read = if said.is_error { Err(AttemptError::Died) } else { event(&said.data, self.endpoint) };
+                let event = read.map_err(|error| match EngineRefusal::of_event(&said.data) {
                     Some(refusal) if self.is_own => AttemptError::Engine(Box::new(refusal)),
                     _ => error,
-                });
+                })?;
+                self.progress.note(&event)?;
+                return Ok(Some(event));
             }
             self.receive().await?;
         }
@@ -270,8 +280,11 @@ impl EventStream {
     }
 
     async fn receive(&mut self) -> Result<(), AttemptError> {
-        let frame =
-            tokio::time::timeout(self.idle, self.body.frame()).await.map_err(|_| AttemptError::Idle(self.idle))?;
+        // Of the time that nobody read, since the client does not, nothing counts.
+        let (asked, patience) = (Instant::now(), self.progress.patience(self.idle));
+        let frame = tokio::time::timeout(patience, self.body.frame()).await;
+        self.progress.waited(asked.elapsed());
+        let frame = frame.map_err(|_| AttemptError::Idle(self.idle))?;
         let frame = frame.ok_or(AttemptError::Died)?.map_err(|_| AttemptError::Died)?;
         if let Ok(data) = frame.into_data() {
             self.received = self.received.saturating_add(data.len());
@@ -307,7 +320,7 @@ pub fn is_asked_for(answer: &Value, asked: u64) -> bool {
 pub fn event(data: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let limits = json::Limits { values: MAX_EVENT_VALUES, ..json::Limits::default() };
     let mut event = json::parse(data, &limits).map_err(|_| AttemptError::Malformed("event json"))?;
-    if event.get("error").is_some_and(|error| !error.is_null()) {
+    if members::says_error(&event) {
         return Err(AttemptError::Died);
     }
     if endpoint == Endpoint::Completions {
@@ -316,7 +329,11 @@ pub fn event(data: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let shaped = event.get("choices").is_some_and(|choices| {
         choices.as_array().is_some_and(|choices| choices.iter().all(|c| c.get("delta").is_some_and(Value::is_object)))
     });
-    if shaped { Ok(event) } else { Err(AttemptError::Malformed("event shape")) }
+    if !shaped {
+        return Err(AttemptError::Malformed("event shape"));
+    }
+    members::keep_known(&mut event);
+    Ok(event)
 }
 
 #[cfg(test)]
