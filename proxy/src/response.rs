@@ -9,6 +9,7 @@ mod outlet;
 mod shape;
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -205,12 +206,15 @@ fn streamed(chain: Chain, events: Events) -> Body {
 
 async fn pump(mut chain: Chain, mut events: Events, outlet: Outlet) {
     let mut silence = Silence::new(chain.gateway.config.timeouts.headers);
+    let session = chain.exchange.session().clone();
+    let mut last_words = pin!(session.last_words());
     loop {
         let next = silence.filled(chain.next(&mut events), &outlet);
         let (bytes, goes_on) = tokio::select! {
             biased;
             // Dropping the chain drops the upstream's connection, and closes the books.
             () = outlet.closed() => return,
+            () = &mut last_words => return outlet.last(sse::data(&Error::Drained.reply().body.to_json())),
             next = next => next,
         };
         match tokio::time::timeout_at(chain.deadline.into(), outlet.send(bytes)).await {

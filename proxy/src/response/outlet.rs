@@ -37,7 +37,7 @@ struct Waiting {
 impl Outlet {
     /// And the body that it fills.
     pub(super) fn new() -> (Self, Body) {
-        // Bounded all the same: what is put in has room, but for one comment and the word that it was cut.
+        // Bounded all the same: what is put in has room, but for what comes last.
         let (frames, waiting) = mpsc::unbounded_channel();
         let taken = futures_util::stream::unfold(waiting, |mut waiting| async move {
             let frame: Waiting = waiting.recv().await?;
@@ -82,6 +82,11 @@ impl Outlet {
     /// Waits until the client has gone.
     pub(super) async fn closed(&self) {
         self.frames.closed().await;
+    }
+
+    /// Puts in what comes last, whatever else waits.
+    pub(super) fn last(self, bytes: Bytes) {
+        let _gone = self.frames.send(Waiting { bytes: Ok(bytes), _room: None });
     }
 
     /// Says that the body was cut, whatever else waits.
