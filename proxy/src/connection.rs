@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::session::{End, Session};
+use self::session::{DRAIN_TIMEOUT, End, Session};
 use crate::enrol::{RENEW_PATH, Registrar};
 use crate::error::Error;
 use crate::gateway::Gateway;
@@ -36,6 +36,9 @@ const MAX_HEADER_BYTES: u32 = 32 << 10;
 const MAX_SEND_BUFFER: usize = 256 << 10;
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
+
+/// For a client to read why its answer ends, before its connection is cut.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What differs between those who are served.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +118,12 @@ pub(crate) async fn drive<S, H, B>(
     };
     // Dropping the connection cuts it, and what is dropped with it asks why.
     session.set_cut(code);
+    if code == DRAIN_TIMEOUT {
+        session.ask_last_words();
+        if let Ok(ended) = tokio::time::timeout(LAST_WORDS_WITHIN, connection).await {
+            return note(ended);
+        }
+    }
     tracing::info!(code, "a connection was cut");
 }
 

@@ -29,6 +29,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
 use crate::upstream::limiter::Limiter;
 use crate::upstream::openai::{MAX_EVENT, OpenAi, is_asked_for};
+use crate::upstream::progress::shows_something;
 use crate::upstream::standing::{self, Claim, Now, Standing, Turn};
 use crate::upstream::{AttemptError, Reply, Upstream, local};
 use budget::RetryBudget;
@@ -88,7 +89,7 @@ impl Dispatcher {
             let limiter = Limiter::new(target.requests_per_minute, target.tokens_per_minute, config.timeouts.connect);
             let standing = Standing::new(limiter, line_max(target, config.timeouts.queue));
             let remote = Remote::new(target, config.timeouts, certificate)?;
-            let upstream = OpenAi::new(remote, config.timeouts.idle, standing.clone());
+            let upstream = OpenAi::new(remote, config.timeouts.idle);
             Ok(RemoteTarget { target: target.clone(), upstream, standing })
         };
         // Offline, not even a client is made.
@@ -337,39 +338,4 @@ async fn first_token(
     }
     events.put_back(seen);
     Ok(Reply::Stream(events))
-}
-
-fn shows_something(event: &Value) -> bool {
-    let choices = event.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    choices.iter().any(|choice| {
-        let ended = choice.get("finish_reason").is_some_and(|reason| !reason.is_null());
-        let delta = choice.get("delta").and_then(Value::as_object);
-        let says = delta.is_some_and(|delta| {
-            delta.iter().any(|(key, value)| match value {
-                Value::String(text) => key != "role" && !text.is_empty(),
-                Value::Array(items) => !items.is_empty(),
-                Value::Object(_) => true,
-                _ => false,
-            })
-        });
-        ended || says
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_role_is_no_token() {
-        let event =
-            |delta: Value, finish: Value| json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
-        assert!(!shows_something(&event(json!({"role": "assistant", "content": ""}), Value::Null)));
-        assert!(!shows_something(&json!({"choices": []})));
-        assert!(shows_something(&event(json!({"content": "Hi"}), Value::Null)));
-        assert!(shows_something(&event(json!({"tool_calls": [{"index": 0}]}), Value::Null)));
-        assert!(shows_something(&event(json!({}), json!("stop"))));
-    }
 }

@@ -10,11 +10,12 @@
 
 mod complaints;
 mod node;
+mod pools;
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ use crate::tls::Certificate;
 use crate::upstream::local::origin_headers;
 use complaints::{Complaints, in_words};
 use node::Node;
+use pools::Pools;
+pub(crate) use pools::Seat;
 
 /// Idle connections kept to one target, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
@@ -117,45 +120,9 @@ impl Endpoints {
 #[derive(Debug, Clone)]
 enum Way {
     /// To a service of others.
-    Service(Pools, Arc<Complaints>),
+    Service(Arc<Pools<Bounded>>, Arc<Complaints>),
     /// To a node of our own.
     Node(Arc<Node>),
-}
-
-/// One pool of connections for so many requests at a time, and as many pools as there may be. Over HTTP/2 a pool has one connection, and servers
-/// take a hundred streams or two on it: whatever is more would wait without a word.
-const REQUESTS_OF_A_POOL: usize = 64;
-const MOST_POOLS: usize = 256;
-
-/// Connections to a service: more of them, the more requests are under way there.
-#[derive(Debug, Clone)]
-struct Pools {
-    connector: Bounded,
-    made: Arc<Mutex<Made>>,
-}
-
-#[derive(Debug, Default)]
-struct Made {
-    pools: Vec<Client<Bounded, Full<Bytes>>>,
-    next: usize,
-}
-
-impl Pools {
-    fn new(connector: Bounded) -> Self {
-        Self { connector, made: Arc::default() }
-    }
-
-    /// In turn, of as many as `under_way` requests need.
-    fn pool(&self, under_way: usize) -> Client<Bounded, Full<Bytes>> {
-        let wanted = under_way.div_ceil(REQUESTS_OF_A_POOL).clamp(1, MOST_POOLS);
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.next = made.next.wrapping_add(1);
-        let at = made.next % wanted;
-        while made.pools.len() <= at {
-            made.pools.push(pool().build(self.connector.clone()));
-        }
-        made.pools.get(at).cloned().unwrap_or_else(|| pool().build(self.connector.clone()))
-    }
 }
 
 /// Why no answer began. What was said of it is in the log, if it is ours to say.
@@ -199,7 +166,7 @@ impl Remote {
                     _ => "",
                 };
                 let complaints = Complaints::of(name(), format!("the target cannot be reached{hint}"));
-                Way::Service(Pools::new(connector), Arc::new(complaints))
+                Way::Service(Arc::new(Pools::new(connector, pool())), Arc::new(complaints))
             }
         };
         let endpoints = Endpoints::below(&target.base_url)
@@ -216,14 +183,14 @@ impl Remote {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = self.page.clone()?;
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/plain"));
-        Some(self.ask(request, 1).await)
+        Some(self.ask(request).await)
     }
 
-    /// One attempt, with so many requests under way there, this one among them. Uses the permit up.
+    /// One attempt. Uses the permit up. Whoever reads the answer's body keeps its [`Seat`] until the end.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn send(&self, permit: EgressPermit, under_way: usize) -> Result<Response<Incoming>, SendError> {
+    pub async fn send(&self, permit: EgressPermit) -> Result<Response<Incoming>, SendError> {
         let asks = permit.asks();
         let accept = if asks.stream() { "text/event-stream" } else { "application/json" };
         // Only a permit for a node of our own has an origin, and only there it goes.
@@ -235,17 +202,17 @@ impl Remote {
         headers.extend(origin.unwrap_or_default());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        self.ask(request, under_way).await
+        self.ask(request).await
     }
 
-    async fn ask(&self, mut request: Request<Full<Bytes>>, under_way: usize) -> Result<Response<Incoming>, SendError> {
+    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         match &self.way {
-            Way::Service(pools, complaints) => pools.pool(under_way).request(request).await.map_err(|error| {
+            Way::Service(pools, complaints) => pools.request(request).await.map_err(|error| {
                 if error.is_connect() {
                     complaints.tell(&in_words(&error));
                 }

@@ -189,6 +189,11 @@ pub enum Error {
     /// The stream broke after its beginning.
     #[error("The answer broke off before its end, and it could not be continued. What you have is not complete.")]
     StreamBroken,
+    /// The connection was asked to end, and the answer took longer.
+    #[error(
+        "This connection was asked to end, and the answer was not complete in time. What you have is not all of it."
+    )]
+    Drained,
     /// The record could not be written.
     #[error("The gateway cannot write its records at the moment, and without a record nothing is answered.")]
     RecordUnavailable,
@@ -283,6 +288,7 @@ impl Error {
             Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),
             Self::EngineRefused(refusal) => (refusal.status(), refusal.code(), SERVER),
             Self::StreamBroken => (S::BAD_GATEWAY, "stream_broken", SERVER),
+            Self::Drained => (S::SERVICE_UNAVAILABLE, "drain_timeout", SERVER),
             Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
         }
     }

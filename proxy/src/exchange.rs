@@ -66,6 +66,12 @@ impl Exchange {
         }
     }
 
+    /// Who asked, and over which connection.
+    #[must_use]
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
     /// The first token is about to be sent.
     pub fn first_token(&mut self) {
         if self.outcome.ttft_ms.is_none() {

@@ -4,21 +4,21 @@
 mod beginning;
 mod event;
 mod keep;
+mod late;
+mod outlet;
 mod shape;
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::Frame;
+use http_body_util::{BodyExt, Full};
 use postern_wire::sse;
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use crate::cache::{CacheKey, Entry, MemoryCache};
 use crate::classify::clearance::GoOn;
@@ -31,6 +31,8 @@ use crate::upstream::{AttemptError, EventStream, Reply};
 use beginning::Beginning;
 use event::Restoration;
 use keep::Kept;
+pub use late::{Head, late};
+use outlet::{Outlet, Silence};
 
 /// Every body that we send.
 pub type Body = UnsyncBoxBody<Bytes, Cut>;
@@ -102,15 +104,12 @@ pub fn answer(
     let headers = headers(&request, &exchange, stream);
     let beginning = Beginning::new(&request.masked().classified().request().call);
     let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
-    let mut chain = Chain { gateway, restoration, beginning, request, exchange, keep, deadline };
+    let chain = Chain { gateway, restoration, beginning, request, exchange, keep, deadline };
     let body = match source {
-        Source::Live(Reply::Whole(whole)) => {
-            let bytes = chain.whole(whole);
-            pieces(bytes, (chain.exchange.admitted.take(), chain.exchange.large.take()))
-        }
+        Source::Live(Reply::Whole(answer)) => whole(chain, answer),
         Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(events)),
         Source::Cached(entry) if stream => streamed(chain, Events::Cached(entry.events.iter().cloned().collect())),
-        Source::Cached(entry) => full(chain.whole(entry.events.first().cloned().unwrap_or_default())),
+        Source::Cached(entry) => whole(chain, entry.events.first().cloned().unwrap_or_default()),
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::OK;
@@ -129,18 +128,6 @@ fn known_headers(media_type: &'static str, [placement, reason, cache]: [&'static
     headers
 }
 
-/// A body that is given out in pieces, so that `held` is let go of when the client has taken about all of it.
-fn pieces(bytes: Bytes, held: impl Send + 'static) -> Body {
-    if bytes.len() <= PIECE {
-        return full(bytes);
-    }
-    let pieces = futures_util::stream::unfold((bytes, held), |(mut bytes, held)| async move {
-        let piece = bytes.split_to(bytes.len().min(PIECE));
-        (!piece.is_empty()).then_some((Ok(Frame::data(piece)), (bytes, held)))
-    });
-    StreamBody::new(pieces).boxed_unsync()
-}
-
 fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http::HeaderMap {
     let media_type = if stream { EVENTS } else { "application/json" };
     let plan = request.plan();
@@ -154,76 +141,6 @@ fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http:
         headers.insert("server-timing", timing);
     }
     headers
-}
-
-/// What is known of an answer when its headers have to go out before it has begun.
-#[derive(Debug)]
-pub struct Head {
-    /// They have gone out: with status 200, whatever comes of it.
-    pub sent: AtomicBool,
-    /// The final label.
-    pub label: String,
-    /// Where it may be answered.
-    pub placement: &'static str,
-    /// Why.
-    pub reason: &'static str,
-    /// How the cache was used.
-    pub cache: &'static str,
-}
-
-/// A streamed response whose headers go out now: comments keep the connection open until there is an answer, which then follows,
-/// or an error in its place. Source of the comments: the HTML standard, 9.2.7, which asks for one every 15 s or so.
-pub fn late(
-    head: &Head,
-    keep_alive: Duration,
-    answering: impl Future<Output = Result<Response<Body>, Error>> + Send + 'static,
-) -> Response<Body> {
-    head.sent.store(true, Ordering::Relaxed);
-    let (frames, taken) = mpsc::channel(MAX_FRAMES_AHEAD);
-    tokio::spawn(wait(keep_alive, answering, frames));
-    let mut response = Response::new(received(taken));
-    *response.headers_mut() = known_headers(EVENTS, [head.placement, head.reason, head.cache]);
-    response
-}
-
-async fn wait(
-    keep_alive: Duration,
-    answering: impl Future<Output = Result<Response<Body>, Error>>,
-    frames: mpsc::Sender<Result<Bytes, Cut>>,
-) {
-    let mut answering = std::pin::pin!(answering);
-    let answered = loop {
-        let waited = async {
-            let _read = frames.send(Ok(Bytes::from_static(sse::COMMENT.as_bytes()))).await;
-            tokio::time::sleep(keep_alive).await;
-        };
-        tokio::select! {
-            biased;
-            // Dropping what is under way cancels it.
-            () = frames.closed() => return,
-            answered = &mut answering => break answered,
-            () = waited => {}
-        }
-    };
-    let mut body = match answered {
-        Ok(response) => response.into_body(),
-        Err(error) => return drop(frames.send(Ok(sse::data(&error.reply().body.to_json()))).await),
-    };
-    loop {
-        let frame = tokio::select! {
-            biased;
-            () = frames.closed() => return,
-            frame = body.frame() => frame,
-        };
-        let bytes = match frame {
-            Some(Ok(frame)) => frame.into_data().map_err(|_trailers| Cut),
-            Some(Err(cut)) => Err(cut),
-            None => return,
-        };
-        if frames.send(bytes).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// What every event goes through.
@@ -251,45 +168,61 @@ impl Events {
     }
 }
 
-/// Bytes of an answer that are given out at a time.
-const PIECE: usize = 256 << 10;
-/// Bytes that a pump has made and the connection has not taken.
-const MAX_FRAMES_AHEAD: usize = 4;
+/// A whole answer of so many bytes is handed over at once. It holds nothing else then.
+const SMALL: usize = 256 << 10;
+
+/// A whole answer. What a large one holds is let go of when the client has taken about all of it, at the deadline at the latest.
+fn whole(mut chain: Chain, answer: Value) -> Body {
+    let bytes = chain.whole(answer);
+    if bytes.len() <= SMALL {
+        chain.finish();
+        return full(bytes);
+    }
+    let (outlet, body) = Outlet::new();
+    tokio::spawn(give_out(chain, bytes, outlet));
+    body
+}
+
+async fn give_out(mut chain: Chain, bytes: Bytes, outlet: Outlet) {
+    let giving = async { outlet.send(bytes).await && outlet.taken().await };
+    match tokio::time::timeout_at(chain.deadline.into(), giving).await {
+        Ok(true) => chain.finish(),
+        // Dropping the chain closes the books.
+        Ok(false) => {}
+        Err(_) => {
+            let _unread = chain.break_off(&chain.overdue());
+            outlet.cut();
+        }
+    }
+}
 
 /// A body that is fed from a task of its own. Nobody polls the body of a client that does not read, so a deadline inside of it
 /// would never come; the task holds to it, and ends at once when the client goes away.
 fn streamed(chain: Chain, events: Events) -> Body {
-    let (frames, taken) = mpsc::channel(MAX_FRAMES_AHEAD);
-    tokio::spawn(pump(chain, events, frames));
-    received(taken)
+    let (outlet, body) = Outlet::new();
+    tokio::spawn(pump(chain, events, outlet));
+    body
 }
 
-fn received(taken: mpsc::Receiver<Result<Bytes, Cut>>) -> Body {
-    let frames = futures_util::stream::unfold(taken, |mut taken| async move {
-        let frame: Result<Bytes, Cut> = taken.recv().await?;
-        Some((frame.map(Frame::data), taken))
-    });
-    StreamBody::new(frames).boxed_unsync()
-}
-
-async fn pump(mut chain: Chain, mut events: Events, frames: mpsc::Sender<Result<Bytes, Cut>>) {
-    // Room for the word that the answer was cut, whatever else waits.
-    let Ok(last_place) = frames.clone().reserve_owned().await else { return };
+async fn pump(mut chain: Chain, mut events: Events, outlet: Outlet) {
+    let mut silence = Silence::new(chain.gateway.config.timeouts.headers);
+    let session = chain.exchange.session().clone();
+    let mut last_words = pin!(session.last_words());
     loop {
+        let next = silence.filled(chain.next(&mut events), &outlet);
         let (bytes, goes_on) = tokio::select! {
             biased;
             // Dropping the chain drops the upstream's connection, and closes the books.
-            () = frames.closed() => return,
-            next = chain.next(&mut events) => next,
+            () = outlet.closed() => return,
+            () = &mut last_words => return outlet.last(sse::data(&Error::Drained.reply().body.to_json())),
+            next = next => next,
         };
-        match tokio::time::timeout_at(chain.deadline.into(), frames.send(Ok(bytes))).await {
-            Ok(Ok(())) if goes_on => {}
+        match tokio::time::timeout_at(chain.deadline.into(), outlet.send(bytes)).await {
+            Ok(true) if goes_on => {}
             Ok(_) => return,
             Err(_) => {
-                let total = chain.deadline.saturating_duration_since(chain.exchange.started);
-                let _unread = chain.break_off(&Error::DeadlineExceeded(total));
-                last_place.send(Err(Cut));
-                return;
+                let _unread = chain.break_off(&chain.overdue());
+                return outlet.cut();
             }
         }
     }
@@ -307,10 +240,7 @@ impl Chain {
                     return (self.break_off(&Error::EngineRefused(refusal)), false);
                 }
                 Ok(Err(_told)) => return (self.break_off(&Error::StreamBroken), false),
-                Err(_) => {
-                    let total = self.deadline.saturating_duration_since(self.exchange.started);
-                    return (self.break_off(&Error::DeadlineExceeded(total)), false);
-                }
+                Err(_) => return (self.break_off(&self.overdue()), false),
             };
             self.beginning.note(&event);
             if self.beginning.was_gone_on_with() {
@@ -385,7 +315,7 @@ impl Chain {
         Ok(Some(shape::chunk(call, event)))
     }
 
-    /// A whole answer.
+    /// The bytes of a whole answer.
     fn whole(&mut self, mut answer: Value) -> Bytes {
         self.exchange.note_usage(&answer);
         let masked = self.request.masked();
@@ -393,9 +323,7 @@ impl Chain {
         let mut kept = self.keep.is_some().then(|| answer.clone());
         self.restoration.message(masked.vault(), &mut answer, kept.as_mut());
         Kept::whole(&mut self.keep, masked.vault(), kept);
-        let bytes = shape::whole(call, answer);
-        self.finish();
-        bytes
+        shape::whole(call, answer)
     }
 
     fn end(&mut self) -> Bytes {
@@ -406,6 +334,10 @@ impl Chain {
         bytes.extend_from_slice(sse::DONE.as_bytes());
         self.finish();
         Bytes::from(bytes)
+    }
+
+    fn overdue(&self) -> Error {
+        Error::DeadlineExceeded(self.deadline.saturating_duration_since(self.exchange.started))
     }
 
     /// An event that says so, and no `[DONE]`: an answer that was cut must not look like one that is complete.

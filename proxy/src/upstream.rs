@@ -5,7 +5,9 @@ pub mod breaker;
 pub mod limiter;
 mod line;
 pub mod local;
+mod members;
 pub mod openai;
+pub(crate) mod progress;
 pub mod scrape;
 pub mod standing;
 

@@ -114,18 +114,30 @@ async fn an_answer_that_may_not_be_complete_is_not_cached() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;
     let client = postern.client("clerk/amy")?;
-    for (n, reason) in ["", "content_filter", "error"].into_iter().enumerate() {
+    cloud.switch(json!({"finish_reason": "content_filter"})).await?;
+    for _ in 0..2 {
+        let mut events = client.stream(&chat_body("Stream: a[0], [EMAIL_")).await?;
+        assert_eq!(events.header("postern-cache"), "miss");
+        let events = events.rest().await?;
+        // What could have become a placeholder is not lost.
+        assert!(text(&events).ends_with(": a[0], [EMAIL_"), "{events:?}");
+        assert!(events.last().unwrap().is_done());
+        assert_eq!(ask(&client, &chat_body("Whole")).await?, "miss");
+    }
+    // Without an end, and with one that is none, a stream was cut, whatever it says.
+    for reason in ["", "error"] {
         cloud.switch(json!({"finish_reason": reason})).await?;
-        let (stream, whole) = (chat_body(&format!("Stream {n}: a[0], [EMAIL_")), chat_body(&format!("Whole {n}")));
         for _ in 0..2 {
-            let mut events = client.stream(&stream).await?;
+            let mut events = client.stream(&chat_body(&format!("Stream that ends with {reason:?}"))).await?;
             assert_eq!(events.header("postern-cache"), "miss", "{reason:?}");
             let events = events.rest().await?;
-            // What could have become a placeholder is not lost, whether somebody says that the text has ended or not.
-            assert!(text(&events).ends_with(": a[0], [EMAIL_"), "{reason:?}: {events:?}");
-            assert!(events.last().unwrap().is_done());
-            assert_eq!(ask(&client, &whole).await?, "miss", "{reason:?}");
+            assert_eq!(events.last().unwrap().error_code(), "stream_broken", "{reason:?}: {events:?}");
+            assert!(!events.iter().any(postern_tests::Event::is_done));
         }
+    }
+    cloud.switch(json!({"finish_reason": ""})).await?;
+    for _ in 0..2 {
+        assert_eq!(ask(&client, &chat_body("Whole, without an end")).await?, "miss");
     }
     cloud.switch(json!({"finish_reason": "length"})).await?;
     let body = chat_body("This much and no more");

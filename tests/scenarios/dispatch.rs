@@ -312,3 +312,41 @@ async fn more_streams_than_one_connection_takes_all_begin() -> Result<()> {
     cloud.stats_when(SOON, |stats| stats.cancelled == STREAMS && stats.open == 0).await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn clients_that_do_not_read_hold_up_nobody_else() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let timeouts = json!({"first_token": "5s", "idle": "5s"});
+    let postern = Postern::start(&config(&cloud).set("/cache", json!(null)).set("/timeouts", timeouts)).await?;
+    let client = postern.client("clerk/amy")?;
+    // Over one connection, and each more than all buffers on the way hold.
+    cloud.switch(json!({"answer": "word ".repeat(20_000), "chunk_chars": 1})).await?;
+    let mut unread = Vec::new();
+    for n in 0..6 {
+        unread.push(client.stream(&chat_body(&format!("Stream number {n}"))).await?);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cloud.switch(json!({})).await?;
+    let events = client.stream(&chat_body("And me?")).await?.rest().await?;
+    assert!(events.last().unwrap().is_done() && text(&events).ends_with("And me?"), "{events:?}");
+    assert_eq!(cloud.stats().await?.open, 6);
+    assert_eq!(client.chat("And me, at once?").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn comments_keep_a_stream_open_while_somebody_is_sought_who_goes_on() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let config = config(&cloud)
+        .set("/targets/0/openai/continues", json!("message"))
+        .set("/targets/0/limits", json!({"requests_per_minute": 1}))
+        .set("/timeouts", json!({"headers": "300ms", "queue": "2s"}));
+    let postern = Postern::start(&config).await?;
+    cloud.switch(json!({"die_after_chunks": 5})).await?;
+    // Its limit is used up, so the rest of the answer waits for it.
+    let events = postern.client("clerk/amy")?.stream(&chat_body("Tell me of the sea")).await?.rest().await?;
+    let comments = events.iter().filter(|event| !event.comments.is_empty()).count();
+    assert!((4..=7).contains(&comments), "one each 300 ms for 2 s: {events:?}");
+    assert_eq!(events.last().unwrap().error_code(), "stream_broken");
+    Ok(())
+}

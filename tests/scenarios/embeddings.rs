@@ -255,3 +255,41 @@ async fn a_node_makes_vectors_of_what_the_cloud_may_not_see() -> Result<()> {
     assert_eq!((vector(&reply, 1)?.len(), cloud.stats().await?.requests), (32, 0));
     Ok(())
 }
+
+#[tokio::test]
+async fn large_answers_that_nobody_reads_are_let_go_of_at_the_deadline() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let config = named(config(&cloud), 0, "busy-embed").set("/timeouts", json!({"total": "4s"}));
+    let postern = Postern::start(&config).await?;
+    let client = postern.client("clerk/amy")?;
+    // As many as are held at a time, of about 10 MB.
+    let mut unread = Vec::new();
+    for n in 0..4 {
+        let texts: Vec<String> = (0..1000).map(|text| format!("Text {text} of {n}")).collect();
+        let body = json!({"model": "embed", "input": texts, "dimensions": 1024}).to_string();
+        let request = format!(
+            "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut raw = client.raw().await?;
+        raw.send(request.as_bytes()).await?;
+        let head = raw.read_until("\r\n\r\n", SOON).await?;
+        let record = head.lines().find_map(|line| line.strip_prefix("postern-record: ")).unwrap_or_default().to_owned();
+        unread.push((raw, record));
+    }
+    for (_, record) in &unread {
+        let outcome = postern.records().of(record, SOON).await?.outcome;
+        assert_eq!((&outcome["result"], &outcome["code"]), (&json!("broken"), &json!("deadline_exceeded")));
+    }
+    let texts: Vec<String> = (0..1000).map(|text| format!("Another text {text}")).collect();
+    let body = json!({"model": "embed", "input": texts, "dimensions": 1024});
+    let reply = client.post_json("/v1/embeddings", &body).await?;
+    assert_eq!((reply.status, reply.json()?["data"].as_array().map(Vec::len)), (200, Some(1000)));
+    let outcome = postern.records().of(reply.header("postern-record"), SOON).await?.outcome;
+    assert_eq!(outcome["result"], "answered");
+    // Who was cut sees that it was.
+    for (mut raw, _) in unread {
+        assert!(!raw.read_to_end(SOON).await?.ends_with("\r\n0\r\n\r\n"));
+    }
+    Ok(())
+}

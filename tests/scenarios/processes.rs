@@ -270,3 +270,28 @@ async fn records_that_cannot_be_written_stop_the_answers() -> Result<()> {
     assert!(std::fs::read_to_string(&file)?.lines().count() >= 2);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_stream_that_does_not_finish_in_time_says_why_it_ends() -> Result<()> {
+    // Half a minute, and nothing makes it shorter.
+    if std::env::var_os("POSTERN_TEST_ALL").is_none() {
+        return Ok(());
+    }
+    let cloud = BusyCloud::start().await?;
+    let mut postern = Postern::start(&config(&cloud)).await?;
+    cloud.switch(json!({"hang_after_chunks": 3})).await?;
+    let client = postern.client("clerk/amy")?;
+    let mut one = client.stream(&chat_body("A stream that never ends")).await?;
+    let mut two = client.http2().stream(&chat_body("Another one that never ends")).await?;
+    let records = [one.header("postern-record").to_owned(), two.header("postern-record").to_owned()];
+    let (stopped, one, two) = tokio::join!(postern.stop(), one.rest(), two.rest());
+    assert!(stopped?.success());
+    for events in [one?, two?] {
+        assert_eq!(events.last().unwrap().error_code(), "drain_timeout", "{events:?}");
+    }
+    for record in records {
+        let outcome = postern.records().of(&record, SOON).await?.outcome;
+        assert_eq!((&outcome["result"], &outcome["code"]), (&json!("cut"), &json!("drain_timeout")));
+    }
+    Ok(())
+}

@@ -202,3 +202,83 @@ async fn a_client_that_does_not_read_is_cut_at_the_total_deadline() -> Result<()
     assert!(read.is_err() || !read?.iter().any(postern_tests::Event::is_done), "a cut must not look like an end");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_failure_is_none_the_less_one_where_it_is_hidden() -> Result<()> {
+    let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let config = config(&cloud).cloud("moon", &other, "internal").set("/targets/1/openai/continues", json!("message"));
+    let postern = Postern::start(&config.set("/cache", json!(null))).await?;
+    let client = postern.client("clerk/amy")?;
+    let secret = json!({"message": "SECRET of theirs", "code": 502});
+    let chunk = |choice: serde_json::Value| format!("data: {}\n\ndata: [DONE]\n\n", json!({"choices": [choice]}));
+    let endings = [
+        "data: [DONE]\n\n".to_owned(),
+        chunk(json!({"index": 0, "delta": {"content": ""}, "finish_reason": "error", "error": secret})),
+        chunk(json!({"index": 0, "delta": {}, "finish_reason": "error"})),
+        format!("error: {secret}\n\ndata: [DONE]\n\n"),
+        "event: error\ndata: {\"choices\":[],\"message\":\"SECRET\"}\n\ndata: [DONE]\n\n".to_owned(),
+        format!("data: {}\n\ndata: [DONE]\n\n", json!({"object": "error", "message": "SECRET", "choices": []})),
+    ];
+    // As far as the first one got, the other goes on.
+    let said = "You asked: Say something of some length".to_owned();
+    for ending in &endings {
+        cloud.switch(json!({"answer": "You asked: Say some", "ending": ending})).await?;
+        let mut events = client.stream(&chat_body("Say something of some length")).await?;
+        let record = events.header("postern-record").to_owned();
+        let events = events.rest().await?;
+        assert!(events.last().unwrap().is_done() && text(&events) == said, "{ending}: {events:?}");
+        assert!(!format!("{events:?}").contains("SECRET"), "{ending}: {events:?}");
+        let outcome = postern.records().of(&record, SOON).await?.outcome;
+        assert_eq!((&outcome["target"], &outcome["attempts"][0]["result"]), (&json!("moon"), &json!("died")));
+    }
+    // Where nobody can go on, that is said.
+    other.switch(json!({"unavailable_share": 1.0})).await?;
+    for ending in &endings {
+        cloud.switch(json!({"ending": ending})).await?;
+        let events = client.stream(&chat_body("Say something else")).await?.rest().await?;
+        assert_eq!(events.last().unwrap().error_code(), "stream_broken", "{ending}");
+        assert!(!events.iter().any(postern_tests::Event::is_done) && !format!("{events:?}").contains("SECRET"));
+    }
+    // The same of a whole answer, which the next target gives.
+    other.switch(json!({})).await?;
+    cloud.switch(json!({"choice": {"error": secret}})).await?;
+    let reply = client.chat("And at once?").await?;
+    assert_eq!((reply.status, reply.header("postern-target")), (200, "moon"), "{}", reply.text());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_api_does_not_know_is_not_passed_on() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?;
+    cloud.switch(json!({"choice": {"native_finish_reason": "SECRET", "error": null}})).await?;
+    let reply = client.chat("Hello").await?;
+    assert_eq!(reply.status, 200);
+    assert!(!reply.text().contains("SECRET") && reply.json()?["system_fingerprint"] == "fp_busy", "{}", reply.text());
+    assert!(reply.json()?["usage"]["total_tokens"].is_u64());
+    let events = client.stream(&chat_body("Hello again")).await?.rest().await?;
+    assert!(events.last().unwrap().is_done() && !format!("{events:?}").contains("SECRET"), "{events:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn comments_do_not_break_a_silence_after_the_first_token() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let timeouts = json!({"first_token": "5s", "idle": "1s"});
+    let postern = Postern::start(&config(&cloud).set("/timeouts", timeouts)).await?;
+    let client = postern.client("clerk/amy")?;
+    cloud.switch(json!({"hang_after_chunks": 3, "comment_ms": 100})).await?;
+    let started = Instant::now();
+    let mut events = client.stream(&chat_body("Say a few words about harbours")).await?;
+    let record = events.header("postern-record").to_owned();
+    assert_eq!(events.rest().await?.last().unwrap().error_code(), "stream_broken");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let outcome = postern.records().of(&record, SOON).await?.outcome;
+    assert_eq!(outcome["attempts"][0]["result"], "idle_timeout");
+    // Before it, a model may think for as long as its first token may take.
+    cloud.switch(json!({"hang_after_chunks": 0, "comment_ms": 100})).await?;
+    let reply = client.stream(&chat_body("Think about harbours")).await?.whole().await?;
+    assert_eq!(reply.error_code(), "deadline_exceeded", "{}", reply.text());
+    Ok(())
+}

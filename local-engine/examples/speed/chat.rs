@@ -82,7 +82,7 @@ impl Server {
             }
             for event in events {
                 // The last one is a word, no JSON.
-                let event: Value = serde_json::from_slice(&event).unwrap_or_default();
+                let event: Value = serde_json::from_slice(&event.data).unwrap_or_default();
                 let piece = event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
                 if !piece.is_empty() {
                     let now = Instant::now();

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use postern_wire::sse::Decoder;
+use postern_wire::sse::{Decoder, Event};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
@@ -95,8 +95,8 @@ async fn events_of(response: Response<Incoming>) -> Vec<Value> {
     let (mut decoder, mut events) = (Decoder::new(1 << 20), Vec::new());
     decoder.push(&bytes, &mut events).unwrap();
     assert!(decoder.is_between_events());
-    let event = |bytes: &Vec<u8>| {
-        let text = String::from_utf8(bytes.clone()).unwrap();
+    let event = |event: &Event| {
+        let text = String::from_utf8(event.data.clone()).unwrap();
         if text == "[DONE]" { Value::String(text) } else { serde_json::from_str(&text).unwrap() }
     };
     events.iter().map(event).collect()

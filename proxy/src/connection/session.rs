@@ -23,6 +23,9 @@ pub(crate) const CLIENT: Life = Life { age: Duration::from_secs(3600), drain: Du
 /// may last.
 pub(crate) const NODE: Life = Life { age: Duration::from_secs(7 * 86_400), drain: Duration::from_secs(600) };
 
+/// Why a connection is cut whose requests did not end in time.
+pub(crate) const DRAIN_TIMEOUT: &str = "drain_timeout";
+
 /// One authenticated connection.
 #[derive(Debug)]
 pub struct Session {
@@ -37,6 +40,8 @@ pub struct Session {
     drain: Duration,
     /// A request came after `until`: the machine slept, or its clock was set.
     overdue: CancellationToken,
+    /// Whoever is in the middle of an answer says so, and ends it.
+    last_words: CancellationToken,
     cut: OnceLock<&'static str>,
 }
 
@@ -63,7 +68,8 @@ impl Session {
         let now = Instant::now();
         let (soft_end, hard_end) = (now + soft, now + hard);
         let drain = life.drain;
-        Self { peer, until, soft_end, hard_end, drain, overdue: CancellationToken::new(), cut: OnceLock::new() }
+        let (overdue, last_words) = (CancellationToken::new(), CancellationToken::new());
+        Self { peer, until, soft_end, hard_end, drain, overdue, last_words, cut: OnceLock::new() }
     }
 
     /// False if a leaf has ended meanwhile; the connection is then asked to end. By wall time, which goes on while a machine
@@ -85,6 +91,16 @@ impl Session {
     /// Notes why it is about to be cut. The first reason counts.
     pub(crate) fn set_cut(&self, code: &'static str) {
         let _first_counts = self.cut.set(code);
+    }
+
+    /// Asks for the last words on this connection, which is about to be cut.
+    pub(crate) fn ask_last_words(&self) {
+        self.last_words.cancel();
+    }
+
+    /// Waits until last words are asked for.
+    pub(crate) async fn last_words(&self) {
+        self.last_words.cancelled().await;
     }
 
     /// Waits until the connection has to end. Cancel-safe.
@@ -110,7 +126,7 @@ impl Session {
         };
         tokio::select! {
             code = revoked => code,
-            () = sleep_until(drained) => "drain_timeout",
+            () = sleep_until(drained) => DRAIN_TIMEOUT,
             () = sleep_until(self.hard_end) => "connection_expired",
         }
     }
@@ -165,7 +181,18 @@ fn ends(
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http::{Response, Version};
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use hyper::service::service_fn;
+    use postern_certs::{Authority, AuthorityOptions, LeafRequest, verify};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+    use crate::connection::{Bounds, drive};
 
     #[test]
     fn the_earlier_end_of_the_two_leaves_counts() {
@@ -179,5 +206,37 @@ mod tests {
         // Nothing is cut on a node but by the end of a leaf, and what is under way has ten minutes before it.
         let expected = (at(80_000), Duration::from_secs(79_400), Duration::from_secs(80_000));
         assert_eq!(ends(at(80_000), at(86_400), now, NODE), expected);
+    }
+
+    #[tokio::test]
+    async fn last_words_are_given_out_before_a_connection_is_cut_for_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = AuthorityOptions::new("td", Duration::from_secs(3600));
+        let authority = Authority::open_or_create(&dir.path().join("authority"), options).unwrap();
+        let id = "spiffe://td/clerk/amy".parse().unwrap();
+        let leaf = authority.issue(LeafRequest::below(authority.prefix(), id)).unwrap();
+        let peer = verify::peer(leaf.chain.first().unwrap()).unwrap();
+        let life = Life { age: Duration::from_secs(3600), drain: Duration::from_millis(100) };
+        let session = Arc::new(Session::with(peer, SystemClock.now() + time::Duration::hours(1), life));
+        let asked = session.clone();
+        let service = service_fn(move |_| {
+            let session = asked.clone();
+            let words = async move {
+                session.last_words().await;
+                Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"last words")))
+            };
+            async move { Ok::<_, Infallible>(Response::new(StreamBody::new(futures_util::stream::once(words)))) }
+        });
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (_trust, trusted) = watch::channel(authority.trust());
+        let drain = CancellationToken::new();
+        drain.cancel();
+        let bounds = Bounds { receive: Duration::from_secs(10), streams: 1 };
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        drive(server, service, &session, (trusted, drain), Version::HTTP_11, bounds).await;
+        let mut read = String::new();
+        client.read_to_string(&mut read).await.unwrap();
+        assert!(read.ends_with("last words\r\n0\r\n\r\n"), "{read}");
+        assert_eq!(session.cut(), Some(DRAIN_TIMEOUT));
     }
 }

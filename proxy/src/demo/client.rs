@@ -112,8 +112,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             continue;
         }
         decoder.push(&data, &mut events)?;
-        for event in events.drain(..).filter(|event| event != b"[DONE]") {
-            let event: Value = serde_json::from_slice(&event)?;
+        for event in events.drain(..).filter(|event| event.data != b"[DONE]") {
+            let event: Value = serde_json::from_slice(&event.data)?;
             text.push_str(event.pointer("/choices/0/delta/content").and_then(Value::as_str).unwrap_or(""));
             pieces += 1;
         }

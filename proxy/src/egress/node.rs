@@ -18,13 +18,13 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioTimer;
 use postern_certs::{CertsError, SpiffeId, verify};
 use tower_service::Service;
 
 use super::complaints::{Complaints, in_words};
+use super::pools::Pools;
 use super::{Bounded, ConnectError, SendError, pool, tcp};
 use crate::connection::session::{NODE, Session};
 use crate::tls::{Certificate, Current};
@@ -32,7 +32,7 @@ use crate::tls::{Certificate, Current};
 /// How often a silent connection is asked whether the node is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
-type Requests = Client<Watched, Full<Bytes>>;
+type Requests = Arc<Pools<Watched>>;
 
 /// One node.
 #[derive(Debug)]
@@ -90,11 +90,9 @@ impl Node {
             HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_all_versions().wrap_connector(tcp());
         let inner = Bounded { inner: https, within: self.connect_within };
         let connector = Watched { inner, certificate: self.certificate.clone(), with: current.clone() };
-        let requests = pool()
-            .timer(TokioTimer::new())
-            .http2_keep_alive_interval(PING_EVERY)
-            .http2_keep_alive_timeout(PING_EVERY)
-            .build(connector);
+        let mut pool = pool();
+        pool.timer(TokioTimer::new()).http2_keep_alive_interval(PING_EVERY).http2_keep_alive_timeout(PING_EVERY);
+        let requests = Arc::new(Pools::new(connector, pool));
         self.held.store(Some(Arc::new(Held { with: current.clone(), requests: requests.clone() })));
         Ok(requests)
     }

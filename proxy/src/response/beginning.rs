@@ -89,6 +89,10 @@ impl Beginning {
         }
         let text = self.text.as_mut()?;
         text.truncate(text.len().saturating_sub(held));
+        if text.is_empty() {
+            // It is begun anew: what was counted is no part of it.
+            self.tokens = 0;
+        }
         Some((text, self.tokens))
     }
 
@@ -152,6 +156,18 @@ mod tests {
             json!({"choices": [], "usage": {"prompt_tokens": 13, "completion_tokens": 2, "total_tokens": 15}});
         beginning.go_on(&mut event);
         assert_eq!(event["usage"], json!({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}));
+    }
+
+    #[test]
+    fn an_answer_that_is_begun_anew_counts_from_nothing() {
+        let mut beginning = beginning(json!({}));
+        for piece in ["[", "EMAIL", "_"] {
+            beginning.note(&delta(json!({"content": piece})));
+        }
+        assert_eq!(beginning.cut(7), Some(("", 0)));
+        let mut event = json!({"choices": [], "usage": {"prompt_tokens": 13, "completion_tokens": 2}});
+        beginning.go_on(&mut event);
+        assert_eq!(event["usage"], json!({"prompt_tokens": 13, "completion_tokens": 2}));
     }
 
     #[test]

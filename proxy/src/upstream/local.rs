@@ -35,6 +35,11 @@ const STATE_WITHIN: Duration = Duration::from_secs(2);
 /// The most bytes of its state.
 const MAX_STATE: usize = 64 << 10;
 
+/// Requests at a time that the engine takes on its connection, and bytes of each answer that may wait to be read. The connection's
+/// window has room for all of them: clients that do not read must hold up nobody else.
+const STREAMS: u32 = 1024;
+const STREAM_WINDOW: u32 = 64 << 10;
+
 /// Engines that were replaced, at most: so many are remembered.
 const MAX_REPLACED: usize = 16;
 /// And for so long: by then such a process has ended, and another one may have its number.
@@ -195,8 +200,8 @@ impl Engine {
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(20))
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(STREAM_WINDOW * STREAMS)
             .handshake(TokioIo::new(stream));
         let (requests, connection) = match handshake.await {
             Ok(pair) => pair,

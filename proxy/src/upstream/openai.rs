@@ -4,7 +4,6 @@
 //! status is mapped and its text is thrown away.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,17 +16,18 @@ use hyper::body::Incoming;
 use postern_wire::call::Endpoint;
 use postern_wire::completion::{self, Part};
 use postern_wire::json;
-use postern_wire::sse::Decoder;
+use postern_wire::sse::{self, Decoder};
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
 use super::breaker::Health;
 use super::local::EngineRefusal;
-use super::standing::{Said, Standing, Turn};
-use super::{Asks, AttemptError, Reply, Upstream, scrape, tokens_used};
+use super::progress::Progress;
+use super::standing::{Said, Turn};
+use super::{Asks, AttemptError, Reply, Upstream, members, scrape, tokens_used};
 use crate::classify::clearance::EgressPermit;
-use crate::egress::{Remote, SendError};
+use crate::egress::{Remote, Seat, SendError};
 
 /// The most bytes of a whole answer.
 const MAX_ANSWER: usize = 16 << 20;
@@ -50,14 +50,13 @@ const ERROR_WITHIN: Duration = Duration::from_secs(2);
 pub struct OpenAi {
     remote: Remote,
     idle: Duration,
-    standing: Arc<Standing>,
 }
 
 impl OpenAi {
-    /// `idle` bounds the silence between two events; `standing` knows how much is under way there.
+    /// `idle` bounds the silence between two events.
     #[must_use]
-    pub fn new(remote: Remote, idle: Duration, standing: Arc<Standing>) -> Self {
-        Self { remote, idle, standing }
+    pub fn new(remote: Remote, idle: Duration) -> Self {
+        Self { remote, idle }
     }
 
     /// What its page of metrics says; `None`: there is none to look at, or what came was none.
@@ -91,7 +90,7 @@ impl Upstream for OpenAi {
     fn send(&self, permit: EgressPermit) -> BoxFuture<'_, Result<Reply, AttemptError>> {
         async move {
             let asks = permit.asks();
-            let response = self.remote.send(permit, self.standing.under_way()).await?;
+            let response = self.remote.send(permit).await?;
             read(response, asks, self.idle).await
         }
         .boxed()
@@ -114,17 +113,21 @@ pub(super) async fn read_own(response: Response<Incoming>, asks: Asks, idle: Dur
 ///
 /// # Errors
 /// Its status is not 200, or it is not what was asked for.
-pub async fn read(response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
+pub async fn read(mut response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
     let status = response.status();
     if status != StatusCode::OK {
         let wait = retry_after(response.headers(), OffsetDateTime::now_utc());
         return Err(refused(status, wait, response.into_body()).await);
     }
+    let seat = response.extensions_mut().remove::<Seat>();
     let media_type =
         response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     match (asks.stream(), essence.as_str()) {
-        (true, "text/event-stream") => Ok(Reply::Stream(EventStream::new(response.into_body(), asks.endpoint(), idle))),
+        (true, "text/event-stream") => {
+            let events = EventStream::new(response.into_body(), asks.endpoint(), idle);
+            Ok(Reply::Stream(EventStream { _seat: seat, ..events }))
+        }
         (false, "application/json") => whole(response.into_body(), asks).await.map(Reply::Whole),
         _ => Err(AttemptError::Malformed("content type")),
     }
@@ -154,7 +157,7 @@ async fn collected(body: Incoming, limit: usize) -> Result<Bytes, AttemptError> 
 
 fn message(bytes: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let mut answer = json::parse(bytes, &json::Limits::default()).map_err(|_| AttemptError::Malformed("json"))?;
-    if answer.get("error").is_some_and(|error| !error.is_null()) {
+    if members::says_error(&answer) {
         return Err(AttemptError::Malformed("error in an answer"));
     }
     if endpoint == Endpoint::Completions {
@@ -164,7 +167,11 @@ fn message(bytes: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let shaped = choices.is_some_and(|choices| {
         !choices.is_empty() && choices.iter().all(|choice| choice.get("message").is_some_and(Value::is_object))
     });
-    if shaped { Ok(answer) } else { Err(AttemptError::Malformed("shape")) }
+    if !shaped {
+        return Err(AttemptError::Malformed("shape"));
+    }
+    members::keep_known(&mut answer);
+    Ok(answer)
 }
 
 /// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. What is longer than any request waits is as good as for ever; what nobody
@@ -203,17 +210,19 @@ async fn says_context_length(body: Incoming) -> bool {
 pub struct EventStream {
     body: Incoming,
     endpoint: Endpoint,
-    decoder: Decoder,
-    ready: VecDeque<Vec<u8>>,
+    decoder: Box<Decoder>,
+    ready: VecDeque<sse::Event>,
     replayed: VecDeque<Value>,
     idle: Duration,
     received: usize,
+    progress: Box<Progress>,
     ended: bool,
     turn: Option<Turn>,
     /// When it was last read from.
     left_at: Option<Instant>,
     /// Of the engine on this machine.
     is_own: bool,
+    _seat: Option<Seat>,
 }
 
 impl std::fmt::Debug for EventStream {
@@ -225,9 +234,10 @@ impl std::fmt::Debug for EventStream {
 impl EventStream {
     fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
         let (ready, replayed) = (VecDeque::new(), VecDeque::new());
-        let decoder = Decoder::new(MAX_EVENT);
-        let (received, ended, turn, left_at, is_own) = (0, false, None, None, false);
-        Self { body, endpoint, decoder, ready, replayed, idle, received, ended, turn, left_at, is_own }
+        let decoder = Box::new(Decoder::new(MAX_EVENT));
+        let (received, ended, turn, left_at, is_own, _seat) = (0, false, None, None, false, None);
+        let progress = Box::default();
+        Self { body, endpoint, decoder, ready, replayed, idle, received, progress, ended, turn, left_at, is_own, _seat }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
@@ -243,8 +253,8 @@ impl EventStream {
     /// The next event; `None` after `[DONE]`.
     ///
     /// # Errors
-    /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]` is
-    /// [`AttemptError::Died`]: a cut must never look like an end.
+    /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]`, or with it before a choice that
+    /// began has ended, is [`AttemptError::Died`]: a cut must never look like an end.
     pub async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
         let away = self.left_at.take().is_some_and(|at| at.elapsed() > AWAY);
         let next = self.read().await;
@@ -266,15 +276,18 @@ impl EventStream {
             return Ok(Some(event));
         }
         while !self.ended {
-            if let Some(data) = self.ready.pop_front() {
-                if data == b"[DONE]" {
+            if let Some(said) = self.ready.pop_front() {
+                if said.data == b"[DONE]" {
                     self.ended = true;
-                    return Ok(None);
+                    return if self.progress.is_complete() { Ok(None) } else { Err(AttemptError::Died) };
                 }
-                return event(&data, self.endpoint).map(Some).map_err(|error| match EngineRefusal::of_event(&data) {
+                let read = if said.is_error { Err(AttemptError::Died) } else { event(&said.data, self.endpoint) };
+                let event = read.map_err(|error| match EngineRefusal::of_event(&said.data) {
                     Some(refusal) if self.is_own => AttemptError::Engine(Box::new(refusal)),
                     _ => error,
-                });
+                })?;
+                self.progress.note(&event)?;
+                return Ok(Some(event));
             }
             self.receive().await?;
         }
@@ -287,8 +300,11 @@ impl EventStream {
     }
 
     async fn receive(&mut self) -> Result<(), AttemptError> {
-        let frame =
-            tokio::time::timeout(self.idle, self.body.frame()).await.map_err(|_| AttemptError::Idle(self.idle))?;
+        // Of the time that nobody read, since the client does not, nothing counts.
+        let (asked, patience) = (Instant::now(), self.progress.patience(self.idle));
+        let frame = tokio::time::timeout(patience, self.body.frame()).await;
+        self.progress.waited(asked.elapsed());
+        let frame = frame.map_err(|_| AttemptError::Idle(self.idle))?;
         let frame = frame.ok_or(AttemptError::Died)?.map_err(|_| AttemptError::Died)?;
         if let Ok(data) = frame.into_data() {
             self.received = self.received.saturating_add(data.len());
@@ -324,7 +340,7 @@ pub fn is_asked_for(answer: &Value, asked: u64) -> bool {
 pub fn event(data: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let limits = json::Limits { values: MAX_EVENT_VALUES, ..json::Limits::default() };
     let mut event = json::parse(data, &limits).map_err(|_| AttemptError::Malformed("event json"))?;
-    if event.get("error").is_some_and(|error| !error.is_null()) {
+    if members::says_error(&event) {
         return Err(AttemptError::Died);
     }
     if endpoint == Endpoint::Completions {
@@ -333,7 +349,11 @@ pub fn event(data: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
     let shaped = event.get("choices").is_some_and(|choices| {
         choices.as_array().is_some_and(|choices| choices.iter().all(|c| c.get("delta").is_some_and(Value::is_object)))
     });
-    if shaped { Ok(event) } else { Err(AttemptError::Malformed("event shape")) }
+    if !shaped {
+        return Err(AttemptError::Malformed("event shape"));
+    }
+    members::keep_known(&mut event);
+    Ok(event)
 }
 
 #[cfg(test)]

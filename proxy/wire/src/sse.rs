@@ -1,6 +1,6 @@
 //! Server-sent events, as the WHATWG HTML standard frames them (§9.2.6 “Interpreting an event stream”), for the subset
 //! that the OpenAI API uses: `data` lines. Comments, ids, event names and retry times of an upstream are dropped here,
-//! so they never reach a client.
+//! so they never reach a client. Of names only `error` means something; and some servers write a field `error` in place of `data`.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -37,12 +37,22 @@ pub struct EventTooLarge {
     pub limit: usize,
 }
 
-/// Bytes in pieces of any size → the `data` of each event.
+/// What one event says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its `data`.
+    pub data: Vec<u8>,
+    /// It says that something went wrong, by its name or its field.
+    pub is_error: bool,
+}
+
+/// Bytes in pieces of any size → events.
 #[derive(Debug)]
 pub struct Decoder {
     line: Vec<u8>,
     data: Vec<u8>,
     has_data: bool,
+    is_error: bool,
     after_cr: bool,
     limit: usize,
 }
@@ -51,14 +61,14 @@ impl Decoder {
     /// `limit` bounds the bytes of one line and the data of one event.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { line: Vec::new(), data: Vec::new(), has_data: false, after_cr: false, limit }
+        Self { line: Vec::new(), data: Vec::new(), has_data: false, is_error: false, after_cr: false, limit }
     }
 
-    /// Takes the next piece and appends the data of every event that it completes to `events`.
+    /// Takes the next piece and appends every event that it completes to `events`.
     ///
     /// # Errors
     /// [`EventTooLarge`]; the decoder is of no use afterwards.
-    pub fn push(&mut self, piece: &[u8], events: &mut Vec<Vec<u8>>) -> Result<(), EventTooLarge> {
+    pub fn push(&mut self, piece: &[u8], events: &mut Vec<Event>) -> Result<(), EventTooLarge> {
         for &byte in piece {
             let follows_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
             match byte {
@@ -77,28 +87,41 @@ impl Decoder {
         self.line.is_empty() && !self.has_data
     }
 
-    fn end_line(&mut self, events: &mut Vec<Vec<u8>>) -> Result<(), EventTooLarge> {
+    fn end_line(&mut self, events: &mut Vec<Event>) -> Result<(), EventTooLarge> {
         if self.line.is_empty() {
-            if std::mem::take(&mut self.has_data) {
-                events.push(std::mem::take(&mut self.data));
+            let is_error = std::mem::take(&mut self.is_error);
+            if std::mem::take(&mut self.has_data) || is_error {
+                events.push(Event { data: std::mem::take(&mut self.data), is_error });
             }
             return Ok(());
         }
         let line = std::mem::take(&mut self.line);
-        let value = match line.strip_prefix(b"data") {
-            Some(b"") => &b""[..],
-            Some([b':', b' ', rest @ ..] | [b':', rest @ ..]) => rest,
-            _ => return Ok(()),
+        let Some(data) = value(&line, b"data") else {
+            if let Some(name) = value(&line, b"event") {
+                self.is_error = name == b"error";
+            } else if let Some(error) = value(&line, b"error") {
+                events.push(Event { data: error.to_vec(), is_error: true });
+            }
+            return Ok(());
         };
-        if self.data.len() + value.len() >= self.limit {
+        if self.data.len() + data.len() >= self.limit {
             return Err(EventTooLarge { limit: self.limit });
         }
         if self.has_data {
             self.data.push(b'\n');
         }
-        self.data.extend_from_slice(value);
+        self.data.extend_from_slice(data);
         self.has_data = true;
         Ok(())
+    }
+}
+
+/// The value of a line, if its field is that one.
+fn value<'a>(line: &'a [u8], field: &[u8]) -> Option<&'a [u8]> {
+    match line.strip_prefix(field)? {
+        b"" => Some(b""),
+        [b':', b' ', rest @ ..] | [b':', rest @ ..] => Some(rest),
+        _ => None,
     }
 }
 
@@ -115,7 +138,7 @@ mod tests {
         for piece in pieces {
             decoder.push(piece, &mut events).unwrap();
         }
-        events.into_iter().map(|event| String::from_utf8(event).unwrap()).collect()
+        events.into_iter().map(|event| String::from_utf8(event.data).unwrap()).collect()
     }
 
     #[test]
@@ -123,6 +146,17 @@ mod tests {
         let stream =
             b": hello\nid: 7\nevent: x\nretry: 10\ndata: {\"a\":1}\n\ndata:two\r\ndata\r\n\r\n\ndata: [DONE]\n\n";
         assert_eq!(decode(&[stream]), ["{\"a\":1}", "two\n", "[DONE]"]);
+    }
+
+    #[test]
+    fn errors_are_told_from_data_in_their_order() {
+        let stream = b"event: message\ndata: 1\n\nevent: error\ndata: 2\n\ndata: 3\n\nerror: {4}\nevent:error\n\ndata: errors: 5\n\n";
+        let mut events = Vec::new();
+        Decoder::new(100).push(stream, &mut events).unwrap();
+        let told: Vec<_> = events.iter().map(|event| (event.data.as_slice(), event.is_error)).collect();
+        let expected: [(&[u8], bool); 6] =
+            [(b"1", false), (b"2", true), (b"3", false), (b"{4}", true), (b"", true), (b"errors: 5", false)];
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use postern::redact::restore::{Piece, Restorer};
 use postern::redact::vault::{Suffix, Vault};
 use postern::upstream::openai;
 use postern_wire::call::Endpoint;
-use postern_wire::sse::Decoder;
+use postern_wire::sse::{Decoder, Event};
 use postern_wire::vectors::Wanted;
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use crate::texts::as_text;
 const LIMIT: usize = 1024;
 
 /// All events, where `bytes` come in pieces of these lengths; `None`: one was too large.
-fn events(bytes: &[u8], lengths: &[u8]) -> Option<(Vec<Vec<u8>>, bool)> {
+fn events(bytes: &[u8], lengths: &[u8]) -> Option<(Vec<Event>, bool)> {
     let (mut decoder, mut events) = (Decoder::new(LIMIT), Vec::new());
     let mut rest = bytes;
     for length in lengths.iter().cycle() {
@@ -39,7 +39,7 @@ pub(crate) fn sse(bytes: &[u8]) -> bool {
     assert_eq!(whole, events(bytes, lengths), "events depend on where the stream is cut");
     assert_eq!(whole, events(bytes, &[1]));
     whole.is_some_and(|(events, _)| {
-        assert!(events.iter().all(|event| event.len() <= LIMIT));
+        assert!(events.iter().all(|event| event.data.len() <= LIMIT));
         !events.is_empty()
     })
 }
@@ -48,6 +48,7 @@ pub(crate) fn sse_seeds() -> Result<Vec<Vec<u8>>> {
     let texts = [
         "data: {\"a\":1}\n\n: comment\r\ndata: one\r\ndata: two\r\n\r\ndata: [DONE]\n\n",
         "event: x\rdata:y\r\rdata\n\nid: 1\nretry: 5\n\n",
+        "event: error\ndata: {}\n\nerror: no\n\n",
     ];
     Ok(texts.map(|text| text.as_bytes().to_vec()).into())
 }
@@ -55,7 +56,7 @@ pub(crate) fn sse_seeds() -> Result<Vec<Vec<u8>>> {
 pub(crate) fn answer(bytes: &[u8]) -> bool {
     let Some((events, _)) = events(bytes, &[u8::MAX]) else { return false };
     let mut read = 0;
-    let chunks = |endpoint| events.iter().filter_map(move |data| openai::event(data, endpoint).ok());
+    let chunks = |endpoint| events.iter().filter_map(move |event| openai::event(&event.data, endpoint).ok());
     for event in chunks(Endpoint::Chat).chain(chunks(Endpoint::Completions)) {
         let choices = event["choices"].as_array().expect("a chunk has choices");
         assert!(choices.iter().all(|choice| choice["delta"].is_object()));

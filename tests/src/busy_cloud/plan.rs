@@ -10,7 +10,7 @@ use http::StatusCode;
 use http::header::{
     ALT_SVC, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, SET_COOKIE,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::admission::Admission;
 use super::{Malformed, Switches};
@@ -23,6 +23,8 @@ const HUGE_PIECES: usize = 1024;
 const PREAMBLE_EVENTS: usize = 20;
 const PREAMBLE_EVENT_BYTES: usize = 256 << 10;
 const HUGE_PIECE_BYTES: usize = 64 << 10;
+/// Comments of a stream that says nothing more.
+const COMMENTS: usize = 1000;
 /// For bytes to leave before the connection is cut.
 const BEFORE_CUT: Duration = Duration::from_millis(30);
 const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -223,6 +225,7 @@ struct Answer {
     prompt_tokens: u64,
     finish_reason: Option<String>,
     first_choice: u64,
+    beside: Map<String, Value>,
 }
 
 impl Answer {
@@ -240,6 +243,7 @@ impl Answer {
             finish_reason: Some(switches.finish_reason.clone().unwrap_or_else(|| "stop".to_owned()))
                 .filter(|reason| !reason.is_empty()),
             first_choice: switches.first_choice,
+            beside: switches.choice.clone(),
         }
     }
 
@@ -262,7 +266,7 @@ impl Answer {
             .map(|index| {
                 let message = json!({"role": "assistant", "content": content, "refusal": null});
                 let (name, said) = self.said("message", &message);
-                json!({"index": index, name: said, "logprobs": null, "finish_reason": self.finish_reason})
+                self.choice(json!({"index": index, name: said, "logprobs": null, "finish_reason": self.finish_reason}))
             })
             .collect();
         json!({
@@ -270,6 +274,14 @@ impl Answer {
             "choices": choices, "usage": self.usage(), "system_fingerprint": "fp_busy",
         })
         .to_string()
+    }
+
+    /// With what it has beside that.
+    fn choice(&self, mut choice: Value) -> Value {
+        if let Some(choice) = choice.as_object_mut() {
+            choice.extend(self.beside.clone());
+        }
+        choice
     }
 
     fn object<'a>(&self, of_chats: &'a str) -> &'a str {
@@ -287,7 +299,8 @@ impl Answer {
     /// The events of one step in all choices.
     fn events(&self, delta: &Value, finish_reason: Option<&str>, usage_follows: bool) -> Bytes {
         let (name, said) = self.said("delta", delta);
-        let choice = |index| json!({"index": index, name: said, "logprobs": null, "finish_reason": finish_reason});
+        let choice =
+            |index| self.choice(json!({"index": index, name: said, "logprobs": null, "finish_reason": finish_reason}));
         self.indices()
             .flat_map(|index| self.event(&json!([choice(index)]), usage_follows.then_some(Value::Null)))
             .collect()
@@ -337,6 +350,10 @@ fn stream(answer: &Answer, question: &Question, switches: &Switches) -> VecDeque
     if ended_early(answer.pieces.len(), switches, &mut steps) {
         return steps;
     }
+    if let Some(ending) = &switches.ending {
+        steps.push_back(Step::Send(Bytes::from(ending.clone())));
+        return steps;
+    }
     if let Some(reason) = &answer.finish_reason {
         steps.push_back(Step::Send(answer.events(&json!({}), Some(reason), usage)));
     }
@@ -351,6 +368,9 @@ fn ended_early(done: usize, switches: &Switches, steps: &mut VecDeque<Step>) -> 
     if switches.die_after_chunks == Some(done) {
         steps.extend([Step::Wait(BEFORE_CUT), Step::Cut]);
     } else if switches.hang_after_chunks == Some(done) {
+        for ms in switches.comment_ms.iter().cycle().take(COMMENTS) {
+            steps.extend([Step::Wait(Duration::from_millis(*ms)), Step::Send(Bytes::from_static(b": thinking\n\n"))]);
+        }
         steps.push_back(Step::Hang);
     } else {
         return false;

@@ -4,6 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Characters of one piece of a streamed answer: fewer than any placeholder has, so that each is split.
 const CHUNK_CHARS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
@@ -36,6 +37,12 @@ pub struct Switches {
     pub answer: Option<String>,
     /// Says this about the end instead of `stop`; empty: nothing.
     pub finish_reason: Option<String>,
+    /// Ends streams with these bytes instead of the ends of their choices and `[DONE]`.
+    pub ending: Option<String>,
+    /// While nothing comes after `hang_after_chunks`, a comment does each so many ms; for a thousand times.
+    pub comment_ms: Option<u64>,
+    /// Members that each choice has as well.
+    pub choice: Map<String, Value>,
     /// Numbers the choices from here on instead of 0.
     pub first_choice: u64,
     /// Gives so many vectors instead of one for each text.
@@ -82,6 +89,9 @@ impl Default for Switches {
             malformed: None,
             answer: None,
             finish_reason: None,
+            ending: None,
+            comment_ms: None,
+            choice: Map::new(),
             first_choice: 0,
             vectors: None,
             redirect: None,
