@@ -1,5 +1,7 @@
 //! Whom a request is sent to, when again, and who goes on with an answer: through the real port, with clouds that misbehave.
 
+mod beginnings;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
