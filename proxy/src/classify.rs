@@ -83,6 +83,34 @@ impl ClassifiedRequest {
     }
 }
 
+/// The beginning of an answer whose label is known. Made only by [`Classifier::classify_beginning`].
+#[derive(Debug)]
+pub struct ClassifiedBeginning {
+    text: String,
+    tokens: u64,
+    label: Label,
+    sources: Vec<Source>,
+}
+
+impl ClassifiedBeginning {
+    /// The request's label, joined with what was found in the text.
+    #[must_use]
+    pub fn label(&self) -> Label {
+        self.label
+    }
+
+    /// What was found in the text.
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// The text, and about how many tokens it has.
+    pub(crate) fn into_text(self) -> (String, u64) {
+        (self.text, self.tokens)
+    }
+}
+
 /// Classifies requests.
 #[derive(Debug)]
 pub struct Classifier {
@@ -153,6 +181,33 @@ impl Classifier {
             self.taint.remember(&traces, found);
         }
         Ok(ClassifiedRequest { request, label, sources, conversation, traces })
+    }
+
+    /// Joins the label of `request` with what detectors and markings find in the beginning of its answer, which another target is to
+    /// go on from: to that one it is a text like those of the request.
+    ///
+    /// # Errors
+    /// [`Error::LabelRefused`] if the label is above the identity's ceiling.
+    pub async fn classify_beginning(
+        &self,
+        request: &ClassifiedRequest,
+        text: &str,
+        tokens: u64,
+    ) -> Result<ClassifiedBeginning, Error> {
+        let name = |label| self.labels.name(label).to_owned();
+        let (mut found, mut sources) = (self.labels.lowest(), Vec::new());
+        for (source, detected) in self.scanner.labels_of(vec![text]).await {
+            found = found.join(detected);
+            sources.push(Source { source, label: name(detected) });
+        }
+        let (label, ceiling) = (request.label.join(found), request.request.peer.ceiling);
+        if label > ceiling {
+            return Err(Error::LabelRefused { label: name(label), ceiling: name(ceiling) });
+        }
+        if found > self.labels.lowest() {
+            self.taint.remember_conversation(&request.traces, found);
+        }
+        Ok(ClassifiedBeginning { text: text.to_owned(), tokens, label, sources })
     }
 
     /// Remembers a label that a policy gave, for what comes after in the conversation.

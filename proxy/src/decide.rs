@@ -127,6 +127,11 @@ impl PlannedRequest {
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
+
+    /// Keeps a value that was found in the beginning of the answer, beside those of the request.
+    pub(crate) fn keep(&mut self, kind: &str, value: &str) {
+        self.masked.keep(kind, value);
+    }
 }
 
 /// The engine on this machine, as far as planning goes.

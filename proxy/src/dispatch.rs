@@ -18,12 +18,13 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::audit::Attempt;
-use crate::classify::clearance::{Clearance, Destination, GoOn};
+use crate::classify::clearance::{Clearance, Destination, Refusal};
 use crate::classify::label::Labels;
 use crate::config::{Config, Target, Timeouts};
 use crate::decide::PlannedRequest;
 use crate::egress::{EgressError, Remote};
 use crate::error::Error;
+use crate::redact::beginning::MaskedBeginning;
 use crate::request::ParsedRequest;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
@@ -33,6 +34,7 @@ use crate::upstream::progress::shows_something;
 use crate::upstream::standing::{self, Claim, Now, Standing, Turn};
 use crate::upstream::{AttemptError, Reply, Upstream, local};
 use budget::RetryBudget;
+pub use course::Past;
 use course::{Course, Lost, Rules, Slot};
 
 /// Events before the first token (roles, empty deltas) that are looked at.
@@ -136,33 +138,57 @@ impl Dispatcher {
         &self.engine
     }
 
-    /// Asks the targets of the plan until one answers.
+    /// Asks the targets of the plan until one answers. `past` is for [`go_on`](Self::go_on).
     ///
     /// # Errors
     /// None could; or the request itself is at fault.
-    pub async fn dispatch(&self, request: &PlannedRequest, attempts: &mut Attempts) -> Result<Answer, Error> {
+    pub async fn dispatch(
+        &self,
+        request: &PlannedRequest,
+        past: &mut Past,
+        attempts: &mut Attempts,
+    ) -> Result<Answer, Error> {
         let targets: Vec<_> = request.plan().targets.iter().collect();
-        let answered = self.ask(request, &targets, rival(request), None, attempts).await;
+        let answered = self.ask(request, &targets, rival(request), None, past, attempts).await;
         answered.map_err(|lost| refusal(&request.plan().targets, lost))
     }
 
-    /// An answer broke off: asks those targets of the plan that can go on with it, the one that broke off last. If nothing of it was
-    /// given out, all of them can begin it anew.
+    /// The answer of `broken` ended in the middle, with an error: asks those targets of the plan that can go on with it and may see it,
+    /// that one last. If nothing of it was given out (`from` is none), all of them can begin it anew.
     ///
     /// # Errors
-    /// None can, or could.
+    /// None can, may, or could.
     pub async fn go_on(
         &self,
         request: &PlannedRequest,
-        from: GoOn<'_>,
-        broken: &str,
+        from: Option<&MaskedBeginning>,
+        (broken, error): (&str, &AttemptError),
+        past: &mut Past,
         attempts: &mut Attempts,
     ) -> Result<Answer, Error> {
-        let from = Some(from).filter(|from| !from.text.is_empty());
-        let can = request.plan().targets.iter().filter(|target| from.is_none() || target.goes_on().is_some());
-        let (others, same): (Vec<_>, Vec<_>) = can.partition(|target| target.name() != broken);
+        let planned = request.plan().targets.iter().find(|target| target.name() == broken);
+        past.broke(broken, planned.and_then(|target| self.slot(target)).is_some_and(|slot| slot.ours), error);
+        let mut refused = None;
+        let may = |target: &&Destination| match self.clearance.check(request, target, from) {
+            Ok(()) => true,
+            Err(Refusal::Beginning) => false,
+            Err(refusal) => {
+                refused = Some(refusal);
+                false
+            }
+        };
+        let can: Vec<_> = request.plan().targets.iter().filter(may).collect();
+        if can.is_empty() {
+            let label = from.map_or(request.masked().classified().label(), MaskedBeginning::label);
+            let label = self.labels.name(label);
+            if let Some(refusal) = refused {
+                self.metrics.egress_refused(label, refusal.code());
+            }
+            return Err(Error::NoPermittedTarget { label: label.to_owned(), asked_local: false });
+        }
+        let (others, same): (Vec<_>, Vec<_>) = can.into_iter().partition(|target| target.name() != broken);
         let targets: Vec<_> = others.into_iter().chain(same).collect();
-        let answered = self.ask(request, &targets, None, from, attempts).await;
+        let answered = self.ask(request, &targets, None, from, past, attempts).await;
         answered.map_err(|lost| refusal(&request.plan().targets, lost))
     }
 
@@ -171,7 +197,8 @@ impl Dispatcher {
         request: &PlannedRequest,
         targets: &[&Destination],
         race: Option<(Duration, usize)>,
-        from: Option<GoOn<'_>>,
+        from: Option<&MaskedBeginning>,
+        past: &mut Past,
         attempts: &mut Attempts,
     ) -> Result<Answer, Lost> {
         let known = targets.iter().filter_map(|target| Some((*target, self.slot(target)?)));
@@ -187,7 +214,7 @@ impl Dispatcher {
             }
             .boxed()
         };
-        let (index, reply) = Course::new(slots, rules, attempts, ask).run().await?;
+        let (index, reply) = Course::new(slots, rules, past, attempts, ask).run().await?;
         let target = targets.get(index).map(|target| target.name()).unwrap_or_default().to_owned();
         Ok(Answer { target, reply })
     }
@@ -225,7 +252,7 @@ impl Dispatcher {
         &self,
         request: &PlannedRequest,
         target: &Destination,
-        from: Option<GoOn<'_>>,
+        from: Option<&MaskedBeginning>,
         mut turn: Turn,
     ) -> Result<Reply, AttemptError> {
         let permit = self.clearance.permit(request, target, from).inspect_err(|refusal| {

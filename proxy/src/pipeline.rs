@@ -27,6 +27,7 @@ use crate::config;
 use crate::connection::session::Session;
 use crate::decide::balance::Load;
 use crate::decide::{self, EngineFacts, Form, PlannedRequest};
+use crate::dispatch::Past;
 use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::facts;
@@ -34,7 +35,7 @@ use crate::gateway::Gateway;
 use crate::open::SealedRequest;
 use crate::redact::{self, MaskedRequest};
 use crate::request::{ParsedRequest, Peer, read_body};
-use crate::response::{self, Body, Fill, Head};
+use crate::response::{self, Body, Fill, GoingOn, Head};
 use crate::route::answers::merged_plans;
 use crate::route::heard::{Fate, Heard};
 use crate::route::scene::Scene;
@@ -94,8 +95,8 @@ async fn respond(
     exchange.stays &= !gateway.config.is_cleared(label);
     let label = labels.name(label).to_owned();
     match answered.unwrap_or(Err(Error::DeadlineExceeded(total))) {
-        Ok(Ready { request, source, fill }) => {
-            (Ok(response::answer(&gateway, source, request, exchange, fill, deadline)), label)
+        Ok(Ready { request, source, fill, going_on }) => {
+            (Ok(response::answer(&gateway, source, request, exchange, fill, going_on, deadline)), label)
         }
         Err(error) => {
             exchange.outcome.label = Some(label.clone());
@@ -125,6 +126,7 @@ struct Ready {
     request: PlannedRequest,
     source: response::Source,
     fill: Option<Fill>,
+    going_on: GoingOn,
 }
 
 /// `label` is what is known of the label, also if it ends with an error.
@@ -139,6 +141,7 @@ async fn answer(
     let (config, keys) = (&gateway.config, &gateway.keys);
     // The same policies from here to the end, whatever is loaded meanwhile.
     let policies = gateway.live.policies();
+    let mut going_on = GoingOn { policies: policies.clone(), past: Past::default() };
 
     let admitted = exchange.admitted.insert(gateway.admission.enter(&peer)?);
     let (parts, body) = request.into_parts();
@@ -182,7 +185,7 @@ async fn answer(
         exchange.outcome.cache = Some("exact");
         exchange.outcome.target = Some(entry.target.to_string());
         (exchange.outcome.prompt_tokens, exchange.outcome.completion_tokens) = entry.tokens;
-        return Ok(Ready { request: planned, source: response::Source::Cached(entry), fill: None });
+        return Ok(Ready { request: planned, source: response::Source::Cached(entry), fill: None, going_on });
     }
     exchange.outcome.cache = Some(if fill.is_some() { "miss" } else { "bypass" });
 
@@ -197,11 +200,12 @@ async fn answer(
         // The semaphore is never closed; the wait ends with the request's time.
         exchange.large = gateway.large.clone().acquire_owned().await.ok();
     }
-    let answer = gateway.dispatcher.dispatch(&planned, &mut exchange.outcome.attempts).await?;
+    let answer = gateway.dispatcher.dispatch(&planned, &mut going_on.past, &mut exchange.outcome.attempts).await?;
     // An answer of a stand-in is not what the next request should get from the cache.
     let is_first_choice = planned.plan().targets.first().is_some_and(|first| first.name() == answer.target);
     exchange.outcome.target = Some(answer.target);
-    Ok(Ready { request: planned, source: response::Source::Live(answer.reply), fill: fill.filter(|_| is_first_choice) })
+    let fill = fill.filter(|_| is_first_choice);
+    Ok(Ready { request: planned, source: response::Source::Live(answer.reply), fill, going_on })
 }
 
 /// A request whose label is final.

@@ -2,6 +2,7 @@
 //!
 //! Every JSON string of the request is looked at, keys as well: tool descriptions, names, schemas, unknown fields.
 
+pub mod beginning;
 pub mod restore;
 pub mod vault;
 
@@ -126,6 +127,11 @@ impl MaskedRequest {
     /// Joins `label` to the request's.
     pub(crate) fn raise(&mut self, label: Label, source: Source) {
         self.classified.raise(label, source);
+    }
+
+    /// Keeps one more value, for the way back.
+    pub(crate) fn keep(&mut self, kind: &str, value: &str) {
+        self.vault.keep(kind, value);
     }
 }
 

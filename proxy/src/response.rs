@@ -3,6 +3,7 @@
 
 mod beginning;
 mod event;
+mod gate;
 mod keep;
 mod late;
 mod outlet;
@@ -21,12 +22,13 @@ use postern_wire::sse;
 use serde_json::Value;
 
 use crate::cache::{CacheKey, Entry, MemoryCache};
-use crate::classify::clearance::GoOn;
 use crate::decide::PlannedRequest;
+use crate::dispatch::Past;
 use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::redact::vault::Suffix;
+use crate::route::Policies;
 use crate::upstream::{AttemptError, EventStream, Reply};
 use beginning::Beginning;
 use event::Restoration;
@@ -65,6 +67,15 @@ pub struct Fill {
     pub ttl: Option<std::time::Duration>,
 }
 
+/// What it takes to go on with an answer that breaks off.
+#[derive(Debug)]
+pub struct GoingOn {
+    /// Those that the request was decided with.
+    pub policies: Arc<Policies>,
+    /// Who was asked.
+    pub past: Past,
+}
+
 /// A body of `bytes`.
 #[must_use]
 pub fn full(bytes: Bytes) -> Body {
@@ -92,6 +103,7 @@ pub fn answer(
     request: PlannedRequest,
     mut exchange: Exchange,
     fill: Option<Fill>,
+    going_on: GoingOn,
     deadline: Instant,
 ) -> Response<Body> {
     exchange.first_token();
@@ -104,7 +116,7 @@ pub fn answer(
     let headers = headers(&request, &exchange, stream);
     let beginning = Beginning::new(&request.masked().classified().request().call);
     let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
-    let chain = Chain { gateway, restoration, beginning, request, exchange, keep, deadline };
+    let chain = Chain { gateway, restoration, beginning, request, exchange, keep, going_on, deadline };
     let body = match source {
         Source::Live(Reply::Whole(answer)) => whole(chain, answer),
         Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(events)),
@@ -151,6 +163,7 @@ struct Chain {
     beginning: Beginning,
     exchange: Exchange,
     keep: Option<Kept>,
+    going_on: GoingOn,
     deadline: Instant,
 }
 
@@ -278,12 +291,19 @@ impl Chain {
             attempt.result = error.code();
         }
         let (text, tokens) = self.beginning.cut(self.restoration.forget_held())?;
+        let text = text.to_owned();
         // What came from two targets is no answer of either.
         self.keep = None;
-        let broken = outcome.target.clone().unwrap_or_default();
-        let dispatcher = &self.gateway.dispatcher;
-        let answer =
-            dispatcher.go_on(&self.request, GoOn { text, tokens }, &broken, &mut outcome.attempts).await.ok()?;
+        let broken = self.exchange.outcome.target.clone().unwrap_or_default();
+        let asked = self.ask_others(&text, tokens, (&broken, error)).await;
+        let outcome = &mut self.exchange.outcome;
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(error) => {
+                outcome.not_continued = Some(error.code());
+                return None;
+            }
+        };
         self.gateway.metrics.fell_back(&broken, &answer.target, "mid_stream");
         outcome.target = Some(answer.target);
         outcome.continued += 1;

@@ -93,6 +93,19 @@ fn only_a_planned_request_gets_a_permit_and_only_a_permit_is_sent() -> Result<()
             "Ok(EgressPermit { destination: to.clone(), body: Default::default(), asks: postern::upstream::Asks::Chat { stream: false }, origin: None });",
             "E0451",
         ),
+        ("a beginning that nobody looked at", "to, None)", "to, Some(&String::new()))", "E0308"),
+        (
+            "one that was only classified",
+            "to, None)",
+            "to, Some({ let begun: &postern::classify::ClassifiedBeginning = todo!(); begun }))",
+            "E0308",
+        ),
+        (
+            "one made by hand",
+            "to, None)",
+            "to, Some(&postern::redact::beginning::MaskedBeginning { text: String::new(), tokens: 0, label: todo!(), counts: Default::default(), complete: true }))",
+            "E0451",
+        ),
     ];
     for (what, from, to, code) in cases {
         assert!(GOOD.contains(from), "{what}");

@@ -1,5 +1,7 @@
 //! Whom a request is sent to, when again, and who goes on with an answer: through the real port, with clouds that misbehave.
 
+mod beginnings;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -25,7 +27,8 @@ fn pair(target: &str, result: &str) -> (String, String) {
 /// Lets it answer once, so that its failures are not in a row, and switches it again.
 async fn well_in_between(cloud: &BusyCloud, client: &Client, switches: Value) -> Result<()> {
     cloud.switch(json!({})).await?;
-    let events = client.stream(&chat_body(&format!("Is all well again at {:?}?", Instant::now()))).await?.rest().await?;
+    let events =
+        client.stream(&chat_body(&format!("Is all well again at {:?}?", Instant::now()))).await?.rest().await?;
     assert!(events.last().unwrap().is_done(), "{events:?}");
     cloud.switch(switches).await
 }

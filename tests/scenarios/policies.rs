@@ -24,13 +24,13 @@ use crate::SOON;
 const MARK: &[u8] = b"puppet-version-000000";
 
 /// Versions of the puppet, each a file, and a place where one of them is installed.
-struct Puppet {
+pub(super) struct Puppet {
     dir: TempDir,
     wasm: Vec<u8>,
 }
 
 impl Puppet {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-plugins/puppet.wasm");
         let wasm = std::fs::read(&file).with_context(|| format!("{}: `make plugins` builds it", file.display()))?;
         Ok(Self { dir: tempfile::tempdir()?, wasm })
@@ -71,12 +71,12 @@ impl Puppet {
     }
 
     /// Version 1, installed.
-    fn first(&self, more: &[(&str, Value)]) -> Result<()> {
+    pub(super) fn first(&self, more: &[(&str, Value)]) -> Result<()> {
         self.install(&self.version(1, more)?)
     }
 
     /// An entry of `policies` for the installed file.
-    fn policy(&self, config: Value) -> Value {
+    pub(super) fn policy(&self, config: Value) -> Value {
         self.policy_at(&self.installed(), config)
     }
 

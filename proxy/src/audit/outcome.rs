@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::classify::Source;
 use crate::route::Said;
 
 /// Written when the stream has ended, however it ended.
@@ -17,10 +18,15 @@ pub struct Outcome {
     pub status: Option<u16>,
     /// Error code, if it was not answered.
     pub code: Option<&'static str>,
-    /// The label, as far as it was known, if it was not answered.
+    /// The label, as far as it was known, if it was not answered; or the one that the beginning of its answer called for when it broke
+    /// off, if that is above the request's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// What policies said, if it ended before there was an intent that says so.
+    /// What in the beginning of the answer called for that label.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub label_sources: Vec<Source>,
+    /// What policies said that the intent does not have: it ended before there was one, or they looked at the beginning of an answer
+    /// that broke off.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<Said>,
     /// Who answered; if it was gone on with, who did last.
@@ -42,6 +48,9 @@ pub struct Outcome {
     /// How often it broke off and another target went on with it.
     #[serde(skip_serializing_if = "is_zero")]
     pub continued: u32,
+    /// Why nobody went on with it when it broke off, as an error code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_continued: Option<&'static str>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]

@@ -1,6 +1,7 @@
 //! The one gate to the outside. An [`EgressPermit`] is the only thing that an upstream accepts, [`Clearance::permit`] is
 //! the only place that makes one, and it needs a [`PlannedRequest`], which only a request can become that was parsed,
-//! classified, masked and routed. So an unclassified or unmasked send does not compile.
+//! classified, masked and routed. So an unclassified or unmasked send does not compile. The beginning of an answer that another target
+//! goes on from is a text that leaves as well: only a [`MaskedBeginning`] can be added.
 
 use std::sync::Arc;
 
@@ -9,9 +10,10 @@ use postern_wire::call::Call;
 use serde_json::{Map, Value};
 use sha2::Digest as _;
 
-use super::label::Labels;
+use super::label::{Label, Labels};
 use crate::config::{Config, Continues, Placement, Target};
 use crate::decide::{Form, PlannedRequest};
+use crate::redact::beginning::MaskedBeginning;
 use crate::upstream::Asks;
 
 /// The name of the engine on this machine among targets.
@@ -44,15 +46,6 @@ impl Destination {
             Self::Remote(target) => target.continues,
         }
     }
-}
-
-/// The beginning of an answer, in the form of the plan, from which another target goes on.
-#[derive(Debug, Clone, Copy)]
-pub struct GoOn<'a> {
-    /// What the client has of it.
-    pub text: &'a str,
-    /// About how many tokens it has.
-    pub tokens: u64,
 }
 
 /// Why a permit is not given.
@@ -173,70 +166,87 @@ impl Clearance {
         &self,
         request: &PlannedRequest,
         destination: &Destination,
-        from: Option<GoOn<'_>>,
+        from: Option<&MaskedBeginning>,
     ) -> Result<EgressPermit, Refusal> {
+        self.check(request, destination, from)?;
         let plan = request.plan();
-        if !plan.targets.iter().any(|planned| planned.name() == destination.name()) {
-            return Err(Refusal::NotPlanned);
-        }
         let call = &request.masked().classified().request().call;
         let engine_model = plan.same_model.as_deref().unwrap_or(ENGINE_MODEL);
         let (tree, model) = match destination {
             Destination::Engine if plan.form == Form::Plain => (call.body(), engine_model),
             Destination::Engine => (request.masked().body(), engine_model),
-            Destination::Remote(target) => {
-                self.check(request, target)?;
-                (request.masked().body(), target.model(&plan.model).ok_or(Refusal::Model)?)
-            }
+            Destination::Remote(target) => (request.masked().body(), target.model(&plan.model).ok_or(Refusal::Model)?),
         };
         let mut tree = tree.clone();
         if let Some(from) = from {
-            let how = destination.goes_on().filter(|_| matches!(call, Call::Chat(_))).ok_or(Refusal::Beginning)?;
-            put_beginning(&mut tree, how, from);
+            put_beginning(&mut tree, destination.goes_on().ok_or(Refusal::Beginning)?, from);
         }
         let body = serialise(tree, model, call.stream());
         let is_ours = match destination {
             Destination::Engine => true,
             Destination::Remote(target) => target.node.is_some(),
         };
-        let origin = is_ours.then(|| self.origin(request));
+        let origin = is_ours.then(|| self.origin(request, from));
         Ok(EgressPermit { destination: destination.clone(), body, asks: Asks::of(call), origin })
     }
 
-    fn origin(&self, request: &PlannedRequest) -> Origin {
-        let classified = request.masked().classified();
-        let asked = classified.request();
-        Origin {
-            tenant: digest(&asked.peer.tenant),
-            label: digest(self.labels.name(classified.label())),
-            identity: digest(&asked.peer.id.to_string()),
-            bulk: asked.marks.bulk,
-        }
-    }
-
-    fn check(&self, request: &PlannedRequest, target: &Target) -> Result<(), Refusal> {
+    /// May `destination` see `request`, and `from`, as far as that can be said without asking it?
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn check(
+        &self,
+        request: &PlannedRequest,
+        destination: &Destination,
+        from: Option<&MaskedBeginning>,
+    ) -> Result<(), Refusal> {
         let plan = request.plan();
+        if !plan.targets.iter().any(|planned| planned.name() == destination.name()) {
+            return Err(Refusal::NotPlanned);
+        }
+        let is_chat = matches!(request.masked().classified().request().call, Call::Chat(_));
+        if from.is_some() && (!is_chat || destination.goes_on().is_none()) {
+            return Err(Refusal::Beginning);
+        }
+        let Destination::Remote(target) = destination else { return Ok(()) };
         if self.offline {
             return Err(Refusal::Offline);
         }
-        if request.masked().classified().label() > target.clearance {
+        if label(request, from) > target.clearance {
             return Err(Refusal::Label);
         }
         if plan.placement == Placement::Local {
             return Err(Refusal::Placement);
         }
-        if plan.form == Form::Plain || !request.masked().is_complete() {
+        let complete = request.masked().is_complete() && from.is_none_or(MaskedBeginning::is_complete);
+        if plan.form == Form::Plain || !complete {
             return Err(Refusal::Unmasked);
         }
         Ok(())
     }
+
+    fn origin(&self, request: &PlannedRequest, from: Option<&MaskedBeginning>) -> Origin {
+        let asked = request.masked().classified().request();
+        Origin {
+            tenant: digest(&asked.peer.tenant),
+            label: digest(self.labels.name(label(request, from))),
+            identity: digest(&asked.peer.id.to_string()),
+            bulk: asked.marks.bulk,
+        }
+    }
+}
+
+/// Of all that is sent.
+fn label(request: &PlannedRequest, from: Option<&MaskedBeginning>) -> Label {
+    let label = request.masked().classified().label();
+    from.map_or(label, |from| label.join(from.label()))
 }
 
 /// As the last message, of the assistant, so that the model goes on with it instead of answering anew.
-fn put_beginning(tree: &mut Map<String, Value>, how: Continues, from: GoOn<'_>) {
+fn put_beginning(tree: &mut Map<String, Value>, how: Continues, from: &MaskedBeginning) {
     let mut message = Map::new();
     message.insert("role".to_owned(), "assistant".into());
-    message.insert("content".to_owned(), from.text.into());
+    message.insert("content".to_owned(), from.text().into());
     match how {
         Continues::Message => {}
         Continues::Prefix => {
@@ -252,7 +262,7 @@ fn put_beginning(tree: &mut Map<String, Value>, how: Continues, from: GoOn<'_>) 
     }
     for field in ["max_tokens", "max_completion_tokens"] {
         if let Some(most) = tree.get(field).and_then(Value::as_u64) {
-            tree.insert(field.to_owned(), most.saturating_sub(from.tokens).max(1).into());
+            tree.insert(field.to_owned(), most.saturating_sub(from.tokens()).max(1).into());
         }
     }
 }

@@ -42,14 +42,20 @@ impl Scanner {
     }
 
     pub(super) async fn labels(&self, body: &Map<String, Value>) -> Found {
-        if self.rules.detect.is_empty() && self.rules.markings.is_empty() {
+        if self.rules.are_none() {
             return Found::new();
         }
-        let segments = segments(body);
-        if segments.iter().map(|segment| segment.text.len()).sum::<usize>() <= INLINE_BYTES {
-            return self.rules.scan(segments.iter().map(|segment| segment.text));
+        self.labels_of(segments(body).into_iter().map(|segment| segment.text).collect()).await
+    }
+
+    pub(super) async fn labels_of(&self, texts: Vec<&str>) -> Found {
+        if self.rules.are_none() {
+            return Found::new();
         }
-        let texts: Vec<String> = segments.iter().map(|segment| segment.text.to_owned()).collect();
+        if texts.iter().map(|text| text.len()).sum::<usize>() <= INLINE_BYTES {
+            return self.rules.scan(texts.into_iter());
+        }
+        let texts: Vec<String> = texts.into_iter().map(str::to_owned).collect();
         let Ok(room) = Arc::clone(&self.room).acquire_owned().await else { return self.rules.worst() };
         let rules = Arc::clone(&self.rules);
         let scan = tokio::task::spawn_blocking(move || {
@@ -62,6 +68,10 @@ impl Scanner {
 }
 
 impl Rules {
+    fn are_none(&self) -> bool {
+        self.detect.is_empty() && self.markings.is_empty()
+    }
+
     fn scan<'a>(&self, texts: impl Iterator<Item = &'a str>) -> Found {
         let mut found = Found::new();
         // One find of a kind is enough.

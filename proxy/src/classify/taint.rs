@@ -101,8 +101,7 @@ fn links(keys: &Keys, request: &ParsedRequest) -> Vec<[u8; 32]> {
         return Vec::new();
     }
     let turns: Vec<Vec<u8>> = turns.into_iter().rev().map(json::written).collect();
-    let link =
-        |(one, next): (&Vec<u8>, &Vec<u8>)| keys.hash("taint:link", &[tenant, identity.as_bytes(), one, next]);
+    let link = |(one, next): (&Vec<u8>, &Vec<u8>)| keys.hash("taint:link", &[tenant, identity.as_bytes(), one, next]);
     turns.iter().zip(turns.iter().skip(1)).map(link).collect()
 }
 

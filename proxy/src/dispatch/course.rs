@@ -6,8 +6,10 @@
 //! the first that may is waited for, within the bound. A target is asked again only if its failure may pass, at most
 //! [`TRIES`] times, after a random time that doubles, and if the retry budget has it.
 //!
-//! Only what has shown nothing yet is repeated: the first token ends a course.
+//! Only what has shown nothing yet is repeated: the first token ends a course. If the answer breaks off later, another course looks for
+//! somebody to go on with it, and begins with the [`Past`] of the one before: to the bounds, both are one request.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,10 +64,38 @@ pub(super) struct Lost {
     pub(super) retry_after: Duration,
 }
 
+/// What a request has behind it when its answer breaks off.
+#[derive(Debug, Default)]
+pub struct Past {
+    stops: BTreeMap<String, Been>,
+    ours_broken: u32,
+    /// What is left of it; `None`: this is the first course.
+    patience: Option<Duration>,
+}
+
+/// What became of a target in the courses before.
+#[derive(Debug, Clone, Copy)]
+struct Been {
+    tries: u32,
+    not_before: Instant,
+    out: bool,
+}
+
+impl Past {
+    /// The answer of `target` broke off, after the course had ended with it.
+    pub(super) fn broke(&mut self, target: &str, ours: bool, error: &AttemptError) {
+        if let Some(been) = self.stops.get_mut(target) {
+            been.not_before = now() + back_off(been.tries).mul_f64(rand::random::<f64>());
+        }
+        self.ours_broken += u32::from(ours && error.lost_connection());
+    }
+}
+
 /// One request's way through the targets. `ask` asks the target at an index, with leave to do so once.
 pub(super) struct Course<'a, F> {
     slots: Vec<Stop<'a>>,
     rules: Rules<'a>,
+    past: &'a mut Past,
     attempts: &'a mut Vec<Attempt>,
     ask: F,
     begun: Instant,
@@ -87,28 +117,54 @@ where
     R: 'a,
     F: Fn(usize, Turn) -> BoxFuture<'a, Result<R, AttemptError>>,
 {
-    pub(super) fn new(slots: Vec<Slot<'a>>, rules: Rules<'a>, attempts: &'a mut Vec<Attempt>, ask: F) -> Self {
+    pub(super) fn new(
+        slots: Vec<Slot<'a>>,
+        rules: Rules<'a>,
+        past: &'a mut Past,
+        attempts: &'a mut Vec<Attempt>,
+        ask: F,
+    ) -> Self {
         let begun = now();
-        let stop = |slot| Stop { slot, tries: 0, not_before: begun, out: false };
-        let (slots, patience) = (slots.into_iter().map(stop).collect(), rules.queue);
-        Self { slots, rules, attempts, ask, begun, ours_broken: 0, patience, last: None }
+        let stop = |slot: Slot<'a>| {
+            let fresh = Been { tries: 0, not_before: begun, out: false };
+            let Been { tries, not_before, out } = past.stops.get(slot.name).copied().unwrap_or(fresh);
+            let out = out || tries >= TRIES || (slot.ours && past.ours_broken >= OURS_BROKEN);
+            Stop { slot, tries, not_before, out }
+        };
+        let slots = slots.into_iter().map(stop).collect();
+        let (ours_broken, patience) = (past.ours_broken, past.patience.unwrap_or(rules.queue));
+        Self { slots, rules, past, attempts, ask, begun, ours_broken, patience, last: None }
     }
 
     /// Goes on until one answers; says which.
     pub(super) async fn run(mut self) -> Result<(usize, R), Lost> {
-        self.rules.budget.deposit();
+        if self.past.patience.is_none() {
+            self.rules.budget.deposit();
+        }
         while let Some((index, turn)) = self.next().await {
             let (index, result) = match self.rules.race.filter(|(_, rival)| index < *rival) {
                 Some((after, rival)) => self.race((index, turn), after, rival).await,
                 None => (index, self.alone(index, turn).await),
             };
             match result {
-                Ok(reply) => return Ok((index, reply)),
+                Ok(reply) => {
+                    self.remember();
+                    return Ok((index, reply));
+                }
                 Err(error) if self.failed(index, &error) => return Err(self.lost()),
                 Err(_) => {}
             }
         }
         Err(self.lost())
+    }
+
+    /// For the course that goes on if the answer breaks off.
+    fn remember(&mut self) {
+        for Stop { slot, tries, not_before, out } in &self.slots {
+            let been = Been { tries: *tries, not_before: *not_before, out: *out };
+            self.past.stops.insert(slot.name.to_owned(), been);
+        }
+        (self.past.ours_broken, self.past.patience) = (self.ours_broken, Some(self.patience));
     }
 
     fn lost(self) -> Lost {
@@ -290,9 +346,8 @@ where
         let (now, model) = (now(), self.rules.claim.model);
         let ours_before = self.ours_broken;
         let Some(stop) = self.slots.get_mut(index) else { return };
-        let back_off = BACK_OFF.saturating_mul(1 << (stop.tries.clamp(1, 8) - 1)).min(BACK_OFF_MOST);
         // Also of those who say that they need no time at all.
-        let at_least = back_off.mul_f64(rand::random::<f64>());
+        let at_least = back_off(stop.tries).mul_f64(rand::random::<f64>());
         let pause = error.retry_after();
         stop.not_before = now + pause.map_or(at_least, |pause| pause.max(at_least));
         if let (Some(_), AttemptError::RateLimited(_)) = (pause, error) {
@@ -321,6 +376,11 @@ impl Stop<'_> {
         self.tries += u32::from(may);
         may
     }
+}
+
+/// How long a target is left alone after that many tries, at most.
+fn back_off(tries: u32) -> Duration {
+    BACK_OFF.saturating_mul(1 << (tries.clamp(1, 8) - 1)).min(BACK_OFF_MOST)
 }
 
 fn code<R>(result: &Result<R, AttemptError>) -> &'static str {

@@ -6,6 +6,8 @@
 //! Not restored inside a URL, a link target or an HTML tag: a model could be talked into writing an address that carries
 //! the value to somebody else as soon as a client shows it.
 
+use std::ops::Range;
+
 use super::vault::{KIND_LEN, NUMBER_LEN, SUFFIX_LEN, Suffix, Vault};
 
 /// The longest placeholder: brackets, two underscores, and the parts between.
@@ -51,6 +53,14 @@ impl Restorer {
     #[must_use]
     pub fn without_values(from: Suffix) -> Self {
         Self { values: false, ..Self::new(from) }
+    }
+
+    /// For the rest of a text that had no placeholder so far.
+    #[must_use]
+    pub fn after(from: Suffix, text: &str) -> Self {
+        let mut restorer = Self::new(from);
+        restorer.place.pass(text);
+        restorer
     }
 
     /// One text as a whole.
@@ -136,6 +146,23 @@ impl Restorer {
             out.restored.push_str(entry.placeholder(Suffix::Wire));
         }
     }
+}
+
+/// Where placeholders of this request stand in a text that goes to a model.
+pub(super) fn placeholders(vault: &Vault, text: &str) -> Vec<Range<usize>> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while let Some(start) = text.get(at..).and_then(|rest| rest.find('[')).map(|before| at + before) {
+        at = match shape(text.get(start..).unwrap_or_default()) {
+            Shape::Whole(len) => {
+                let candidate = text.get(start..start + len).unwrap_or_default();
+                found.extend(vault.look_up(candidate, Suffix::Wire).map(|_| start..start + len));
+                start + len
+            }
+            Shape::Beginning => break,
+            Shape::Other => start + 1,
+        };
+    }
+    found
 }
 
 enum Shape {
@@ -311,6 +338,8 @@ mod tests {
         ] {
             let (piece, _) = restore(&vault, &[before, &p]);
             assert_eq!(piece.restored, format!("{before}{p}"));
+            let piece = Restorer::after(Suffix::Wire, before).whole(&vault, &p);
+            assert_eq!(piece.restored, p, "also if it was passed on by somebody else");
         }
         for before in ["https://x.org/ ", "[a](/b) ", "<b>", "1 < 2 and ", "mail: "] {
             let (piece, _) = restore(&vault, &[before, &p]);

@@ -91,6 +91,12 @@ impl Restoration {
         self.texts.get_mut(&(0, "content")).map_or(0, Restorer::forget_held)
     }
 
+    /// The content so far, which had no placeholder if nobody restores it yet; from here on it may have some, and where they stand must
+    /// be known.
+    pub(super) fn passed(&mut self, text: &str) {
+        self.texts.entry((0, "content")).or_insert_with(|| Restorer::after(self.from, text));
+    }
+
     /// The `id` and `created` of the first chunk, for those of another stream that goes on with it.
     pub(super) fn take_up(&self, event: &mut Value) {
         let (Some(begun), Some(event)) = (&self.begun, event.as_object_mut()) else { return };

@@ -86,6 +86,15 @@ impl World {
         queue: f64,
         race: Option<(f64, usize)>,
     ) -> (Result<(usize, &'static str), Lost>, Vec<Attempt>) {
+        self.request_after(&mut Past::default(), queue, race).await
+    }
+
+    async fn request_after(
+        &self,
+        past: &mut Past,
+        queue: f64,
+        race: Option<(f64, usize)>,
+    ) -> (Result<(usize, &'static str), Lost>, Vec<Attempt>) {
         let slots = self.targets.iter().zip(["a", "b", "c", "d"]);
         let slots = slots.map(|((standing, ours, _), name)| Slot { name, standing, ours: *ours }).collect();
         let rules = Rules {
@@ -96,7 +105,7 @@ impl World {
             metrics: &self.metrics,
         };
         let mut attempts = Vec::new();
-        let ended = Course::new(slots, rules, &mut attempts, |index, turn| self.ask(index, turn)).run().await;
+        let ended = Course::new(slots, rules, past, &mut attempts, |index, turn| self.ask(index, turn)).run().await;
         (ended, attempts)
     }
 
@@ -187,8 +196,8 @@ async fn retries_are_a_share_of_the_traffic() {
         let slots = vec![Slot { name: "a", standing: &fresh, ours: false }];
         let rules =
             Rules { claim: CLAIM, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
-        let mut attempts = Vec::new();
-        let course = Course::new(slots, rules, &mut attempts, |index, turn| world.ask(index, turn));
+        let (mut past, mut attempts) = (Past::default(), Vec::new());
+        let course = Course::new(slots, rules, &mut past, &mut attempts, |index, turn| world.ask(index, turn));
         assert!(course.run().await.is_err());
     }
     let took = (now() - world.begun).as_secs_f64();
@@ -264,12 +273,12 @@ async fn what_the_budget_forbids_takes_nothing_of_a_limit() {
         let claim = Claim { who, ..CLAIM };
         let rules = Rules { claim, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
         async {
-            let mut attempts = Vec::new();
+            let (mut past, mut attempts) = (Past::default(), Vec::new());
             let ask = |index, mut turn: Turn| {
                 turn.ended(Health::Good);
                 world.ask(index, turn)
             };
-            assert!(Course::new(slots, rules, &mut attempts, ask).run().await.is_err());
+            assert!(Course::new(slots, rules, &mut past, &mut attempts, ask).run().await.is_err());
         }
     });
     futures_util::future::join_all(each).await;
@@ -329,4 +338,90 @@ async fn one_request_does_not_bring_down_all_engines_of_ours() {
         World::new().with(breaks).ours().with(breaks).ours().with(breaks).ours().with(|_, _| (seconds(0.1), Ok("d")));
     assert_eq!(world.request(30.0, None).await.0.unwrap(), (3, "d"));
     assert_eq!((world.count(0), world.count(1), world.count(2)), (1, 1, 0));
+}
+
+/// An answer that breaks off after its first token, and is gone on with, until nobody goes on.
+async fn breaking(world: &World, most: usize) -> Vec<Attempt> {
+    let (mut past, mut all) = (Past::default(), Vec::new());
+    for _ in 0..most {
+        let (ended, attempts) = world.request_after(&mut past, 30.0, None).await;
+        all.extend(attempts);
+        let Ok((index, name)) = ended else { break };
+        past.broke(name, world.targets[index].1, &AttemptError::Died);
+    }
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_gone_on_with_is_one_request_to_every_bound() {
+    // It always begins, and always breaks off.
+    let world = World::new().with(|_, _| (seconds(0.1), Ok("a"))).with(|_, _| (seconds(0.1), Ok("b")));
+    breaking(&world, 100).await;
+    assert_eq!((world.count(0), world.count(1)), (TRIES as usize, TRIES as usize));
+    // What failed for good before the answer began is not asked for its rest.
+    let world = World::new()
+        .with(|_, _| (seconds(0.1), Err(AttemptError::NotFound)))
+        .with(|_, _| (seconds(0.1), Ok("b")))
+        .with(|_, _| (seconds(0.1), Ok("c")));
+    assert_eq!(breaking(&world, 2).await.len(), 3);
+    assert_eq!(world.count(0), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn going_on_comes_out_of_the_retry_budget() {
+    let world = World::new().with(|_, _| (seconds(0.0), Ok("a"))).with(|_, _| (seconds(0.0), Ok("b")));
+    while world.budget.withdraw(now()) {}
+    let (mut past, mut asked) = (Past::default(), Vec::new());
+    // No time passes, in which the budget would grow.
+    while let (Ok((_, name)), _) = world.request_after(&mut past, 0.0, None).await {
+        asked.push(name);
+    }
+    assert_eq!(asked, ["a", "b"], "each of them once is free, as a failover is");
+    // A request counts once for the budget, however often it is gone on with.
+    let world = World::new().with(|_, _| (seconds(0.0), Ok("a")));
+    let before = (0..).take_while(|_| world.budget.withdraw(now())).count();
+    let mut past = Past::default();
+    for _ in 0..10 {
+        let _ended = world.request_after(&mut past, 0.0, None).await;
+        past.stops.clear();
+    }
+    assert_eq!((before, world.budget.withdraw(now())), (10, false), "ten deposits would have been two retries");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_request_does_not_bring_down_all_engines_of_ours_in_the_middle_of_its_answer() {
+    let world = World::new()
+        .with(|_, _| (seconds(0.1), Ok("a")))
+        .ours()
+        .with(|_, _| (seconds(0.1), Err(AttemptError::Broken)))
+        .ours()
+        .with(|_, _| (seconds(0.1), Ok("c")))
+        .ours()
+        .with(|_, _| (seconds(0.1), Ok("d")));
+    let mut past = Past::default();
+    let began = world.request_after(&mut past, 30.0, None).await.0;
+    past.broke(began.unwrap().1, true, &AttemptError::Died);
+    // The next course asks the others first, as `go_on` does.
+    world.targets[0].0.pause(CLAIM.model, now() + seconds(60.0), now());
+    assert_eq!(world.request_after(&mut past, 30.0, None).await.0.unwrap(), (3, "d"));
+    assert_eq!((world.count(0), world.count(1), world.count(2)), (1, 1, 0));
+    // An engine that says what is wrong is not lost.
+    let mut past = Past::default();
+    past.broke("a", true, &AttemptError::Malformed("shape"));
+    past.broke("b", false, &AttemptError::Died);
+    assert_eq!(past.ours_broken, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_patience_of_a_request_is_for_all_its_courses() {
+    let world = World::new().limited(1, |_, _| (seconds(0.0), Ok("a")));
+    let other = world.request(30.0, None).await;
+    assert!(other.0.is_ok());
+    let mut past = Past::default();
+    // Sixty seconds of waiting for the first turn; thirty are left for the second, which comes after sixty.
+    assert!(world.request_after(&mut past, 90.0, None).await.0.is_ok());
+    past.broke("a", false, &AttemptError::Died);
+    let begun = now();
+    assert!(world.request_after(&mut past, 90.0, None).await.0.is_err());
+    assert!((29.0..31.0).contains(&(now() - begun).as_secs_f64()), "{:?}", now() - begun);
 }
