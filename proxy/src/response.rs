@@ -119,7 +119,7 @@ pub fn answer(
     let chain = Chain { gateway, restoration, beginning, request, exchange, keep, going_on, deadline };
     let body = match source {
         Source::Live(Reply::Whole(answer)) => whole(chain, answer),
-        Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(events)),
+        Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(Box::new(events))),
         Source::Cached(entry) if stream => streamed(chain, Events::Cached(entry.events.iter().cloned().collect())),
         Source::Cached(entry) => whole(chain, entry.events.first().cloned().unwrap_or_default()),
     };
@@ -168,7 +168,7 @@ struct Chain {
 }
 
 enum Events {
-    Live(EventStream),
+    Live(Box<EventStream>),
     Cached(VecDeque<Value>),
 }
 
@@ -308,7 +308,7 @@ impl Chain {
         outcome.target = Some(answer.target);
         outcome.continued += 1;
         match answer.reply {
-            Reply::Stream(events) => Some(Events::Live(events)),
+            Reply::Stream(events) => Some(Events::Live(Box::new(events))),
             Reply::Whole(_) => None,
         }
     }

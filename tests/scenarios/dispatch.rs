@@ -234,7 +234,7 @@ async fn a_dead_target_is_spared_and_comes_back() -> Result<()> {
 async fn a_target_whose_answers_break_off_is_spared() -> Result<()> {
     let (cloud, other) = (BusyCloud::start().await?, BusyCloud::start().await?);
     let postern = Postern::start(&config(&cloud).cloud("moon", &other, "internal")).await?;
-    let client = postern.client("clerk/amy")?.pooled()?;
+    let client = postern.client("clerk/amy")?;
     cloud.switch(json!({"die_after_chunks": 2})).await?;
     let mut broken = 0;
     for n in 0..12 {

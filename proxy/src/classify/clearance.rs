@@ -3,10 +3,13 @@
 //! classified, masked and routed. So an unclassified or unmasked send does not compile. The beginning of an answer that another target
 //! goes on from is a text that leaves as well: only a [`MaskedBeginning`] can be added.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use postern_wire::call::Call;
+use postern_wire::json;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use sha2::Digest as _;
 
@@ -177,11 +180,11 @@ impl Clearance {
             Destination::Engine => (request.masked().body(), engine_model),
             Destination::Remote(target) => (request.masked().body(), target.model(&plan.model).ok_or(Refusal::Model)?),
         };
-        let mut tree = tree.clone();
+        let mut tree = Cow::Borrowed(tree);
         if let Some(from) = from {
-            put_beginning(&mut tree, destination.goes_on().ok_or(Refusal::Beginning)?, from);
+            put_beginning(tree.to_mut(), destination.goes_on().ok_or(Refusal::Beginning)?, from);
         }
-        let body = serialise(tree, model, call.stream());
+        let body = written(&tree, model, call.stream());
         let is_ours = match destination {
             Destination::Engine => true,
             Destination::Remote(target) => target.node.is_some(),
@@ -273,16 +276,57 @@ fn digest(name: &str) -> String {
 }
 
 /// The inspected tree, with the target's name for the model. A stream is asked to end with its usage, for the record.
-fn serialise(mut tree: Map<String, Value>, model: &str, stream: bool) -> Bytes {
-    tree.insert("model".to_owned(), Value::String(model.to_owned()));
-    if stream {
-        let options = tree.entry("stream_options").or_insert(Value::Null);
-        if !options.is_object() {
-            *options = Value::Object(Map::new());
-        }
-        if let Some(options) = options.as_object_mut() {
-            options.insert("include_usage".to_owned(), Value::Bool(true));
+fn written(tree: &Map<String, Value>, model: &str, stream: bool) -> Bytes {
+    let options = stream.then(|| {
+        let mut options = tree.get("stream_options").and_then(Value::as_object).cloned().unwrap_or_default();
+        options.insert("include_usage".to_owned(), Value::Bool(true));
+        ("stream_options", Value::Object(options))
+    });
+    let instead = [Some(("model", model.into())), options];
+    // Texts may be long, so nothing is copied but what is changed.
+    json::written(&Sent { tree, instead }).into()
+}
+
+/// The members of a tree as they stand, but for those that are sent instead.
+struct Sent<'a> {
+    tree: &'a Map<String, Value>,
+    instead: [Option<(&'static str, Value)>; 2],
+}
+
+impl Serialize for Sent<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let instead = || self.instead.iter().flatten();
+        let as_it_stands = self.tree.iter().filter(|(key, _)| !instead().any(|(name, _)| name == key));
+        let members = instead().map(|(name, value)| (*name, value));
+        serializer.collect_map(members.chain(as_it_stands.map(|(key, value)| (key.as_str(), value))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_tree_is_sent_as_it_stands_but_for_the_model_and_the_usage() {
+        let sent = |tree: &Value, stream| {
+            let bytes = written(tree.as_object().unwrap(), "theirs", stream);
+            serde_json::from_slice::<Value>(&bytes).unwrap()
+        };
+        let tree =
+            json!({"model": "ours", "messages": [{"role": "user", "content": "a\"\n四"}], "x": {"y": [1.5, null]}});
+        let mut wanted = tree.clone();
+        wanted["model"] = json!("theirs");
+        assert_eq!(sent(&tree, false), wanted);
+        wanted["stream_options"] = json!({"include_usage": true});
+        assert_eq!(sent(&tree, true), wanted);
+        for (options, wanted) in [
+            (json!({"include_usage": false, "z": 1}), json!({"include_usage": true, "z": 1})),
+            (json!(null), json!({"include_usage": true})),
+        ] {
+            let tree = json!({"model": "ours", "stream_options": options});
+            assert_eq!(sent(&tree, true), json!({"model": "theirs", "stream_options": wanted}));
         }
     }
-    Bytes::from(Value::Object(tree).to_string())
 }

@@ -10,6 +10,7 @@
 use std::cell::Cell;
 use std::fmt;
 
+use serde::Serialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
@@ -87,10 +88,10 @@ pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Value, JsonError> {
     })
 }
 
-/// `value` as text. Quicker than its `Display`, which goes through a formatter.
+/// A [`Value`], or what is made of some, as text. Quicker than its `Display`, which goes through a formatter.
 #[must_use]
-pub fn written(value: &Value) -> Vec<u8> {
-    // Writing a `Value` into memory cannot fail: its keys are strings.
+pub fn written(value: &impl Serialize) -> Vec<u8> {
+    // Writing it into memory cannot fail: all keys are strings.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
