@@ -116,7 +116,7 @@ impl Dispatcher {
     pub fn claim(&self, request: &ParsedRequest) -> Claim {
         let tokens = request.prompt_tokens.saturating_add(request.call.max_answer_tokens());
         let (who, model) = (self.digests.hash_one(&request.peer.id), self.digests.hash_one(request.call.model()));
-        Claim { who, model, tokens }
+        Claim { who, model: Some(model), tokens }
     }
 
     /// How the remote targets stand, for a request; none if the gateway is offline.

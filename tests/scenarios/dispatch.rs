@@ -182,21 +182,20 @@ async fn a_cloud_that_wants_less_is_left_alone_for_as_long_as_it_says() -> Resul
 }
 
 #[tokio::test]
-async fn a_limit_is_waited_for_if_nobody_else_may_answer() -> Result<()> {
+async fn a_limit_that_leaves_no_room_in_time_is_told_at_once() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let config = config(&cloud)
         .set("/targets/0/limits", json!({"requests_per_minute": 3}))
-        .set("/timeouts", json!({"queue": "1s"}));
+        .set("/timeouts", json!({"queue": "20s"}));
     let postern = Postern::start(&config).await?;
     let client = postern.client("clerk/amy")?;
     for n in 0..3 {
         assert_eq!(client.chat(&format!("Question number {n}")).await?.status, 200);
     }
-    let started = Instant::now();
     let reply = client.chat("One too many").await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_unavailable"));
     assert!(reply.error_message().contains("limit"), "{}", reply.text());
-    assert!(started.elapsed() >= Duration::from_secs(1) && reply.header("retry-after").parse::<u64>()? >= 3);
+    assert!(reply.header("retry-after").parse::<u64>()? >= 3);
     assert_eq!(cloud.stats().await?.requests, 3);
     Ok(())
 }
@@ -342,11 +341,11 @@ async fn comments_keep_a_stream_open_while_somebody_is_sought_who_goes_on() -> R
     let cloud = BusyCloud::start().await?;
     let config = config(&cloud)
         .set("/targets/0/openai/continues", json!("message"))
-        .set("/targets/0/limits", json!({"requests_per_minute": 1}))
+        .set("/targets/0/limits", json!({"tokens_per_minute": 600}))
         .set("/timeouts", json!({"headers": "300ms", "queue": "2s"}));
     let postern = Postern::start(&config).await?;
     cloud.switch(json!({"die_after_chunks": 5})).await?;
-    // Its limit is used up, so the rest of the answer waits for it.
+    // An answer may have 512 tokens, so there is no room for two, and what the first one used it has not said.
     let events = postern.client("clerk/amy")?.stream(&chat_body("Tell me of the sea")).await?.rest().await?;
     let comments = events.iter().filter(|event| !event.comments.is_empty()).count();
     assert!((4..=7).contains(&comments), "one each 300 ms for 2 s: {events:?}");

@@ -218,9 +218,12 @@ mod tests {
         let peer = verify::peer(leaf.chain.first().unwrap()).unwrap();
         let life = Life { age: Duration::from_secs(3600), drain: Duration::from_millis(100) };
         let session = Arc::new(Session::with(peer, SystemClock.now() + time::Duration::hours(1), life));
-        let asked = session.clone();
+        let drain = CancellationToken::new();
+        let (asked, drains) = (session.clone(), drain.clone());
         let service = service_fn(move |_| {
             let session = asked.clone();
+            // The gateway is told to end when the request is there.
+            drains.cancel();
             let words = async move {
                 session.last_words().await;
                 Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"last words")))
@@ -229,8 +232,6 @@ mod tests {
         });
         let (mut client, server) = tokio::io::duplex(1024);
         let (_trust, trusted) = watch::channel(authority.trust());
-        let drain = CancellationToken::new();
-        drain.cancel();
         let bounds = Bounds { receive: Duration::from_secs(10), streams: 1 };
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         drive(server, service, &session, (trusted, drain), Version::HTTP_11, bounds).await;

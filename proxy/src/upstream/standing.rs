@@ -35,8 +35,8 @@ const PAUSES: usize = 64;
 pub struct Claim {
     /// Whose it is: a digest of the identity.
     pub who: u64,
-    /// For which model: a digest of its name.
-    pub model: u64,
+    /// For which model: a digest of its name; `None`: whichever.
+    pub model: Option<u64>,
     /// What it counts for in limits of tokens.
     pub tokens: u64,
 }
@@ -79,22 +79,24 @@ struct Known {
 }
 
 impl Known {
-    fn paused_until(&self, model: u64, now: Instant) -> Option<Instant> {
-        self.pauses.iter().filter(|(paused, until)| *paused == model && *until > now).map(|(_, until)| *until).max()
+    fn paused_until(&self, model: Option<u64>, now: Instant) -> Option<Instant> {
+        let concerns = |paused: &u64| model.is_none_or(|model| model == *paused);
+        self.pauses.iter().filter(|(paused, until)| concerns(paused) && *until > now).map(|(_, until)| *until).max()
     }
 }
 
-/// Why it may not be asked now: until then it rests after failures, or is full; and not before `surely`, whatever those use that
-/// were sent.
+/// Why it may not be asked now: until then it rests after failures, asked us to wait, or is full; and then not before `surely`,
+/// whatever those use that were sent.
 enum Later {
     Rests(Instant),
+    Paused(Instant),
     Full { at: Instant, surely: Option<Instant> },
 }
 
 impl Later {
     fn at(&self) -> Instant {
         match self {
-            Self::Rests(at) | Self::Full { at, .. } => *at,
+            Self::Rests(at) | Self::Paused(at) | Self::Full { at, .. } => *at,
         }
     }
 }
@@ -187,37 +189,44 @@ impl Standing {
     /// Waits for leave in the line, at least until `from`. `None`: there is no room in the line, it rests for a while, or leave
     /// cannot come before `until`. Dropping the future gives the place up.
     pub async fn turn_in_line(self: &Arc<Self>, claim: Claim, from: Instant, until: Instant) -> Option<Turn> {
-        if from > until || self.surely(claim, now()).is_some_and(|at| at > until) {
-            return None;
-        }
-        tokio::time::sleep_until(from.into()).await;
-        let place = self.line.enter(claim.who)?;
-        if !place.first().await {
-            return None;
-        }
+        // What keeps back this identity, or this model, is waited for outside of the line, where it holds up nobody else.
+        let mut outside = from.max(self.paused_until(claim.model, now()).unwrap_or(from));
         loop {
-            let wake = match self.take(claim, now()) {
-                Ok(turn) => return Some(turn),
-                Err(Later::Rests(at)) if at > now() + RESTS_FOR => return None,
-                Err(Later::Rests(at)) => at,
-                Err(Later::Full { surely: Some(surely), .. }) if surely > until => return None,
-                Err(Later::Full { at, surely }) if surely == Some(at) => at,
-                Err(Later::Full { at, .. }) => at.min(now() + TOKENS_AGAIN),
+            if outside.max(self.request_at(now()).unwrap_or(outside)) > until {
+                return None;
+            }
+            tokio::time::sleep_until(outside.into()).await;
+            let place = self.line.enter(claim.who)?;
+            if !place.first().await {
+                return None;
+            }
+            outside = loop {
+                let wake = match self.take(claim, now()) {
+                    Ok(turn) => return Some(turn),
+                    Err(Later::Rests(at)) if at > now() + RESTS_FOR => return None,
+                    Err(Later::Rests(at) | Later::Paused(at)) => break at,
+                    Err(Later::Full { surely: Some(surely), .. }) if surely > until => return None,
+                    Err(Later::Full { at, surely }) if surely == Some(at) => at,
+                    Err(Later::Full { at, .. }) => at.min(now() + TOKENS_AGAIN),
+                };
+                tokio::time::sleep_until(wake.into()).await;
             };
-            tokio::time::sleep_until(wake.into()).await;
         }
     }
 
-    /// Before then it may not be asked, whatever those use that were sent.
-    fn surely(&self, claim: Claim, now: Instant) -> Option<Instant> {
-        let known = self.known();
-        known.paused_until(claim.model, now).max(known.limiter.request_at(now))
+    fn paused_until(&self, model: Option<u64>, now: Instant) -> Option<Instant> {
+        self.known().paused_until(model, now)
+    }
+
+    /// No request may be sent before then, whatever those use that were.
+    fn request_at(&self, now: Instant) -> Option<Instant> {
+        self.known().limiter.request_at(now)
     }
 
     fn take(self: &Arc<Self>, claim: Claim, now: Instant) -> Result<Turn, Later> {
         let mut known = self.known();
         if let Some(until) = known.paused_until(claim.model, now) {
-            return Err(Later::Full { at: until, surely: Some(until) });
+            return Err(Later::Paused(until));
         }
         let tried = known.breaker.admit(claim.who, now).map_err(|at| Later::Rests(at.unwrap_or(now + LOOK_AGAIN)))?;
         let taken = known.limiter.take(claim.tokens, now);
@@ -240,7 +249,8 @@ impl Standing {
     }
 
     /// It asked everybody who wants this model to wait.
-    pub fn pause(&self, model: u64, until: Instant, now: Instant) {
+    pub fn pause(&self, model: Option<u64>, until: Instant, now: Instant) {
+        let Some(model) = model else { return };
         let mut known = self.known();
         known.pauses.retain(|(_, until)| *until > now);
         known.pauses.push((model, until));
@@ -442,7 +452,7 @@ mod tests {
 
     const NO_LATER: Duration = Duration::ZERO;
     const FAR: Duration = Duration::from_secs(3600);
-    const ONE: Claim = Claim { who: 1, model: 1, tokens: 1 };
+    const ONE: Claim = Claim { who: 1, model: Some(1), tokens: 1 };
     const HUNDRED: Claim = Claim { tokens: 100, ..ONE };
 
     fn standing(per_minute: u32) -> Arc<Standing> {
@@ -557,13 +567,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whoever_is_kept_back_alone_holds_up_nobody() {
+        let standing = Standing::new(Limiter::new(None, None, NO_LATER), 4);
+        let (eve, other_model) = (Claim { who: 2, ..ONE }, Claim { model: Some(2), ..ONE });
+        for _ in 0..3 {
+            standing.turn(eve, now()).unwrap().ended(Health::Dead);
+        }
+        standing.pause(other_model.model, now() + ms(900), now());
+        let wait = |claim| {
+            let standing = standing.clone();
+            tokio::spawn(async move { standing.turn_in_line(claim, now(), now() + FAR).await.map(|_| now()) })
+        };
+        let (eves, paused, begun) = (wait(eve), wait(other_model), now());
+        tokio::time::sleep(ms(10)).await;
+        assert!(standing.turn(ONE, now()).is_ok());
+        assert_eq!(wait(ONE).await.unwrap().map(|at| at - begun), Some(ms(10)));
+        assert_eq!(paused.await.unwrap().map(|at| at - begun), Some(ms(900)));
+        assert!(eves.await.unwrap().unwrap() - begun >= ms(800));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_cannot_come_in_time_is_not_waited_for() {
         let standing = standing(1);
         let _spent = standing.turn(ONE, now()).unwrap();
         let begun = now();
         assert!(standing.turn_in_line(ONE, now(), now() + Duration::from_secs(59)).await.is_none());
-        standing.pause(2, now() + FAR, now());
-        let other = Claim { model: 2, ..ONE };
+        standing.pause(Some(2), now() + FAR, now());
+        let other = Claim { model: Some(2), ..ONE };
         assert!(standing.turn_in_line(other, now(), now() + Duration::from_secs(61)).await.is_none());
         assert_eq!(now(), begun);
         assert!(standing.turn_in_line(ONE, now(), now() + Duration::from_secs(61)).await.is_some());
@@ -634,7 +664,7 @@ mod tests {
         let standing = standing(0);
         standing.pause(ONE.model, now() + ms(500), now());
         standing.pause(ONE.model, now() + ms(100), now());
-        assert!(standing.turn(Claim { model: 2, ..ONE }, now()).is_ok(), "of another model it said nothing");
+        assert!(standing.turn(Claim { model: Some(2), ..ONE }, now()).is_ok(), "of another model it said nothing");
         assert_eq!(standing.turn(ONE, now()).err(), Some(now() + ms(500)));
         tokio::time::sleep(ms(500)).await;
         assert!(standing.turn(ONE, now()).is_ok());
