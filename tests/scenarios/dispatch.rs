@@ -25,7 +25,7 @@ fn pair(target: &str, result: &str) -> (String, String) {
 }
 
 /// Lets it answer once, so that its failures are not in a row, and switches it again.
-async fn well_in_between(cloud: &BusyCloud, client: &Client, switches: Value) -> Result<()> {
+pub(crate) async fn well_in_between(cloud: &BusyCloud, client: &Client, switches: Value) -> Result<()> {
     cloud.switch(json!({})).await?;
     let events =
         client.stream(&chat_body(&format!("Is all well again at {:?}?", Instant::now()))).await?.rest().await?;

@@ -7,6 +7,7 @@ use postern_tests::client::text;
 use postern_tests::{BusyCloud, Postern, chat_body};
 use serde_json::json;
 
+use crate::dispatch::well_in_between;
 use crate::{SOON, config};
 
 #[tokio::test]
@@ -222,7 +223,7 @@ async fn a_failure_is_none_the_less_one_where_it_is_hidden() -> Result<()> {
     // As far as the first one got, the other goes on.
     let said = "You asked: Say something of some length".to_owned();
     for ending in &endings {
-        cloud.switch(json!({"answer": "You asked: Say some", "ending": ending})).await?;
+        well_in_between(&cloud, &client, json!({"answer": "You asked: Say some", "ending": ending})).await?;
         let mut events = client.stream(&chat_body("Say something of some length")).await?;
         let record = events.header("postern-record").to_owned();
         let events = events.rest().await?;
@@ -231,19 +232,18 @@ async fn a_failure_is_none_the_less_one_where_it_is_hidden() -> Result<()> {
         let outcome = postern.records().of(&record, SOON).await?.outcome;
         assert_eq!((&outcome["target"], &outcome["attempts"][0]["result"]), (&json!("moon"), &json!("died")));
     }
+    // The same of a whole answer, which the next target gives.
+    well_in_between(&cloud, &client, json!({"choice": {"error": secret}})).await?;
+    let reply = client.chat("And at once?").await?;
+    assert_eq!((reply.status, reply.header("postern-target")), (200, "moon"), "{}", reply.text());
     // Where nobody can go on, that is said.
     other.switch(json!({"unavailable_share": 1.0})).await?;
     for ending in &endings {
-        cloud.switch(json!({"ending": ending})).await?;
+        well_in_between(&cloud, &client, json!({"ending": ending})).await?;
         let events = client.stream(&chat_body("Say something else")).await?.rest().await?;
         assert_eq!(events.last().unwrap().error_code(), "stream_broken", "{ending}");
         assert!(!events.iter().any(postern_tests::Event::is_done) && !format!("{events:?}").contains("SECRET"));
     }
-    // The same of a whole answer, which the next target gives.
-    other.switch(json!({})).await?;
-    cloud.switch(json!({"choice": {"error": secret}})).await?;
-    let reply = client.chat("And at once?").await?;
-    assert_eq!((reply.status, reply.header("postern-target")), (200, "moon"), "{}", reply.text());
     Ok(())
 }
 
