@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -91,6 +91,29 @@ pub struct Remote {
     /// Its page of metrics, if it is looked at.
     page: Option<Uri>,
     authorization: Option<HeaderValue>,
+    refusals: Arc<Refusals>,
+}
+
+/// What only a person can mend at a target that answers.
+#[derive(Debug)]
+struct Refusals {
+    key: Complaints,
+    path: Complaints,
+}
+
+impl Refusals {
+    fn of(target: &str) -> Self {
+        let of = || Complaints::of(target.to_owned(), "the target refuses what it is asked".to_owned());
+        Self { key: of(), path: of() }
+    }
+
+    fn look_at(&self, status: StatusCode) {
+        match status.as_u16() {
+            401 | 403 => self.key.tell("status 401 or 403: mend its `api_key`, or what the key may have"),
+            404 => self.path.tell("status 404: mend its `base_url`, `models` or `health.metrics`"),
+            _ => {}
+        }
+    }
 }
 
 /// Where requests go at one target.
@@ -172,7 +195,8 @@ impl Remote {
         let endpoints = Endpoints::below(&target.base_url)
             .ok_or_else(|| EgressError::Authority { target: name(), what: "its base_url is no URL".into() })?;
         let page = target.health.as_ref().and_then(|health| beside(&target.base_url, &health.metrics));
-        Ok(Self { way, endpoints, page, authorization })
+        let refusals = Arc::new(Refusals::of(&target.name));
+        Ok(Self { way, endpoints, page, authorization, refusals })
     }
 
     /// Asks for its page of metrics; `None`: there is none to ask for. Nothing of any request goes with it.
@@ -211,7 +235,7 @@ impl Remote {
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        match &self.way {
+        let response = match &self.way {
             Way::Service(pools, complaints) => pools.request(request).await.map_err(|error| {
                 if error.is_connect() {
                     complaints.tell(&in_words(&error));
@@ -219,7 +243,9 @@ impl Remote {
                 SendError::from(error)
             }),
             Way::Node(node) => node.request(request).await,
-        }
+        }?;
+        self.refusals.look_at(response.status());
+        Ok(response)
     }
 }
 

@@ -282,3 +282,17 @@ async fn comments_do_not_break_a_silence_after_the_first_token() -> Result<()> {
     assert_eq!(reply.error_code(), "deadline_exceeded", "{}", reply.text());
     Ok(())
 }
+
+#[tokio::test]
+async fn what_only_a_person_can_mend_at_a_target_is_in_the_log() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).set("/targets/0/openai/api_key", json!(null))).await?;
+    let client = postern.client("clerk/amy")?;
+    for n in 0..3 {
+        assert_eq!(client.chat(&format!("Question number {n}")).await?.status, 503);
+    }
+    let log = postern.log();
+    let said: Vec<_> = log.lines().filter(|line| line.contains("status 401") && line.contains("api_key")).collect();
+    assert!(said.len() == 1 && said[0].contains("sun"), "once a minute: {log}");
+    Ok(())
+}
