@@ -263,7 +263,8 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
                 "name": target.name, "clearance": gateway.config.labels.name(target.clearance),
                 "breaker": now.breaker.as_str(), "available": now.available,
                 "predicted_ttft_ms": now.ttft.map(|span| span.as_millis() as u64),
-                "queue": now.queue, "requests_left": now.requests_left,
+                "queue": now.queue, "requests_left": now.requests_left, "tokens_left": now.tokens_left,
+                "identities_kept_out": now.kept_out,
             })
         })
         .collect();

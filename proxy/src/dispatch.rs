@@ -157,7 +157,7 @@ impl Dispatcher {
     /// that one last. If nothing of it was given out (`from` is none), all of them can begin it anew.
     ///
     /// # Errors
-    /// None can, may, or could.
+    /// None can, may, or could: a fixed word for the record.
     pub async fn go_on(
         &self,
         request: &PlannedRequest,
@@ -165,7 +165,7 @@ impl Dispatcher {
         (broken, error): (&str, &AttemptError),
         past: &mut Past,
         attempts: &mut Attempts,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Answer, &'static str> {
         let planned = request.plan().targets.iter().find(|target| target.name() == broken);
         past.broke(broken, planned.and_then(|target| self.slot(target)).is_some_and(|slot| slot.ours), error);
         let mut refused = None;
@@ -179,17 +179,15 @@ impl Dispatcher {
         };
         let can: Vec<_> = request.plan().targets.iter().filter(may).collect();
         if can.is_empty() {
+            let Some(refusal) = refused else { return Err("no_target_continues") };
             let label = from.map_or(request.masked().classified().label(), MaskedBeginning::label);
-            let label = self.labels.name(label);
-            if let Some(refusal) = refused {
-                self.metrics.egress_refused(label, refusal.code());
-            }
-            return Err(Error::NoPermittedTarget { label: label.to_owned(), asked_local: false });
+            self.metrics.egress_refused(self.labels.name(label), refusal.code());
+            return Err("no_permitted_target");
         }
         let (others, same): (Vec<_>, Vec<_>) = can.into_iter().partition(|target| target.name() != broken);
         let targets: Vec<_> = others.into_iter().chain(same).collect();
         let answered = self.ask(request, &targets, None, from, past, attempts).await;
-        answered.map_err(|lost| refusal(&request.plan().targets, lost))
+        answered.map_err(|lost| refusal(&request.plan().targets, lost).code())
     }
 
     async fn ask(

@@ -151,9 +151,9 @@ pub enum Error {
     #[error("The engine on this machine is starting. Try again in a few seconds.")]
     EngineStarting,
     /// Every permitted target was tried.
-    #[error("None of the {tried} permitted targets could answer. Try again in {} s.", come_again(*retry_after))]
+    #[error("No permitted target could answer ({tried} asked). Try again in {} s.", come_again(*retry_after))]
     UpstreamUnavailable {
-        /// How many.
+        /// How many were asked; others may be at a limit, or rest after failures.
         tried: usize,
         /// When it may help to come again.
         retry_after: Duration,
@@ -168,7 +168,7 @@ pub enum Error {
         retry_after: Duration,
     },
     /// A hard bound on time.
-    #[error("No answer within {} s.", .0.as_secs())]
+    #[error("No answer within {} s.", .0.as_secs_f64())]
     DeadlineExceeded(Duration),
     /// The target said that the prompt is too long.
     #[error(

@@ -290,7 +290,10 @@ impl Chain {
         {
             attempt.result = error.code();
         }
-        let (text, tokens) = self.beginning.cut(self.restoration.forget_held())?;
+        let Some((text, tokens)) = self.beginning.cut(self.restoration.forget_held()) else {
+            outcome.not_continued = Some("unsuitable");
+            return None;
+        };
         let text = text.to_owned();
         // What came from two targets is no answer of either.
         self.keep = None;
@@ -299,8 +302,8 @@ impl Chain {
         let outcome = &mut self.exchange.outcome;
         let answer = match asked {
             Ok(answer) => answer,
-            Err(error) => {
-                outcome.not_continued = Some(error.code());
+            Err(why) => {
+                outcome.not_continued = Some(why);
                 return None;
             }
         };

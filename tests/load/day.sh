@@ -1,7 +1,7 @@
 #!/bin/bash
 # The busy-cloud day: the same requests for a client that tries again by itself, for Postern with two nodes, and with the engine on
-# this machine as well. Prints a table; with --figures also writes the plots of docs/figures, and the simulation of the three
-# ways to balance nodes.
+# this machine as well. Prints a table; with --figures also puts it into docs/dispatch.md, and writes the plots of docs/figures and
+# the simulation of the three ways to balance nodes.
 #
 # Usage: day.sh [--seconds S] [--rate R] [--figures]
 set -euo pipefail
@@ -21,7 +21,9 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 echo "three days of $seconds s each, $rate requests a second" >&2
 "$release/busy-day" --seconds "$seconds" --rate "$rate" >"$dir/day.json"
-python3 tests/load/day_table.py <"$dir/day.json"
+page=()
+((figures)) && page=(docs/dispatch.md)
+python3 tests/load/day_table.py "$seconds" "$rate" "${page[@]}" <"$dir/day.json"
 if ((figures)); then
     mkdir -p docs/figures
     python3 tests/load/plot.py day <"$dir/day.json" >docs/figures/day.svg

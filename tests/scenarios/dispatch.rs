@@ -92,7 +92,10 @@ async fn what_cannot_be_gone_on_with_ends_with_an_error_and_never_with_done() ->
     for more in [json!({"n": 2}), json!({"logprobs": true}), json!({"response_format": {"type": "json_object"}})] {
         let mut body = chat_body(&format!("Say something long about {more}"));
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        broken(client.stream(&body).await?.rest().await?, &more.to_string());
+        let mut stream = client.stream(&body).await?;
+        let record = stream.header("postern-record").to_owned();
+        broken(stream.rest().await?, &more.to_string());
+        assert_eq!(postern.records().of(&record, SOON).await?.outcome["not_continued"], "unsuitable");
         well_in_between(&cloud, &client, json!({"die_after_chunks": 5})).await?;
     }
     // The label holds through it: `moon` may see nothing that is internal.
@@ -237,9 +240,17 @@ async fn a_target_whose_answers_break_off_is_spared() -> Result<()> {
     cloud.switch(json!({"die_after_chunks": 2})).await?;
     let mut broken = 0;
     for n in 0..12 {
-        let events = client.stream(&chat_body(&format!("Question number {n}, which is long"))).await?.rest().await?;
-        broken += usize::from(!events.last().unwrap().is_done());
+        let mut stream = client.stream(&chat_body(&format!("Question number {n}, which is long"))).await?;
+        let record = stream.header("postern-record").to_owned();
+        if !stream.rest().await?.last().unwrap().is_done() {
+            broken += 1;
+            let outcome = postern.records().of(&record, SOON).await?.outcome;
+            assert_eq!(outcome["not_continued"], "no_target_continues");
+        }
     }
+    let status: Value = serde_json::from_str(&postern.admin("/api/status").await?.text())?;
+    let target = &status["targets"][0];
+    assert!(target["breaker"] != "closed" && target["identities_kept_out"] == 1, "{status}");
     // That they begin well does not count.
     assert!((3..=7).contains(&broken), "three, and the trials since: {broken}");
     Ok(())
@@ -333,6 +344,27 @@ async fn clients_that_do_not_read_hold_up_nobody_else() -> Result<()> {
     assert!(events.last().unwrap().is_done() && text(&events).ends_with("And me?"), "{events:?}");
     assert_eq!(cloud.stats().await?.open, 6);
     assert_eq!(client.chat("And me, at once?").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_that_gives_up_on_those_who_do_not_read_is_not_to_blame() -> Result<()> {
+    let mut cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).set("/cache", json!(null))).await?;
+    let client = postern.client("clerk/amy")?;
+    // More than all buffers on the way hold.
+    cloud.switch(json!({"answer": "word ".repeat(20_000), "chunk_chars": 1})).await?;
+    let mut unread = Vec::new();
+    for n in 0..3 {
+        unread.push(client.stream(&chat_body(&format!("Stream number {n}"))).await?);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cloud.dies_for(Duration::ZERO, &json!({})).await?;
+    for mut stream in unread {
+        assert_eq!(stream.rest().await?.last().unwrap().error_code(), "stream_broken");
+    }
+    let status: Value = serde_json::from_str(&postern.admin("/api/status").await?.text())?;
+    assert_eq!(status["targets"][0]["breaker"], "closed", "three answers broke off");
     Ok(())
 }
 

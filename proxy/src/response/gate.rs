@@ -14,18 +14,18 @@ use crate::route::heard::{Fate, Heard};
 use crate::upstream::AttemptError;
 
 impl Chain {
-    /// Asks those for the rest who may see the beginning.
+    /// Asks those for the rest who may see the beginning. If there is none, says why in a word for the record.
     pub(super) async fn ask_others(
         &mut self,
         text: &str,
         tokens: u64,
         broken: (&str, &AttemptError),
-    ) -> Result<Answer, Error> {
+    ) -> Result<Answer, &'static str> {
         let from = match text {
             "" => None,
             _ => {
-                let begun = self.classify(text, tokens).await?;
-                Some(self.mask(begun).await?)
+                let begun = self.classify(text, tokens).await.map_err(|error| error.code())?;
+                Some(self.mask(begun).await.map_err(|error| error.code())?)
             }
         };
         if from.is_some() {

@@ -180,6 +180,12 @@ impl Breaker {
         self.all.state(now).max(own.unwrap_or(State::Closed))
     }
 
+    /// To how many identities it is closed alone, as far as they are known.
+    #[must_use]
+    pub fn kept_out(&self) -> usize {
+        self.own.iter().filter(|(_, circuit)| circuit.until.is_some()).count()
+    }
+
     /// Until when no request of `who` passes, if that was so.
     #[must_use]
     pub fn rests_until(&self, who: u64) -> Option<Instant> {
@@ -402,6 +408,7 @@ mod tests {
         fails(&mut breaker, Health::Busy, EVE, 1000, start);
         fails(&mut breaker, Health::Busy, AMY, 4, start);
         assert!(breaker.admit(EVE, start).is_err() && !breaker.passes(EVE, start));
+        assert_eq!(breaker.kept_out(), 1);
         assert!(breaker.admit(AMY, start) == Ok(FREELY) && breaker.passes(AMY, start));
         fails(&mut breaker, Health::Busy, AMY, 1, start);
         assert_eq!(breaker.admit(3, start), Err(Some(start + seconds(1))), "as many of two is enough for everybody");

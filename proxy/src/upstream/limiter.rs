@@ -88,14 +88,23 @@ impl Limiter {
     /// Requests that could be sent now; `None`: there is no limit.
     #[must_use]
     pub fn requests_left(&self, now: Instant) -> Option<u64> {
-        let window = self.requests.as_ref()?;
-        let ended = window.log.iter().take_while(|(at, _)| now >= *at + self.span);
-        let ended: u64 = ended.map(|(_, amount)| amount).sum();
-        Some(window.most - (window.used - ended).min(window.most))
+        Some(self.requests.as_ref()?.left(self.span, now))
+    }
+
+    /// Tokens that are left now; `None`: there is no limit.
+    #[must_use]
+    pub fn tokens_left(&self, now: Instant) -> Option<u64> {
+        Some(self.tokens.as_ref()?.left(self.span, now))
     }
 }
 
 impl Window {
+    fn left(&self, span: Duration, now: Instant) -> u64 {
+        let ended = self.log.iter().take_while(|(at, _)| now >= *at + span);
+        let ended: u64 = ended.map(|(_, amount)| amount).sum();
+        self.most - (self.used - ended).min(self.most)
+    }
+
     /// `None`: now.
     fn room_at(&self, amount: u64, span: Duration, now: Instant) -> Option<Instant> {
         let amount = amount.min(self.most);
@@ -184,6 +193,7 @@ mod tests {
         assert_eq!(limiter.requests_left(start), Some(1));
         let later = start + MINUTE + LATE;
         let third = limiter.take(900, later).unwrap();
+        assert_eq!((limiter.tokens_left(later), per_minute(1, 0).tokens_left(later)), (Some(100), None));
         limiter.settle(first, 0);
         limiter.give_back(second);
         assert_eq!((limiter.requests_left(later), limiter.take(101, later).is_err()), (Some(1), true), "long gone");

@@ -218,8 +218,9 @@ pub struct EventStream {
     progress: Box<Progress>,
     ended: bool,
     turn: Option<Turn>,
-    /// When it was last read from.
+    /// When it was last read from, and whether it was ever left for long since the client did not read.
     left_at: Option<Instant>,
+    was_left: bool,
     /// Of the engine on this machine.
     is_own: bool,
     _seat: Option<Seat>,
@@ -233,11 +234,22 @@ impl std::fmt::Debug for EventStream {
 
 impl EventStream {
     fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
-        let (ready, replayed) = (VecDeque::new(), VecDeque::new());
-        let decoder = Box::new(Decoder::new(MAX_EVENT));
-        let (received, ended, turn, left_at, is_own, _seat) = (0, false, None, None, false, None);
-        let progress = Box::default();
-        Self { body, endpoint, decoder, ready, replayed, idle, received, progress, ended, turn, left_at, is_own, _seat }
+        Self {
+            body,
+            endpoint,
+            decoder: Box::new(Decoder::new(MAX_EVENT)),
+            ready: VecDeque::new(),
+            replayed: VecDeque::new(),
+            idle,
+            received: 0,
+            progress: Box::default(),
+            ended: false,
+            turn: None,
+            left_at: None,
+            was_left: false,
+            is_own: false,
+            _seat: None,
+        }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
@@ -256,14 +268,14 @@ impl EventStream {
     /// Silence, a break, or something that is no event of the API. A stream that ends without `[DONE]`, or with it before a choice that
     /// began has ended, is [`AttemptError::Died`]: a cut must never look like an end.
     pub async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
-        let away = self.left_at.take().is_some_and(|at| at.elapsed() > AWAY);
+        self.was_left |= self.left_at.is_some_and(|at| at.elapsed() > AWAY);
         let next = self.read().await;
         if let Some(turn) = &mut self.turn {
             match &next {
                 Ok(Some(event)) => tokens_used(event).into_iter().for_each(|tokens| turn.used(tokens)),
                 Ok(None) => turn.ended(Health::Good),
-                // Who is not read from gives up some time: that is the client's doing.
-                Err(_) if away => turn.ended(Health::Unknown),
+                // Who is not read from gives up some time: that is the client's doing. What was on its way still comes before it.
+                Err(_) if self.was_left => turn.ended(Health::Unknown),
                 Err(error) => turn.ended(error.health()),
             }
         }

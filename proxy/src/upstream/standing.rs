@@ -122,6 +122,10 @@ pub struct Now {
     pub waiting: u32,
     /// What we may still send in this minute; `None`: there is no limit.
     pub requests_left: Option<u64>,
+    /// The same of tokens.
+    pub tokens_left: Option<u64>,
+    /// Identities to which alone its breaker is not closed.
+    pub kept_out: usize,
 }
 
 /// Nothing is known.
@@ -137,6 +141,8 @@ impl Default for Now {
             queue: 0.0,
             waiting: 0,
             requests_left: None,
+            tokens_left: None,
+            kept_out: 0,
         }
     }
 }
@@ -239,13 +245,7 @@ impl Standing {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         let (ended, has_token, streams) = (false, false, false);
         let who = claim.who;
-        Ok(Turn { standing: self.clone(), who, taken, tried, ended, has_token, streams, began: now })
-    }
-
-    /// Requests of ours that are not ended.
-    #[must_use]
-    pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed) as usize
+        Ok(Turn { standing: self.clone(), who, taken, used: None, tried, ended, has_token, streams, began: now })
     }
 
     /// It asked everybody who wants this model to wait.
@@ -296,6 +296,8 @@ impl Standing {
             queue,
             waiting,
             requests_left,
+            tokens_left: known.limiter.tokens_left(now),
+            kept_out: known.breaker.kept_out(),
         }
     }
 }
@@ -320,6 +322,8 @@ pub struct Turn {
     standing: Arc<Standing>,
     who: u64,
     taken: Taken,
+    /// Tokens that the target has counted so far.
+    used: Option<u64>,
     tried: Tried,
     ended: bool,
     has_token: bool,
@@ -354,9 +358,9 @@ impl Turn {
         known.limiter.give_back(self.taken);
     }
 
-    /// The target counted so many tokens.
+    /// The target has counted so many tokens so far; some say so with every event. The last word counts, when it has ended.
     pub fn used(&mut self, tokens: u64) {
-        self.standing.known().limiter.settle(self.taken, tokens);
+        self.used = Some(tokens);
     }
 
     /// How it ended.
@@ -387,6 +391,9 @@ impl Drop for Turn {
         let is_over = self.ended || self.has_token;
         self.token_came();
         self.standing.under_way.fetch_sub(1, Ordering::Relaxed);
+        if let Some(tokens) = self.used {
+            self.standing.known().limiter.settle(self.taken, tokens);
+        }
         if is_over {
             return;
         }
@@ -454,6 +461,7 @@ mod tests {
     const FAR: Duration = Duration::from_secs(3600);
     const ONE: Claim = Claim { who: 1, model: Some(1), tokens: 1 };
     const HUNDRED: Claim = Claim { tokens: 100, ..ONE };
+    const NINETY: Claim = Claim { tokens: 90, ..ONE };
 
     fn standing(per_minute: u32) -> Arc<Standing> {
         Standing::new(Limiter::new(std::num::NonZeroU32::new(per_minute), None, NO_LATER), 4)
@@ -558,10 +566,15 @@ mod tests {
         let mut turn = standing.turn(HUNDRED, now()).unwrap();
         let waiting = tokio::spawn({
             let standing = standing.clone();
-            async move { standing.turn_in_line(HUNDRED, now(), now() + FAR).await.map(|_| now()) }
+            async move { standing.turn_in_line(NINETY, now(), now() + FAR).await.map(|_| now()) }
         });
         tokio::time::sleep(ms(100)).await;
         turn.used(0);
+        turn.used(100);
+        turn.used(1);
+        tokio::time::sleep(ms(500)).await;
+        assert!(!waiting.is_finished(), "it has not ended");
+        drop(turn);
         let begun = now();
         assert!(waiting.await.unwrap().unwrap() - begun < Duration::from_secs(1), "it need not wait for the minute");
     }
