@@ -264,7 +264,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
                 "breaker": now.breaker.as_str(), "available": now.available,
                 "predicted_ttft_ms": now.ttft.map(|span| span.as_millis() as u64),
                 "queue": now.queue, "requests_left": now.requests_left, "tokens_left": now.tokens_left,
-                "identities_kept_out": now.kept_out,
+                "identities_kept_out": now.kept_out, "rests_ms": now.rests_for.map(|span| span.as_millis() as u64),
             })
         })
         .collect();

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::audit::Attempt;
-use crate::classify::clearance::{Clearance, Destination, Refusal};
+use crate::classify::clearance::{Clearance, Destination, ENGINE, Refusal};
 use crate::classify::label::Labels;
 use crate::config::{Config, Target, Timeouts};
 use crate::decide::PlannedRequest;
@@ -89,7 +89,7 @@ impl Dispatcher {
     ) -> Result<Self, EgressError> {
         let remote = |target: &Arc<Target>| {
             let limiter = Limiter::new(target.requests_per_minute, target.tokens_per_minute, config.timeouts.connect);
-            let standing = Standing::new(limiter, line_max(target, config.timeouts.queue));
+            let standing = Standing::new(&target.name, limiter, line_max(target, config.timeouts.queue));
             let remote = Remote::new(target, config.timeouts, certificate)?;
             let upstream = OpenAi::new(remote, config.timeouts.idle);
             Ok(RemoteTarget { target: target.clone(), upstream, standing })
@@ -101,7 +101,7 @@ impl Dispatcher {
             clearance: Clearance::new(config),
             remotes,
             engine,
-            engine_standing: Standing::new(Limiter::new(None, None, Duration::ZERO), LINE_MAX),
+            engine_standing: Standing::new(ENGINE, Limiter::new(None, None, Duration::ZERO), LINE_MAX),
             timeouts: config.timeouts,
             labels: config.labels.clone(),
             metrics,
@@ -150,7 +150,7 @@ impl Dispatcher {
     ) -> Result<Answer, Error> {
         let targets: Vec<_> = request.plan().targets.iter().collect();
         let answered = self.ask(request, &targets, rival(request), None, past, attempts).await;
-        answered.map_err(|lost| refusal(&request.plan().targets, lost))
+        answered.map_err(|lost| refusal(&request.plan().targets, lost, attempts))
     }
 
     /// The answer of `broken` ended in the middle, with an error: asks those targets of the plan that can go on with it and may see it,
@@ -187,7 +187,7 @@ impl Dispatcher {
         let (others, same): (Vec<_>, Vec<_>) = can.into_iter().partition(|target| target.name() != broken);
         let targets: Vec<_> = others.into_iter().chain(same).collect();
         let answered = self.ask(request, &targets, None, from, past, attempts).await;
-        answered.map_err(|lost| refusal(&request.plan().targets, lost).code())
+        answered.map_err(|lost| refusal(&request.plan().targets, lost, attempts).code())
     }
 
     async fn ask(
@@ -303,7 +303,8 @@ fn rival(request: &PlannedRequest) -> Option<(Duration, usize)> {
 }
 
 /// What the client reads if nobody answered.
-fn refusal(targets: &[Destination], lost: Lost) -> Error {
+fn refusal(targets: &[Destination], lost: Lost, attempts: &Attempts) -> Error {
+    let refuses_us = |attempt: &Attempt| matches!(attempt.result, "credentials" | "not_found");
     let only_engine = targets.iter().all(|target| matches!(target, Destination::Engine));
     let tried = lost.failed;
     match lost.last {
@@ -318,6 +319,7 @@ fn refusal(targets: &[Destination], lost: Lost) -> Error {
         }
         Some(AttemptError::FirstToken(bound)) => Error::DeadlineExceeded(bound),
         Some(AttemptError::NotFound) if targets.len() == 1 => Error::ModelUnknown,
+        Some(_) if attempts.iter().all(refuses_us) => Error::UpstreamRefusesUs,
         Some(_) => Error::UpstreamUnavailable { tried, retry_after: lost.retry_after },
     }
 }

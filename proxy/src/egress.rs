@@ -155,12 +155,24 @@ pub enum SendError {
     Connect,
     /// It broke before the answer began.
     Broken,
+    /// The target says that it has not looked at the request (RFC 9113, 8.7).
+    NotTaken,
 }
 
 impl From<hyper_util::client::legacy::Error> for SendError {
     fn from(error: hyper_util::client::legacy::Error) -> Self {
-        if error.is_connect() { Self::Connect } else { Self::Broken }
+        match error.is_connect() {
+            true => Self::Connect,
+            false if is_not_taken(&error) => Self::NotTaken,
+            false => Self::Broken,
+        }
     }
+}
+
+fn is_not_taken(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut http2 = causes.filter_map(|error| error.downcast_ref::<h2::Error>());
+    http2.any(|error| error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 impl Remote {
@@ -417,4 +429,31 @@ pub(crate) async fn dial(to: std::net::SocketAddr) -> io::Result<tokio::net::Tcp
 /// Nobody listens, or this process may not connect.
 pub(crate) async fn dial_unix(to: &std::path::Path) -> io::Result<tokio::net::UnixStream> {
     tokio::net::UnixStream::connect(to).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_was_not_looked_at_is_told_apart() {
+        for (reason, expected) in
+            [(h2::Reason::REFUSED_STREAM, SendError::NotTaken), (h2::Reason::INTERNAL_ERROR, SendError::Broken)]
+        {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    respond.send_reset(reason);
+                }
+            });
+            let client: Client<_, Full<Bytes>> = pool().http2_only(true).build(tcp());
+            let mut request = Request::new(Full::default());
+            *request.uri_mut() = format!("http://{address}/").parse().unwrap();
+            let error = client.request(request).await.unwrap_err();
+            assert_eq!(SendError::from(error), expected);
+        }
+    }
 }

@@ -158,6 +158,11 @@ pub enum Error {
         /// When it may help to come again.
         retry_after: Duration,
     },
+    /// Every permitted target was tried, and none knows our key, or the model.
+    #[error(
+        "No permitted target accepts this gateway's key, or none knows the model there. That does not get better by itself: the operator sees why in the gateway's log."
+    )]
+    UpstreamRefusesUs,
     /// No permitted target could be asked in time.
     #[error(
         "Every permitted target is at its limit, or rests after failures. Try again in {} s.",
@@ -282,6 +287,7 @@ impl Error {
             Self::UpstreamUnavailable { .. } | Self::TargetsBusy { .. } => {
                 (S::SERVICE_UNAVAILABLE, "upstream_unavailable", SERVER)
             }
+            Self::UpstreamRefusesUs => (S::BAD_GATEWAY, "upstream_refuses_us", SERVER),
             Self::DeadlineExceeded(_) => (S::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER),
             Self::ContextLength => (S::BAD_REQUEST, "context_length_exceeded", INVALID),
             Self::AnswerTooLarge => (S::BAD_REQUEST, "answer_too_large", INVALID),

@@ -79,6 +79,9 @@ pub enum AttemptError {
     /// The connection broke before the answer began.
     #[error("the connection broke")]
     Broken,
+    /// It has not looked at the request: it has too many already, or is about to end.
+    #[error("the target did not take the request")]
+    NotTaken,
     /// It has an error of its own (5xx), or a status that makes no sense here.
     #[error("status {0}")]
     Status(u16),
@@ -129,6 +132,7 @@ impl AttemptError {
             Self::EngineDown => "engine_down",
             Self::Connect => "connect",
             Self::Broken => "broken",
+            Self::NotTaken => "not_taken",
             Self::Status(_) => "status",
             Self::Busy(_) => "busy",
             Self::RateLimited(_) => "rate_limited",
@@ -149,7 +153,8 @@ impl AttemptError {
     pub fn health(&self) -> Health {
         match self {
             Self::Connect | Self::Broken | Self::FirstToken(_) | Self::Idle(_) | Self::Died => Health::Dead,
-            Self::Status(_) | Self::Busy(_) | Self::Credentials(401) | Self::Malformed(_) => Health::Busy,
+            Self::Status(_) | Self::Busy(_) | Self::NotTaken => Health::Busy,
+            Self::Credentials(401) | Self::Malformed(_) => Health::Busy,
             // Our key is good, but not for this model, or what was asked is not allowed.
             Self::Credentials(_) => Health::Unknown,
             Self::Refused(_) | Self::EngineDown | Self::RateLimited(_) => Health::Unknown,
@@ -177,7 +182,8 @@ impl AttemptError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Connect | Self::Broken | Self::Busy(_) | Self::RateLimited(_) | Self::EngineDown | Self::Died => true,
+            Self::Connect | Self::Broken | Self::NotTaken | Self::Died => true,
+            Self::Busy(_) | Self::RateLimited(_) | Self::EngineDown => true,
             Self::Status(code) => matches!(code, 408 | 500 | 502 | 504 | 529),
             Self::Engine(refusal) => refusal.is_temporary(),
             Self::Refused(_) | Self::Credentials(_) | Self::NotFound | Self::Rejected { .. } => false,

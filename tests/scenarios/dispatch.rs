@@ -218,6 +218,9 @@ async fn a_dead_target_is_spared_and_comes_back() -> Result<()> {
     assert!((3..=5).contains(&asked), "three failures, and the trials since: {asked}");
     let breaker = postern.metrics().await?.value("postern_target_breaker", &[("target", "sun")]);
     assert!(breaker.is_some_and(|state| state > 0.0), "{breaker:?}");
+    let status: Value = serde_json::from_str(&postern.admin("/api/status").await?.text())?;
+    let left_alone = format!("{status}\n{}", postern.log());
+    assert!(left_alone.contains("fails again and again") && left_alone.contains("rests_ms"), "{left_alone}");
     cloud.switch(json!({})).await?;
     let back = async {
         loop {
@@ -229,6 +232,7 @@ async fn a_dead_target_is_spared_and_comes_back() -> Result<()> {
         }
     };
     tokio::time::timeout(SOON * 2, back).await??;
+    assert!(postern.log().contains("the target answers again"), "{}", postern.log());
     Ok(())
 }
 

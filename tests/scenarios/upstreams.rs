@@ -289,7 +289,13 @@ async fn what_only_a_person_can_mend_at_a_target_is_in_the_log() -> Result<()> {
     let postern = Postern::start(&config(&cloud).set("/targets/0/openai/api_key", json!(null))).await?;
     let client = postern.client("clerk/amy")?;
     for n in 0..3 {
-        assert_eq!(client.chat(&format!("Question number {n}")).await?.status, 503);
+        let reply = client.chat(&format!("Question number {n}")).await?;
+        assert_eq!(
+            (reply.status, reply.error_code().as_str()),
+            (502, "upstream_refuses_us"),
+            "coming again would not help"
+        );
+        assert!(!reply.headers.contains_key("retry-after"));
     }
     let log = postern.log();
     let said: Vec<_> = log.lines().filter(|line| line.contains("status 401") && line.contains("api_key")).collect();

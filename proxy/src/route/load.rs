@@ -69,7 +69,7 @@ impl Loader {
             invalid(file, place, format!("policy `{}`: {error}", policy.name))
         };
         let at = policy.places.component;
-        let package = read(&policy.component).map_err(|error| fault(at, &error))?;
+        let package = read(policy).map_err(|error| fault(at, &error))?;
         let signer = signer(policy, &package, keys, unsigned).map_err(|error| fault(at, &error))?;
         expected(policy, &package).map_err(|error| fault(at, &error))?;
         package.check_config(&policy.config).map_err(|error| fault(policy.places.config, &error))?;
@@ -96,10 +96,11 @@ impl Loader {
 }
 
 /// The file of a component, if it is there and of a size that may be.
-fn read(path: &Path) -> Result<Package, LoadError> {
+fn read(policy: &config::Policy) -> Result<Package, LoadError> {
+    let (path, builtin) = (&policy.component, policy.builtin);
     let bytes = bounded(path, MAX_COMPONENT_BYTES).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => LoadError::Missing(path.to_owned()),
-        _ => LoadError::Read(path.to_owned(), error),
+        ErrorKind::NotFound => LoadError::Missing { path: path.clone(), builtin },
+        _ => LoadError::Read(path.clone(), error),
     })?;
     Ok(Package::read(bytes)?)
 }

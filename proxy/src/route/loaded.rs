@@ -182,8 +182,13 @@ impl Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// There is no file.
-    #[error("there is no component at {}", .0.display())]
-    Missing(PathBuf),
+    #[error("there is no component at {}{}", path.display(), if *builtin { " (POSTERN_PLUGINS says where those are that come with Postern; `make plugins` builds them)" } else { "" })]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+        /// It should have come with Postern.
+        builtin: bool,
+    },
     /// The file cannot be read.
     #[error("{} cannot be read: {}", .0.display(), .1)]
     Read(PathBuf, std::io::Error),

@@ -180,6 +180,13 @@ impl Breaker {
         self.all.state(now).max(own.unwrap_or(State::Closed))
     }
 
+    /// Until when it keeps everybody back; what is past is for a trial to end. `None`: it is closed to all but maybe single
+    /// identities.
+    #[must_use]
+    pub fn all_until(&self) -> Option<Instant> {
+        self.all.until
+    }
+
     /// To how many identities it is closed alone, as far as they are known.
     #[must_use]
     pub fn kept_out(&self) -> usize {

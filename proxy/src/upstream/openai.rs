@@ -82,6 +82,7 @@ impl From<SendError> for AttemptError {
         match error {
             SendError::Connect => Self::Connect,
             SendError::Broken => Self::Broken,
+            SendError::NotTaken => Self::NotTaken,
         }
     }
 }

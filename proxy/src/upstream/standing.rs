@@ -23,6 +23,8 @@ const SAID_FOR: Duration = Duration::from_secs(15);
 const RESTS_FOR: Duration = Duration::from_secs(3);
 /// A failure is forgotten after this, if nobody asked since.
 const FAILED_FOR: Duration = Duration::from_secs(30);
+/// That it is left alone is told so often, while it goes on.
+const TOLD_FOR: Duration = Duration::from_secs(60);
 /// When it is looked again whether a breaker has closed that somebody else is trying.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// When it is looked again whether answers have used fewer tokens than they might have.
@@ -57,6 +59,8 @@ pub struct Said {
 /// One target.
 #[derive(Debug)]
 pub struct Standing {
+    /// For the log.
+    name: String,
     known: Mutex<Known>,
     /// Requests of ours that have no first token yet.
     waiting: AtomicU32,
@@ -76,6 +80,8 @@ struct Known {
     said: Option<(Said, Instant)>,
     /// When it failed, if nothing has gone well since.
     failed_at: Option<Instant>,
+    /// When the log was told that it is left alone, and whether it was not told yet that it is not any more.
+    told: Option<(Instant, bool)>,
 }
 
 impl Known {
@@ -126,6 +132,8 @@ pub struct Now {
     pub tokens_left: Option<u64>,
     /// Identities to which alone its breaker is not closed.
     pub kept_out: usize,
+    /// It may not be asked for so long: it rests after failures, or asked us to wait.
+    pub rests_for: Option<Duration>,
 }
 
 /// Nothing is known.
@@ -143,6 +151,7 @@ impl Default for Now {
             requests_left: None,
             tokens_left: None,
             kept_out: 0,
+            rests_for: None,
         }
     }
 }
@@ -150,7 +159,7 @@ impl Default for Now {
 impl Standing {
     /// Nothing is known yet.
     #[must_use]
-    pub fn new(limiter: Limiter, line_max: usize) -> Arc<Self> {
+    pub fn new(name: &str, limiter: Limiter, line_max: usize) -> Arc<Self> {
         let breaker = Breaker::default();
         let known = Known {
             breaker,
@@ -159,8 +168,10 @@ impl Standing {
             first_token: Learned::default(),
             said: None,
             failed_at: None,
+            told: None,
         };
         Arc::new(Self {
+            name: name.to_owned(),
             known: Mutex::new(known),
             waiting: AtomicU32::new(0),
             under_way: AtomicU32::new(0),
@@ -170,6 +181,26 @@ impl Standing {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the breaker something, and the log if it opens, at most once a minute, and that it has closed after that.
+    fn tell(&self, known: &mut Known, now: Instant, what: impl FnOnce(&mut Breaker)) {
+        what(&mut known.breaker);
+        let (to_all, kept_out) = (known.breaker.all_until().is_some(), known.breaker.kept_out());
+        let (left_alone, target) = (to_all || kept_out > 0, self.name.as_str());
+        match known.told {
+            Some((at, true)) if !left_alone => {
+                tracing::info!(target, "the target answers again");
+                known.told = Some((at, false));
+            }
+            Some((at, _)) if now.saturating_duration_since(at) < TOLD_FOR => {}
+            _ if left_alone => {
+                let to = if to_all { "everybody" } else { "some identities alone" };
+                tracing::warn!(target, to, "a target fails again and again: it is left alone, and tried now and then");
+                known.told = Some((now, true));
+            }
+            _ => {}
+        }
     }
 
     /// Leave to ask it now.
@@ -269,7 +300,9 @@ impl Standing {
 
     /// It did not answer when it was looked at; counted as a request that failed.
     pub fn seen_dead(&self, now: Instant) {
-        self.known().breaker.ended(Health::Dead, None, Tried::default(), false, now, rand::random());
+        self.tell(&mut self.known(), now, |breaker| {
+            breaker.ended(Health::Dead, None, Tried::default(), false, now, rand::random());
+        });
     }
 
     /// How it stands, for a request.
@@ -279,7 +312,7 @@ impl Standing {
         let known = self.known();
         let said = known.said.filter(|(_, at)| now.saturating_duration_since(*at) < SAID_FOR).map(|(said, _)| said);
         let breaker = known.breaker.state(now);
-        let paused = known.paused_until(claim.model, now).is_some();
+        let pause = known.paused_until(claim.model, now);
         let requests_left = known.limiter.requests_left(now);
         let learned = known.first_token.value(now);
         let said_latency = said.and_then(|said| said.latency_ms);
@@ -287,7 +320,7 @@ impl Standing {
         let queue =
             said.and_then(|said| said.queue).map_or(f64::from(under_way), |queue| queue.max(f64::from(waiting)));
         Now {
-            available: known.breaker.passes(claim.who, now) && !paused && requests_left != Some(0),
+            available: known.breaker.passes(claim.who, now) && pause.is_none() && requests_left != Some(0),
             healthy: known.failed_at.is_none_or(|at| now.saturating_duration_since(at) >= FAILED_FOR),
             breaker,
             ttft: predicted(said, claim.tokens).or(learned.map(|ms| Duration::from_secs_f64(ms / 1e3))),
@@ -298,6 +331,7 @@ impl Standing {
             requests_left,
             tokens_left: known.limiter.tokens_left(now),
             kept_out: known.breaker.kept_out(),
+            rests_for: known.breaker.all_until().max(pause).map(|until| until.saturating_duration_since(now)),
         }
     }
 }
@@ -344,7 +378,8 @@ impl Turn {
         let mut known = self.standing.known();
         known.first_token.add(now.saturating_duration_since(self.began), now);
         // If it breaks off later, that is no trial any more.
-        known.breaker.began(self.who, std::mem::take(&mut self.tried));
+        let tried = std::mem::take(&mut self.tried);
+        self.standing.tell(&mut known, now, |breaker| breaker.began(self.who, tried));
         known.failed_at = None;
         drop(known);
         self.token_came();
@@ -369,7 +404,9 @@ impl Turn {
         let now = now();
         let mut known = self.standing.known();
         let (tried, begun) = (std::mem::take(&mut self.tried), self.has_token);
-        known.breaker.ended(health, Some(self.who), tried, begun, now, rand::random());
+        self.standing.tell(&mut known, now, |breaker| {
+            breaker.ended(health, Some(self.who), tried, begun, now, rand::random());
+        });
         match health {
             Health::Good => known.failed_at = None,
             Health::Busy | Health::Dead => known.failed_at = Some(now),
@@ -464,7 +501,7 @@ mod tests {
     const NINETY: Claim = Claim { tokens: 90, ..ONE };
 
     fn standing(per_minute: u32) -> Arc<Standing> {
-        Standing::new(Limiter::new(std::num::NonZeroU32::new(per_minute), None, NO_LATER), 4)
+        Standing::new("target", Limiter::new(std::num::NonZeroU32::new(per_minute), None, NO_LATER), 4)
     }
 
     fn ms(ms: u64) -> Duration {
@@ -561,7 +598,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_not_sent_or_not_used_counts_for_nothing() {
         let limiter = Limiter::new(std::num::NonZeroU32::new(2), std::num::NonZeroU32::new(100), NO_LATER);
-        let standing = Standing::new(limiter, 4);
+        let standing = Standing::new("target", limiter, 4);
         standing.turn(HUNDRED, now()).unwrap().unused();
         let mut turn = standing.turn(HUNDRED, now()).unwrap();
         let waiting = tokio::spawn({
@@ -581,7 +618,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_kept_back_alone_holds_up_nobody() {
-        let standing = Standing::new(Limiter::new(None, None, NO_LATER), 4);
+        let standing = Standing::new("target", Limiter::new(None, None, NO_LATER), 4);
         let (eve, other_model) = (Claim { who: 2, ..ONE }, Claim { model: Some(2), ..ONE });
         for _ in 0..3 {
             standing.turn(eve, now()).unwrap().ended(Health::Dead);

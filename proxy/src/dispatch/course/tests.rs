@@ -55,7 +55,7 @@ impl World {
         script: impl Fn(usize, Instant) -> (Duration, Ending) + Send + Sync + 'static,
     ) -> Self {
         let limiter = Limiter::new(std::num::NonZeroU32::new(per_minute), None, Duration::ZERO);
-        self.targets.push((Standing::new(limiter, 1024), false, Box::new(script)));
+        self.targets.push((Standing::new("target", limiter, 1024), false, Box::new(script)));
         self
     }
 
@@ -192,7 +192,7 @@ async fn retries_are_a_share_of_the_traffic() {
     // The breaker would spare it as well; so each request sees a target of its own.
     for _ in 0..1000 {
         let limiter = Limiter::new(None, None, Duration::ZERO);
-        let fresh = Standing::new(limiter, 1024);
+        let fresh = Standing::new("target", limiter, 1024);
         let slots = vec![Slot { name: "a", standing: &fresh, ours: false }];
         let rules =
             Rules { claim: CLAIM, queue: seconds(30.0), race: None, budget: &world.budget, metrics: &world.metrics };
