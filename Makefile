@@ -99,7 +99,7 @@ bench: build examples model
 
 bench-peers: build
 	tests/load/bench.sh --peers --seconds 5 --modes "plain stream paced"
-	tests/load/idle.sh --http1
+	tests/load/idle.sh
 
 # One, with more time: tests/fuzz/run.sh --seconds 3600 csr
 fuzz:
