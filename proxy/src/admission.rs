@@ -1,28 +1,37 @@
-//! How much one identity may ask for: requests a minute, tokens a minute, requests at a time; and how much the gateway
-//! takes on in all.
+//! How much one identity, and one tenant, may ask for: requests at a time; requests, tokens and money in a minute, a day or a
+//! month; and how much the gateway takes on in all.
 //!
 //! Bodies are charged as they arrive, so that memory has a bound whatever is sent at the same time.
 //!
-//! Tokens are reserved before a request is sent (prompt estimated, answer at its bound) and settled when it has ended, so
-//! that requests at the same time cannot overspend together.
+//! What a request may use is reserved before it is sent (prompt estimated, answer at its bound, cost at the dearest target that it
+//! may go to), grows with an answer that has no bound, and is settled when it has ended, so that requests at the same time cannot
+//! overspend together.
 
+pub mod account;
+pub mod books;
+pub mod kept;
 mod ledger;
+mod rates;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
 
-use governor::clock::Clock as _;
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
-use postern_certs::spiffe::SpiffeId;
 use postern_wire::call::Call;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::config::file::IdentityLimits;
+use crate::config::units::Money;
+use crate::cost::Cost;
 use crate::error::Error;
 use crate::request::Peer;
-pub use ledger::Ledger;
+use account::{Amount, Measure, Moment, Period, Rule, Spent};
+use books::{Bill, Books, NotTaken, Payers, Who};
+pub use rates::Rates;
 
-/// Identities whose rates are kept. Who was not seen for [`IDLE`] starts afresh, with full budgets by then anyway.
+/// Identities and tenants whose places are kept, until they were not seen for [`IDLE`].
 const IDENTITIES: u64 = 100_000;
 const IDLE: Duration = Duration::from_secs(600);
 /// Bodies are charged in pieces of so many bytes.
@@ -33,34 +42,44 @@ const VALUE_BYTES: u64 = 60;
 /// The part of all bodies that one identity may hold: several clients must be needed to keep everybody else out.
 const SHARE: u64 = 4;
 
+/// An answer without a bound grows by so many tokens at a time.
+const GROWTH: u64 = 256;
+
 /// Admits requests.
 #[derive(Debug)]
 pub struct Admission {
-    identities: Cache<SpiffeId, Arc<Budget>>,
+    places: Cache<Who, Arc<Places>>,
     all: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
     share: usize,
+    books: Arc<Books>,
 }
 
+/// What an identity, or a tenant, may hold at a time.
 #[derive(Debug)]
-struct Budget {
-    requests: Option<DefaultDirectRateLimiter>,
-    concurrency: Option<Arc<Semaphore>>,
+struct Places {
+    requests: Option<Arc<Semaphore>>,
     bodies: Arc<Semaphore>,
-    tokens: Option<Mutex<Ledger>>,
 }
 
 /// Leave to be served. Dropping it gives back the places; [`settle`](Self::settle) says what was used.
 #[derive(Debug)]
 pub struct Admitted {
     _all: OwnedSemaphorePermit,
-    _one: Option<OwnedSemaphorePermit>,
+    _own: [Option<OwnedSemaphorePermit>; 2],
     bodies: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Bytes that one identity may hold.
     share: u64,
     charged: Option<Charged>,
-    budget: Arc<Budget>,
-    reserved: u64,
+    books: Arc<Books>,
+    payers: Payers,
+    bill: Bill,
+    reserved: Amount,
+    /// Tokens of the answer that have come so far, as far as they can be counted.
+    counted: u64,
+    /// What tokens cost at most, where it may go.
+    dearest: Cost,
 }
 
 /// Memory of a body, out of everybody's and out of the identity's own.
@@ -72,17 +91,31 @@ struct Charged {
 }
 
 impl Admission {
-    /// At most `requests` at a time, and `bodies` bytes of theirs; one body of `body` bytes always fits an identity's share.
+    /// At most `requests` at a time, and `bodies` bytes of theirs; one body of `body` bytes always fits an identity's share. `spent`:
+    /// of days and months, before the start.
     #[must_use]
-    pub fn new(requests: usize, bodies: u64, body: u64) -> Self {
-        let identities = Cache::builder().max_capacity(IDENTITIES).time_to_idle(IDLE).build();
+    pub fn new(requests: usize, bodies: u64, body: u64, spent: HashMap<Who, Vec<Spent>>) -> Self {
+        let places = Cache::builder().max_capacity(IDENTITIES).time_to_idle(IDLE).build();
         let share = permits((bodies / SHARE).max(body).min(bodies));
         Self {
-            identities,
+            places,
             all: Arc::new(Semaphore::new(requests)),
             bodies: Arc::new(Semaphore::new(permits(bodies))),
             share,
+            books: Arc::new(Books::new(spent)),
         }
+    }
+
+    /// What was spent.
+    #[must_use]
+    pub fn books(&self) -> &Arc<Books> {
+        &self.books
+    }
+
+    /// How the limits of somebody stand, whenever it is asked.
+    #[must_use]
+    pub fn rates(&self, peer: &Peer) -> Rates {
+        Rates::new(self.books.clone(), payers(peer))
     }
 
     /// Takes the next request of an identity, before its body is read.
@@ -91,34 +124,93 @@ impl Admission {
     /// [`Error::RateLimited`] or [`Error::Busy`].
     pub fn enter(&self, peer: &Peer) -> Result<Admitted, Error> {
         let all = self.all.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
-        let budget = self.identities.get_with_by_ref(&peer.id, || Arc::new(Budget::new(peer, self.share)));
-        let one =
-            match &budget.concurrency {
-                Some(places) => Some(places.clone().try_acquire_owned().map_err(|_| Error::RateLimited {
-                    what: "requests at a time",
-                    retry_after: Duration::from_secs(1),
-                })?),
-                None => None,
-            };
-        if let Some(Err(wait)) = budget.requests.as_ref().map(|requests| requests.check()) {
-            let retry_after = wait.wait_time_from(governor::clock::DefaultClock::default().now());
-            return Err(Error::RateLimited { what: "requests a minute", retry_after });
-        }
-        let bodies = self.bodies.clone();
-        let share = self.share as u64 * CHARGE;
-        Ok(Admitted { _all: all, _one: one, bodies, share, charged: None, budget, reserved: 0 })
+        let places = self.places_of(peer.who(), peer.limits);
+        let tenant = || self.places_of(Who::Tenant(peer.tenant.clone()), peer.tenant_limits);
+        let of_all = peer.tenant_limits.concurrency.map(|_| tenant());
+        let own = [place(Some(&places), "your identity")?, place(of_all.as_ref(), "your tenant")?];
+        let (payers, mut bill) = (payers(peer), Bill::default());
+        let reserved = Amount { requests: 1, ..Amount::default() };
+        self.books.take(&payers, reserved, &mut bill, Moment::now()).map_err(refusal)?;
+        Ok(Admitted {
+            _all: all,
+            _own: own,
+            bodies: self.bodies.clone(),
+            places,
+            share: self.share as u64 * CHARGE,
+            charged: None,
+            books: self.books.clone(),
+            payers,
+            bill,
+            reserved,
+            counted: 0,
+            dearest: Cost::default(),
+        })
+    }
+
+    fn places_of(&self, who: Who, limits: IdentityLimits) -> Arc<Places> {
+        self.places.get_with_by_ref(&who, || {
+            let requests = limits.concurrency.map(|n| Arc::new(Semaphore::new(n.get() as usize)));
+            Arc::new(Places { requests, bodies: Arc::new(Semaphore::new(self.share)) })
+        })
     }
 }
 
-impl Budget {
-    fn new(peer: &Peer, share: usize) -> Self {
-        let limits = peer.limits;
-        Self {
-            requests: limits.requests_per_minute.map(|n| RateLimiter::direct(Quota::per_minute(n))),
-            concurrency: limits.concurrency.map(|n| Arc::new(Semaphore::new(n.get() as usize))),
-            bodies: Arc::new(Semaphore::new(share)),
-            tokens: limits.tokens_per_minute.map(|n| Mutex::new(Ledger::new(n, Instant::now()))),
+fn place(places: Option<&Arc<Places>>, whose: &'static str) -> Result<Option<OwnedSemaphorePermit>, Error> {
+    let Some(requests) = places.and_then(|places| places.requests.clone()) else { return Ok(None) };
+    let full = |_| Error::RateLimited { what: "requests at a time", whose, retry_after: Duration::from_secs(1) };
+    requests.try_acquire_owned().map(Some).map_err(full)
+}
+
+fn payers(peer: &Peer) -> Payers {
+    let identity = peer.limits.count_something().then(|| (peer.who(), Rule::all(peer.limits)));
+    let of_tenant = || (Who::Tenant(peer.tenant.clone()), Rule::all(peer.tenant_limits));
+    let tenant = peer.tenant_limits.count_something().then(of_tenant);
+    Payers::of(identity.into_iter().chain(tenant))
+}
+
+fn refusal(why: NotTaken) -> Error {
+    let NotTaken::Rule(who, refused) = why else { return Error::Busy };
+    let whose = match who {
+        Who::Identity(_) => "your identity",
+        Who::Tenant(_) => "your tenant",
+    };
+    Error::RateLimited { what: refused.rule.in_words(), whose, retry_after: refused.retry_after }
+}
+
+impl Rule {
+    /// What it counts, for how long.
+    fn in_words(self) -> &'static str {
+        match (self.measure, self.period) {
+            (Measure::Requests, Period::Minute) => "requests a minute",
+            (Measure::Requests, _) => "requests a day",
+            (Measure::Tokens, Period::Minute) => "tokens a minute",
+            (Measure::Tokens, _) => "tokens a day",
+            (Measure::InputTokens, Period::Minute) => "input tokens a minute",
+            (Measure::InputTokens, _) => "input tokens a day",
+            (Measure::OutputTokens, Period::Minute) => "output tokens a minute",
+            (Measure::OutputTokens, _) => "output tokens a day",
+            (Measure::Cost, _) => "money a month",
         }
+    }
+
+    /// Those of a configuration.
+    #[must_use]
+    pub fn all(limits: IdentityLimits) -> Arc<[Self]> {
+        use Measure::{Cost, InputTokens, OutputTokens, Requests, Tokens};
+        let count =
+            |measure, period, most: Option<NonZeroU32>| (measure, period, most.map(|most| u64::from(most.get())));
+        let all = [
+            count(Requests, Period::Minute, limits.requests_per_minute),
+            count(Requests, Period::Day, limits.requests_per_day),
+            count(Tokens, Period::Minute, limits.tokens_per_minute),
+            count(Tokens, Period::Day, limits.tokens_per_day),
+            count(InputTokens, Period::Minute, limits.input_tokens_per_minute),
+            count(InputTokens, Period::Day, limits.input_tokens_per_day),
+            count(OutputTokens, Period::Minute, limits.output_tokens_per_minute),
+            count(OutputTokens, Period::Day, limits.output_tokens_per_day),
+            (Cost, Period::Month, limits.cost_per_month.map(Money::millionths)),
+        ];
+        all.into_iter().filter_map(|(measure, period, most)| Some(Self { measure, period, most: most? })).collect()
     }
 }
 
@@ -138,7 +230,7 @@ impl Admitted {
         if missing == 0 {
             return Ok(());
         }
-        let own = self.budget.bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
+        let own = self.places.bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
         let all = self.bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
         match &mut self.charged {
             Some(charged) => {
@@ -165,30 +257,58 @@ impl Admitted {
     /// # Errors
     /// [`Error::RateLimited`].
     pub fn reserve(&mut self, prompt_tokens: u64, call: &Call) -> Result<(), Error> {
-        let Some(ledger) = &self.budget.tokens else { return Ok(()) };
-        let wanted = prompt_tokens.saturating_add(call.max_answer_tokens());
-        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        self.reserved = ledger
-            .reserve(Instant::now(), wanted)
-            .map_err(|retry_after| Error::RateLimited { what: "tokens a minute", retry_after })?;
+        let (input, output) = (prompt_tokens, call.max_answer_tokens());
+        self.take(Amount { input, output, ..Amount::default() })
+    }
+
+    /// Reserves what it may cost, when it is known where it may go.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`].
+    pub fn reserve_cost(&mut self, dearest: Cost) -> Result<(), Error> {
+        self.dearest = dearest;
+        self.take(Amount { cost: dearest.of(self.reserved.input, self.reserved.output), ..Amount::default() })
+    }
+
+    fn take(&mut self, more: Amount) -> Result<(), Error> {
+        self.books.take(&self.payers, more, &mut self.bill, Moment::now()).map_err(refusal)?;
+        self.reserved = self.reserved.and(more);
         Ok(())
     }
 
-    /// Tokens that are left in this minute, after what was reserved; `None`: there is no limit.
+    /// Is there a limit that counts what is used?
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        !self.payers.is_empty()
+    }
+
+    /// So many tokens more of the answer have come. One that names no bound may become longer than what was reserved: then more is.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`]: there is no more.
+    pub fn count(&mut self, tokens: u64) -> Result<(), Error> {
+        self.counted = self.counted.saturating_add(tokens);
+        let Some(missing) = self.counted.checked_sub(self.reserved.output).filter(|missing| *missing > 0) else {
+            return Ok(());
+        };
+        let dearest = self.dearest;
+        let growth = |output: u64| Amount { output, cost: dearest.of(0, output), ..Amount::default() };
+        // The last of a budget may be used up.
+        self.take(growth(missing.max(GROWTH))).or_else(|_| self.take(growth(missing)))
+    }
+
+    /// Tokens that are left, after what was reserved, by the limit that leaves fewest; `None`: there is no limit.
     #[must_use]
     pub fn tokens_left(&self) -> Option<u64> {
-        let ledger = self.budget.tokens.as_ref()?;
-        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(ledger.available(Instant::now()))
+        let standings = self.books.standings(&self.payers, Moment::now());
+        let of_tokens = |standing: &account::Standing| matches!(standing.rule.measure, Measure::Tokens);
+        standings.iter().filter(|standing| of_tokens(standing)).map(|standing| standing.left).min()
     }
 
     /// Gives back what was reserved and not used.
-    pub fn settle(&mut self, used: u64) {
-        let reserved = std::mem::replace(&mut self.reserved, used);
-        if let Some(ledger) = &self.budget.tokens {
-            let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            ledger.correct(reserved, used);
-        }
+    pub fn settle(&mut self, input: u64, output: u64, cost: u64) {
+        self.reserved = Amount { requests: 1, input, output, cost };
+        self.books.correct(&self.payers, &mut self.bill, self.reserved);
     }
 }
 
@@ -200,16 +320,20 @@ mod tests {
 
     use super::*;
 
+    fn admission() -> Admission {
+        Admission::new(100, 64 << 10, 16 << 10, HashMap::new())
+    }
+
     fn peer(id: &str) -> Peer {
         let labels = crate::classify::label::Labels::new(vec!["low".to_owned(), "high".to_owned()]).unwrap();
         let (floor, ceiling) = (labels.lowest(), labels.highest());
         let limits = crate::config::file::IdentityLimits::default();
-        Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits }
+        Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits, tenant_limits: limits }
     }
 
     #[test]
     fn bodies_at_a_time_are_bounded_in_all_and_for_each() {
-        let admission = Admission::new(100, 64 << 10, 16 << 10);
+        let admission = admission();
         let (one, other) = (peer("spiffe://b.example/one"), peer("spiffe://b.example/other"));
         let mut first = admission.enter(&one).unwrap();
         for bytes in [1, 1000, 1025, 16 << 10] {
@@ -225,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_short_body_of_many_values_is_charged_for_them() {
-        let admission = Admission::new(100, 64 << 10, 16 << 10);
+        let admission = admission();
         let one = peer("spiffe://b.example/one");
         let mut first = admission.enter(&one).unwrap();
         first.charge(1000).unwrap();
@@ -242,26 +366,73 @@ mod tests {
         admission.enter(&one).unwrap().charge(16 << 10).unwrap();
     }
 
+    fn chat(max_tokens: u64) -> Call {
+        let chat =
+            serde_json::json!({"model": "m", "max_tokens": max_tokens, "messages": [{"role": "user", "content": "x"}]});
+        Call::from_json(Endpoint::Chat, chat, 1).unwrap()
+    }
+
+    fn left(admission: &Admission, peer: &Peer) -> Vec<u64> {
+        let standings = admission.books.standings(&payers(peer), Moment::now());
+        standings.iter().map(|standing| standing.left).collect()
+    }
+
     #[test]
     fn what_a_target_says_it_used_is_not_believed_without_bound() {
         let mut limited = peer("spiffe://b.example/one");
         limited.limits.tokens_per_minute = NonZeroU32::new(1000);
-        let chat = serde_json::json!({"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "x"}]});
-        let chat = Call::from_json(Endpoint::Chat, chat, 1).unwrap();
-        let admission = Admission::new(100, 64 << 10, 16 << 10);
         for used in [u64::MAX, 0] {
+            let admission = admission();
             let mut admitted = admission.enter(&limited).unwrap();
-            admitted.reserve(chat.estimated_prompt_tokens(), &chat).unwrap();
-            admitted.settle(used);
-            let mut budget = admitted.budget.tokens.as_ref().unwrap().lock().unwrap();
-            let available = budget.available(Instant::now());
-            drop(budget);
-            assert_eq!(available, if used == 0 { 1000 } else { 0 });
-            // Nobody is shut out for more than a minute, whatever was said.
-            let mut budget = admitted.budget.tokens.as_ref().unwrap().lock().unwrap();
-            assert!(budget.available(Instant::now() + Duration::from_secs(61)) > 0 || used == u64::MAX);
-            drop(budget);
-            admission.identities.invalidate_all();
+            admitted.reserve(10, &chat(100)).unwrap();
+            admitted.settle(used, used, 0);
+            assert_eq!(left(&admission, &limited), [if used == 0 { 1000 } else { 0 }]);
+            // Nobody is shut out for much more than a minute, whatever was said.
+            let wait = match admission.enter(&limited).unwrap().reserve(1, &chat(1)) {
+                Err(Error::RateLimited { retry_after, .. }) => retry_after,
+                _ => Duration::ZERO,
+            };
+            assert!(wait < Duration::from_secs(61), "{wait:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_without_a_bound_takes_more_as_it_grows_to_the_last_token() {
+        let admission = admission();
+        let mut limited = peer("spiffe://b.example/one");
+        limited.tenant_limits.output_tokens_per_day = NonZeroU32::new(1000);
+        let unbounded = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
+        let unbounded = Call::from_json(Endpoint::Chat, unbounded, 1).unwrap();
+        let mut admitted = admission.enter(&limited).unwrap();
+        admitted.reserve(10, &unbounded).unwrap();
+        assert_eq!(left(&admission, &limited), [488]);
+        admitted.count(512).unwrap();
+        assert_eq!(left(&admission, &limited), [488], "what was reserved is used first");
+        admitted.count(1).unwrap();
+        assert_eq!(left(&admission, &limited), [232]);
+        admitted.count(487).unwrap();
+        assert_eq!(left(&admission, &limited), [0]);
+        let refused = admitted.count(1).unwrap_err();
+        assert!(refused.to_string().contains("output tokens a day for your tenant"), "{refused}");
+        admitted.settle(10, 600, 0);
+        assert_eq!(left(&admission, &limited), [400]);
+    }
+
+    #[test]
+    fn money_is_reserved_at_the_dearest_and_settled_at_the_real_price() {
+        let admission = admission();
+        let mut limited = peer("spiffe://b.example/one");
+        limited.limits.cost_per_month = serde_json::from_str("0.001").ok();
+        let dear = Cost { input: 1.0, output: 5.0 };
+        let mut admitted = admission.enter(&limited).unwrap();
+        admitted.reserve(100, &chat(100)).unwrap();
+        admitted.reserve_cost(dear).unwrap();
+        assert_eq!(left(&admission, &limited), [400]);
+        let mut second = admission.enter(&limited).unwrap();
+        second.reserve(1, &chat(100)).unwrap();
+        let refused = second.reserve_cost(dear).unwrap_err();
+        assert!(refused.to_string().contains("money a month") && refused.to_string().contains("days"), "{refused}");
+        admitted.settle(100, 10, 150);
+        assert_eq!(left(&admission, &limited), [850]);
     }
 }

@@ -6,6 +6,7 @@ mod log;
 mod outcome;
 
 pub use intent::Intent;
+pub(crate) use log::file_name;
 pub use log::{AuditLog, Flushed, Place};
 pub use outcome::{Attempt, Outcome};
 

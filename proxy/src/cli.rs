@@ -2,6 +2,7 @@
 
 mod certs;
 mod check;
+mod cost;
 mod engine;
 mod model;
 mod plugin;
@@ -60,6 +61,9 @@ enum Command {
     /// Language models on this machine.
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// What answers cost: a model of a month, and what was paid by the records.
+    #[command(subcommand)]
+    Cost(cost::CostCommand),
     /// A guided run of the real thing in a scratch folder.
     Demo(demo::DemoArguments),
 }
@@ -116,6 +120,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Certs(command) => certs::run(command),
         Command::Plugin(command) => plugin::run(command),
         Command::Model(command) => model::run(command),
+        Command::Cost(command) => {
+            cost::run(&command)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

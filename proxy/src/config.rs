@@ -98,6 +98,8 @@ pub struct Config {
     pub labels: Labels,
     /// Who may ask for what.
     pub identities: Vec<IdentityRule>,
+    /// What all of a tenant may use together.
+    pub tenants: std::collections::BTreeMap<String, file::IdentityLimits>,
     /// Who may use the admin address over mTLS.
     pub operators: Vec<(spiffe::Pattern, crate::admin::guard::Role)>,
     /// Remote targets, in the order of preference.
@@ -235,6 +237,8 @@ pub struct Engine {
     pub model: String,
     /// Our names that it answers to; empty: every one.
     pub models: Vec<String>,
+    /// What it costs.
+    pub price: Option<file::Price>,
     /// Where it computes.
     pub device: file::Device,
     /// Sequences at a time.

@@ -212,7 +212,7 @@ pub(crate) async fn serve(registrar: Arc<Registrar>, listener: TcpListener, drai
 fn check(limiter: &DefaultDirectRateLimiter, what: &'static str) -> Result<(), Error> {
     limiter.check().map_err(|wait| {
         let retry_after = wait.wait_time_from(governor::clock::DefaultClock::default().now());
-        Error::RateLimited { what, retry_after }
+        Error::RateLimited { what, whose: "this address", retry_after }
     })
 }
 

@@ -110,10 +110,12 @@ pub enum Error {
     #[error("This model is not served here; GET /v1/models lists those that are.")]
     ModelUnknown,
     /// A limit of the identity.
-    #[error("The limit of {what} for your identity is reached. Try again in {} s.", retry_after.as_secs().max(1))]
+    #[error("The limit of {what} for {whose} is reached. Try again in {}.", in_words(*retry_after))]
     RateLimited {
         /// Which limit.
         what: &'static str,
+        /// Whose limit.
+        whose: &'static str,
         /// When it helps to come again.
         retry_after: Duration,
     },
@@ -300,6 +302,16 @@ impl Error {
     }
 }
 
+/// As somebody would say it.
+fn in_words(span: Duration) -> String {
+    match span.as_secs_f64().ceil() as u64 {
+        seconds @ 0..=120 => format!("{} s", seconds.max(1)),
+        seconds @ 121..=7200 => format!("{} minutes", seconds.div_ceil(60)),
+        seconds @ 7201..=172_800 => format!("{} hours", seconds.div_ceil(3600)),
+        seconds => format!("{} days", seconds.div_ceil(86_400)),
+    }
+}
+
 /// Seconds until it may help to come again: some at least, since nothing gets better at once.
 fn come_again(after: Duration) -> u64 {
     after.as_millis().div_ceil(1000).clamp(3, 3600) as u64
@@ -324,7 +336,12 @@ mod tests {
 
     #[test]
     fn an_error_is_an_openai_error_and_says_when_to_come_again() {
-        let reply = Error::RateLimited { what: "requests a minute", retry_after: Duration::from_millis(1) }.reply();
+        let reply = Error::RateLimited {
+            what: "requests a minute",
+            whose: "your identity",
+            retry_after: Duration::from_millis(1),
+        }
+        .reply();
         assert_eq!((reply.status.as_u16(), reply.body.code), (429, Some("rate_limit_exceeded")));
         assert_eq!(reply.retry_after, Some(Duration::from_secs(1)));
         let invalid = Invalid { message: "m".into(), param: Some("n".into()), code: "invalid_value" };

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::admission::Admitted;
 use crate::audit::{Outcome, Place, RecordId};
 use crate::connection::session::Session;
+use crate::cost::{Cost, Prices};
 use crate::error::Error;
 use crate::telemetry::metrics::{InFlight, Metrics};
 
@@ -34,6 +35,7 @@ pub struct Exchange {
     place: Place,
     session: Arc<Session>,
     metrics: Arc<Metrics>,
+    prices: Arc<Prices>,
     _in_flight: InFlight,
     closed: bool,
 }
@@ -47,6 +49,7 @@ impl Exchange {
         place: Place,
         session: Arc<Session>,
         metrics: Arc<Metrics>,
+        prices: Arc<Prices>,
     ) -> Self {
         let in_flight = metrics.request_begins();
         let outcome = Outcome { identity: session.peer.id.to_string(), ..Outcome::default() };
@@ -61,6 +64,7 @@ impl Exchange {
             place,
             session,
             metrics,
+            prices,
             _in_flight: in_flight,
             closed: false,
         }
@@ -113,6 +117,12 @@ impl Exchange {
         self.close("broken");
     }
 
+    /// What tokens cost where it was answered; `None`: nothing, or nothing is known. What comes from the cache was paid for.
+    fn cost(&self) -> Option<Cost> {
+        let is_new = self.outcome.cache != Some("exact");
+        self.outcome.target.as_ref().filter(|_| is_new).and_then(|target| self.prices.of_target(target))
+    }
+
     fn target(&self) -> &str {
         self.outcome.target.as_deref().unwrap_or("none")
     }
@@ -123,12 +133,18 @@ impl Exchange {
         }
         self.outcome.result = result;
         self.outcome.duration_ms = milliseconds(self.started.elapsed());
+        let tokens = self.outcome.prompt_tokens.zip(self.outcome.completion_tokens);
+        let cost = tokens.and_then(|(prompt, completion)| Some(self.cost()?.of(prompt, completion)));
+        if let (Some(cost), Some(target)) = (cost, &self.outcome.target) {
+            self.outcome.cost = Some(cost as f64 / 1e6);
+            self.metrics.cost(target, cost);
+        }
         if let Some(admitted) = self.admitted.as_mut().filter(|_| !self.stays) {
             // What a target counted; else what was reserved stays spent, since nobody knows better.
-            if let (Some(prompt), Some(completion)) = (self.outcome.prompt_tokens, self.outcome.completion_tokens) {
-                admitted.settle(prompt.saturating_add(completion));
+            if let Some((prompt, completion)) = tokens {
+                admitted.settle(prompt, completion, cost.unwrap_or_default());
             } else if result == "refused" {
-                admitted.settle(0);
+                admitted.settle(0, 0, 0);
             }
         }
         self.metrics.request_ends(self.placement, self.target(), result, self.started);

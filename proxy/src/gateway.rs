@@ -8,10 +8,12 @@ use postern_plugins::{HostOptions, PolicyHost};
 use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
+use crate::admission::kept::Kept;
 use crate::audit::{AuditLog, Flushed};
 use crate::cache::MemoryCache;
 use crate::classify::Classifier;
 use crate::config::Config;
+use crate::cost::Prices;
 use crate::dispatch::Dispatcher;
 use crate::keys::Keys;
 use crate::route::load::Loader;
@@ -33,6 +35,10 @@ pub struct Gateway {
     pub keys: Keys,
     /// Who may come in.
     pub admission: Admission,
+    /// Where it is kept what was spent.
+    pub kept: Kept,
+    /// What answers cost.
+    pub prices: Arc<Prices>,
     /// What a request may reveal.
     pub classifier: Classifier,
     /// The office's own rules, exchanged while requests go on.
@@ -72,10 +78,16 @@ impl Gateway {
         let live = Live::start(Loader::new(host, metrics.clone()), (file, &config.state_dir), &part, metrics.clone())?;
         let (audit, flushed) = AuditLog::open(&config.audit_dir, config.audit_retention, metrics.clone())
             .with_context(|| format!("the records in {}", config.audit_dir.display()))?;
+        let kept = Kept::below(&config.state_dir);
+        let spent = kept.read().context(
+            "budgets.json in state_dir, which says what was spent of limits by day and month; if it is lost, remove it: they begin anew",
+        )?;
         let dispatcher = Dispatcher::new(&config, engine, certificate, metrics.clone())?;
         let gateway = Self {
             keys,
-            admission: Admission::new(config.limits.requests, config.limits.bodies.0, config.limits.body.0),
+            admission: Admission::new(config.limits.requests, config.limits.bodies.0, config.limits.body.0, spent),
+            kept,
+            prices: Arc::new(Prices::of(&config)),
             classifier: Classifier::new(&config),
             live: Arc::new(live),
             shadows: Places::default(),

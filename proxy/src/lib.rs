@@ -12,6 +12,7 @@ pub mod classify;
 pub mod cli;
 pub mod config;
 mod connection;
+pub mod cost;
 pub mod decide;
 pub mod demo;
 pub mod dispatch;

@@ -18,7 +18,7 @@ use postern_plugins::{CallContext, Header};
 use postern_wire::call::{Call, Endpoint};
 use postern_wire::vectors::Wanted;
 
-use crate::audit::{Intent, RecordId};
+use crate::audit::{Intent, Place, RecordId};
 use crate::cache;
 use crate::classify::clearance::Destination;
 use crate::classify::label::Label;
@@ -60,18 +60,23 @@ pub async fn call(
         Ok(place) => place,
         Err(error) => return named(response::error(&error), record, gateway.config.labels.name(peer.floor)),
     };
-    let exchange = Exchange::open(record, started, place, session.clone(), gateway.metrics.clone());
+    let exchange = open(gateway, record, started, place, session);
+    let rates = gateway.admission.rates(&peer);
+    let named = |mut response: Response<Body>, label: &str| {
+        rates.add_to(response.headers_mut());
+        named(response, record, label)
+    };
     let head = Arc::new(OnceLock::new());
     let timeouts = gateway.config.timeouts;
     let mut answering = Box::pin(respond(gateway.clone(), (peer, endpoint), request, exchange, head.clone()));
     let mut patience = timeouts.headers;
     loop {
         match (tokio::time::timeout(patience, &mut answering).await, head.get()) {
-            (Ok((Ok(response), label)), _) => return named(response, record, &label),
-            (Ok((Err(error), label)), _) => return named(response::error(&error), record, &label),
+            (Ok((Ok(response), label)), _) => return named(response, &label),
+            (Ok((Err(error), label)), _) => return named(response::error(&error), &label),
             (Err(_), Some(head)) => {
                 let rest = async move { answering.await.0 };
-                return named(response::late(head, timeouts.headers, rest), record, &head.label);
+                return named(response::late(head, timeouts.headers, rest), &head.label);
             }
             // Nothing is known yet that headers could say: the body is still coming, or a policy is being asked.
             (Err(_), None) => patience = LOOK_AGAIN,
@@ -117,8 +122,13 @@ pub async fn refuse_unknown(gateway: &Gateway, session: &Arc<Session>, error: &E
         Ok(place) => place,
         Err(error) => return named(response::error(&error), record, label),
     };
-    Exchange::open(record, started, place, session.clone(), gateway.metrics.clone()).refused(error);
+    open(gateway, record, started, place, session).refused(error);
     named(response::error(error), record, label)
+}
+
+fn open(gateway: &Gateway, record: RecordId, started: Instant, place: Place, session: &Arc<Session>) -> Exchange {
+    let (metrics, prices) = (gateway.metrics.clone(), gateway.prices.clone());
+    Exchange::open(record, started, place, session.clone(), metrics, prices)
 }
 
 /// An answer whose first token is there.
@@ -177,6 +187,9 @@ async fn answer(
     let planned = planned?;
     exchange.placement = planned.plan().placement.as_str();
 
+    if let Some(admitted) = exchange.admitted.as_mut().filter(|_| hit.is_none()) {
+        admitted.reserve_cost(gateway.prices.dearest(planned.plan().targets.iter().map(Destination::name)))?;
+    }
     let leaves = hit.is_none() && planned.plan().form == Form::Masked;
     record_intent(gateway, exchange, &planned, request_hash, leaves).await?;
     // The intent has them.

@@ -12,6 +12,7 @@ use postern_wire::call::{Call, Endpoint};
 use postern_wire::json;
 
 use crate::admission::Admitted;
+use crate::admission::books::Who;
 use crate::classify::label::Label;
 use crate::config::file::IdentityLimits;
 use crate::config::{Config, Placement};
@@ -37,8 +38,10 @@ pub struct Peer {
     pub floor: Label,
     /// Nothing above this is accepted from them.
     pub ceiling: Label,
-    /// Their rates.
+    /// Their limits.
     pub limits: IdentityLimits,
+    /// Those of all of their tenant together.
+    pub tenant_limits: IdentityLimits,
 }
 
 impl Peer {
@@ -55,21 +58,17 @@ impl Peer {
             tenant = tenant.or_else(|| rule.tenant.clone());
             floor = floor.join(rule.floor);
             ceiling = ceiling.min(rule.ceiling);
-            limits = IdentityLimits {
-                requests_per_minute: tighter(limits.requests_per_minute, rule.limits.requests_per_minute),
-                tokens_per_minute: tighter(limits.tokens_per_minute, rule.limits.tokens_per_minute),
-                concurrency: tighter(limits.concurrency, rule.limits.concurrency),
-            };
+            limits = limits.tighter(rule.limits);
         }
-        let tenant = tenant.unwrap_or_else(|| id.to_string()).into();
-        Ok(Self { id: id.clone(), tenant, floor, ceiling, limits })
+        let tenant: Arc<str> = tenant.unwrap_or_else(|| id.to_string()).into();
+        let tenant_limits = config.tenants.get(&*tenant).copied().unwrap_or_default();
+        Ok(Self { id: id.clone(), tenant, floor, ceiling, limits, tenant_limits })
     }
-}
 
-fn tighter<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
+    /// For their own account.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        Who::Identity(self.id.to_string().into())
     }
 }
 

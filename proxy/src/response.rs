@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use postern_wire::call::estimated_tokens_shown;
 use postern_wire::sse;
 use serde_json::Value;
 
@@ -261,6 +262,9 @@ impl Chain {
                 self.restoration.take_up(&mut event);
             }
             self.exchange.note_usage(&event);
+            if let Err(error) = self.pay_for(&event).await {
+                return (self.break_off(&error), false);
+            }
             match self.event(event) {
                 Ok(Some(bytes)) => return (bytes, true),
                 Ok(None) => {}
@@ -313,6 +317,24 @@ impl Chain {
         match answer.reply {
             Reply::Stream(events) => Some(Events::Live(Box::new(events))),
             Reply::Whole(_) => None,
+        }
+    }
+
+    /// Counts what an event shows towards the limits of its client. Where a limit of the minute is reached, it waits for its turn; where
+    /// one of the day or the month is, the answer ends.
+    async fn pay_for(&mut self, event: &Value) -> Result<(), Error> {
+        let is_new = self.exchange.outcome.cache != Some("exact");
+        let Some(admitted) = self.exchange.admitted.as_mut().filter(|admitted| is_new && admitted.is_limited()) else {
+            return Ok(());
+        };
+        let mut tokens = estimated_tokens_shown(event);
+        loop {
+            match admitted.count(std::mem::take(&mut tokens)) {
+                Err(Error::RateLimited { retry_after, .. }) if Instant::now() + retry_after < self.deadline => {
+                    tokio::time::sleep(retry_after).await;
+                }
+                counted => return counted,
+            }
         }
     }
 

@@ -100,6 +100,8 @@ async fn serve(
     tokio::spawn(gateway.live.clone().keep(gateway.clone(), hangup));
     let watching = gateway.clone();
     tokio::spawn(async move { watching.dispatcher.watch().await });
+    let keeping = gateway.clone();
+    tokio::spawn(async move { keeping.kept.keep_up(keeping.admission.books()).await });
     engine.controlled_by(Control::new(inherited.control)?);
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     tokio::spawn(certificate.clone().keep(metrics.clone()));
@@ -143,6 +145,7 @@ async fn serve(
     if tokio::time::timeout(DRAIN_WITHIN, connections.wait()).await.is_err() {
         tracing::warn!("some connections were cut: they had not ended in time");
     }
+    gateway.kept.keep(gateway.admission.books());
     Ok(())
 }
 

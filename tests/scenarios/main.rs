@@ -32,6 +32,7 @@ mod examples;
 mod expiry;
 mod identity;
 mod labels;
+mod limits;
 mod load;
 mod memory;
 mod models;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// A bucket of tokens, or of requests, that fills at a constant rate. A reservation larger than the bucket waits for a full one.
 #[derive(Debug)]
-pub struct Ledger {
+pub(super) struct Ledger {
     per_minute: f64,
     available: f64,
     filled_at: Instant,
@@ -14,38 +14,45 @@ pub struct Ledger {
 impl Ledger {
     /// A full one.
     #[must_use]
-    pub fn new(per_minute: NonZeroU32, now: Instant) -> Self {
+    pub(super) fn new(per_minute: NonZeroU32, now: Instant) -> Self {
         let per_minute = f64::from(per_minute.get());
         Self { per_minute, available: per_minute, filled_at: now }
     }
 
+    /// Is there room for so many? A number larger than the bucket waits for a full one. `Some`: not yet, but after so long.
+    pub(super) fn room(&mut self, now: Instant, tokens: u64) -> Option<Duration> {
+        self.fill(now);
+        let missing = (tokens as f64).min(self.per_minute) - self.available;
+        (missing > 0.0 && tokens > 0)
+            .then(|| Duration::try_from_secs_f64(missing * 60.0 / self.per_minute).unwrap_or(Duration::from_secs(60)))
+    }
+
     /// Takes so many out of it, but no more than a minute's debt: a number that somebody only asked for must not shut them out for
     /// hours. Returns how many were taken.
-    ///
-    /// # Errors
-    /// There are not enough; says when there will be.
-    pub fn reserve(&mut self, now: Instant, tokens: u64) -> Result<u64, Duration> {
+    pub(super) fn take(&mut self, now: Instant, tokens: u64) -> u64 {
         self.fill(now);
-        let wanted = tokens as f64;
-        let missing = wanted.min(self.per_minute) - self.available;
-        if missing > 0.0 {
-            let wait = missing * 60.0 / self.per_minute;
-            return Err(Duration::try_from_secs_f64(wait).unwrap_or(Duration::from_secs(60)));
-        }
-        let taken = wanted.min(self.available + self.per_minute);
+        let taken = (tokens as f64).min(self.available + self.per_minute).max(0.0);
         self.available -= taken;
-        Ok(taken as u64)
+        taken as u64
+    }
+
+    /// After how long it is full, if nothing more is taken.
+    #[must_use]
+    pub(super) fn full_in(&mut self, now: Instant) -> Duration {
+        self.fill(now);
+        let missing = (self.per_minute - self.available).max(0.0);
+        Duration::try_from_secs_f64(missing * 60.0 / self.per_minute).unwrap_or_default()
     }
 
     /// How many are there.
     #[must_use]
-    pub fn available(&mut self, now: Instant) -> u64 {
+    pub(super) fn available(&mut self, now: Instant) -> u64 {
         self.fill(now);
         self.available.max(0.0) as u64
     }
 
     /// Corrects a reservation when it is known what was used.
-    pub fn correct(&mut self, reserved: u64, used: u64) {
+    pub(super) fn correct(&mut self, reserved: u64, used: u64) {
         self.available = (self.available + reserved as f64 - used as f64).clamp(-self.per_minute, self.per_minute);
     }
 
@@ -61,6 +68,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    impl Ledger {
+        fn reserve(&mut self, now: Instant, tokens: u64) -> Result<u64, Duration> {
+            self.room(now, tokens).map_or_else(|| Ok(self.take(now, tokens)), Err)
+        }
+    }
 
     #[test]
     fn reservations_are_settled_and_time_refills() {

@@ -16,7 +16,8 @@ use serde::Serialize;
 use time::{Date, OffsetDateTime};
 use tokio::sync::{mpsc, oneshot};
 
-use self::folder::{Lock, file_name, open_day};
+pub(crate) use self::folder::file_name;
+use self::folder::{Lock, open_day};
 use super::{Intent, Outcome, RecordId, timestamp};
 use crate::error::Error;
 use crate::route::shadow::Difference;

@@ -43,6 +43,9 @@ pub struct Outcome {
     pub prompt_tokens: Option<u64>,
     /// Tokens of the answer, as the target counted them.
     pub completion_tokens: Option<u64>,
+    /// What it cost, in the currency of the prices; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
     /// Placeholders that were restored.
     pub restored: u64,
     /// How often it broke off and another target went on with it.

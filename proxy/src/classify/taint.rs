@@ -129,7 +129,7 @@ mod tests {
     fn request(id: &str, messages: &Value) -> ParsedRequest {
         let [floor, _, ceiling] = labels();
         let limits = IdentityLimits::default();
-        let peer = Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits };
+        let peer = Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits, tenant_limits: limits };
         let tree = json!({"model": "m", "messages": messages});
         let call = Call::from_json(Endpoint::Chat, tree, 5_000).unwrap();
         ParsedRequest { prompt_tokens: call.estimated_prompt_tokens(), peer, call, marks: Marks::default() }

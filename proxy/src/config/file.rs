@@ -53,6 +53,9 @@ pub struct File {
     /// Who may use the admin address over mTLS, and for what.
     #[serde(default)]
     pub operators: Vec<Operator>,
+    /// What all identities of a tenant may use together, by the tenant's name.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, Tenant>,
     /// Remote targets, in the order of preference.
     #[serde(default)]
     pub targets: Vec<Target>,
@@ -184,19 +187,76 @@ pub struct Identity {
     pub limits: IdentityLimits,
 }
 
-/// Rates of one identity.
+/// What one identity, or all of one tenant together, may use. A day and a month are those of the calendar, in UTC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IdentityLimits {
     /// Requests a minute.
     #[serde(default, deserialize_with = "units::maybe_count")]
     pub requests_per_minute: Option<std::num::NonZeroU32>,
-    /// Tokens a minute: those of the prompt, estimated, and those of the answer.
+    /// Requests a day.
+    #[serde(default, deserialize_with = "units::maybe_count")]
+    pub requests_per_day: Option<std::num::NonZeroU32>,
+    /// Tokens a minute: those of the prompt, estimated until the target has counted them, and those of the answer.
     #[serde(default, deserialize_with = "units::maybe_count")]
     pub tokens_per_minute: Option<std::num::NonZeroU32>,
+    /// Tokens a day.
+    #[serde(default, deserialize_with = "units::maybe_count")]
+    pub tokens_per_day: Option<std::num::NonZeroU32>,
+    /// Tokens of prompts a minute.
+    #[serde(default, deserialize_with = "units::maybe_count")]
+    pub input_tokens_per_minute: Option<std::num::NonZeroU32>,
+    /// Tokens of prompts a day.
+    #[serde(default, deserialize_with = "units::maybe_count")]
+    pub input_tokens_per_day: Option<std::num::NonZeroU32>,
+    /// Tokens of answers a minute.
+    #[serde(default, deserialize_with = "units::maybe_count")]
+    pub output_tokens_per_minute: Option<std::num::NonZeroU32>,
+    /// Tokens of answers a day.
+    #[serde(default, deserialize_with = "units::maybe_count")]
+    pub output_tokens_per_day: Option<std::num::NonZeroU32>,
+    /// Money a month, in the currency of the targets' `price`.
+    #[serde(default)]
+    pub cost_per_month: Option<units::Money>,
     /// Requests at a time.
     #[serde(default, deserialize_with = "units::maybe_count")]
     pub concurrency: Option<std::num::NonZeroU32>,
+}
+
+impl IdentityLimits {
+    /// The tighter of both, limit by limit.
+    #[must_use]
+    pub fn tighter(self, other: Self) -> Self {
+        fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+            one.into_iter().chain(other).min()
+        }
+        Self {
+            requests_per_minute: least(self.requests_per_minute, other.requests_per_minute),
+            requests_per_day: least(self.requests_per_day, other.requests_per_day),
+            tokens_per_minute: least(self.tokens_per_minute, other.tokens_per_minute),
+            tokens_per_day: least(self.tokens_per_day, other.tokens_per_day),
+            input_tokens_per_minute: least(self.input_tokens_per_minute, other.input_tokens_per_minute),
+            input_tokens_per_day: least(self.input_tokens_per_day, other.input_tokens_per_day),
+            output_tokens_per_minute: least(self.output_tokens_per_minute, other.output_tokens_per_minute),
+            output_tokens_per_day: least(self.output_tokens_per_day, other.output_tokens_per_day),
+            cost_per_month: least(self.cost_per_month, other.cost_per_month),
+            concurrency: least(self.concurrency, other.concurrency),
+        }
+    }
+
+    /// Is there any that counts what was used?
+    #[must_use]
+    pub fn count_something(self) -> bool {
+        Self { concurrency: None, ..self } != Self::default()
+    }
+}
+
+/// All identities of one tenant together.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    /// What they may use.
+    pub limits: IdentityLimits,
 }
 
 /// One remote target.
@@ -423,8 +483,8 @@ pub struct Placements {
 impl Default for Placements {
     fn default() -> Self {
         let goal =
-            |ttft: Option<u64>, cost| PlacementGoal { ttft: ttft.map(|ms| Span(Duration::from_millis(ms))), cost };
-        Self { cloud: goal(Some(500), 1.0), edge_first: goal(Some(150), 1.8), local: goal(None, 3.5) }
+            |ttft: Option<u64>| PlacementGoal { ttft: ttft.map(|ms| Span(Duration::from_millis(ms))), cost: None };
+        Self { cloud: goal(Some(500)), edge_first: goal(Some(150)), local: goal(None) }
     }
 }
 
@@ -435,9 +495,9 @@ pub struct PlacementGoal {
     /// Time to first token; it decides where, it does not kill. Used for edge-first.
     #[serde(default)]
     pub ttft: Option<Span>,
-    /// Cost coefficient, for reports. Nothing uses it yet.
+    /// What the price of targets there is multiplied by: 1.0 in the cloud, 1.8 at the edge, 3.5 on this machine, if nothing is said.
     #[serde(default)]
-    pub cost: f64,
+    pub cost: Option<f64>,
 }
 
 /// What the host recognises by itself.
@@ -480,6 +540,10 @@ pub struct Engine {
     /// Our model names that it answers to; absent: every one.
     #[serde(default)]
     pub models: Vec<String>,
+    /// What it costs; absent: nothing.
+    #[serde(default)]
+    #[schemars(with = "Option<Price>")]
+    pub price: Option<Spanned<Price>>,
     /// Where it computes.
     #[serde(default)]
     pub device: Device,

@@ -1,5 +1,6 @@
 //! As written → as meant.
 
+use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
@@ -90,6 +91,8 @@ impl Resolver<'_> {
         self.unique(file.targets.iter().map(|target| &target.name), "target")?;
         self.unique(policies::names(&file.policies), "policy")?;
         let compiled_dir = state_dir.join(&file.plugins.compiled);
+        let engine_price = file.engine.as_ref().and_then(|engine| engine.price.as_ref());
+        let engine_price = engine_price.map(|price| self.price(price)).transpose()?;
         let part = policies::policy_part(&mut file, self.base, &state_dir, &targets);
         Ok(Config {
             listen: file.listen,
@@ -109,6 +112,7 @@ impl Resolver<'_> {
                 .iter()
                 .map(|rule| self.identity(rule, &file.trust.domain.value, &labels))
                 .collect::<Result<_, _>>()?,
+            tenants: self.tenants(&file.tenants, &file.identities)?,
             operators: file
                 .operators
                 .iter()
@@ -131,6 +135,7 @@ impl Resolver<'_> {
             engine: file.engine.map(|engine| Engine {
                 model: self.model(&engine.model),
                 models: engine.models,
+                price: engine_price,
                 device: engine.device,
                 max_batch_size: usize::from(engine.max_batch_size.get()),
                 max_wait: engine.max_wait.0,
@@ -336,6 +341,26 @@ impl Resolver<'_> {
             return wanted("`identity` is proved in TLS, so `base_url` must begin with https://");
         }
         Ok(id)
+    }
+
+    /// Limits of a tenant that nobody belongs to would be a mistake that nobody notices.
+    fn tenants(
+        &self,
+        tenants: &BTreeMap<String, file::Tenant>,
+        identities: &[file::Identity],
+    ) -> Result<BTreeMap<String, file::IdentityLimits>, ConfigError> {
+        let is_named = |name: &String| {
+            let by_rule = identities.iter().any(|rule| rule.tenant.as_ref() == Some(name));
+            // Who has no tenant by a rule is one of their own.
+            by_rule || name.starts_with("spiffe://")
+        };
+        match tenants.keys().find(|name| !is_named(name)) {
+            None => Ok(tenants.iter().map(|(name, tenant)| (name.clone(), tenant.limits)).collect()),
+            Some(name) => {
+                let what = format!("`tenants` names `{name}`, which is the `tenant` of no entry of `identities`");
+                Err(self.error(&Location::UNKNOWN, &what))
+            }
+        }
     }
 
     fn price(&self, price: &Spanned<file::Price>) -> Result<file::Price, ConfigError> {

@@ -18,6 +18,40 @@ const SIZES: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 <
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
+/// An amount of money, above 0; counted in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Money(NonZeroU64);
+
+impl Money {
+    /// How many millionths.
+    #[must_use]
+    pub fn millionths(self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// The most that is counted: any larger number is no limit.
+const MOST_MONEY: f64 = 1e12;
+
+impl<'de> Deserialize<'de> for Money {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let amount = f64::deserialize(deserializer)?;
+        let millionths =
+            (amount > 0.0 && amount <= MOST_MONEY).then(|| NonZeroU64::new((amount * 1e6) as u64)).flatten();
+        millionths.map(Self).ok_or_else(|| D::Error::custom("expected an amount of money above 0, such as 50 or 12.5"))
+    }
+}
+
+impl JsonSchema for Money {
+    fn schema_name() -> Cow<'static, str> {
+        "Money".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "number", "exclusiveMinimum": 0, "examples": [50, 12.5]})
+    }
+}
+
 /// A number of bytes: a whole number and one of `B`, `KiB`, `MiB`, `GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);

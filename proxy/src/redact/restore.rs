@@ -1,7 +1,8 @@
 //! Placeholders → values, in an answer that arrives in pieces.
 //!
 //! A placeholder may be split over any number of pieces, so text from a `[` on is held back for as long as it can still
-//! become one: at most [`MAX_PLACEHOLDER`] bytes, and nothing else ever waits.
+//! become one: at most some 50 bytes, and nothing else ever waits. Models write it in other cases, with spaces, dashes or
+//! escapes instead of underscores, and in brackets of other scripts; it is understood all the same ([`shape`]).
 //!
 //! Not restored inside a URL, a link target or an HTML tag: a model could be talked into writing an address that carries
 //! the value to somebody else as soon as a client shows it.
@@ -10,8 +11,8 @@ use std::ops::Range;
 
 use super::vault::{KIND_LEN, NUMBER_LEN, SUFFIX_LEN, Suffix, Vault};
 
-/// The longest placeholder: brackets, two underscores, and the parts between.
-const MAX_PLACEHOLDER: usize = 4 + KIND_LEN + NUMBER_LEN + SUFFIX_LEN;
+/// What a placeholder may begin and end with: ours, full-width, and those that Chinese texts have.
+const BRACKETS: [(char, char); 3] = [('[', ']'), ('［', '］'), ('【', '】')];
 
 /// What became of one piece.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -76,20 +77,21 @@ impl Restorer {
         let mut out = Piece::default();
         let input = std::mem::take(&mut self.held) + text;
         let mut rest = input.as_str();
-        while let Some((before, from_bracket)) = rest.find('[').and_then(|at| rest.split_at_checked(at)) {
+        while let Some((before, from_bracket)) = rest.find(is_bracket).and_then(|at| rest.split_at_checked(at)) {
             self.give(before, &mut out);
-            match shape(from_bracket) {
+            match shape(vault, from_bracket) {
                 Shape::Beginning => {
                     self.held = from_bracket.to_owned();
                     return out;
                 }
-                Shape::Whole(len) => {
+                Shape::Whole(len, placeholder) => {
                     let (candidate, after) = from_bracket.split_at_checked(len).unwrap_or((from_bracket, ""));
-                    self.replace(vault, candidate, &mut out);
+                    self.replace(vault, candidate, &placeholder, &mut out);
                     rest = after;
                 }
                 Shape::Other => {
-                    let (bracket, after) = from_bracket.split_at_checked(1).unwrap_or((from_bracket, ""));
+                    let width = from_bracket.chars().next().map_or(1, char::len_utf8);
+                    let (bracket, after) = from_bracket.split_at_checked(width).unwrap_or((from_bracket, ""));
                     self.give(bracket, &mut out);
                     rest = after;
                 }
@@ -130,8 +132,9 @@ impl Restorer {
         out.cacheable.push_str(text);
     }
 
-    fn replace(&mut self, vault: &Vault, candidate: &str, out: &mut Piece) {
-        let Some(entry) = vault.look_up(candidate, self.from) else {
+    /// `candidate`, as it was written, stands for `placeholder`.
+    fn replace(&mut self, vault: &Vault, candidate: &str, placeholder: &str, out: &mut Piece) {
+        let Some(entry) = vault.look_up(placeholder, self.from) else {
             self.foreign = true;
             return self.give(candidate, out);
         };
@@ -151,60 +154,107 @@ impl Restorer {
 /// Where placeholders of this request stand in a text that goes to a model.
 pub(super) fn placeholders(vault: &Vault, text: &str) -> Vec<Range<usize>> {
     let (mut found, mut at) = (Vec::new(), 0);
-    while let Some(start) = text.get(at..).and_then(|rest| rest.find('[')).map(|before| at + before) {
-        at = match shape(text.get(start..).unwrap_or_default()) {
-            Shape::Whole(len) => {
-                let candidate = text.get(start..start + len).unwrap_or_default();
-                found.extend(vault.look_up(candidate, Suffix::Wire).map(|_| start..start + len));
+    while let Some(start) = text.get(at..).and_then(|rest| rest.find(is_bracket)).map(|before| at + before) {
+        let from_bracket = text.get(start..).unwrap_or_default();
+        at = match shape(vault, from_bracket) {
+            Shape::Whole(len, placeholder) => {
+                found.extend(vault.look_up(&placeholder, Suffix::Wire).map(|_| start..start + len));
                 start + len
             }
             Shape::Beginning => break,
-            Shape::Other => start + 1,
+            Shape::Other => start + from_bracket.chars().next().map_or(1, char::len_utf8),
         };
     }
     found
 }
 
+fn is_bracket(c: char) -> bool {
+    BRACKETS.iter().any(|(open, _)| *open == c)
+}
+
 enum Shape {
-    /// A placeholder of this many bytes.
-    Whole(usize),
+    /// A placeholder of this many bytes, and how we write it.
+    Whole(usize, String),
     /// Could become one.
     Beginning,
     /// Is none, and cannot become one.
     Other,
 }
 
-/// A run of characters of one class, and what ends it.
-struct Part {
-    least: usize,
-    most: usize,
-    class: fn(u8) -> bool,
-    end: u8,
+/// Reads a text of which more may come.
+struct Reader<'a> {
+    rest: std::str::Chars<'a>,
+    /// Nothing is left: whatever comes next may be what is looked for.
+    ended: bool,
 }
 
-/// Does `text`, which begins with `[`, begin with `[KIND_NUMBER_SUFFIX]`?
-fn shape(text: &str) -> Shape {
-    let bytes = text.as_bytes().get(..text.len().min(MAX_PLACEHOLDER + 1)).unwrap_or_default();
-    let mut at = 1;
-    let run = |at: usize, most: usize, class: fn(u8) -> bool| {
-        bytes.iter().skip(at).take(most + 1).take_while(|byte| class(**byte)).count()
-    };
-    let parts = [
-        Part { least: 1, most: KIND_LEN, class: |b| b.is_ascii_uppercase(), end: b'_' },
-        Part { least: 1, most: NUMBER_LEN, class: |b| b.is_ascii_digit(), end: b'_' },
-        Part { least: SUFFIX_LEN, most: SUFFIX_LEN, class: |b| matches!(b, b'a'..=b'z' | b'2'..=b'7'), end: b']' },
-    ];
-    for Part { least, most, class, end } in parts {
-        let len = run(at, most, class);
-        at += len;
-        match bytes.get(at) {
-            _ if len > most => return Shape::Other,
-            None => return Shape::Beginning,
-            Some(byte) if *byte == end && len >= least => at += 1,
-            Some(_) => return Shape::Other,
-        }
+impl Reader<'_> {
+    /// The next character, if it is one of those; `None`: it is another, or there is none yet.
+    fn one(&mut self, wanted: impl Fn(char) -> bool) -> Option<char> {
+        let next = self.rest.clone().next();
+        self.ended |= next.is_none();
+        let next = next.filter(|c| wanted(*c))?;
+        self.rest.next();
+        Some(next)
     }
-    Shape::Whole(at)
+
+    /// So many of them, at most.
+    fn run(&mut self, most: usize, wanted: impl Fn(char) -> bool) -> String {
+        std::iter::from_fn(|| self.one(&wanted)).take(most).collect()
+    }
+
+    /// What stands between two parts: an underscore or a dash, which may be escaped and have a space on each side; or a space.
+    fn gap(&mut self) -> bool {
+        let before = self.one(|c| c == ' ');
+        self.one(|c| c == '\\');
+        let mark = self.one(|c| matches!(c, '_' | '-' | '＿')).is_some();
+        if mark {
+            self.one(|c| c == ' ');
+        }
+        mark || before.is_some()
+    }
+}
+
+/// Does `text`, which begins with a bracket, begin with `[KIND_NUMBER_SUFFIX]`, as we write it or as a model may?
+///
+/// Only kinds that the vault has are looked for in other cases, and after a space: so nearly nothing else is held back.
+fn shape(vault: &Vault, text: &str) -> Shape {
+    let mut reader = Reader { rest: text.chars(), ended: false };
+    let close = reader.rest.next().and_then(|first| BRACKETS.iter().find(|(open, _)| *open == first));
+    let Some((_, close)) = close else { return Shape::Other };
+    let space = reader.one(|c| c == ' ').is_some();
+    let kind = reader.run(KIND_LEN, |c| c.is_ascii_alphabetic());
+    let is_ours = kind.chars().all(|c| c.is_ascii_uppercase()) && !space;
+    let other_or_beginning = |reader: &Reader<'_>| if reader.ended { Shape::Beginning } else { Shape::Other };
+    if reader.ended {
+        let may_be = is_ours || vault.kinds().any(|known| begins_with(known, &kind));
+        return if may_be { Shape::Beginning } else { Shape::Other };
+    }
+    if kind.is_empty() || !(is_ours || vault.kinds().any(|known| known.eq_ignore_ascii_case(&kind))) {
+        return Shape::Other;
+    }
+    if !reader.gap() {
+        return other_or_beginning(&reader);
+    }
+    let number = reader.run(NUMBER_LEN, |c| c.is_ascii_digit());
+    if number.is_empty() || reader.ended || !reader.gap() {
+        return other_or_beginning(&reader);
+    }
+    let suffix = reader.run(SUFFIX_LEN, |c| c.is_ascii_alphabetic() || matches!(c, '2'..='7'));
+    if suffix.len() < SUFFIX_LEN {
+        return other_or_beginning(&reader);
+    }
+    reader.one(|c| c == ' ');
+    reader.one(|c| c == '\\');
+    if reader.one(|c| c == *close).is_none() {
+        return other_or_beginning(&reader);
+    }
+    let placeholder = format!("[{}_{number}_{}]", kind.to_ascii_uppercase(), suffix.to_ascii_lowercase());
+    Shape::Whole(text.len() - reader.rest.as_str().len(), placeholder)
+}
+
+fn begins_with(known: &str, beginning: &str) -> bool {
+    known.get(..beginning.len()).is_some_and(|start| start.eq_ignore_ascii_case(beginning))
 }
 
 /// Where in the text we are, as far as it matters: inside something that a client may follow or load by itself? In doubt, yes:
@@ -276,6 +326,9 @@ mod tests {
     use crate::classify::Conversation;
     use crate::keys::Keys;
 
+    /// The longest placeholder, however it is written: brackets of three bytes, a space on each side of everything, escapes.
+    const MAX_PLACEHOLDER: usize = (3 + 1) + 2 * (1 + 1 + 3 + 1) + (1 + 1 + 3) + KIND_LEN + NUMBER_LEN + SUFFIX_LEN;
+
     fn vault() -> Vault {
         let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
         vault.keep("email", "ann@example.org");
@@ -296,13 +349,61 @@ mod tests {
     #[test]
     fn nothing_waits_that_cannot_become_a_placeholder() {
         let (vault, mut restorer) = (vault(), Restorer::new(Suffix::Wire));
-        for text in ["plain ", "a[0] ", "[x", "[EMAIL-", "[EMAIL_1_ABC", "]"] {
+        for text in ["plain ", "a[0] ", "[x", "[EMAIL.", "[EMAIL_1_AB1", "]"] {
             assert_eq!(restorer.push(&vault, text).restored, text);
         }
         assert_eq!(restorer.push(&vault, "see [EMAI").restored, "see ");
         assert_eq!(restorer.push(&vault, "L!").restored, "[EMAIL!");
         assert_eq!(restorer.push(&vault, "[PHONE_1").restored, "");
         assert_eq!(restorer.finish().restored, "[PHONE_1");
+    }
+
+    #[test]
+    fn however_a_model_writes_it() {
+        let vault = vault();
+        let p = vault.placeholder("email", "ann@example.org", Suffix::Wire);
+        let inner = p.trim_matches(['[', ']']);
+        let [kind, number, suffix]: [&str; 3] = inner.split('_').collect::<Vec<_>>().try_into().unwrap();
+        let title = kind.replace("MAIL", "mail");
+        for written in [
+            p.to_lowercase(),
+            p.to_uppercase(),
+            format!("[{title}_{number}_{suffix}]"),
+            format!("[ {inner} ]"),
+            format!("[{kind} {number} {suffix}]"),
+            format!("[{kind}-{number}-{suffix}]"),
+            format!("[{kind}\\_{number}\\_{suffix}]"),
+            format!("[{kind} _ {number} _ {suffix}\\]"),
+            format!("［{inner}］"),
+            format!("【{inner}】"),
+        ] {
+            for cut in written.char_indices().map(|(at, _)| at) {
+                let (start, end) = written.split_at(cut);
+                let (piece, foreign) = restore(&vault, &["a ", start, end, " b"]);
+                assert_eq!((piece.restored.as_str(), foreign), ("a ann@example.org b", false), "{written} at {cut}");
+            }
+        }
+        for other in [
+            format!("[{kind}_{number}_{suffix}"),
+            format!("[{kind}{number}{suffix}]"),
+            format!("[{kind}_{number}_{suffix}】"),
+            format!("[{kind}__{number}_{suffix}]"),
+            format!("[{kind}\n{number} {suffix}]"),
+            format!("[ {kind}X_{number}_{suffix}]"),
+            format!("({inner})"),
+        ] {
+            assert_eq!(restore(&vault, &[&other]).0.restored, other);
+        }
+    }
+
+    #[test]
+    fn nothing_waits_for_a_kind_that_is_not_in_the_vault() {
+        let (vault, mut restorer) = (vault(), Restorer::new(Suffix::Wire));
+        for text in ["[see", "[1]", "[ s", "[Secret", "[x] [y", "【注", "[]"] {
+            assert_eq!(restorer.push(&vault, text).restored, text);
+        }
+        assert_eq!(restorer.push(&vault, "[pho").restored, "");
+        assert_eq!(restorer.push(&vault, "to](a.png)").restored, "[photo](a.png)");
     }
 
     #[test]
@@ -364,7 +465,7 @@ mod tests {
     proptest! {
         #[test]
         fn where_the_answer_is_cut_does_not_matter(
-            words in proptest::collection::vec(0usize..7, 0..12),
+            words in proptest::collection::vec(0usize..9, 0..12),
             cuts in proptest::collection::vec(0usize..400, 0..40),
         ) {
             let vault = vault();
@@ -372,7 +473,7 @@ mod tests {
             let phone = vault.placeholder("phone", "+86 138 0013 8000", Suffix::Wire);
             let words: Vec<&str> = words
                 .into_iter()
-                .map(|word| ["[", "四[EM", " and ", "]", "[EMAIL_1_", mail.as_str(), phone.as_str()][word])
+                .map(|word| ["[", "四[EM", " and ", "]", "[EMAIL_1_", mail.as_str(), phone.as_str(), "[ email", "【"][word])
                 .collect();
             let text = words.concat();
             let mut cuts: Vec<_> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).collect();
@@ -386,7 +487,7 @@ mod tests {
         }
 
         #[test]
-        fn little_is_ever_held_back(text in "[\\[A-Z_0-9a-z\\]]{0,300}") {
+        fn little_is_ever_held_back(text in "([\\[A-Z_0-9a-z\\]]{0,300}|(【 ?(PHONE|email)[ _][0-9]{1,8} ?[_-][a-z2-7]{0,9}){0,9})") {
             let mut restorer = Restorer::new(Suffix::Wire);
             let given = restorer.push(&vault(), &text).restored.len();
             prop_assert!(text.len() - given <= MAX_PLACEHOLDER);

@@ -156,6 +156,11 @@ impl Vault {
         self.entries.get(*index?)
     }
 
+    /// The kinds of its values, in upper case.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = &str> {
+        self.numbers.keys().map(String::as_str)
+    }
+
     /// True if nothing was masked.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -56,6 +56,7 @@ pub struct Metrics {
     redactions: Family<Words<1>, Counter>,
     cache: Family<Words<1>, Counter>,
     egress_refused: Family<Words<2>, Counter>,
+    costs: Family<Words<1>, Counter<f64, AtomicU64>>,
     fallbacks: Family<Words<3>, Counter>,
     races: Family<Words<2>, Counter>,
     retries: Family<Words<1>, Counter>,
@@ -99,6 +100,7 @@ impl Default for Metrics {
             redactions: Family::default(),
             cache: Family::default(),
             egress_refused: Family::default(),
+            costs: Family::default(),
             fallbacks: Family::default(),
             races: Family::default(),
             retries: Family::default(),
@@ -162,6 +164,7 @@ impl Metrics {
             "Sends that were refused, by label and reason",
             self.egress_refused.clone(),
         );
+        r.register("postern_cost", "What answers cost, in the currency of the prices", self.costs.clone());
         r.register("postern_fallbacks", "Attempts that failed and went on elsewhere", self.fallbacks.clone());
         r.register("postern_races", "Clouds that were asked beside a slow edge, by result", self.races.clone());
         r.register(
@@ -304,6 +307,11 @@ impl Metrics {
     /// A send was refused.
     pub fn egress_refused(&self, label: &str, reason: &'static str) {
         self.egress_refused.get_or_create(&[("label", label.to_owned()), ("reason", reason.to_owned())]).inc();
+    }
+
+    /// An answer of a target that has a price cost so many millionths.
+    pub fn cost(&self, target: &str, millionths: u64) {
+        self.costs.get_or_create(&[("target", target.to_owned())]).inc_by(millionths as f64 / 1e6);
     }
 
     /// An attempt failed and another target is asked.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::chat::{ChatRequest, MessageShape, message_texts};
 use crate::completion::{self, CompletionRequest};
 use crate::embeddings::{self, EmbeddingsRequest};
-use crate::fields::{Invalid, answers_made, values};
+use crate::fields::{Invalid, answers_made, estimated_tokens, values};
 
 /// Tokens of an answer that has no bound of its own, for limits.
 const ASSUMED_ANSWER_TOKENS: u64 = 512;
@@ -232,6 +232,18 @@ impl Call {
     }
 }
 
+/// Estimated tokens that a chat completion chunk shows: by the text of its choices, thoughts and tool calls among it, and at least one
+/// for each that shows any.
+#[must_use]
+pub fn estimated_tokens_shown(chunk: &Value) -> u64 {
+    let choices = chunk.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let deltas = choices.iter().filter_map(|choice| choice.get("delta")?.as_object());
+    let shown = |delta: &Map<String, Value>| {
+        estimated_tokens(delta.iter().filter(|(key, _)| key.as_str() != "role").map(|(_, value)| value))
+    };
+    deltas.map(shown).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -280,5 +292,21 @@ mod tests {
     fn values_are_counted_with_their_keys() {
         let tree = json!({"model": "m", "input": ["a", "b"], "x": {"y": [1]}});
         assert_eq!(call(Endpoint::Embeddings, tree).values(), 3 + 1 + (1 + 2) + (1 + 1 + (1 + 1)));
+    }
+
+    #[test]
+    fn a_chunk_is_counted_by_what_it_shows() {
+        let chunk = |delta: Value| json!({"choices": [{"index": 0, "delta": delta}]});
+        for (delta, tokens) in [
+            (json!({"role": "assistant", "content": ""}), 0),
+            (json!({"content": "a"}), 1),
+            (json!({"content": "seven letters"}), 4),
+            (json!({"content": "北风"}), 2),
+            (json!({"reasoning_content": "hm", "content": null}), 1),
+            (json!({"tool_calls": [{"index": 0, "function": {"arguments": "{\"a\": 1}"}}]}), 2),
+        ] {
+            assert_eq!(estimated_tokens_shown(&chunk(delta.clone())), tokens, "{delta}");
+        }
+        assert_eq!(estimated_tokens_shown(&json!({"choices": [], "usage": {}})), 0);
     }
 }

@@ -52,7 +52,7 @@ impl Lock {
     }
 }
 
-pub(super) fn file_name(day: Date) -> String {
+pub(crate) fn file_name(day: Date) -> String {
     format!("records-{:04}-{:02}-{:02}.jsonl", day.year(), u8::from(day.month()), day.day())
 }
 

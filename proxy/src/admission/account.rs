@@ -1,0 +1,424 @@
+//! What one identity, or one tenant, may use in a minute, a day and a month. Pure: the time is handed in.
+//!
+//! A minute is a bucket that fills all the time; a day and a month are those of the calendar, in UTC. What a request may use is taken
+//! before it is sent, and corrected when it has ended, so that requests at the same time cannot overspend together.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use time::{Date, OffsetDateTime};
+
+use super::ledger::Ledger;
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Requests.
+    Requests,
+    /// Tokens, those of prompts and of answers.
+    Tokens,
+    /// Tokens of prompts.
+    InputTokens,
+    /// Tokens of answers.
+    OutputTokens,
+    /// Money, in millionths.
+    Cost,
+}
+
+/// For how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Period {
+    /// Any minute, about.
+    Minute,
+    /// A day of the calendar, in UTC.
+    Day,
+    /// A month of the calendar, in UTC.
+    Month,
+}
+
+/// At most `most` in a `period`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// What is counted.
+    pub measure: Measure,
+    /// For how long.
+    pub period: Period,
+    /// The limit.
+    pub most: u64,
+}
+
+/// What a request uses, or may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Requests.
+    pub requests: u64,
+    /// Tokens of prompts.
+    pub input: u64,
+    /// Tokens of answers.
+    pub output: u64,
+    /// Money, in millionths.
+    pub cost: u64,
+}
+
+impl Amount {
+    fn of(self, measure: Measure) -> u64 {
+        match measure {
+            Measure::Requests => self.requests,
+            Measure::Tokens => self.input.saturating_add(self.output),
+            Measure::InputTokens => self.input,
+            Measure::OutputTokens => self.output,
+            Measure::Cost => self.cost,
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, more: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(more.requests),
+            input: self.input.saturating_add(more.input),
+            output: self.output.saturating_add(more.output),
+            cost: self.cost.saturating_add(more.cost),
+        }
+    }
+}
+
+/// A moment, by both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// For minutes.
+    pub instant: Instant,
+    /// For days and months.
+    pub time: OffsetDateTime,
+}
+
+impl Moment {
+    /// Now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), time: OffsetDateTime::now_utc() }
+    }
+}
+
+/// A rule says no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Which.
+    pub rule: Rule,
+    /// When there may be room again.
+    pub retry_after: Duration,
+}
+
+/// What was taken, rule by rule; to be corrected once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken(Vec<(u64, u32)>);
+
+/// How a rule stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The rule.
+    pub rule: Rule,
+    /// What is left.
+    pub left: u64,
+    /// After how long it is whole again.
+    pub whole_in: Duration,
+}
+
+/// What was used of a rule of a calendar, to be kept over a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// What is counted.
+    pub measure: Measure,
+    /// For how long.
+    pub period: Period,
+    /// Which day or month, counted from the beginning of our era.
+    pub number: u32,
+    /// How much.
+    pub spent: u64,
+}
+
+/// The rules of one identity or tenant, and what was used of them.
+#[derive(Debug)]
+pub struct Account {
+    gauges: Vec<Gauge>,
+}
+
+#[derive(Debug)]
+struct Gauge {
+    rule: Rule,
+    filling: Filling,
+}
+
+#[derive(Debug)]
+enum Filling {
+    Bucket(Ledger),
+    Calendar { number: u32, spent: u64 },
+}
+
+impl Gauge {
+    /// Goes on to the day, or month, that it is. A clock that was set back changes nothing: what was spent stays spent.
+    fn turn(&mut self, now: Moment) {
+        if let Filling::Calendar { number, spent } = &mut self.filling {
+            let today = number_of(self.rule.period, now.time.date());
+            if today > *number {
+                (*number, *spent) = (today, 0);
+            }
+        }
+    }
+
+    fn room(&mut self, wanted: u64, now: Moment) -> Result<(), Refused> {
+        self.turn(now);
+        let rule = self.rule;
+        let refused = |retry_after| Err(Refused { rule, retry_after });
+        match &mut self.filling {
+            Filling::Bucket(ledger) => match ledger.room(now.instant, wanted) {
+                Some(wait) => refused(wait),
+                None => Ok(()),
+            },
+            Filling::Calendar { spent, .. } if spent.saturating_add(wanted) > rule.most && wanted > 0 => {
+                refused(until_next(rule.period, now.time))
+            }
+            Filling::Calendar { .. } => Ok(()),
+        }
+    }
+
+    fn take(&mut self, wanted: u64, now: Moment) -> (u64, u32) {
+        match &mut self.filling {
+            Filling::Bucket(ledger) => (ledger.take(now.instant, wanted), 0),
+            Filling::Calendar { number, spent } => {
+                *spent = spent.saturating_add(wanted);
+                (wanted, *number)
+            }
+        }
+    }
+
+    fn correct(&mut self, (taken, of): (u64, u32), used: u64) {
+        match &mut self.filling {
+            Filling::Bucket(ledger) => ledger.correct(taken, used),
+            // What began yesterday was yesterday's.
+            Filling::Calendar { number, spent } if *number == of => {
+                *spent = spent.saturating_sub(taken).saturating_add(used);
+            }
+            Filling::Calendar { .. } => {}
+        }
+    }
+
+    fn standing(&mut self, now: Moment) -> Standing {
+        self.turn(now);
+        let rule = self.rule;
+        let (left, whole_in) = match &mut self.filling {
+            Filling::Bucket(ledger) => (ledger.available(now.instant), ledger.full_in(now.instant)),
+            Filling::Calendar { spent, .. } => (rule.most.saturating_sub(*spent), until_next(rule.period, now.time)),
+        };
+        Standing { rule, left, whole_in }
+    }
+}
+
+impl Account {
+    /// With what was spent before.
+    #[must_use]
+    pub fn new(rules: &[Rule], before: &[Spent], now: Moment) -> Self {
+        let gauge = |rule: &Rule| {
+            let filling = match rule.period {
+                Period::Minute => {
+                    let most = u32::try_from(rule.most).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX);
+                    Filling::Bucket(Ledger::new(most, now.instant))
+                }
+                Period::Day | Period::Month => {
+                    let number = number_of(rule.period, now.time.date());
+                    let kept = before.iter().find(|kept| (kept.measure, kept.period) == (rule.measure, rule.period));
+                    // One of the future was written by a clock that was wrong, then or now. It counts until it has come.
+                    let kept = kept.filter(|kept| kept.number >= number);
+                    kept.map_or(Filling::Calendar { number, spent: 0 }, |kept| Filling::Calendar {
+                        number: kept.number,
+                        spent: kept.spent,
+                    })
+                }
+            };
+            Gauge { rule: *rule, filling }
+        };
+        Self { gauges: rules.iter().map(gauge).collect() }
+    }
+
+    /// Is there room for so much?
+    ///
+    /// # Errors
+    /// A rule says no: the one that says no for longest.
+    pub fn room(&mut self, amount: Amount, now: Moment) -> Result<(), Refused> {
+        let refusals = self.gauges.iter_mut().filter_map(|gauge| {
+            let wanted = amount.of(gauge.rule.measure);
+            gauge.room(wanted, now).err()
+        });
+        refusals.max_by_key(|refused| refused.retry_after).map_or(Ok(()), Err)
+    }
+
+    /// Takes so much, whether there is room or not, in addition to what was `taken`.
+    pub fn take(&mut self, amount: Amount, taken: &mut Taken, now: Moment) {
+        taken.0.resize(self.gauges.len(), (0, 0));
+        for (gauge, before) in self.gauges.iter_mut().zip(&mut taken.0) {
+            let (more, number) = gauge.take(amount.of(gauge.rule.measure), now);
+            *before = (before.0.saturating_add(more), if before.0 == 0 { number } else { before.1 });
+        }
+    }
+
+    /// Corrects what was taken when it is known what was used.
+    pub fn correct(&mut self, taken: &mut Taken, used: Amount) {
+        for (gauge, taken) in self.gauges.iter_mut().zip(&mut taken.0) {
+            let used = used.of(gauge.rule.measure);
+            gauge.correct(*taken, used);
+            taken.0 = used;
+        }
+    }
+
+    /// How each rule stands.
+    pub fn standings(&mut self, now: Moment) -> impl Iterator<Item = Standing> {
+        self.gauges.iter_mut().map(move |gauge| gauge.standing(now))
+    }
+
+    /// What has to be kept over a restart.
+    pub fn spent(&self) -> impl Iterator<Item = Spent> {
+        self.gauges.iter().filter_map(|gauge| match gauge.filling {
+            Filling::Calendar { number, spent } if spent > 0 => {
+                Some(Spent { measure: gauge.rule.measure, period: gauge.rule.period, number, spent })
+            }
+            _ => None,
+        })
+    }
+
+    /// Would a new account be the same?
+    #[must_use]
+    pub fn is_fresh(&mut self, now: Moment) -> bool {
+        self.standings(now).all(|standing| standing.left >= standing.rule.most)
+    }
+}
+
+fn number_of(period: Period, date: Date) -> u32 {
+    let number = match period {
+        Period::Month => date.year() * 12 + i32::from(u8::from(date.month())),
+        Period::Minute | Period::Day => date.to_julian_day(),
+    };
+    u32::try_from(number).unwrap_or_default()
+}
+
+/// Until the next day or month begins.
+fn until_next(period: Period, now: OffsetDateTime) -> Duration {
+    let today = now.date();
+    let next = match period {
+        Period::Minute | Period::Day => today.next_day(),
+        Period::Month => {
+            let (year, month) = (today.year(), today.month());
+            let year = if month == time::Month::December { year + 1 } else { year };
+            Date::from_calendar_date(year, month.next(), 1).ok()
+        }
+    };
+    let next = next.unwrap_or(today).midnight().assume_utc();
+    Duration::try_from(next - now).unwrap_or_default().max(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::macros::datetime;
+
+    use super::*;
+
+    const DAY: Rule = Rule { measure: Measure::Tokens, period: Period::Day, most: 100 };
+    const MONTH: Rule = Rule { measure: Measure::Cost, period: Period::Month, most: 1000 };
+
+    fn at(time: OffsetDateTime) -> Moment {
+        Moment { instant: Instant::now(), time }
+    }
+
+    fn tokens(input: u64, output: u64) -> Amount {
+        Amount { input, output, ..Amount::default() }
+    }
+
+    #[test]
+    fn a_day_and_a_month_end_with_the_calendar() {
+        let evening = at(datetime!(2026-12-31 23:00 UTC));
+        let mut account = Account::new(&[DAY, MONTH], &[], evening);
+        let mut taken = Taken::default();
+        let all = Amount { cost: 1000, ..tokens(60, 40) };
+        account.room(all, evening).unwrap();
+        account.take(all, &mut taken, evening);
+        let refused = account.room(tokens(1, 0), evening).unwrap_err();
+        assert_eq!((refused.rule, refused.retry_after), (DAY, Duration::from_secs(3600)));
+        let refused = account.room(Amount { cost: 1, ..Amount::default() }, evening).unwrap_err();
+        assert_eq!((refused.rule, refused.retry_after), (MONTH, Duration::from_secs(3600)));
+        let next = at(datetime!(2027-01-01 00:00 UTC));
+        account.room(all, next).unwrap();
+        // What is said later of yesterday's requests does not make today's budget larger, or smaller.
+        account.correct(&mut taken, tokens(0, 0));
+        assert!(account.standings(next).all(|standing| standing.left == standing.rule.most));
+    }
+
+    #[test]
+    fn what_was_spent_outlives_a_restart_and_a_wrong_clock() {
+        let now = at(datetime!(2026-11-27 12:00 UTC));
+        let mut account = Account::new(&[DAY, MONTH], &[], now);
+        account.take(Amount { cost: 7, ..tokens(90, 0) }, &mut Taken::default(), now);
+        let kept: Vec<Spent> = account.spent().collect();
+        let left =
+            |account: &mut Account, now| account.standings(now).map(|standing| standing.left).collect::<Vec<_>>();
+        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, now), now), [10, 993]);
+        let before = at(datetime!(2026-11-26 12:00 UTC));
+        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, before), before), [10, 993]);
+        let later = at(datetime!(2026-11-28 12:00 UTC));
+        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, later), later), [100, 993]);
+    }
+
+    #[test]
+    fn what_was_taken_is_corrected_once() {
+        let now = at(datetime!(2026-11-27 12:00 UTC));
+        let mut account = Account::new(&[DAY], &[], now);
+        let mut taken = Taken::default();
+        account.take(tokens(10, 50), &mut taken, now);
+        account.take(tokens(0, 20), &mut taken, now);
+        assert_eq!(account.room(tokens(0, 21), now).unwrap_err().rule, DAY);
+        for _ in 0..2 {
+            account.correct(&mut taken, tokens(10, 30));
+            assert!(account.room(tokens(60, 0), now).is_ok() && account.room(tokens(61, 0), now).is_err());
+        }
+        assert!(!account.is_fresh(now));
+        account.correct(&mut taken, Amount::default());
+        assert!(account.is_fresh(now));
+    }
+
+    proptest! {
+        /// Whatever is asked for and used, of what has a bound, no rule is overspent.
+        #[test]
+        fn nobody_overspends(
+            requests in proptest::collection::vec((0u64..60, 0u64..60, 0u64..=100), 1..60),
+            limit in 1u64..300,
+        ) {
+            let now = at(datetime!(2026-11-27 12:00 UTC));
+            let rules = [Rule { most: limit, ..DAY }, Rule { measure: Measure::OutputTokens, ..DAY }];
+            let (mut account, mut under_way) = (Account::new(&rules, &[], now), Vec::new());
+            let (mut used_tokens, mut used_output) = (0, 0);
+            for (n, (input, output, share)) in requests.into_iter().enumerate() {
+                let wanted = tokens(input, output);
+                if account.room(wanted, now).is_ok() {
+                    let mut taken = Taken::default();
+                    account.take(wanted, &mut taken, now);
+                    under_way.push((taken, input, output * share / 100));
+                }
+                if n % 3 == 0 && let Some((mut taken, input, output)) = under_way.pop() {
+                    account.correct(&mut taken, tokens(input, output));
+                    used_tokens += input + output;
+                    used_output += output;
+                }
+            }
+            for (mut taken, input, output) in under_way {
+                account.correct(&mut taken, tokens(input, output));
+                used_tokens += input + output;
+                used_output += output;
+            }
+            prop_assert!(used_tokens <= limit && used_output <= DAY.most);
+            let left: Vec<u64> = account.standings(now).map(|standing| standing.left).collect();
+            prop_assert_eq!(left, vec![limit - used_tokens, DAY.most - used_output]);
+        }
+    }
+}

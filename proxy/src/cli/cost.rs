@@ -1,0 +1,333 @@
+//! What answers cost: as a model of a month, and as it was by the records.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use time::{Date, Month};
+
+use super::say;
+use crate::audit::file_name;
+use crate::classify::clearance::ENGINE;
+use crate::config::{self, Config, file::TargetKind};
+
+/// Longer lines are none of ours.
+const MAX_LINE: u64 = 1 << 20;
+/// Days in a month of the model.
+const DAYS: f64 = 30.0;
+
+/// What answers cost.
+#[derive(Debug, Subcommand)]
+pub(super) enum CostCommand {
+    /// What a month would cost, in each placement alone and mixed. Needs no configuration.
+    WhatIf(WhatIf),
+    /// What was paid in a month, by the records: for each placement, target and identity.
+    Report(Report),
+}
+
+/// The model: what requests cost by the thousand, and what a placement costs whether it is used or not.
+#[derive(Debug, Args)]
+pub(super) struct WhatIf {
+    /// Requests a day.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    requests: u64,
+    /// A thousand requests in the cloud.
+    #[arg(long, value_name = "MONEY", default_value_t = 0.02)]
+    cloud: f64,
+    /// A thousand requests at the edge.
+    #[arg(long, value_name = "MONEY", default_value_t = 0.008)]
+    edge: f64,
+    /// Nodes at the edge, a month.
+    #[arg(long, value_name = "MONEY", default_value_t = 50.0)]
+    edge_monthly: f64,
+    /// The hardware of a local engine, a month.
+    #[arg(long, value_name = "MONEY", default_value_t = 150.0)]
+    local_hardware: f64,
+    /// The operation of a local engine, a month.
+    #[arg(long, value_name = "MONEY", default_value_t = 100.0)]
+    local_operation: f64,
+    /// Shares of requests in the cloud, at the edge and on the machine, such as 70,20,10; only their ratio counts.
+    #[arg(long, value_name = "C,E,L", value_delimiter = ',', default_values_t = [70.0, 20.0, 10.0])]
+    mix: Vec<f64>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A month of records.
+#[derive(Debug, Args)]
+pub(super) struct Report {
+    /// The configuration.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The month, such as 2026-11; absent: this one, so far. Days are those of UTC.
+    #[arg(long, value_name = "YYYY-MM")]
+    month: Option<String>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: &CostCommand) -> anyhow::Result<()> {
+    match command {
+        CostCommand::WhatIf(model) => what_if(model),
+        CostCommand::Report(report) => self::report(report),
+    }
+}
+
+/// A month in one placement.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Monthly {
+    name: &'static str,
+    /// Whether it is used or not.
+    fixed: f64,
+    /// For the requests.
+    by_request: f64,
+}
+
+impl Monthly {
+    fn sum(self) -> f64 {
+        self.fixed + self.by_request
+    }
+}
+
+impl WhatIf {
+    /// Each placement alone.
+    fn alone(&self) -> [Monthly; 3] {
+        let thousands = self.requests as f64 * DAYS / 1e3;
+        [
+            Monthly { name: "cloud", fixed: 0.0, by_request: thousands * self.cloud },
+            Monthly { name: "edge", fixed: self.edge_monthly, by_request: thousands * self.edge },
+            Monthly { name: "local", fixed: self.local_hardware + self.local_operation, by_request: 0.0 },
+        ]
+    }
+
+    /// All of them, each with its share of the requests. One without a share is not there, and costs nothing.
+    fn mixed(&self) -> Option<f64> {
+        let all: f64 = self.mix.iter().sum();
+        let good = self.mix.len() == 3 && self.mix.iter().all(|share| share.is_finite() && *share >= 0.0) && all > 0.0;
+        let parts = self.alone().into_iter().zip(&self.mix).filter(|(_, share)| **share > 0.0);
+        good.then(|| parts.map(|(month, share)| month.fixed + month.by_request * share / all).sum())
+    }
+
+    /// From how many requests a day on it is cheaper to have the machine than to ask the cloud; `None`: never.
+    fn break_even(&self, fixed: f64, by_thousand: f64) -> Option<u64> {
+        let saved = self.cloud - by_thousand;
+        (saved > 0.0).then(|| (fixed / saved * 1e3 / DAYS).ceil() as u64)
+    }
+}
+
+fn what_if(model: &WhatIf) -> anyhow::Result<()> {
+    let amounts = [model.cloud, model.edge, model.edge_monthly, model.local_hardware, model.local_operation];
+    ensure!(amounts.iter().all(|amount| amount.is_finite() && *amount >= 0.0), "amounts of money are not below 0");
+    let mixed = model.mixed().context("`--mix` takes three shares that are not below 0, and not all 0: 70,20,10")?;
+    let alone = model.alone();
+    let fixed = model.local_hardware + model.local_operation;
+    let edge = model.break_even(model.edge_monthly, model.edge);
+    let local = model.break_even(fixed, 0.0);
+    if model.json {
+        let told = serde_json::json!({
+            "requests_per_day": model.requests, "days": DAYS, "alone": alone, "mix": model.mix, "mixed": mixed,
+            "cheaper_than_cloud_from": {"edge": edge, "local": local},
+        });
+        say(&told.to_string());
+        return Ok(());
+    }
+    say(&format!("{} requests a day, {DAYS} days", model.requests));
+    say(&format!("{:<22} {:>10} {:>12} {:>10}", "all of them", "fixed", "by request", "a month"));
+    for month in alone {
+        let Monthly { name, fixed, by_request } = month;
+        say(&format!("{name:<22} {fixed:>10.2} {by_request:>12.2} {:>10.2}", month.sum()));
+    }
+    let shares: Vec<String> = model.mix.iter().map(f64::to_string).collect();
+    say(&format!("{:<22} {:>34.2}", format!("mixed {}", shares.join(" : ")), mixed));
+    for (name, from) in [("edge", edge), ("local", local)] {
+        match from {
+            Some(from) => say(&format!("{name} alone is cheaper than the cloud from {from} requests a day on")),
+            None => say(&format!("{name} alone is never cheaper than the cloud")),
+        }
+    }
+    Ok(())
+}
+
+/// What is read of an outcome.
+#[derive(Debug, Deserialize)]
+struct Outcome {
+    kind: String,
+    #[serde(default)]
+    identity: Option<String>,
+    #[serde(default)]
+    target: Option<String>,
+    #[serde(default)]
+    cache: Option<String>,
+    #[serde(default)]
+    prompt_tokens: Option<u64>,
+    #[serde(default)]
+    completion_tokens: Option<u64>,
+    #[serde(default)]
+    cost: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct Sum {
+    requests: u64,
+    from_cache: u64,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    cost: f64,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: &Outcome) {
+        self.requests += 1;
+        self.from_cache += u64::from(outcome.cache.as_deref() == Some("exact"));
+        self.prompt_tokens += outcome.prompt_tokens.unwrap_or_default();
+        self.completion_tokens += outcome.completion_tokens.unwrap_or_default();
+        self.cost += outcome.cost.unwrap_or_default();
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Sums {
+    month: String,
+    placements: BTreeMap<String, Sum>,
+    targets: BTreeMap<String, Sum>,
+    identities: BTreeMap<String, Sum>,
+    total: Sum,
+    /// Lines that could not be read.
+    unreadable: u64,
+}
+
+fn report(report: &Report) -> anyhow::Result<()> {
+    let config = config::load(&report.config)?;
+    let first = month(report.month.as_deref())?;
+    let mut sums = Sums { month: format!("{}-{:02}", first.year(), u8::from(first.month())), ..Sums::default() };
+    let mut day = first;
+    while day.month() == first.month() {
+        sums.add_file(&config, &config.audit_dir.join(file_name(day)))?;
+        let Some(next) = day.next_day() else { break };
+        day = next;
+    }
+    if report.json {
+        say(&serde_json::to_string(&sums)?);
+    } else {
+        sums.tell();
+    }
+    Ok(())
+}
+
+/// Its first day.
+fn month(written: Option<&str>) -> anyhow::Result<Date> {
+    let Some(written) = written else { return Ok(time::OffsetDateTime::now_utc().date().replace_day(1)?) };
+    let date = written.split_once('-').and_then(|(year, month)| {
+        let month = Month::try_from(month.parse::<u8>().ok()?).ok()?;
+        Date::from_calendar_date(year.parse().ok()?, month, 1).ok()
+    });
+    date.with_context(|| format!("`--month {written}`: expected a month such as 2026-11"))
+}
+
+impl Sums {
+    fn add_file(&mut self, config: &Config, path: &Path) -> anyhow::Result<()> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => bail!("{}: {error}", path.display()),
+        };
+        let (mut lines, mut line) = (BufReader::new(file), Vec::new());
+        loop {
+            line.clear();
+            if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            match serde_json::from_slice::<Outcome>(&line) {
+                Ok(outcome) if outcome.kind == "outcome" => self.add(config, &outcome),
+                Ok(_) => {}
+                Err(_) => self.unreadable += 1,
+            }
+        }
+    }
+
+    fn add(&mut self, config: &Config, outcome: &Outcome) {
+        let target = outcome.target.as_deref().unwrap_or("none");
+        let placement = match config.targets.iter().find(|known| known.name == target).map(|known| known.kind) {
+            Some(TargetKind::Cloud) => "cloud",
+            Some(TargetKind::Edge) => "edge",
+            None if target == ENGINE => "local",
+            None => "none",
+        };
+        self.placements.entry(placement.to_owned()).or_default().add(outcome);
+        self.targets.entry(target.to_owned()).or_default().add(outcome);
+        let identity = outcome.identity.as_deref().unwrap_or("none");
+        self.identities.entry(identity.to_owned()).or_default().add(outcome);
+        self.total.add(outcome);
+    }
+
+    fn tell(&self) {
+        say(&format!("{}: what the records say; in the currency of the prices", self.month));
+        let groups = [("placement", &self.placements), ("target", &self.targets), ("identity", &self.identities)];
+        for (what, sums) in groups {
+            let width = sums.keys().map(String::len).chain([what.len(), 12]).max().unwrap_or(12);
+            say("");
+            say(&format!(
+                "{what:<width$} {:>10} {:>10} {:>14} {:>14} {:>12}",
+                "requests", "from cache", "prompt tokens", "answer tokens", "cost"
+            ));
+            for (name, sum) in sums.iter().map(|(name, sum)| (name.as_str(), sum)).chain([("all", &self.total)]) {
+                let Sum { requests, from_cache, prompt_tokens, completion_tokens, cost } = sum;
+                say(&format!(
+                    "{name:<width$} {requests:>10} {from_cache:>10} {prompt_tokens:>14} {completion_tokens:>14} {cost:>12.4}"
+                ));
+            }
+        }
+        if self.unreadable > 0 {
+            say(&format!("\n{} lines could not be read", self.unreadable));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        model: WhatIf,
+    }
+
+    fn model(arguments: &[&str]) -> WhatIf {
+        Only::parse_from(["x"].into_iter().chain(arguments.iter().copied())).model
+    }
+
+    #[test]
+    fn the_model_of_the_mission_is_the_default() {
+        let model = model(&[]);
+        assert_eq!(model.alone().map(|month| month.sum().round() as i64), [60, 74, 250]);
+        // 0.7 × 60 + 50 + 0.2 × 24 + 250
+        assert_eq!(model.mixed().map(|sum| (sum * 100.0).round()), Some(34_680.0));
+        assert_eq!(model.break_even(50.0, 0.008), Some(138_889));
+        assert_eq!((model.break_even(250.0, 0.0), model.break_even(1.0, 0.02)), (Some(416_667), None));
+    }
+
+    #[test]
+    fn who_has_no_share_costs_nothing() {
+        assert_eq!(model(&["--mix", "1,0,0"]).mixed().map(f64::round), Some(60.0));
+        for mix in ["0,0,0", "1,2", "1,-1,1", "1,NaN,1"] {
+            assert_eq!(model(&[&format!("--mix={mix}")]).mixed(), None, "{mix}");
+        }
+    }
+
+    #[test]
+    fn a_month_is_read_as_it_is_written_in_iso_8601() {
+        assert_eq!(month(Some("2026-02")).unwrap().to_string(), "2026-02-01");
+        for wrong in ["2026", "2026-13", "02-2026x", ""] {
+            assert!(month(Some(wrong)).is_err(), "{wrong}");
+        }
+    }
+}
