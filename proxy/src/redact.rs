@@ -1,16 +1,18 @@
 //! What policies find in the text is masked before anything leaves, and kept in a vault for the way back.
 //!
-//! Every JSON string of the request is looked at, keys as well: tool descriptions, names, schemas, unknown fields.
+//! Every JSON string of the request is looked at, keys as well: tool descriptions, names, schemas, unknown fields. So is every long
+//! number (of a card, of a telephone) but for parameters of the request itself, such as `seed`; a masked one becomes a string.
 
 pub mod beginning;
 pub mod restore;
 pub mod vault;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use postern_plugins::{CallContext, Joined, Span, TextSegment};
 use postern_wire::call::Call;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::classify::ClassifiedRequest;
 use crate::classify::Conversation;
@@ -60,6 +62,9 @@ const API_WORDS: [&str; 29] = [
 ];
 
 /// Fields beside messages that hold what a user wrote.
+/// Digits that a number has at least to say something about somebody.
+const LONG: usize = 7;
+
 const USERS: [&str; 3] = ["prompt", "suffix", "input"];
 
 /// A request whose text may leave, as far as masking goes. Made only by [`mask`].
@@ -135,15 +140,15 @@ impl MaskedRequest {
     }
 }
 
-/// One string of a request.
-#[derive(Debug, Clone, Copy)]
+/// One string, or number, of a request.
+#[derive(Debug, Clone)]
 pub struct Segment<'a> {
     /// Its number in the order of the walk.
     pub id: u32,
     /// The role of the message that it is in; empty elsewhere.
     pub role: &'a str,
     /// The text.
-    pub text: &'a str,
+    pub text: Cow<'a, str>,
 }
 
 /// Every string that could say something about somebody.
@@ -152,7 +157,7 @@ pub fn segments(body: &Map<String, Value>) -> Vec<Segment<'_>> {
     let mut found = Vec::new();
     let mut id = 0;
     walk(body, "", &mut |role, text| {
-        if !API_WORDS.contains(&text) {
+        if !API_WORDS.contains(&&*text) {
             found.push(Segment { id, role, text });
         }
         id += 1;
@@ -190,7 +195,7 @@ pub async fn mask(
     let body = classified.request().call.body();
     let segments: Vec<TextSegment> = segments(body)
         .into_iter()
-        .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.to_owned() })
+        .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.into_owned() })
         .collect();
     let found = policies.find(&gateway.config, classified.label(), context, &segments, heard).await?;
     let Joined { masked: spans, flagged } = joined(&found.finds);
@@ -229,24 +234,45 @@ fn placeholders_of(keys: &Keys, classified: &ClassifiedRequest) -> Conversation 
     }
 }
 
-/// Calls `visit` with the role in force and each string, keys before their values. [`rewrite`] goes the same way.
-fn walk<'a>(members: &'a Map<String, Value>, role: &'a str, visit: &mut impl FnMut(&'a str, &'a str)) {
-    let role = members.get("role").and_then(Value::as_str).unwrap_or(role);
-    for (key, value) in members {
-        visit(role, key);
+/// Calls `visit` with the role in force and each string and long number, keys before their values. [`rewrite`] goes the same way.
+fn walk<'a>(body: &'a Map<String, Value>, role: &'a str, visit: &mut impl FnMut(&'a str, Cow<'a, str>)) {
+    let role = body.get("role").and_then(Value::as_str).unwrap_or(role);
+    for (key, value) in body {
+        visit(role, key.into());
         // Of completions and vectors: what a user wrote, though nothing there says so.
         let role = if role.is_empty() && USERS.contains(&key.as_str()) { "user" } else { role };
-        walk_value(value, role, visit);
+        match value {
+            Value::Number(_) => {}
+            value => walk_value(value, role, visit),
+        }
     }
 }
 
-fn walk_value<'a>(value: &'a Value, role: &'a str, visit: &mut impl FnMut(&'a str, &'a str)) {
+fn walk_value<'a>(value: &'a Value, role: &'a str, visit: &mut impl FnMut(&'a str, Cow<'a, str>)) {
     match value {
-        Value::String(text) => visit(role, text),
+        Value::String(text) => visit(role, text.into()),
+        Value::Number(number) => {
+            if let Some(text) = long(number) {
+                visit(role, text.into());
+            }
+        }
         Value::Array(items) => items.iter().for_each(|item| walk_value(item, role, visit)),
-        Value::Object(members) => walk(members, role, visit),
-        _ => {}
+        Value::Object(members) => {
+            let role = members.get("role").and_then(Value::as_str).unwrap_or(role);
+            for (key, value) in members {
+                visit(role, key.into());
+                walk_value(value, role, visit);
+            }
+        }
+        Value::Null | Value::Bool(_) => {}
     }
+}
+
+/// The text of a number that could say something about somebody.
+fn long(number: &Number) -> Option<String> {
+    let is_short = number.as_u64().is_some_and(|number| number < 10_u64.pow(LONG as u32 - 1));
+    let text = (!is_short).then(|| number.to_string())?;
+    (text.bytes().filter(u8::is_ascii_digit).count() >= LONG).then_some(text)
 }
 
 /// A copy of `body` in which every span is a placeholder.
@@ -258,7 +284,7 @@ fn replaced(body: &Map<String, Value>, spans: &[Span], vault: &Vault, suffix: Su
         let (mine, others) = rest.split_at_checked(here).unwrap_or((rest, &[]));
         rest = others;
         id += 1;
-        if mine.is_empty() { text.to_owned() } else { mask_text(text, mine, vault, suffix) }
+        (!mine.is_empty()).then(|| mask_text(text, mine, vault, suffix))
     })
 }
 
@@ -276,22 +302,36 @@ fn mask_text(text: &str, spans: &[Span], vault: &Vault, suffix: Suffix) -> Strin
     out
 }
 
-fn rewrite(members: &Map<String, Value>, each: &mut impl FnMut(&str) -> String) -> Map<String, Value> {
+/// A copy of `body`; `each` says what is to stand in the place of a text, if anything else is.
+fn rewrite(body: &Map<String, Value>, each: &mut impl FnMut(&str) -> Option<String>) -> Map<String, Value> {
     let mut out = Map::new();
-    for (key, value) in members {
-        let key = each(key);
-        let value = rewrite_value(value, each);
+    for (key, value) in body {
+        let key = each(key).unwrap_or_else(|| key.clone());
+        let value = match value {
+            Value::Number(_) => value.clone(),
+            value => rewrite_value(value, each),
+        };
         out.insert(key, value);
     }
     out
 }
 
-fn rewrite_value(value: &Value, each: &mut impl FnMut(&str) -> String) -> Value {
+fn rewrite_value(value: &Value, each: &mut impl FnMut(&str) -> Option<String>) -> Value {
     match value {
-        Value::String(text) => Value::String(each(text)),
+        Value::String(text) => Value::String(each(text).unwrap_or_else(|| text.clone())),
+        Value::Number(number) => {
+            let masked = long(number).and_then(|text| each(&text));
+            masked.map_or_else(|| value.clone(), Value::String)
+        }
         Value::Array(items) => Value::Array(items.iter().map(|item| rewrite_value(item, each)).collect()),
-        Value::Object(members) => Value::Object(rewrite(members, each)),
-        other => other.clone(),
+        Value::Object(members) => {
+            let rewritten = members.iter().map(|(key, value)| {
+                let key = each(key).unwrap_or_else(|| key.clone());
+                (key, rewrite_value(value, each))
+            });
+            Value::Object(rewritten.collect())
+        }
+        Value::Null | Value::Bool(_) => value.clone(),
     }
 }
 
@@ -312,10 +352,12 @@ mod tests {
         let body = json!({
             "model": "m", "messages": [{"role": "user", "name": "Ann", "content": [{"type": "text", "text": "Hi"}]}],
             "tools": [{"function": {"description": "Call Bob", "parameters": {"properties": {"bob@x.org": {}}}}}],
-            "new_field": ["Carl"],
+            "new_field": ["Carl", 13_800_138_000_u64, 1234, true, {"card": 4_111_111_111_111_111_u64}, 1234567.5],
+            "seed": 13_800_138_000_u64, "temperature": 0.7,
         });
         let body = body.as_object().unwrap();
-        let texts: Vec<_> = segments(body).into_iter().map(|s| (s.role, s.text)).collect();
+        let segments = segments(body);
+        let texts: Vec<_> = segments.iter().map(|s| (s.role, &*s.text)).collect();
         let wanted = [
             ("", "m"),
             ("user", "Ann"),
@@ -324,6 +366,11 @@ mod tests {
             ("", "bob@x.org"),
             ("", "new_field"),
             ("", "Carl"),
+            ("", "13800138000"),
+            ("", "card"),
+            ("", "4111111111111111"),
+            ("", "1234567.5"),
+            ("", "seed"),
         ];
         assert_eq!(texts, wanted);
     }
@@ -351,5 +398,18 @@ mod tests {
         assert_eq!(masked["messages"][0]["content"], format!("to {first} and {second}, {first}"));
         assert_eq!(masked[&first], 1);
         assert!(!Value::Object(masked).to_string().contains('@'));
+    }
+
+    #[test]
+    fn a_number_is_masked_as_a_string_and_its_neighbours_stay_what_they_are() {
+        let body = json!({"messages": [{"content": [{"phone": 13_800_138_000_u64, "n": 7, "x": 12_345_678}]}], "seed": 13_800_138_000_u64});
+        let body = body.as_object().unwrap();
+        let id = segments(body).iter().find(|segment| segment.text == "13800138000").unwrap().id;
+        let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
+        vault.keep("phone", "13800138000");
+        let masked = replaced(body, &[Span { kind: "phone".into(), ..span(id, 0, 11) }], &vault, Suffix::Wire);
+        let placeholder = vault.placeholder("phone", "13800138000", Suffix::Wire);
+        let wanted = json!({"messages": [{"content": [{"phone": placeholder, "n": 7, "x": 12_345_678}]}], "seed": 13_800_138_000_u64});
+        assert_eq!(Value::Object(masked), wanted);
     }
 }

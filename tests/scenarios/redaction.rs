@@ -147,3 +147,39 @@ async fn a_placeholder_of_an_old_message_never_becomes_somebody_else() -> Result
     assert!(reply.answer().ends_with(&format!("Now bob@example.net only, not {}", first[0])), "{}", reply.answer());
     Ok(())
 }
+
+#[tokio::test]
+async fn a_long_number_is_looked_at_as_well_and_parameters_are_not() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let mut body = chat_body("Who is it?");
+    body["seed"] = json!(13_800_138_000_u64);
+    body["messages"][0]["about"] = json!({"phone": 13_800_138_000_u64, "card": [4_111_111_111_111_111_u64], "rank": 12});
+    let reply = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let stats = serde_json::to_value(cloud.stats().await?)?;
+    let seen = &stats["bodies"][0];
+    let about = &seen["messages"][0]["about"];
+    assert!(about["phone"].as_str().is_some_and(|text| text.starts_with("[PHONE_")), "{seen}");
+    assert!(about["card"][0].as_str().is_some_and(|text| text.starts_with("[BANKCARD_")), "{seen}");
+    assert_eq!((&about["rank"], &seen["seed"]), (&json!(12), &json!(13_800_138_000_u64)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_placeholder_is_known_however_the_model_writes_it() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-conversation", "one");
+    client.chat("Write to ann@example.org").await?;
+    let placeholder = placeholders(&sent(&cloud).await?, "EMAIL").remove(0);
+    let spaced = placeholder.replace('_', " ");
+    let answer = format!("{} or {spaced} or 【{}】.", placeholder.to_lowercase(), placeholder.trim_matches(['[', ']']));
+    for chunk_chars in [1, 5, 1000] {
+        cloud.switch(json!({"answer": answer, "chunk_chars": chunk_chars})).await?;
+        let mut stream = client.stream(&chat_body(&format!("Write to ann@example.org, {chunk_chars}"))).await?;
+        let said = text(&stream.rest().await?);
+        assert_eq!(said, "ann@example.org or ann@example.org or ann@example.org.");
+    }
+    Ok(())
+}

@@ -45,7 +45,8 @@ impl Scanner {
         if self.rules.are_none() {
             return Found::new();
         }
-        self.labels_of(segments(body).into_iter().map(|segment| segment.text).collect()).await
+        let segments = segments(body);
+        self.labels_of(segments.iter().map(|segment| &*segment.text).collect()).await
     }
 
     pub(super) async fn labels_of(&self, texts: Vec<&str>) -> Found {
