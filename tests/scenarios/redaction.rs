@@ -154,7 +154,8 @@ async fn a_long_number_is_looked_at_as_well_and_parameters_are_not() -> Result<(
     let postern = Postern::start(&config(&cloud)).await?;
     let mut body = chat_body("Who is it?");
     body["seed"] = json!(13_800_138_000_u64);
-    body["messages"][0]["about"] = json!({"phone": 13_800_138_000_u64, "card": [4_111_111_111_111_111_u64], "rank": 12});
+    body["messages"][0]["about"] =
+        json!({"phone": 13_800_138_000_u64, "card": [4_111_111_111_111_111_u64], "rank": 12});
     let reply = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let stats = serde_json::to_value(cloud.stats().await?)?;
