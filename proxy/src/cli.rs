@@ -1,5 +1,6 @@
 //! Arguments → command → exit code.
 
+mod cache;
 mod certs;
 mod check;
 mod engine;
@@ -60,6 +61,9 @@ enum Command {
     /// Language models on this machine.
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Fill the cache of a running gateway.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// A guided run of the real thing in a scratch folder.
     Demo(demo::DemoArguments),
 }
@@ -116,6 +120,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Certs(command) => certs::run(command),
         Command::Plugin(command) => plugin::run(command),
         Command::Model(command) => model::run(command),
+        Command::Cache(command) => cache::run(command),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }
@@ -124,6 +129,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 pub(crate) fn say(line: &str) {
     // Nobody may be reading any more, which is no reason to fail.
     let _unread = writeln!(std::io::stdout(), "{line}");
+}
+
+/// A note for the person at the terminal.
+#[expect(clippy::print_stderr, reason = "standard output has what was asked for")]
+fn warn(line: &str) {
+    eprintln!("postern: {line}");
 }
 
 #[expect(clippy::print_stderr, reason = "the one message of a command that failed")]

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use crate::admission::Admission;
 use crate::audit::{AuditLog, Flushed};
 use crate::cache::MemoryCache;
+use crate::cache::flight::Flights;
 use crate::classify::Classifier;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
@@ -41,6 +42,8 @@ pub struct Gateway {
     pub shadows: Places,
     /// Answers given before.
     pub cache: Option<Arc<MemoryCache>>,
+    /// Answers that are under way.
+    pub flights: Arc<Flights>,
     /// For answers of which only a few should be in memory.
     pub large: Arc<Semaphore>,
     /// Who answers.
@@ -80,6 +83,7 @@ impl Gateway {
             live: Arc::new(live),
             shadows: Places::default(),
             cache: config.cache.map(|cache| Arc::new(MemoryCache::new(cache))),
+            flights: Arc::default(),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,
             audit,
