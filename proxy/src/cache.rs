@@ -3,10 +3,11 @@
 //! The cache holds masked text with placeholders of its own (see [`Suffix::Cache`](crate::redact::vault::Suffix)); a hit
 //! is mapped onto the vault of the request that is being answered, so a value never comes out of it.
 
+pub mod flight;
 mod key;
 mod memory;
 
-pub use key::{CacheKey, key};
+pub use key::{CacheKey, flight_key, key};
 pub use memory::MemoryCache;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub struct Entry {
     /// Who made it.
     pub target: Arc<str>,
     /// The response, or the events of the stream; masked.
-    pub events: Arc<Vec<Value>>,
+    pub events: Arc<[Arc<Value>]>,
     /// Bytes, about.
     pub bytes: usize,
     /// Tokens, as the target counted them.

@@ -1,5 +1,6 @@
 //! Arguments → command → exit code.
 
+mod cache;
 mod certs;
 mod check;
 mod cost;
@@ -64,6 +65,9 @@ enum Command {
     /// What answers cost: a model of a month, and what was paid by the records.
     #[command(subcommand)]
     Cost(cost::CostCommand),
+    /// Fill the cache of a running gateway.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// A guided run of the real thing in a scratch folder.
     Demo(demo::DemoArguments),
 }
@@ -124,6 +128,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             cost::run(&command)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Cache(command) => cache::run(command),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }
@@ -132,6 +137,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 pub(crate) fn say(line: &str) {
     // Nobody may be reading any more, which is no reason to fail.
     let _unread = writeln!(std::io::stdout(), "{line}");
+}
+
+/// A note for the person at the terminal.
+#[expect(clippy::print_stderr, reason = "standard output has what was asked for")]
+fn warn(line: &str) {
+    eprintln!("postern: {line}");
 }
 
 #[expect(clippy::print_stderr, reason = "the one message of a command that failed")]

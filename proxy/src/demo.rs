@@ -1,7 +1,7 @@
 //! `postern demo`: the real thing in a scratch folder. A busy cloud in a process of its own, an engine, a gateway, real
 //! certificates, real requests through the TLS port; and a check of every claim, so that the exit code means something.
 
-mod client;
+pub(crate) mod client;
 mod scenes;
 mod stage;
 

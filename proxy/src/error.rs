@@ -224,6 +224,36 @@ impl Error {
         self.class().1
     }
 
+    /// Is it what the request asks for that is at fault, whoever sends it and whenever?
+    #[must_use]
+    pub fn is_of_the_request(&self) -> bool {
+        match self {
+            Self::ContextLength | Self::UpstreamRejected | Self::AnswerTooLarge | Self::ModelUnknown => true,
+            Self::EngineRefused(refusal) => refusal.is_final(),
+            _ => false,
+        }
+    }
+
+    /// The same for somebody else who waits for the same answer, if it says something about whom was asked for it.
+    #[must_use]
+    pub fn repeated(&self) -> Option<Self> {
+        Some(match self {
+            Self::ContextLength => Self::ContextLength,
+            Self::UpstreamRejected => Self::UpstreamRejected,
+            Self::AnswerTooLarge => Self::AnswerTooLarge,
+            Self::ModelUnknown => Self::ModelUnknown,
+            Self::EngineStarting => Self::EngineStarting,
+            Self::EngineRefused(refusal) => Self::EngineRefused(refusal.clone()),
+            Self::UpstreamUnavailable { tried, retry_after } => {
+                Self::UpstreamUnavailable { tried: *tried, retry_after: *retry_after }
+            }
+            Self::UpstreamRefusesUs => Self::UpstreamRefusesUs,
+            Self::TargetsBusy { retry_after } => Self::TargetsBusy { retry_after: *retry_after },
+            Self::DeadlineExceeded(bound) => Self::DeadlineExceeded(*bound),
+            _ => return None,
+        })
+    }
+
     /// The one place where errors become HTTP.
     #[must_use]
     pub fn reply(&self) -> Reply {

@@ -11,6 +11,7 @@ use crate::admission::Admission;
 use crate::admission::kept::Kept;
 use crate::audit::{AuditLog, Flushed};
 use crate::cache::MemoryCache;
+use crate::cache::flight::Flights;
 use crate::classify::Classifier;
 use crate::config::Config;
 use crate::cost::Prices;
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub shadows: Places,
     /// Answers given before.
     pub cache: Option<Arc<MemoryCache>>,
+    /// Answers that are under way.
+    pub flights: Arc<Flights>,
     /// For answers of which only a few should be in memory.
     pub large: Arc<Semaphore>,
     /// Who answers.
@@ -92,6 +95,7 @@ impl Gateway {
             live: Arc::new(live),
             shadows: Places::default(),
             cache: config.cache.map(|cache| Arc::new(MemoryCache::new(cache))),
+            flights: Arc::default(),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,
             audit,

@@ -7,8 +7,11 @@
 //! Each step takes the type that the step before made, so none can be left out or turned round:
 //! `SealedRequest → OpenedRequest → ParsedRequest → ClassifiedRequest → MaskedRequest → PlannedRequest`.
 
+mod answering;
+mod way;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::Request;
@@ -17,6 +20,7 @@ use hyper::body::Incoming;
 use postern_plugins::{CallContext, Header};
 use postern_wire::call::{Call, Endpoint};
 use postern_wire::vectors::Wanted;
+use serde_json::Value;
 
 use crate::audit::{Intent, Place, RecordId};
 use crate::cache;
@@ -34,14 +38,16 @@ use crate::facts;
 use crate::gateway::Gateway;
 use crate::open::SealedRequest;
 use crate::redact::{self, MaskedRequest};
-use crate::request::{ParsedRequest, Peer, read_body};
-use crate::response::{self, Body, Fill, GoingOn, Head};
+use crate::request::{CacheUse, ParsedRequest, Peer, read_body};
+use crate::response::{self, Body, Fill, GoingOn, Head, Others};
 use crate::route::answers::merged_plans;
 use crate::route::heard::{Fate, Heard};
 use crate::route::scene::Scene;
 use crate::route::shadow::Watching;
 use crate::route::{Policies, Votes};
 use crate::upstream::standing::Claim;
+use answering::{Answering, Known, Responded};
+use way::{Found, Shared, Way, follow};
 
 /// How soon it is looked again whether headers can go out.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -66,12 +72,13 @@ pub async fn call(
         rates.add_to(response.headers_mut());
         named(response, record, label)
     };
-    let head = Arc::new(OnceLock::new());
+    let known = Arc::new(Known::default());
     let timeouts = gateway.config.timeouts;
-    let mut answering = Box::pin(respond(gateway.clone(), (peer, endpoint), request, exchange, head.clone()));
+    let responding = respond(gateway.clone(), (peer, endpoint), request, exchange, known.clone());
+    let mut answering = Answering { responding: Some(Box::pin(responding)), known: known.clone() };
     let mut patience = timeouts.headers;
     loop {
-        match (tokio::time::timeout(patience, &mut answering).await, head.get()) {
+        match (tokio::time::timeout(patience, &mut answering).await, known.head.get()) {
             (Ok((Ok(response), label)), _) => return named(response, &label),
             (Ok((Err(error), label)), _) => return named(response::error(&error), &label),
             (Err(_), Some(head)) => {
@@ -90,22 +97,22 @@ async fn respond(
     (peer, endpoint): (Peer, Endpoint),
     request: Request<Incoming>,
     mut exchange: Exchange,
-    head: Arc<OnceLock<Head>>,
-) -> (Result<Response<Body>, Error>, String) {
+    known: Arc<Known>,
+) -> Responded {
     let mut label = peer.floor;
     let (labels, total) = (&gateway.config.labels, gateway.config.timeouts.total);
     let deadline = exchange.started + total;
-    let answering = answer(&gateway, (peer, endpoint), request, &mut exchange, &mut label, &head);
+    let answering = answer(&gateway, (peer, endpoint), request, &mut exchange, &mut label, &known);
     let answered = tokio::time::timeout_at(deadline.into(), answering).await;
     exchange.stays &= !gateway.config.is_cleared(label);
     let label = labels.name(label).to_owned();
     match answered.unwrap_or(Err(Error::DeadlineExceeded(total))) {
-        Ok(Ready { request, source, fill, going_on }) => {
-            (Ok(response::answer(&gateway, source, request, exchange, fill, going_on, deadline)), label)
+        Ok(Ready { request, source, others, going_on }) => {
+            (Ok(response::answer(&gateway, source, request, exchange, others, going_on, deadline)), label)
         }
         Err(error) => {
             exchange.outcome.label = Some(label.clone());
-            match head.get().is_some_and(|head| head.sent.load(Ordering::Relaxed)) {
+            match known.head.get().is_some_and(|head| head.sent.load(Ordering::Relaxed)) {
                 true => exchange.broken(&error),
                 false => exchange.refused(&error),
             }
@@ -135,7 +142,7 @@ fn open(gateway: &Gateway, record: RecordId, started: Instant, place: Place, ses
 struct Ready {
     request: PlannedRequest,
     source: response::Source,
-    fill: Option<Fill>,
+    others: Others,
     going_on: GoingOn,
 }
 
@@ -146,7 +153,7 @@ async fn answer(
     request: Request<Incoming>,
     exchange: &mut Exchange,
     label: &mut Label,
-    head: &OnceLock<Head>,
+    known: &Known,
 ) -> Result<Ready, Error> {
     let (config, keys) = (&gateway.config, &gateway.keys);
     // The same policies from here to the end, whatever is loaded meanwhile.
@@ -179,33 +186,47 @@ async fn answer(
     let Consulted { masked, mut scene, watching } = consulted?;
 
     let planned = plan(gateway, &scene, masked);
-    let (hit, fill) = match &planned {
+    let way = match &planned {
         Ok(planned) => look_up(gateway, planned, &mut scene, exchange).await,
-        Err(_) => (None, None),
+        Err(_) => Way::Ask(Others::default()),
     };
     remember(gateway, scene, watching);
     let planned = planned?;
     exchange.placement = planned.plan().placement.as_str();
 
-    if let Some(admitted) = exchange.admitted.as_mut().filter(|_| hit.is_none()) {
-        admitted.reserve_cost(gateway.prices.dearest(planned.plan().targets.iter().map(Destination::name)))?;
-    }
-    let leaves = hit.is_none() && planned.plan().form == Form::Masked;
+    // Who follows may come to ask for itself.
+    let leaves = !matches!(way, Way::Hit(_)) && planned.plan().form == Form::Masked;
     record_intent(gateway, exchange, &planned, request_hash, leaves).await?;
     // The intent has them.
     exchange.outcome.policies.clear();
-    if let Some(entry) = hit {
-        exchange.outcome.cache = Some("exact");
-        exchange.outcome.target = Some(entry.target.to_string());
-        (exchange.outcome.prompt_tokens, exchange.outcome.completion_tokens) = entry.tokens;
-        return Ok(Ready { request: planned, source: response::Source::Cached(entry), fill: None, going_on });
-    }
-    exchange.outcome.cache = Some(if fill.is_some() { "miss" } else { "bypass" });
+    exchange.outcome.cache = Some(way.word());
 
-    if planned.masked().classified().request().call.stream() {
+    if planned.masked().classified().request().call.stream() && !matches!(way, Way::Hit(_)) {
         let (placement, reason) = (planned.plan().placement.as_str(), planned.plan().reason.as_str());
-        let (label, cache) = (config.labels.name(*label).to_owned(), exchange.outcome.cache.unwrap_or("bypass"));
-        let _only_once = head.set(Head { sent: AtomicBool::new(false), label, placement, reason, cache });
+        let (label, cache) = (config.labels.name(*label).to_owned(), way.word());
+        let _only_once = known.head.set(Head { sent: AtomicBool::new(false), label, placement, reason, cache });
+    }
+    let found = follow(gateway, way, planned.masked().classified().request().call.stream()).await?;
+    exchange.outcome.cache = Some(found.word());
+    if gateway.cache.is_some() && config.is_cleared(*label) {
+        gateway.metrics.cache_used(&planned.masked().classified().request().peer.id, found.word());
+    }
+    let others = match found {
+        Found::Ask(others) => others,
+        Found::Hit(entry) => {
+            exchange.outcome.target = Some(entry.target.to_string());
+            (exchange.outcome.prompt_tokens, exchange.outcome.completion_tokens) = entry.tokens;
+            let source = response::Source::Cached(entry);
+            return Ok(Ready { request: planned, source, others: Others::default(), going_on });
+        }
+        Found::Shared(target, source) => {
+            exchange.outcome.target = Some(target.to_string());
+            return Ok(Ready { request: planned, source, others: Others::default(), going_on });
+        }
+    };
+
+    if let Some(admitted) = &mut exchange.admitted {
+        admitted.reserve_cost(gateway.prices.dearest(planned.plan().targets.iter().map(Destination::name)))?;
     }
     if let Call::Embeddings(vectors) = &planned.masked().classified().request().call
         && Wanted::from(vectors).is_large()
@@ -213,12 +234,22 @@ async fn answer(
         // The semaphore is never closed; the wait ends with the request's time.
         exchange.large = gateway.large.clone().acquire_owned().await.ok();
     }
-    let answer = gateway.dispatcher.dispatch(&planned, &mut going_on.past, &mut exchange.outcome.attempts).await?;
+    if let Some(leading) = &others.leading {
+        let _only_once = known.flight.set(leading.flight().clone());
+    }
+    let attempts = &mut exchange.outcome.attempts;
+    let answer = match gateway.dispatcher.dispatch(&planned, &mut going_on.past, attempts).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            others.leading.into_iter().for_each(|leading| leading.failed(&error));
+            return Err(error);
+        }
+    };
     // An answer of a stand-in is not what the next request should get from the cache.
     let is_first_choice = planned.plan().targets.first().is_some_and(|first| first.name() == answer.target);
     exchange.outcome.target = Some(answer.target);
-    let fill = fill.filter(|_| is_first_choice);
-    Ok(Ready { request: planned, source: response::Source::Live(answer.reply), fill, going_on })
+    let others = Others { fill: others.fill.filter(|_| is_first_choice), ..others };
+    Ok(Ready { request: planned, source: response::Source::Live(answer.reply), others, going_on })
 }
 
 /// A request whose label is final.
@@ -320,14 +351,10 @@ fn plan(gateway: &Gateway, scene: &Scene, masked: MaskedRequest) -> Result<Plann
     })
 }
 
-/// What the cache has, else where an answer is to be kept.
-async fn look_up(
-    gateway: &Gateway,
-    planned: &PlannedRequest,
-    scene: &mut Scene,
-    exchange: &mut Exchange,
-) -> (Option<cache::Entry>, Option<Fill>) {
-    let Some(store) = &gateway.cache else { return (None, None) };
+/// What the cache has, or somebody is waiting for; else where an answer is to be kept.
+async fn look_up(gateway: &Gateway, planned: &PlannedRequest, scene: &mut Scene, exchange: &mut Exchange) -> Way {
+    let alone = Way::Ask(Others::default());
+    let Some(store) = &gateway.cache else { return alone };
     let config = &gateway.config;
     let label = config.labels.name(scene.final_label);
     let context = CallContext { tenant: &scene.request.tenant, label, seed: scene.record.seed(), time_ms: None };
@@ -336,29 +363,26 @@ async fn look_up(
     heard.settle(if config.is_cleared(scene.final_label) { Fate::Commit(label) } else { Fate::Drop });
     exchange.outcome.policies.extend(heard.into_said());
     let choice = merged_plans(&plans.answers);
-    let used = |how| {
-        if config.is_cleared(scene.final_label) {
-            gateway.metrics.cache_used(how);
-        }
-    };
     scene.answers.extend(plans.recorded);
     scene.plans = Some(plans.answers);
+    let request = planned.masked().classified().request();
     // A plain form has no placeholders that could be mapped onto another request.
-    if !choice.exact || (planned.plan().form == Form::Plain && !planned.masked().vault().is_empty()) {
-        used("bypass");
-        return (None, None);
+    let is_bound = planned.plan().form == Form::Plain && !planned.masked().vault().is_empty();
+    if !choice.exact || is_bound || request.marks.cache == CacheUse::None {
+        return alone;
     }
     let key = cache::key(&gateway.keys, &config.labels, planned, &choice.key_parts);
-    match store.get(&key) {
-        Some(entry) => {
-            used("hit");
-            (Some(entry), None)
-        }
-        None => {
-            used("miss");
-            (None, Some(Fill { cache: store.clone(), key, ttl: choice.ttl }))
-        }
+    let fill = Fill { cache: store.clone(), key, ttl: choice.ttl };
+    // Of large answers only a few should be in memory; log probabilities are not shared, so nobody should wait for them.
+    let is_large = matches!(&request.call, Call::Embeddings(vectors) if Wanted::from(vectors).is_large());
+    let logprobs = request.call.body().get("logprobs");
+    let is_own = is_large || logprobs.is_some_and(|asked| !matches!(asked, Value::Null | Value::Bool(false)));
+    if request.marks.cache == CacheUse::Fresh || is_own {
+        let hit = store.get(&key).filter(|_| request.marks.cache == CacheUse::Any);
+        return hit.map_or(Way::Ask(Others { fill: Some(fill), leading: None }), Way::Hit);
     }
+    let flight = cache::flight_key(&gateway.keys, planned, &key);
+    Shared { fill, flight, deadline: exchange.started + config.timeouts.total }.seek(gateway)
 }
 
 /// Keeps what later versions of policies are tried on, and asks the shadows.

@@ -80,6 +80,14 @@ pub struct MaskedRequest {
 }
 
 impl MaskedRequest {
+    /// One in which nothing is found.
+    #[cfg(test)]
+    pub(crate) fn plain(keys: &Keys, classified: ClassifiedRequest) -> Self {
+        let vault = Vault::new(keys, &classified.request().peer.tenant, classified.conversation());
+        let (counts, flagged) = Default::default();
+        Self { classified, masked: None, spans: Vec::new(), vault, counts, flagged, complete: true }
+    }
+
     /// What was classified.
     #[must_use]
     pub fn classified(&self) -> &ClassifiedRequest {

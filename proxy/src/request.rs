@@ -81,8 +81,22 @@ pub struct Marks {
     pub placement: Option<Placement>,
     /// The conversation that this belongs to.
     pub conversation: Option<String>,
+    /// How the cache may be used.
+    pub cache: CacheUse,
     /// Work in bulk, for which nobody waits: at the engine it goes behind what people wait for.
     pub bulk: bool,
+}
+
+/// What `Cache-Control` of a request says (RFC 9111, section 5.2.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CacheUse {
+    /// As the policies say.
+    #[default]
+    Any,
+    /// `no-cache`: nothing that was there before is the answer; the answer may be kept.
+    Fresh,
+    /// `no-store`: no use at all.
+    None,
 }
 
 /// A request that is well-formed. Nothing is known yet of what it may reveal.
@@ -181,7 +195,19 @@ fn marks(config: &Config, headers: &HeaderMap) -> Result<Marks, Error> {
             return Err(Error::Header { name: "Postern-Priority", expected });
         }
     };
-    Ok(Marks { label, placement, conversation, bulk })
+    Ok(Marks { label, placement, conversation, cache: cache_use(headers), bulk })
+}
+
+/// The strictest of what is said. Directives that we do not know are passed over, as the RFC wants it.
+fn cache_use(headers: &HeaderMap) -> CacheUse {
+    let lines = headers.get_all(http::header::CACHE_CONTROL).iter().filter_map(|line| line.to_str().ok());
+    let each =
+        lines.flat_map(|line| line.split(',')).map(|directive| match directive.trim().to_ascii_lowercase().as_str() {
+            "no-store" => CacheUse::None,
+            "no-cache" | "max-age=0" => CacheUse::Fresh,
+            _ => CacheUse::Any,
+        });
+    each.max().unwrap_or_default()
 }
 
 /// The value of a header that may stand once. Sent twice, it could say two things.
@@ -242,5 +268,23 @@ engine: {model: smollm2-135m-instruct, models: [chat]}
         assert!(read(&[("postern-lable", "classified")]).is_err());
         assert!(read(&[("postern-placement", "moon")]).is_err());
         assert!(read(&[("postern-conversation", "")]).is_err());
+    }
+
+    #[test]
+    fn the_strictest_word_on_the_cache_counts() {
+        let config = config();
+        let read = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("cache-control", line.parse().unwrap());
+            }
+            marks(&config, &headers).unwrap().cache
+        };
+        assert_eq!(read(&[]), CacheUse::Any);
+        assert_eq!(read(&["max-age=60, only-if-cached"]), CacheUse::Any);
+        assert_eq!(read(&["max-age=0"]), CacheUse::Fresh);
+        assert_eq!(read(&["max-age=60,No-Cache"]), CacheUse::Fresh);
+        assert_eq!(read(&["no-store", "no-cache"]), CacheUse::None);
+        assert_eq!(read(&["no-cache, no-store"]), CacheUse::None);
     }
 }

@@ -6,12 +6,13 @@ mod event;
 mod gate;
 mod keep;
 mod late;
+mod lead;
 mod outlet;
 mod shape;
 
-use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use postern_wire::call::estimated_tokens_shown;
 use postern_wire::sse;
 use serde_json::Value;
 
+use crate::cache::flight::{Flight, Follower, Leading, Lost};
 use crate::cache::{CacheKey, Entry, MemoryCache};
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
@@ -55,6 +57,27 @@ pub enum Source {
     Live(Reply),
     /// From the cache.
     Cached(Entry),
+    /// From a target that somebody else asked, as it comes.
+    Shared(Follower),
+    /// From a target that somebody else asked.
+    SharedWhole(Arc<Value>),
+}
+
+/// Who else gets an answer.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// Those who ask for the same later.
+    pub fill: Option<Fill>,
+    /// Those who ask for it now.
+    pub leading: Option<Leading>,
+}
+
+impl Others {
+    /// How the cache was used, in one word.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        if self.fill.is_some() { "miss" } else { "bypass" }
+    }
 }
 
 /// Keeps an answer when it is complete.
@@ -103,26 +126,37 @@ pub fn answer(
     source: Source,
     request: PlannedRequest,
     mut exchange: Exchange,
-    fill: Option<Fill>,
+    others: Others,
     going_on: GoingOn,
     deadline: Instant,
 ) -> Response<Body> {
     exchange.first_token();
     let (from, stream) = match &source {
         Source::Cached(_) => (Suffix::Cache, request.masked().classified().request().call.stream()),
+        Source::Shared(_) => (Suffix::Cache, true),
+        Source::SharedWhole(_) => (Suffix::Cache, false),
         Source::Live(Reply::Stream(_)) => (Suffix::Wire, true),
         Source::Live(Reply::Whole(_)) => (Suffix::Wire, false),
     };
-    let keep = fill.map(|fill| Kept::new(fill, request.masked().classified().request().call.choices()));
+    let choices = request.masked().classified().request().call.choices();
+    if let (Some(leading), Some(target)) = (&others.leading, &exchange.outcome.target) {
+        leading.answers(target);
+    }
+    let keep = Kept::new(others.fill, others.leading, choices);
     let headers = headers(&request, &exchange, stream);
     let beginning = Beginning::new(&request.masked().classified().request().call);
     let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
-    let chain = Chain { gateway, restoration, beginning, request, exchange, keep, going_on, deadline };
+    let left = Arc::default();
+    let chain = Chain { gateway, restoration, beginning, request, exchange, keep, going_on, deadline, left };
     let body = match source {
         Source::Live(Reply::Whole(answer)) => whole(chain, answer),
         Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(Box::new(events))),
-        Source::Cached(entry) if stream => streamed(chain, Events::Cached(entry.events.iter().cloned().collect())),
-        Source::Cached(entry) => whole(chain, entry.events.first().cloned().unwrap_or_default()),
+        Source::Cached(entry) if stream => streamed(chain, Events::Cached { events: entry.events, next: 0 }),
+        Source::Cached(entry) => {
+            whole(chain, entry.events.first().map(|event| Value::clone(event)).unwrap_or_default())
+        }
+        Source::Shared(follower) => streamed(chain, Events::Shared(follower)),
+        Source::SharedWhole(answer) => whole(chain, Value::clone(&answer)),
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::OK;
@@ -166,21 +200,35 @@ struct Chain {
     keep: Option<Kept>,
     going_on: GoingOn,
     deadline: Instant,
+    /// Its own client gets no more; the answer goes on for others.
+    left: Arc<AtomicBool>,
 }
 
 enum Events {
     Live(Box<EventStream>),
-    Cached(VecDeque<Value>),
+    Cached { events: Arc<[Arc<Value>]>, next: usize },
+    Shared(Follower),
 }
 
 impl Events {
     async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
         match self {
             Self::Live(events) => events.next().await,
-            Self::Cached(events) => Ok(events.pop_front()),
+            Self::Cached { events, next } => {
+                let event = events.get(*next).map(|event| Value::clone(event));
+                *next += 1;
+                Ok(event)
+            }
+            Self::Shared(follower) => match follower.next().await {
+                Ok(event) => Ok(event.map(|event| Value::clone(&event))),
+                Err(Lost) => Err(AttemptError::Died),
+            },
         }
     }
 }
+
+/// When it is looked again whether a limit of the minute has room.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// A whole answer of so many bytes is handed over at once. It holds nothing else then.
 const SMALL: usize = 256 << 10;
@@ -214,7 +262,10 @@ async fn give_out(mut chain: Chain, bytes: Bytes, outlet: Outlet) {
 /// would never come; the task holds to it, and ends at once when the client goes away.
 fn streamed(chain: Chain, events: Events) -> Body {
     let (outlet, body) = Outlet::new();
-    tokio::spawn(pump(chain, events, outlet));
+    match chain.keep.as_ref().and_then(Kept::flight) {
+        Some(flight) => tokio::spawn(lead::lead(chain, events, outlet, flight)),
+        None => tokio::spawn(pump(chain, events, outlet)),
+    };
     body
 }
 
@@ -246,7 +297,13 @@ impl Chain {
     /// The next bytes, and whether more will come.
     async fn next(&mut self, events: &mut Events) -> (Bytes, bool) {
         loop {
-            let mut event = match tokio::time::timeout_at(self.deadline.into(), self.from(events)).await {
+            let overdue = overdue(self.deadline, self.keep.as_ref().and_then(Kept::flight));
+            let event = tokio::select! {
+                biased;
+                event = self.from(events) => Ok(event),
+                () = overdue => Err(()),
+            };
+            let mut event = match event {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return (self.end(), false),
                 // Its own words say what to ask for instead.
@@ -254,7 +311,7 @@ impl Chain {
                     return (self.break_off(&Error::EngineRefused(refusal)), false);
                 }
                 Ok(Err(_told)) => return (self.break_off(&Error::StreamBroken), false),
-                Err(_) => return (self.break_off(&self.overdue()), false),
+                Err(()) => return (self.break_off(&self.overdue()), false),
             };
             self.beginning.note(&event);
             if self.beginning.was_gone_on_with() {
@@ -278,6 +335,8 @@ impl Chain {
         loop {
             let error = match events.next().await {
                 Ok(event) => return Ok(event),
+                // Whoever asked for it has seen to that already, as far as anybody can.
+                Err(error) if matches!(events, Events::Shared(_)) => return Err(error),
                 Err(error) => error,
             };
             let record = self.exchange.record;
@@ -299,7 +358,7 @@ impl Chain {
             return None;
         };
         let text = text.to_owned();
-        // What came from two targets is no answer of either.
+        // What came from two targets is no answer of either; and it may be above what those who follow may read.
         self.keep = None;
         let broken = self.exchange.outcome.target.clone().unwrap_or_default();
         let asked = self.ask_others(&text, tokens, (&broken, error)).await;
@@ -321,17 +380,19 @@ impl Chain {
     }
 
     /// Counts what an event shows towards the limits of its client. Where a limit of the minute is reached, it waits for its turn; where
-    /// one of the day or the month is, the answer ends.
+    /// one of the day or the month is, the answer ends. For those who follow it does neither; what was used is counted at the end.
     async fn pay_for(&mut self, event: &Value) -> Result<(), Error> {
-        let is_new = self.exchange.outcome.cache != Some("exact");
-        let Some(admitted) = self.exchange.admitted.as_mut().filter(|admitted| is_new && admitted.is_limited()) else {
+        let flight = self.keep.as_ref().and_then(Kept::flight);
+        let Some(admitted) = self.exchange.admitted.as_mut().filter(|admitted| admitted.is_limited()) else {
             return Ok(());
         };
         let mut tokens = estimated_tokens_shown(event);
         loop {
             match admitted.count(std::mem::take(&mut tokens)) {
+                Err(_) if flight.as_ref().is_some_and(|flight| flight.is_followed()) => return Ok(()),
                 Err(Error::RateLimited { retry_after, .. }) if Instant::now() + retry_after < self.deadline => {
-                    tokio::time::sleep(retry_after).await;
+                    // Somebody may come to follow meanwhile.
+                    tokio::time::sleep(retry_after.min(LOOK_AGAIN)).await;
                 }
                 counted => return counted,
             }
@@ -344,7 +405,10 @@ impl Chain {
         let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| event.clone());
         self.restoration.chunk(masked.vault(), call.choices(), &mut event, kept.as_mut())?;
-        Kept::chunk(&mut self.keep, kept);
+        match self.keep.is_some() && self.restoration.saw_foreign() {
+            true => Kept::unfit(&mut self.keep),
+            false => Kept::chunk(&mut self.keep, kept),
+        }
         let only_usage = event.get("choices").and_then(Value::as_array).is_some_and(Vec::is_empty);
         if !call.include_usage() {
             if only_usage {
@@ -367,13 +431,18 @@ impl Chain {
         let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| answer.clone());
         self.restoration.message(masked.vault(), &mut answer, kept.as_mut());
-        Kept::whole(&mut self.keep, masked.vault(), kept);
+        match self.restoration.saw_foreign() {
+            true => Kept::unfit(&mut self.keep),
+            false => Kept::whole(&mut self.keep, masked.vault(), kept),
+        }
         shape::whole(call, answer)
     }
 
     fn end(&mut self) -> Bytes {
         let mut bytes = Vec::new();
         if let Some(rest) = self.restoration.rest() {
+            // Nobody else has this part of it.
+            Kept::unfit(&mut self.keep);
             bytes.extend_from_slice(&shape::chunk(&self.request.masked().classified().request().call, rest));
         }
         bytes.extend_from_slice(sse::DONE.as_bytes());
@@ -387,16 +456,37 @@ impl Chain {
 
     /// An event that says so, and no `[DONE]`: an answer that was cut must not look like one that is complete.
     fn break_off(&mut self, error: &Error) -> Bytes {
+        // Those who follow need not wait until this one has read it.
+        self.keep = None;
         self.exchange.outcome.restored = self.restoration.restored();
-        self.exchange.broken(error);
+        // Else it is known already what became of it.
+        if !self.left.load(Ordering::Relaxed) {
+            self.exchange.broken(error);
+        }
         sse::data(&error.reply().body.to_json())
     }
 
     fn finish(&mut self) {
         self.exchange.outcome.restored = self.restoration.restored();
-        if let Some(kept) = self.keep.take().filter(|_| !self.restoration.saw_foreign()) {
+        if let Some(kept) = self.keep.take() {
             kept.finish(&self.exchange.outcome);
         }
-        self.exchange.answered();
+        // Else dropping the books says that it went away.
+        if !self.left.load(Ordering::Relaxed) {
+            self.exchange.answered();
+        }
+    }
+}
+
+/// Comes when an answer has had its time: its own, or that of whoever follows it.
+async fn overdue(deadline: Instant, flight: Option<Arc<Flight>>) {
+    let mut until = deadline;
+    loop {
+        tokio::time::sleep_until(until.into()).await;
+        let latest = flight.as_ref().map_or(deadline, |flight| flight.until());
+        if latest <= until {
+            return;
+        }
+        until = latest;
     }
 }

@@ -31,7 +31,7 @@ pub struct Outcome {
     pub policies: Vec<Said>,
     /// Who answered; if it was gone on with, who did last.
     pub target: Option<String>,
-    /// `miss`, `exact` or `bypass`.
+    /// `miss`, `exact`, `shared` (with somebody who had asked for the same just before) or `bypass`.
     pub cache: Option<&'static str>,
     /// What was tried, in this order.
     pub attempts: Vec<Attempt>,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moka::Expiry;
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use super::{CacheKey, Entry};
@@ -29,6 +30,8 @@ impl MemoryCache {
     pub fn new(config: config::Cache) -> Self {
         let entries = Cache::builder()
             .max_capacity(config.memory)
+            // Not by how often as well: then what is new would not get in where the old was asked for often.
+            .eviction_policy(EvictionPolicy::lru())
             .weigher(|_, value: &(Entry, Duration)| u32::try_from(value.0.bytes + 256).unwrap_or(u32::MAX))
             .expire_after(PerEntry)
             .build();
@@ -57,7 +60,7 @@ mod tests {
     #[test]
     fn entries_end_with_their_life_and_the_bound_holds() {
         let cache = MemoryCache::new(config::Cache { memory: 10_000, ttl: Duration::from_secs(60) });
-        let entry = |bytes| Entry { target: "t".into(), events: Arc::default(), bytes, tokens: (None, None) };
+        let entry = |bytes| Entry { target: "t".into(), events: Arc::new([]), bytes, tokens: (None, None) };
         cache.put([1; 32], entry(10), Some(Duration::from_millis(20)));
         cache.put([2; 32], entry(10), Some(Duration::from_secs(600)));
         assert!(cache.get(&[1; 32]).is_some());

@@ -21,29 +21,31 @@ use crate::egress::dial;
 
 /// One answer.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) headers: HeaderMap,
-    pub(super) text: String,
-    pub(super) first_token: Duration,
-    pub(super) pieces: usize,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+    pub(crate) first_token: Duration,
+    pub(crate) pieces: usize,
+    /// A stream that came to its end, or a whole answer.
+    pub(crate) complete: bool,
 }
 
 impl Answer {
     /// A response header, empty if it is not there.
-    pub(super) fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
     }
 }
 
 /// Connects anew for each request, with one client certificate.
-pub(super) struct Client {
+pub(crate) struct Client {
     gateway: SocketAddr,
     tls: TlsConnector,
 }
 
 impl Client {
-    pub(super) fn new(gateway: SocketAddr, identity: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn new(gateway: SocketAddr, identity: &Path) -> anyhow::Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         for root in CertificateDer::pem_file_iter(identity.join("ca.pem"))? {
             roots.add(root?)?;
@@ -70,7 +72,17 @@ impl Client {
             "model": model, "stream": stream, "max_tokens": 24, "temperature": 0,
             "messages": [{"role": "user", "content": prompt}],
         });
-        let mut request = Request::post("/v1/chat/completions").body(Full::new(Bytes::from(body.to_string())))?;
+        self.post("/v1/chat/completions", body.to_string(), headers).await
+    }
+
+    /// Sends a request as it is.
+    pub(crate) async fn post(
+        &self,
+        path: &'static str,
+        body: String,
+        headers: &[(&'static str, &str)],
+    ) -> anyhow::Result<Answer> {
+        let mut request = Request::post(path).body(Full::new(Bytes::from(body)))?;
         request.headers_mut().insert("host", "localhost".parse()?);
         request.headers_mut().insert("content-type", "application/json".parse()?);
         for (name, value) in headers {
@@ -101,7 +113,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let streamed =
         head.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     let (mut decoder, mut events, mut raw) = (Decoder::new(1 << 20), Vec::new(), Vec::new());
-    let (mut text, mut pieces, mut first_token) = (String::new(), 0, Duration::ZERO);
+    let (mut text, mut pieces, mut first_token, mut done) = (String::new(), 0, Duration::ZERO, false);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         if first_token.is_zero() {
@@ -112,7 +124,11 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             continue;
         }
         decoder.push(&data, &mut events)?;
-        for event in events.drain(..).filter(|event| event.data != b"[DONE]") {
+        for event in events.drain(..) {
+            if event.data == b"[DONE]" {
+                done = true;
+                continue;
+            }
             let event: Value = serde_json::from_slice(&event.data)?;
             text.push_str(event.pointer("/choices/0/delta/content").and_then(Value::as_str).unwrap_or(""));
             pieces += 1;
@@ -125,5 +141,12 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             answer.as_ref().and_then(|answer| answer.pointer("/choices/0/message/content")).and_then(Value::as_str);
         text = content.map(str::to_owned).unwrap_or(whole);
     }
-    Ok(Answer { status: head.status.as_u16(), headers: head.headers, text, first_token, pieces })
+    Ok(Answer {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        text,
+        first_token,
+        pieces,
+        complete: done || !streamed,
+    })
 }

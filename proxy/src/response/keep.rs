@@ -1,4 +1,5 @@
-//! Which answers the cache keeps: complete ones, of the shape that was asked for, in which every placeholder is ours.
+//! What of an answer others may have: the cache, and those who follow it while it comes. The cache keeps complete answers, of the shape
+//! that was asked for, in which every placeholder is ours.
 //!
 //! An answer that is not kept costs one more request; one that should not have been is wrong for everybody who gets it.
 
@@ -9,6 +10,7 @@ use serde_json::Value;
 use super::Fill;
 use super::event::{bracketed, size};
 use crate::audit::Outcome;
+use crate::cache::flight::{Flight, Leading};
 use crate::cache::{Entry, MAX_ENTRY};
 use crate::redact::restore::Restorer;
 use crate::redact::vault::{Suffix, Vault};
@@ -17,71 +19,115 @@ use crate::upstream::openai;
 /// Ends of a choice after which nothing is missing. What a filter cut off is not among them.
 const COMPLETE: [&str; 4] = ["stop", "length", "tool_calls", "function_call"];
 
-/// An answer on its way into the cache.
+/// An answer on its way to others.
 #[derive(Debug)]
 pub(super) struct Kept {
-    fill: Fill,
-    events: Vec<Value>,
+    /// `None`: the cache does not keep it.
+    fill: Option<Fill>,
+    /// `None`: nobody follows it.
+    leading: Option<Leading>,
+    events: Vec<Arc<Value>>,
     bytes: usize,
     /// Of each choice: has it ended?
     ended: Vec<bool>,
 }
 
+/// Who may have a piece of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// Who asked for it, only.
+    Nobody,
+    /// Who asks for the same now.
+    Followers,
+    /// Who asks for the same later, as well.
+    Cache,
+}
+
 impl Kept {
-    pub(super) fn new(fill: Fill, choices: u64) -> Self {
+    /// `None` if nobody else gets it.
+    pub(super) fn new(fill: Option<Fill>, leading: Option<Leading>, choices: u64) -> Option<Self> {
         let choices = usize::try_from(choices).unwrap_or(usize::MAX);
-        Self { fill, events: Vec::new(), bytes: 0, ended: vec![false; choices] }
+        let anybody = fill.is_some() || leading.is_some();
+        anybody.then(|| Self { fill, leading, events: Vec::new(), bytes: 0, ended: vec![false; choices] })
     }
 
-    /// Adds one event of a stream whose texts are in the cache's form. One that is not fit to be kept ends it all.
+    /// What others follow.
+    pub(super) fn flight(&self) -> Option<Arc<Flight>> {
+        self.leading.as_ref().map(|leading| leading.flight().clone())
+    }
+
+    /// Adds one event of a stream whose texts are in the cache's form. One that is not fit for others ends it all.
     pub(super) fn chunk(kept: &mut Option<Self>, event: Option<Value>) {
         let (Some(all), Some(mut event)) = (kept.as_mut(), event) else { return };
-        let fits = all.chunk_fits(&mut event);
-        Self::add(kept, event, fits);
+        let fit = all.chunk_fits(&mut event);
+        Self::add(kept, event, fit);
     }
 
     /// Adds a whole answer whose texts are in the cache's form.
     pub(super) fn whole(kept: &mut Option<Self>, vault: &Vault, answer: Option<Value>) {
         let (Some(all), Some(mut answer)) = (kept.as_mut(), answer) else { return };
-        let fits = all.whole_fits(vault, &mut answer);
-        Self::add(kept, answer, fits);
+        let fit = all.whole_fits(vault, &mut answer);
+        Self::add(kept, answer, fit);
     }
 
-    /// Puts it into the cache, if it is complete.
+    /// There is something in it that is not of this request: nobody else gets any more of it.
+    pub(super) fn unfit(kept: &mut Option<Self>) {
+        if let Some(leading) = kept.take().and_then(|all| all.leading) {
+            leading.unfit();
+        }
+    }
+
+    /// Puts it into the cache, if it is complete; then those who followed have all of it.
     pub(super) fn finish(self, outcome: &Outcome) {
-        if self.events.is_empty() || !self.ended.iter().all(|ended| *ended) {
-            return;
+        if let Some(fill) = self.fill.filter(|_| !self.events.is_empty() && self.ended.iter().all(|ended| *ended)) {
+            let entry = Entry {
+                target: outcome.target.as_deref().unwrap_or_default().into(),
+                events: self.events.into(),
+                bytes: self.bytes,
+                tokens: (outcome.prompt_tokens, outcome.completion_tokens),
+            };
+            fill.cache.put(fill.key, entry, fill.ttl);
         }
-        let entry = Entry {
-            target: outcome.target.as_deref().unwrap_or_default().into(),
-            events: Arc::new(self.events),
-            bytes: self.bytes,
-            tokens: (outcome.prompt_tokens, outcome.completion_tokens),
-        };
-        self.fill.cache.put(self.fill.key, entry, self.fill.ttl);
+        if let Some(leading) = self.leading {
+            leading.complete();
+        }
     }
 
-    fn add(kept: &mut Option<Self>, event: Value, fits: bool) {
+    fn add(kept: &mut Option<Self>, event: Value, fit: Fit) {
         let Some(all) = kept else { return };
-        all.bytes += size(&event);
-        all.events.push(event);
-        if !fits || all.bytes > MAX_ENTRY {
-            *kept = None;
+        if fit == Fit::Nobody {
+            return Self::unfit(kept);
+        }
+        let bytes = size(&event);
+        let event = Arc::new(event);
+        if let Some(leading) = &all.leading {
+            leading.publish(&event, bytes);
+        }
+        all.bytes += bytes;
+        if fit < Fit::Cache || all.bytes > MAX_ENTRY {
+            all.fill = None;
+            all.events = Vec::new();
+        }
+        match (&all.fill, &all.leading) {
+            (Some(_), _) => all.events.push(event),
+            (None, Some(_)) => {}
+            (None, None) => *kept = None,
         }
     }
 
-    fn chunk_fits(&mut self, event: &mut Value) -> bool {
+    fn chunk_fits(&mut self, event: &mut Value) -> Fit {
         // What is not text for a person comes in pieces as well, and none of it is held back until a placeholder is whole: the
         // beginning of one is enough.
         let mut may_hold_placeholder = false;
         bracketed(event, "delta", &mut |_, _| may_hold_placeholder = true);
+        if may_hold_placeholder || has(event, "error") {
+            return Fit::Nobody;
+        }
         let choices = event.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        !may_hold_placeholder
-            && !has(event, "error")
-            && choices.iter().enumerate().all(|(position, choice)| self.choice_fits(position, choice, false))
+        self.choices_fit(choices, false)
     }
 
-    fn whole_fits(&mut self, vault: &Vault, answer: &mut Value) -> bool {
+    fn whole_fits(&mut self, vault: &Vault, answer: &mut Value) -> Fit {
         let mut foreign = false;
         bracketed(answer, "message", &mut |text, is_key| {
             let mut restorer = Restorer::without_values(Suffix::Wire);
@@ -91,28 +137,35 @@ impl Kept {
             *text = canonical;
         });
         let choices = answer.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        !foreign
-            && !has(answer, "error")
-            && choices.len() == self.ended.len()
-            && choices.iter().enumerate().all(|(position, choice)| self.choice_fits(position, choice, true))
+        if foreign || has(answer, "error") || choices.len() != self.ended.len() {
+            return Fit::Nobody;
+        }
+        self.choices_fit(choices, true)
+    }
+
+    fn choices_fit(&mut self, choices: &[Value], whole: bool) -> Fit {
+        let each = choices.iter().enumerate().map(|(position, choice)| self.choice_fits(position, choice, whole));
+        each.min().unwrap_or(Fit::Cache)
     }
 
     /// Notes the end of a choice. A whole one has nothing else.
-    fn choice_fits(&mut self, position: usize, choice: &Value, whole: bool) -> bool {
+    fn choice_fits(&mut self, position: usize, choice: &Value, whole: bool) -> Fit {
         let index = openai::choice_index(position, choice, self.ended.len() as u64);
         let Some(ended) = index.and_then(|index| self.ended.get_mut(usize::try_from(index).ok()?)) else {
-            return false;
+            return Fit::Nobody;
         };
         // Nothing comes after the end of a choice, and no choice comes twice. Log probabilities repeat the text in pieces that
         // cannot be mapped onto other values.
         if *ended || has(choice, "error") || has(choice, "logprobs") {
-            return false;
+            return Fit::Nobody;
         }
         match choice.get("finish_reason") {
-            None | Some(Value::Null) => !whole,
+            None | Some(Value::Null) if whole => Fit::Followers,
+            None | Some(Value::Null) => Fit::Cache,
             Some(reason) => {
                 *ended = true;
-                reason.as_str().is_some_and(|reason| COMPLETE.contains(&reason))
+                let is_complete = reason.as_str().is_some_and(|reason| COMPLETE.contains(&reason));
+                if is_complete { Fit::Cache } else { Fit::Followers }
             }
         }
     }
@@ -149,10 +202,10 @@ mod tests {
     /// What the cache has after an answer: `None` if it was not kept.
     fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
         let cache = cache();
-        let mut kept = Some(Kept::new(Fill { cache: cache.clone(), key: [0; 32], ttl: None }, choices));
+        let mut kept = Kept::new(Some(Fill { cache: cache.clone(), key: [0; 32], ttl: None }), None, choices);
         add(&mut kept);
         kept?.finish(&Outcome::default());
-        cache.get(&[0; 32]).map(|entry| entry.events.to_vec())
+        cache.get(&[0; 32]).map(|entry| entry.events.iter().map(|event| Value::clone(event)).collect())
     }
 
     fn streamed(choices: u64, events: &[Value]) -> bool {

@@ -17,7 +17,7 @@ use super::{Body, Cut};
 /// Bytes that wait for a connection, at most.
 const AHEAD: u32 = 256 << 10;
 /// The most bytes of one frame. What is larger goes in several, so that no answer waits as a whole.
-const FRAME: usize = 64 << 10;
+pub(super) const FRAME: usize = 64 << 10;
 /// What the smallest frame counts: so no more than four wait, and a slow reader is not far behind.
 const LEAST: u32 = AHEAD / 4;
 

@@ -1,11 +1,12 @@
 //! Prometheus metrics. Every label has a bounded set of values: names from the configuration and fixed words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use postern_certs::spiffe::SpiffeId;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -20,6 +21,8 @@ type Words<const N: usize> = [(&'static str, String); N];
 type Histograms = Family<Words<1>, Histogram, fn() -> Histogram>;
 type Histograms2 = Family<Words<2>, Histogram, fn() -> Histogram>;
 
+/// Identities whose use of the cache is told apart.
+const IDENTITIES: usize = 256;
 /// Weight of the newest request in the moving average that `inference_latency` shows.
 const EWMA_WEIGHT: f64 = 0.2;
 
@@ -55,6 +58,8 @@ pub struct Metrics {
     reloaded_at: Gauge,
     redactions: Family<Words<1>, Counter>,
     cache: Family<Words<1>, Counter>,
+    cache_by_identity: Family<Words<2>, Counter>,
+    cache_identities: Identities,
     egress_refused: Family<Words<2>, Counter>,
     costs: Family<Words<1>, Counter<f64, AtomicU64>>,
     fallbacks: Family<Words<3>, Counter>,
@@ -99,6 +104,8 @@ impl Default for Metrics {
             reloaded_at: Gauge::default(),
             redactions: Family::default(),
             cache: Family::default(),
+            cache_by_identity: Family::default(),
+            cache_identities: Identities::default(),
             egress_refused: Family::default(),
             costs: Family::default(),
             fallbacks: Family::default(),
@@ -159,6 +166,11 @@ impl Metrics {
         );
         r.register("postern_redactions", "Values that were masked, by kind", self.redactions.clone());
         r.register("postern_cache_requests", "Uses of the cache, by result", self.cache.clone());
+        r.register(
+            "postern_cache_identity_requests",
+            "Uses of the cache, by identity (the first so many; then `other`) and result",
+            self.cache_by_identity.clone(),
+        );
         r.register(
             "postern_egress_refused",
             "Sends that were refused, by label and reason",
@@ -299,9 +311,12 @@ impl Metrics {
         self.redactions.get_or_create(&[("kind", kind.to_owned())]).inc_by(count);
     }
 
-    /// The cache was used: `hit`, `miss` or `bypass`.
-    pub fn cache_used(&self, result: &'static str) {
+    /// The cache was used by `identity`, as its header says: `exact`, `shared`, `miss` or `bypass`. A hit of any kind is a `hit` here.
+    pub fn cache_used(&self, identity: &SpiffeId, how: &'static str) {
+        let result = if how == "exact" { "hit" } else { how };
         self.cache.get_or_create(&[("result", result.to_owned())]).inc();
+        let identity = self.cache_identities.name(identity);
+        self.cache_by_identity.get_or_create(&[("identity", identity), ("result", result.to_owned())]).inc();
     }
 
     /// A send was refused.
@@ -391,6 +406,20 @@ impl Metrics {
     }
 }
 
+/// Identities that have a name of their own in metrics: the first ones that come.
+#[derive(Debug, Default)]
+struct Identities(Mutex<HashSet<SpiffeId>>);
+
+impl Identities {
+    fn name(&self, identity: &SpiffeId) -> String {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < IDENTITIES && !known.contains(identity) {
+            known.insert(identity.clone());
+        }
+        if known.contains(identity) { identity.to_string() } else { "other".to_owned() }
+    }
+}
+
 /// One request that is being served.
 #[derive(Debug)]
 pub struct InFlight {
@@ -431,6 +460,16 @@ mod tests {
         ] {
             assert!(text.lines().any(|have| have.starts_with(line)), "{line} in\n{text}");
         }
+        for n in 0..=IDENTITIES {
+            metrics.cache_used(&format!("spiffe://b.example/clerk/{n}").parse().unwrap(), "exact");
+        }
+        let text = metrics.text([]);
+        assert!(text.contains("postern_cache_requests_total{result=\"hit\"} 257"), "{text}");
+        let by = |identity: &str| {
+            format!("postern_cache_identity_requests_total{{identity=\"{identity}\",result=\"hit\"}} 1")
+        };
+        assert!(text.contains(&by("spiffe://b.example/clerk/255")) && text.contains(&by("other")), "{text}");
+        assert!(!text.contains("clerk/256"), "{text}");
         drop(in_flight);
         let text = metrics.text([]);
         assert!(text.contains("queue_depth 0") && !text.contains("fair"), "{text}");

@@ -1,0 +1,62 @@
+//! A request on its way to an answer, as its connection sees it.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use http::Response;
+use tokio::runtime::Handle;
+
+use crate::cache::flight::Flight;
+use crate::error::Error;
+use crate::response::{Body, Head};
+
+/// What is known of an answer before it has begun.
+#[derive(Default)]
+pub(super) struct Known {
+    /// For headers that cannot wait; of streams only.
+    pub(super) head: OnceLock<Head>,
+    /// What others follow.
+    pub(super) flight: OnceLock<Arc<Flight>>,
+}
+
+/// The answer, or why there is none; and the label, as far as it is known.
+pub(super) type Responded = (Result<Response<Body>, Error>, String);
+
+/// A request that is being answered. If it is given up, it goes on by itself for as long as others follow it.
+pub(super) struct Answering {
+    pub(super) responding: Option<Pin<Box<dyn Future<Output = Responded> + Send>>>,
+    pub(super) known: Arc<Known>,
+}
+
+impl Future for Answering {
+    type Output = Responded;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Responded> {
+        let Some(responding) = &mut self.responding else { return Poll::Pending };
+        let responded = responding.as_mut().poll(context);
+        if responded.is_ready() {
+            self.responding = None;
+        }
+        responded
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let (Some(responding), Some(flight)) = (self.responding.take(), self.known.flight.get().cloned()) else {
+            return;
+        };
+        // Who joins from here on finds that there is no leader, and asks for itself.
+        if let (true, Ok(runtime)) = (flight.is_followed(), Handle::try_current()) {
+            runtime.spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = flight.nobody_left() => {}
+                    // Its body has no reader, and goes on for the others as well.
+                    _responded = responding => {}
+                }
+            });
+        }
+    }
+}

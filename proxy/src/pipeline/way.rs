@@ -1,0 +1,106 @@
+//! Where an answer comes from: the cache, somebody who is getting the same now, or a target.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cache::flight::{Begun, Follower, Lost, Role};
+use crate::cache::{CacheKey, Entry};
+use crate::error::Error;
+use crate::gateway::Gateway;
+use crate::response::{Fill, Others, Source};
+
+/// How many others, one after the other, may fail with a request that waits for the same answer.
+const LEADERS: u32 = 3;
+
+/// Where an answer is taken from.
+pub(super) enum Way {
+    /// It was given before.
+    Hit(Entry),
+    /// Somebody is waiting for it already.
+    Follow(Follower, Shared),
+    /// Targets are asked; who else gets it.
+    Ask(Others),
+}
+
+/// A place in the cache, and one among the answers under way.
+pub(super) struct Shared {
+    pub(super) fill: Fill,
+    pub(super) flight: CacheKey,
+    pub(super) deadline: Instant,
+}
+
+/// Where an answer comes from.
+pub(super) enum Found {
+    Hit(Entry),
+    /// From whom somebody else asked, and its beginning.
+    Shared(Arc<str>, Source),
+    Ask(Others),
+}
+
+impl Way {
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Hit(_) => "exact",
+            Self::Follow(..) => "shared",
+            Self::Ask(others) => others.word(),
+        }
+    }
+}
+
+impl Found {
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Hit(_) => "exact",
+            Self::Shared(..) => "shared",
+            Self::Ask(others) => others.word(),
+        }
+    }
+}
+
+impl Shared {
+    /// What is there by now: in the cache, or under way.
+    pub(super) fn seek(self, gateway: &Gateway) -> Way {
+        if let Some(entry) = self.fill.cache.get(&self.fill.key) {
+            return Way::Hit(entry);
+        }
+        match gateway.flights.enter(self.flight, self.deadline) {
+            Role::Follow(follower) => Way::Follow(follower, self),
+            Role::Alone => Way::Ask(Others { fill: Some(self.fill), leading: None }),
+            // An answer is put into the cache before its flight ends: it may have come between the two looks.
+            Role::Lead(leading) => match self.fill.cache.get(&self.fill.key) {
+                Some(entry) => Way::Hit(entry),
+                None => Way::Ask(Others { fill: Some(self.fill), leading: Some(leading) }),
+            },
+        }
+    }
+}
+
+/// Waits until an answer that somebody else asked for has begun. If it does not come, the next of those who wait asks.
+pub(super) async fn follow(gateway: &Gateway, mut way: Way, stream: bool) -> Result<Found, Error> {
+    let mut failed = 0;
+    loop {
+        let (mut follower, shared) = match way {
+            Way::Hit(entry) => return Ok(Found::Hit(entry)),
+            Way::Ask(others) => return Ok(Found::Ask(others)),
+            Way::Follow(follower, shared) => (follower, shared),
+        };
+        let error = match follower.begun().await {
+            Begun::Answer(target) if stream => {
+                return Ok(Found::Shared(target, Source::Shared(follower)));
+            }
+            Begun::Answer(target) => match follower.next().await {
+                Ok(Some(answer)) => return Ok(Found::Shared(target, Source::SharedWhole(answer))),
+                Ok(None) | Err(Lost) => None,
+            },
+            Begun::Refused(error) => return Err(error),
+            Begun::Alone => return Ok(Found::Ask(Others { fill: Some(shared.fill), leading: None })),
+            Begun::Again(error) => error,
+        };
+        failed += 1;
+        way = match error {
+            _ if failed < LEADERS => shared.seek(gateway),
+            Some(error) => return Err(error),
+            None => Way::Ask(Others { fill: Some(shared.fill), leading: None }),
+        };
+    }
+}
