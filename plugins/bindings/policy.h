@@ -320,7 +320,8 @@ extern void postern_policy_log_write(postern_policy_log_level_t level, policy_st
 extern void postern_policy_config_get(policy_string_t *ret);
 
 // Imported Functions from `postern:policy/detectors@1.0.0`
-// Finds `kinds` (`email`, `phone`, `id-card`, `bank-card`, `secret`) in a text. The hits are in order and none overlap.
+// Finds `kinds` (`email`, `phone`, `id-card`, `bank-card`, `iban`, `passport`, `plate`, `ip`, `mac`, `url-credentials`,
+// `secret`) in a text. The hits are in order and none overlap.
 // An unknown kind is an error.
 extern bool postern_policy_detectors_find(policy_list_string_t *kinds, policy_string_t *text, postern_policy_detectors_list_hit_t *ret, policy_string_t *err);
 

@@ -2,7 +2,8 @@
 //!
 //! ```yaml
 //! config:
-//!   kinds: [email, phone, id-card, bank-card, secret]   # absent: all of them
+//!   kinds: [email, phone, id-card, bank-card, secret]   # absent: all of them, these and iban, passport, plate, ip, mac,
+//!                                                       # url-credentials
 //!   words:                                              # kind → words; letters match in either case
 //!     project: [Blue Heron, 北风计划]
 //!     customer: [Globex]
@@ -21,6 +22,7 @@ use allowed::Allowed;
 use postern_policy_sdk::redaction::{Policy, Span, SpanAction, TextSegment};
 use postern_policy_sdk::startup::{Prepared, Startup};
 use postern_policy_sdk::{config, detectors, export_redaction, export_startup};
+use postern_text::Plain;
 use serde::Deserialize;
 use words::Words;
 
@@ -39,7 +41,7 @@ impl Policy for Redaction {
         let finder = FINDER.get()?;
         let mut spans = Vec::new();
         for segment in segments {
-            let mut found = finder.words.find(&segment.text);
+            let mut found = finder.words(&segment.text);
             if !finder.kinds.is_empty() {
                 let hits = detectors::find(&finder.kinds, &segment.text)?;
                 found.extend(hits.into_iter().map(|hit| Found { start: hit.start, end: hit.end, kind: hit.kind }));
@@ -64,7 +66,19 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let kinds = ["email", "phone", "id-card", "bank-card", "secret"];
+        let kinds = [
+            "email",
+            "phone",
+            "id-card",
+            "bank-card",
+            "iban",
+            "passport",
+            "plate",
+            "ip",
+            "mac",
+            "url-credentials",
+            "secret",
+        ];
         let (words, flag, allow) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
         Self { kinds: kinds.map(str::to_owned).into(), words, flag, allow }
     }
@@ -95,6 +109,19 @@ impl Finder {
         }
         let (words, allowed) = (Words::new(&config.words), Allowed::new(&config.allow)?);
         Ok(Self { kinds: config.kinds, words, flag: config.flag, allowed })
+    }
+
+    /// The office's own words, also where letters of another alphabet stand among Latin ones.
+    fn words(&self, text: &str) -> Vec<Found> {
+        if self.words.is_empty() {
+            return Vec::new();
+        }
+        let plain = Plain::of(text);
+        let written = |found: Found| {
+            let span = plain.original(found.start as usize..found.end as usize);
+            Some(Found { start: u32::try_from(span.start).ok()?, end: u32::try_from(span.end).ok()?, kind: found.kind })
+        };
+        self.words.find(plain.text()).into_iter().filter_map(written).collect()
     }
 
     fn spans(&self, segment: u32, text: &str, mut found: Vec<Found>) -> Vec<Span> {
@@ -142,7 +169,7 @@ mod tests {
 
     #[test]
     fn everything_is_recognised_unless_the_office_says_otherwise() {
-        assert_eq!(finder("{}").unwrap().kinds.len(), 5);
+        assert_eq!(finder("{}").unwrap().kinds.len(), 11);
         assert_eq!(finder(r#"{"kinds": ["phone"]}"#).unwrap().kinds, ["phone"]);
         assert!(finder(r#"{"kind": ["phone"]}"#).is_err());
     }
@@ -151,6 +178,18 @@ mod tests {
     fn overlapping_finds_become_one() {
         let all = vec![found(4, 9, "email"), found(0, 5, "project"), found(9, 12, "phone"), found(4, 6, "x")];
         assert_eq!(disjoint(all), [found(0, 9, "project"), found(9, 12, "phone")]);
+    }
+
+    #[test]
+    fn words_are_found_as_they_are_written() {
+        let finder = finder(r#"{"words": {"customer": ["Globex", "北风计划"]}}"#).unwrap();
+        for written in ["Globex", "GLOBEX", "Ｇｌｏｂｅｘ", "Glоbех", "Glo\u{200b}bex", "北\u{200b}风计划"]
+        {
+            let text = format!("给{written}.");
+            let (start, len) = (3, u32::try_from(written.len()).unwrap());
+            assert_eq!(finder.words(&text), [found(start, start + len, "customer")], "{written}");
+        }
+        assert_eq!(finder.words("nothing, Глобекс"), []);
     }
 
     #[test]

@@ -48,6 +48,10 @@ impl Words {
         Self { by_first, first_bytes }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_first.is_empty()
+    }
+
     /// Where they stand as whole words. Scripts without spaces have no whole words: there, anywhere.
     pub(crate) fn find(&self, text: &str) -> Vec<Found> {
         let mut found = Vec::new();

@@ -1,7 +1,7 @@
 //! Text as a reader sees it, and the way back to what was written.
 //!
 //! [`Plain`] makes look-alike forms plain: full-width letters, digits of other scripts, dashes and spaces of all kinds,
-//! invisible characters. [`Readings`] resolves escapes, such as those of JSON in a string. Both remember where everything
+//! invisible characters, letters of another alphabet that look like Latin ones. [`Readings`] resolves escapes, such as those of JSON in a string. Both remember where everything
 //! was, so that what is found in their text can be masked in the original. [`folded`] is for comparing, without a way back.
 //!
 //! It is a crate of its own since guests need it as well as the host.
@@ -13,5 +13,5 @@ mod readings;
 mod runs;
 
 pub use fold::folded;
-pub use plain::{Plain, plain};
+pub use plain::{Plain, latin, plain};
 pub use readings::Readings;

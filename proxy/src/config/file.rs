@@ -504,7 +504,8 @@ pub struct PlacementGoal {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Classification {
-    /// Detector (email, phone, id-card, bank-card, secret) → the label that a find means.
+    /// Detector (email, phone, id-card, bank-card, iban, passport, plate, ip, mac, url-credentials, secret) →
+    /// the label that a find means.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub detect: BTreeMap<String, Placed>,

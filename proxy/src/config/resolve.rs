@@ -410,7 +410,8 @@ impl Resolver<'_> {
         let mut detect = Vec::new();
         for (kind, label) in &written.detect {
             let known = Kind::from_name(kind).ok_or_else(|| {
-                let what = format!("unknown detector `{kind}`; expected email, phone, id-card, bank-card or secret");
+                let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+                let what = format!("unknown detector `{kind}`; expected one of {}", kinds.join(", "));
                 self.error(&label.referenced, &what)
             })?;
             detect.push((known, self.label(label, labels)?));

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use postern_certs::spiffe::SpiffeId;
+use postern_plugins::detectors::Kind;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -306,7 +307,7 @@ impl Metrics {
 
     /// Values were masked. Kinds beyond the built-in ones are counted as `other`, so that a plugin cannot make labels.
     pub fn redacted(&self, kind: &str, count: u64) {
-        let known = ["email", "phone", "id-card", "bank-card", "secret", "dictionary"].contains(&kind);
+        let known = Kind::from_name(kind).is_some() || kind == "dictionary";
         let kind = if known { kind } else { "other" };
         self.redactions.get_or_create(&[("kind", kind.to_owned())]).inc_by(count);
     }

@@ -37,6 +37,11 @@ pub(crate) fn seeds() -> Result<Vec<Vec<u8>>> {
         "ａｍｙ＠example.org, 4111 1111 1111 1111, am\u{200b}y@example.org",
         r#"{"to": "li\u0040example.com\nGlobex", "in": "{\"deeper\": \"\\u0061my@example.org\"}"}"#,
         "11010519491231002X sk-abcdefghijklmnopqrstuvwxyz0123456789ABCD",
+        "DE89 3704 0044 0532 0130 00, GB29NWBK60161331926819, DЕ89370400440532013000",
+        "192.0.2.17 2001:db8::ff00:42:8329 ::ffff:192.0.2.17 v1.2.3.4 00:1a:2b:3c:4d:5e 001a.2b3c.4d5e",
+        "postgres://app:s3cr3t@db.example/x https://a.example/?access_token=abc123def456&b=1",
+        "护照号码：E12345678 passport no. C01X00T47 京A·12345 license plate: 7ABC123 аdmin@exаmple.соm",
+        "password: hunter22 Bearer abc.123 -----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY----- xoxe.xoxp-1-a",
     ];
     Ok(texts.map(|text| text.as_bytes().to_vec()).into())
 }

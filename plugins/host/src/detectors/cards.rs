@@ -1,48 +1,8 @@
 //! Numbers with a check digit: payment cards, identity cards.
 
 use super::Bytes;
-use super::digits::{gap, starts};
+use super::digits::gap;
 use super::work::Work;
-
-/// Payment cards.
-pub(super) fn bank_cards(text: &str, work: &mut Work<'_>) -> Vec<Bytes> {
-    let bytes = text.as_bytes();
-    let mut found = Vec::new();
-    let mut from = 0;
-    for start in starts(text, |_| false) {
-        if !work.spend(1) {
-            break;
-        }
-        if start < from {
-            continue;
-        }
-        if let Some(card) = card_at(bytes, start, work) {
-            from = card.end;
-            found.push(card);
-        }
-    }
-    found
-}
-
-/// Chinese resident identity numbers.
-pub(super) fn id_cards(text: &str, work: &mut Work<'_>) -> Vec<Bytes> {
-    let bytes = text.as_bytes();
-    let mut found = Vec::new();
-    let mut from = 0;
-    for start in starts(text, |_| false) {
-        if !work.spend(1) {
-            break;
-        }
-        if start < from {
-            continue;
-        }
-        if let Some(card) = id_at(bytes, start, work) {
-            from = card.end;
-            found.push(card);
-        }
-    }
-    found
-}
 
 const MIN_CARD_DIGITS: usize = 13;
 const MAX_CARD_DIGITS: usize = 19;
@@ -74,7 +34,8 @@ enum Gaps {
     Mixed,
 }
 
-fn card_at(bytes: &[u8], start: usize, work: &mut Work<'_>) -> Option<Bytes> {
+/// The payment card that begins here.
+pub(super) fn card_at(bytes: &[u8], start: usize, work: &mut Work<'_>) -> Option<Bytes> {
     let mut reading = Reading::default();
     let mut at = start;
     let mut first_gap: Option<&[u8]> = None;
@@ -170,7 +131,8 @@ fn is_issued(prefix: u32, count: usize) -> bool {
 
 const ID_CHARACTERS: usize = 18;
 
-fn id_at(bytes: &[u8], start: usize, work: &mut Work<'_>) -> Option<Bytes> {
+/// The Chinese resident identity number that begins here.
+pub(super) fn id_at(bytes: &[u8], start: usize, work: &mut Work<'_>) -> Option<Bytes> {
     let mut compact = [0; ID_CHARACTERS];
     let mut at = start;
     for (place, slot) in compact.iter_mut().enumerate() {

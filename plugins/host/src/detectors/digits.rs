@@ -1,15 +1,5 @@
 //! Digits, and what stands between them.
 
-/// Where digits begin, and bytes (of ASCII) for which `also` holds.
-pub(super) fn starts(text: &str, also: impl Fn(u8) -> bool) -> impl Iterator<Item = usize> {
-    let mut before = b' ';
-    text.bytes().enumerate().filter_map(move |(at, byte)| {
-        let is_start = also(byte) || (byte.is_ascii_digit() && !before.is_ascii_digit());
-        before = byte;
-        is_start.then_some(at)
-    })
-}
-
 pub(super) fn digits(text: &str) -> impl DoubleEndedIterator<Item = u32> {
     text.chars().filter_map(|c| c.to_digit(10))
 }

@@ -1,5 +1,7 @@
 //! E-mail addresses, from their `@` to both sides.
 
+use postern_text::latin;
+
 use super::Bytes;
 use super::work::Work;
 
@@ -59,21 +61,13 @@ const INTERNATIONAL: [&str; 46] = [
     "テスト",
 ];
 
-/// Addresses in RFC 5322's dot-atom form; the domain may be of any script (RFC 6531), or in its ASCII form (`xn--…`).
-pub(super) fn emails(text: &str, work: &mut Work<'_>) -> Vec<Bytes> {
-    let mut found: Vec<Bytes> = Vec::new();
-    for (at, _) in text.match_indices('@') {
-        let from = found.last().map_or(0, |last| last.end);
-        let start = text.get(from..at).and_then(local);
-        let end = start.and_then(|_| text.get(at + 1..)).and_then(|rest| domain(rest, work));
-        if let (Some(start), Some(end)) = (start, end) {
-            found.push(from + start..at + 1 + end);
-        }
-        if !work.spend(MAX_LOCAL) {
-            break;
-        }
-    }
-    found
+/// The address whose `@` stands here, none of it before `from`. RFC 5322's dot-atom form; the domain may be of any script (RFC 6531),
+/// or in its ASCII form (`xn--…`).
+pub(super) fn email_at(text: &str, at: usize, from: usize, work: &mut Work<'_>) -> Option<Bytes> {
+    work.spend(MAX_LOCAL);
+    let start = text.get(from..at).and_then(local)?;
+    let end = domain(text.get(at + 1..)?, work)?;
+    Some(from + start..at + 1 + end)
 }
 
 /// Where the local part at the end of `before` begins.
@@ -135,7 +129,13 @@ fn top_level(text: &str) -> Option<usize> {
     if letters >= 2 {
         return Some(letters);
     }
-    INTERNATIONAL.iter().filter(|name| text.starts_with(**name)).map(|name| name.len()).max()
+    let listed = INTERNATIONAL.iter().filter(|name| text.starts_with(**name)).map(|name| name.len()).max();
+    // Letters that look like Latin ones: `.со` in Cyrillic.
+    listed.or_else(|| {
+        let alike = text.chars().take(MAX_LABEL).take_while(|c| c.is_ascii_alphabetic() || latin(*c).is_some());
+        let (count, len) = alike.fold((0, 0), |(count, len), c| (count + 1, len + c.len_utf8()));
+        (count >= 2).then_some(len)
+    })
 }
 
 #[cfg(test)]
@@ -165,6 +165,10 @@ mod tests {
             "müller@straße.de",
             "li@example。com",
             "li@mail·example·com",
+            "li@mail․example․com",
+            "li﹫example.com",
+            "li@exаmple.соm",
+            "lі@example.со",
         ] {
             assert_eq!(found(Kind::Email, &format!("请联系 {address}，谢谢")), [address], "{address}");
         }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::digits::{digits, starts};
+use super::digits::digits;
 use super::work::Work;
 use super::{Bytes, pattern};
 
@@ -27,28 +27,25 @@ static PHONE: LazyLock<Regex> = LazyLock::new(|| {
     ))
 });
 
-/// Numbers that stand free of other digits.
-pub(super) fn phones(text: &str, work: &mut Work<'_>) -> Vec<Bytes> {
-    let mut found = Vec::new();
-    let mut from = 0;
-    for start in starts(text, |byte| byte == b'+' || byte == b'(') {
-        if !work.spend(1) {
-            break;
-        }
-        if start < from {
-            continue;
-        }
-        let end = text.ceil_char_boundary(start.saturating_add(MAX_WRITTEN).min(text.len()));
-        let candidate = text.get(start..end).and_then(|here| PHONE.find(here));
-        work.spend(candidate.map_or(4, |candidate| candidate.len()));
-        let Some(candidate) = candidate else { continue };
-        let span = start..start + candidate.len();
-        if is_free(text, &span) && is_number(text, start, candidate.as_str()) {
-            from = span.end;
-            found.push(span);
-        }
+/// The number that begins here, free of other digits.
+pub(super) fn phone_at(text: &str, start: usize, work: &mut Work<'_>) -> Option<Bytes> {
+    work.spend(1);
+    if !could_be(text.as_bytes().get(start..)?) {
+        return None;
     }
-    found
+    let end = text.ceil_char_boundary(start.saturating_add(MAX_WRITTEN).min(text.len()));
+    let candidate = text.get(start..end).and_then(|here| PHONE.find(here));
+    work.spend(candidate.map_or(MAX_WRITTEN, |candidate| candidate.len()));
+    let candidate = candidate?;
+    let span = start..start + candidate.len();
+    (is_free(text, &span) && is_number(text, start, candidate.as_str())).then_some(span)
+}
+
+/// Are there as many digits as the pattern needs at least? Most numbers in most texts are shorter.
+fn could_be(bytes: &[u8]) -> bool {
+    let written = bytes.iter().take(MAX_WRITTEN).take_while(|byte| byte.is_ascii_digit() || b" -./+()".contains(byte));
+    let least = if bytes.first() == Some(&b'+') { 8 } else { 10 };
+    written.filter(|byte| byte.is_ascii_digit()).nth(least - 1).is_some()
 }
 
 fn is_free(text: &str, span: &Bytes) -> bool {

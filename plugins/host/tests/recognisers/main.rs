@@ -1,0 +1,139 @@
+//! How well the recognisers do on a labelled corpus, and the table in `docs/redaction.md` that says so.
+//!
+//! ```text
+//! WRITE=1 cargo test --release -p postern-plugins --test recognisers     # writes the table anew
+//! CORPUS=corpus.jsonl cargo test --release -p postern-plugins --test recognisers    # the corpus, for other programs
+//! ```
+//! With `SHOW=1` and `--nocapture` every mistake is printed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::cast_precision_loss,
+    reason = "a test: a panic is a failure, and counts are small"
+)]
+
+mod corpus;
+mod evasions;
+mod random;
+mod score;
+mod values;
+
+use std::fmt::Write as _;
+
+use corpus::{Labelled, by_hand, code, made, prose};
+use evasions::Evasion;
+use postern_plugins::detectors::Kind;
+use score::{Score, false_finds, mistakes, score};
+use serde_json::json;
+
+const PROSE_BYTES: usize = 400 << 10;
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/redaction.md");
+const BEGIN: &str = "<!-- recognisers: made by plugins/host/tests/recognisers -->\n";
+const END: &str = "<!-- end -->\n";
+
+/// All texts without evasions: values of every kind, and what only looks like values.
+fn plain_texts() -> Vec<Labelled> {
+    Kind::ALL.into_iter().flat_map(|kind| made(kind, None)).chain(by_hand()).collect()
+}
+
+fn percent(part: f64) -> String {
+    // Never rounded up to all of them.
+    format!("{:.1}", (part * 1000.0).floor() / 10.0)
+}
+
+fn table() -> String {
+    let mut table = "| kind | values | precision | recall | false, prose | false, code | full-width | invisible | signs | letters |\n\
+                     | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        .to_owned();
+    let (texts, prose) = (plain_texts(), prose(PROSE_BYTES));
+    let mut names = Kind::ALL;
+    names.sort_by_key(|kind| kind.name());
+    for kind in names {
+        let Score { there, .. } = score(kind, &texts);
+        let plain = score(kind, &texts);
+        let evaded = Evasion::ALL.map(|evasion| {
+            let texts = made(kind, Some(evasion));
+            if texts.is_empty() { "–".to_owned() } else { percent(score(kind, &texts).recall()) }
+        });
+        let (precision, recall) = (percent(plain.precision()), percent(plain.recall()));
+        let (in_prose, in_code) = (false_finds(kind, &prose), false_finds(kind, code()));
+        let _ = writeln!(
+            table,
+            "| `{}` | {there} | {precision} | {recall} | {in_prose} | {in_code} | {} |",
+            kind.name(),
+            evaded.join(" | ")
+        );
+    }
+    table
+}
+
+#[test]
+fn the_table_says_how_it_is() {
+    let (page, table) = (std::fs::read_to_string(TABLE).unwrap(), table());
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (written, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("WRITE").is_some() {
+        std::fs::write(TABLE, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
+    } else {
+        assert_eq!(written, table, "docs/redaction.md says something else; write it anew with WRITE=1");
+    }
+}
+
+#[test]
+fn values_are_found_and_nothing_else() {
+    let texts = plain_texts();
+    if std::env::var_os("SHOW").is_some() {
+        eprintln!("{}", mistakes(&texts).join("\n"));
+    }
+    let prose = prose(PROSE_BYTES);
+    for kind in Kind::ALL {
+        let score = score(kind, &texts);
+        assert!(score.recall() >= 0.98 && score.precision() >= 0.98, "{} {score:?}", kind.name());
+        assert_eq!(false_finds(kind, code()), 0, "{}", kind.name());
+        assert!(false_finds(kind, &prose) <= 5, "{}: {}", kind.name(), false_finds(kind, &prose));
+    }
+    let wrong = mistakes(&by_hand());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn evasions_hide_nothing() {
+    for kind in Kind::ALL {
+        for evasion in Evasion::ALL {
+            let texts = made(kind, Some(evasion));
+            let score = score(kind, &texts);
+            if std::env::var_os("SHOW").is_some() {
+                eprintln!("{evasion:?} {}", mistakes(&texts).join("\n"));
+            }
+            assert!(texts.is_empty() || score.recall() >= 0.95, "{} {evasion:?} {score:?}", kind.name());
+        }
+    }
+}
+
+/// For others than Postern, and for people.
+#[test]
+fn the_corpus_can_be_written() {
+    let Some(file) = std::env::var_os("CORPUS") else { return };
+    let mut lines = String::new();
+    let mut write = |kind: &str, evasion: &str, texts: &[Labelled]| {
+        for Labelled { text, values } in texts {
+            let values: Vec<_> = values
+                .iter()
+                .map(|(kind, value)| json!({"kind": kind.name(), "start": value.start, "end": value.end}))
+                .collect();
+            let _ = writeln!(lines, "{}", json!({"set": kind, "evasion": evasion, "text": text, "values": values}));
+        }
+    };
+    for kind in Kind::ALL {
+        write(kind.name(), "none", &made(kind, None));
+        for evasion in Evasion::ALL {
+            write(kind.name(), &format!("{evasion:?}").to_lowercase(), &made(kind, Some(evasion)));
+        }
+    }
+    write("by-hand", "none", &by_hand());
+    let nothing = |text: &str| Labelled { text: text.to_owned(), values: Vec::new() };
+    write("prose", "none", &[nothing(&prose(PROSE_BYTES))]);
+    write("code", "none", &[nothing(code())]);
+    std::fs::write(file, lines).unwrap();
+}
