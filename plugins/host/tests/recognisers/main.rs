@@ -34,7 +34,7 @@ const END: &str = "<!-- end -->\n";
 
 /// All texts without evasions: values of every kind, and what only looks like values.
 fn plain_texts() -> Vec<Labelled> {
-    Kind::ALL.into_iter().flat_map(|kind| made(kind)).chain(by_hand()).collect()
+    Kind::ALL.into_iter().flat_map(made).chain(by_hand()).collect()
 }
 
 fn percent(part: f64) -> String {
