@@ -258,9 +258,7 @@ targets:
             2 => other.headers.push(("postern-placement", "edge-first")),
             3 => other.body["model"] = json!("other"),
             4 => other.parts.push("z".to_owned()),
-            5 => {
-                other.body["messages"].as_array_mut().unwrap().insert(0, json!({"role": "user", "content": "z"}))
-            }
+            5 => other.body["messages"].as_array_mut().unwrap().insert(0, json!({"role": "user", "content": "z"})),
             6 => other.body["new_field"] = json!(null),
             _ => {
                 let mut all = Vec::new();
