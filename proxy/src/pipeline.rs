@@ -221,7 +221,7 @@ async fn answer(
         }
         Found::Shared(target, source) => {
             exchange.outcome.target = Some(target.to_string());
-            return Ok(Ready { request: planned, source, others: Others::default(), going_on });
+            return Ok(Ready { request: planned, source: *source, others: Others::default(), going_on });
         }
     };
 

@@ -189,7 +189,9 @@ async fn a_revoked_workstation_is_cut_off_in_mid_stream_and_nobody_else_notices(
     let (amy, bea) = (postern.client_of(&amy_dir)?, postern.client_of(&bea_dir)?);
     cloud.switch(json!({"token_ms": 50})).await?;
     let long = chat_body(&"Tell me a very long story about the sea. ".repeat(60));
-    let (mut hers, mut other) = (amy.http2().stream(&long).await?, bea.stream(&long).await?);
+    // Not the same: whoever follows an answer keeps it under way, and its record open.
+    let lake = chat_body(&"Tell me a very long story about a lake. ".repeat(60));
+    let (mut hers, mut other) = (amy.http2().stream(&long).await?, bea.stream(&lake).await?);
     let record = hers.header("postern-record").to_owned();
     hers.next().await?.unwrap();
     other.next().await?.unwrap();

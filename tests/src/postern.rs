@@ -21,6 +21,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// The engine reads and checks a model in this time.
 const ENGINE_WITHIN: Duration = Duration::from_secs(180);
 const STOP_WITHIN: Duration = Duration::from_secs(45);
+const LOGGED_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A running gateway with its supervisor, and its engine if one is configured. Dropping it kills them all.
@@ -234,6 +235,21 @@ impl Postern {
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Waits until it has logged these words: what it writes is read by a thread, which may be behind.
+    ///
+    /// # Errors
+    /// It did not in time.
+    pub async fn logged(&self, words: &str) -> Result<()> {
+        let deadline = Instant::now() + LOGGED_WITHIN;
+        while !self.log().contains(words) {
+            if Instant::now() > deadline {
+                bail!("`{words}` is not in the log after {LOGGED_WITHIN:?}:\n{}", self.log());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
     }
 
     /// The supervisor's process ID.

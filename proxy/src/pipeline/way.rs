@@ -33,7 +33,7 @@ pub(super) struct Shared {
 pub(super) enum Found {
     Hit(Entry),
     /// From whom somebody else asked, and its beginning.
-    Shared(Arc<str>, Source),
+    Shared(Arc<str>, Box<Source>),
     Ask(Others),
 }
 
@@ -86,10 +86,10 @@ pub(super) async fn follow(gateway: &Gateway, mut way: Way, stream: bool) -> Res
         };
         let error = match follower.begun().await {
             Begun::Answer(target) if stream => {
-                return Ok(Found::Shared(target, Source::Shared(follower)));
+                return Ok(Found::Shared(target, Box::new(Source::Shared(follower))));
             }
             Begun::Answer(target) => match follower.next().await {
-                Ok(Some(answer)) => return Ok(Found::Shared(target, Source::SharedWhole(answer))),
+                Ok(Some(answer)) => return Ok(Found::Shared(target, Box::new(Source::SharedWhole(answer)))),
                 Ok(None) | Err(Lost) => None,
             },
             Begun::Refused(error) => return Err(error),
