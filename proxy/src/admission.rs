@@ -44,6 +44,10 @@ const SHARE: u64 = 4;
 
 /// An answer without a bound grows by so many tokens at a time.
 const GROWTH: u64 = 256;
+/// Tokens of a prompt that its text does not show, at most: of its template, and of pictures.
+const UNSEEN: u64 = 65_536;
+/// The longest answer that a target is believed to have given without a bound, thoughts included.
+const LONGEST: u64 = 131_072;
 
 /// Admits requests.
 #[derive(Debug)]
@@ -80,6 +84,8 @@ pub struct Admitted {
     counted: u64,
     /// What tokens cost at most, where it may go.
     dearest: Cost,
+    /// What is believed of a target that says how many tokens it used.
+    most: Amount,
 }
 
 /// Memory of a body, out of everybody's and out of the identity's own.
@@ -144,6 +150,7 @@ impl Admission {
             reserved,
             counted: 0,
             dearest: Cost::default(),
+            most: Amount::default(),
         })
     }
 
@@ -258,6 +265,11 @@ impl Admitted {
     /// [`Error::RateLimited`].
     pub fn reserve(&mut self, prompt_tokens: u64, call: &Call) -> Result<(), Error> {
         let (input, output) = (prompt_tokens, call.max_answer_tokens());
+        // A token has a byte at least, and the estimate is a quarter of them; templates and pictures add some.
+        let most_input = input.saturating_mul(4).saturating_add(UNSEEN);
+        let most_output =
+            if call.max_tokens().is_some() { output } else { LONGEST.saturating_mul(call.choices().max(1)) };
+        self.most = Amount { input: most_input, output: most_output, ..Amount::default() };
         self.take(Amount { input, output, ..Amount::default() })
     }
 
@@ -303,6 +315,12 @@ impl Admitted {
         let standings = self.books.standings(&self.payers, Moment::now());
         let of_tokens = |standing: &account::Standing| matches!(standing.rule.measure, Measure::Tokens);
         standings.iter().filter(|standing| of_tokens(standing)).map(|standing| standing.left).min()
+    }
+
+    /// What is believed of these numbers of a target's: it could shut out an identity, and its whole tenant, for a month.
+    #[must_use]
+    pub fn believed(&self, input: u64, output: u64) -> (u64, u64) {
+        (input.min(self.most.input), output.min(self.most.output.max(self.counted)))
     }
 
     /// Gives back what was reserved and not used.
@@ -385,7 +403,9 @@ mod tests {
             let admission = admission();
             let mut admitted = admission.enter(&limited).unwrap();
             admitted.reserve(10, &chat(100)).unwrap();
-            admitted.settle(used, used, 0);
+            let (input, output) = admitted.believed(used, used);
+            assert!(input <= 40 + UNSEEN && output <= 100, "{input} {output}");
+            admitted.settle(input, output, 0);
             assert_eq!(left(&admission, &limited), [if used == 0 { 1000 } else { 0 }]);
             // Nobody is shut out for much more than a minute, whatever was said.
             let wait = match admission.enter(&limited).unwrap().reserve(1, &chat(1)) {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Admitted;
-use crate::audit::{Outcome, Place, RecordId};
+use crate::audit::{Attempt, Outcome, Place, RecordId};
 use crate::connection::session::Session;
 use crate::cost::{Cost, Prices};
 use crate::error::Error;
@@ -134,16 +134,22 @@ impl Exchange {
         self.outcome.result = result;
         self.outcome.duration_ms = milliseconds(self.started.elapsed());
         let tokens = self.outcome.prompt_tokens.zip(self.outcome.completion_tokens);
+        let believed = |(prompt, completion)| {
+            self.admitted.as_ref().map_or((prompt, completion), |admitted| admitted.believed(prompt, completion))
+        };
+        let tokens = tokens.map(believed);
         let cost = tokens.and_then(|(prompt, completion)| Some(self.cost()?.of(prompt, completion)));
         if let (Some(cost), Some(target)) = (cost, &self.outcome.target) {
             self.outcome.cost = Some(cost as f64 / 1e6);
             self.metrics.cost(target, cost);
         }
         if let Some(admitted) = self.admitted.as_mut().filter(|_| !self.stays) {
-            // What a target counted; else what was reserved stays spent, since nobody knows better.
+            // What a target counted; else what was reserved stays spent, since nobody knows better, unless nobody can have used any.
+            let is_unused =
+                self.outcome.cache != Some("shared") && !self.outcome.attempts.iter().any(Attempt::may_have_cost);
             if let Some((prompt, completion)) = tokens {
                 admitted.settle(prompt, completion, cost.unwrap_or_default());
-            } else if result == "refused" {
+            } else if result == "refused" || is_unused {
                 admitted.settle(0, 0, 0);
             }
         }

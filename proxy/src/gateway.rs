@@ -8,6 +8,7 @@ use postern_plugins::{HostOptions, PolicyHost};
 use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
+use crate::admission::account::Moment;
 use crate::admission::kept::Kept;
 use crate::audit::{AuditLog, Flushed};
 use crate::cache::MemoryCache;
@@ -82,7 +83,7 @@ impl Gateway {
         let (audit, flushed) = AuditLog::open(&config.audit_dir, config.audit_retention, metrics.clone())
             .with_context(|| format!("the records in {}", config.audit_dir.display()))?;
         let kept = Kept::below(&config.state_dir);
-        let spent = kept.read().context(
+        let spent = kept.read(Moment::now()).context(
             "budgets.json in state_dir, which says what was spent of limits by day and month; if it is lost, remove it: they begin anew",
         )?;
         let dispatcher = Dispatcher::new(&config, engine, certificate, metrics.clone())?;

@@ -170,12 +170,36 @@ async fn money_is_spent_by_price_and_coefficient_and_not_forgotten_when_the_gate
 }
 
 #[tokio::test]
+async fn what_no_target_worked_for_is_not_spent_nor_what_it_cannot_have_used() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let config = config(&cloud)
+        .set("/identities/0/limits", json!({"output_tokens_per_day": 600}))
+        .set("/timeouts", json!({"queue": "1s"}));
+    let postern = Postern::start(&config).await?;
+    let client = postern.client("clerk/amy")?;
+    cloud.switch(json!({"unavailable_share": 1.0})).await?;
+    for n in 0..2 {
+        // Each reserves 512 of the 600.
+        let reply = client.chat(&format!("Is anybody there, {n}?")).await?;
+        assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_unavailable"));
+    }
+    // It says that each answer had 400 tokens, though 20 were asked for at most.
+    cloud.switch(json!({"answer": "abcd".repeat(100), "chunk_chars": 1})).await?;
+    for n in 0..5 {
+        let reply = client.post_json("/v1/chat/completions", &bounded(&format!("Are you, {n}?"), 20)).await?;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn limits_of_nobody_are_a_mistake() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     for (limits, wanted) in [
         (json!({"clarks": {"limits": {"requests_per_day": 4}}}), "`tenants` names `clarks`"),
         (json!({"clerks": {"limits": {"requests_per_day": 0}}}), "a whole number from 1 to"),
         (json!({"clerks": {"limits": {"cost_per_month": -1}}}), "an amount of money above 0"),
+        (json!({"clerks": {"limits": {"cost_per_month": 5}}}), "this target has no `price`"),
     ] {
         let checked = postern_tests::postern::check(&config(&cloud).set("/tenants", limits))?;
         let said = String::from_utf8_lossy(&checked.stderr).into_owned();

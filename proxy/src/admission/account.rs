@@ -140,6 +140,14 @@ pub struct Spent {
     pub spent: u64,
 }
 
+impl Spent {
+    /// Has its day, or month, passed?
+    #[must_use]
+    pub fn is_over(&self, now: Moment) -> bool {
+        self.number < number_of(self.period, now.time.date())
+    }
+}
+
 /// The rules of one identity or tenant, and what was used of them.
 #[derive(Debug)]
 pub struct Account {

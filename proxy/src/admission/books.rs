@@ -130,15 +130,18 @@ impl Books {
 
     /// What has to be kept over a restart, if something has changed since it was last asked.
     #[must_use]
-    pub fn to_keep(&self) -> Option<Vec<(Who, Vec<Spent>)>> {
+    pub fn to_keep(&self, now: Moment) -> Option<Vec<(Who, Vec<Spent>)>> {
         let mut books = self.open();
         if !std::mem::take(&mut books.changed) {
             return None;
         }
-        let now = books.accounts.iter().map(|(who, account)| (who.clone(), account.spent().collect::<Vec<_>>()));
+        let current = |spent: &Spent| !spent.is_over(now);
+        let known =
+            books.accounts.iter().map(|(who, account)| (who, account.spent().filter(current).collect::<Vec<_>>()));
         // Who has not come since the start has spent it all the same.
-        let before = books.before.iter().map(|(who, spent)| (who.clone(), spent.clone()));
-        Some(now.chain(before).filter(|(_, spent)| !spent.is_empty()).collect())
+        let before = books.before.iter().map(|(who, spent)| (who, spent.iter().copied().filter(current).collect()));
+        let all = known.chain(before).filter(|(_, spent)| !spent.is_empty());
+        Some(all.map(|(who, spent)| (who.clone(), spent)).collect())
     }
 
     /// It could not be kept: the next time is told of it again.
@@ -150,7 +153,9 @@ impl Books {
 impl Open {
     fn account(&mut self, who: &Who, rules: &[Rule], now: Moment) -> Result<&mut Account, NotTaken> {
         if !self.accounts.contains_key(who) {
-            self.make_room(now)?;
+            if !self.before.contains_key(who) {
+                self.make_room(now)?;
+            }
             let before = self.before.remove(who).unwrap_or_default();
             self.accounts.insert(who.clone(), Account::new(rules, &before, now));
         }
@@ -158,14 +163,19 @@ impl Open {
     }
 
     fn make_room(&mut self, now: Moment) -> Result<(), NotTaken> {
-        if self.accounts.len() < ACCOUNTS {
+        if self.len() < ACCOUNTS {
             return Ok(());
         }
         if self.swept.is_none_or(|at| now.instant.saturating_duration_since(at) >= SWEEP_EVERY) {
             self.swept = Some(now.instant);
             self.accounts.retain(|_, account| !account.is_fresh(now));
+            self.before.retain(|_, spent| spent.iter().any(|spent| !spent.is_over(now)));
         }
-        if self.accounts.len() < ACCOUNTS { Ok(()) } else { Err(NotTaken::Full) }
+        if self.len() < ACCOUNTS { Ok(()) } else { Err(NotTaken::Full) }
+    }
+
+    fn len(&self) -> usize {
+        self.accounts.len() + self.before.len()
     }
 }
 
@@ -202,11 +212,11 @@ mod tests {
     fn what_was_spent_is_kept_also_of_those_who_did_not_come_again() {
         let (books, now) = (Books::default(), Moment::now());
         books.take(&payers("amy", 9), ONE, &mut Bill::default(), now).unwrap();
-        let kept = books.to_keep().unwrap();
-        assert!(books.to_keep().is_none(), "nothing has changed");
+        let kept = books.to_keep(now).unwrap();
+        assert!(books.to_keep(now).is_none(), "nothing has changed");
         let books = Books::new(kept.into_iter().collect());
         books.take(&payers("bob", 9), ONE, &mut Bill::default(), now).unwrap();
-        let kept: HashMap<Who, Vec<Spent>> = books.to_keep().unwrap().into_iter().collect();
+        let kept: HashMap<Who, Vec<Spent>> = books.to_keep(now).unwrap().into_iter().collect();
         let spent = |who: Who| kept[&who][0].spent;
         assert_eq!((spent(Who::Identity("amy".into())), spent(Who::Tenant("t".into()))), (1, 2));
     }

@@ -6,12 +6,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::account::Spent;
+use super::account::{Moment, Spent};
 use super::books::{Books, Who};
 use crate::config::read::bounded;
 
@@ -33,21 +33,25 @@ struct Line {
 
 /// The file.
 #[derive(Debug, Clone)]
-pub struct Kept(PathBuf);
+pub struct Kept {
+    path: PathBuf,
+    /// Held while it is written: what is newer must not be replaced by what is older. True if the last time failed.
+    failing: Arc<Mutex<bool>>,
+}
 
 impl Kept {
     /// Below the folder of the state.
     #[must_use]
     pub fn below(state_dir: &Path) -> Self {
-        Self(state_dir.join(NAME))
+        Self { path: state_dir.join(NAME), failing: Arc::default() }
     }
 
-    /// What was spent before; nothing if there is no file.
+    /// What was spent before of days and months that are not over; nothing if there is no file.
     ///
     /// # Errors
     /// It cannot be read, or is not what was written.
-    pub fn read(&self) -> io::Result<HashMap<Who, Vec<Spent>>> {
-        let bytes = match bounded(&self.0, MAX_BYTES) {
+    pub fn read(&self, now: Moment) -> io::Result<HashMap<Who, Vec<Spent>>> {
+        let bytes = match bounded(&self.path, MAX_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
             Err(error) => return Err(error),
@@ -57,7 +61,11 @@ impl Kept {
             (Some(identity), _) => Some(Who::Identity(identity.as_str().into())),
             (None, tenant) => tenant.as_ref().map(|tenant| Who::Tenant(tenant.as_str().into())),
         };
-        Ok(lines.into_iter().filter_map(|line| Some((who(&line)?, line.spent))).collect())
+        let current = |mut line: Line| {
+            line.spent.retain(|spent| !spent.is_over(now));
+            who(&line).filter(|_| !line.spent.is_empty()).map(|who| (who, line.spent))
+        };
+        Ok(lines.into_iter().filter_map(current).collect())
     }
 
     /// Writes it, once it is known to be on the disk in place of the one before.
@@ -67,21 +75,30 @@ impl Kept {
             Who::Tenant(tenant) => Line { identity: None, tenant: Some(tenant.to_string()), spent },
         };
         let text = serde_json::to_vec(&all.into_iter().map(line).collect::<Vec<_>>())?;
-        let new = self.0.with_extension("new");
+        let new = self.path.with_extension("new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&text)?;
         file.sync_data()?;
-        std::fs::rename(&new, &self.0)?;
-        self.0.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        std::fs::rename(&new, &self.path)?;
+        self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 
     /// Writes what has changed.
     pub fn keep(&self, books: &Books) {
-        let Some(all) = books.to_keep() else { return };
-        if let Err(error) = self.write(all) {
-            books.not_kept();
-            let file = self.0.display();
-            tracing::warn!(%file, %error, "what was spent of budgets cannot be written: a restart would forget it");
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(all) = books.to_keep(Moment::now()) else { return };
+        let (file, failed_before) = (self.path.display(), *failing);
+        let written = self.write(all);
+        *failing = written.is_err();
+        match written {
+            Ok(()) if failed_before => tracing::info!(%file, "what was spent of budgets is written again"),
+            Ok(()) => {}
+            Err(error) => {
+                books.not_kept();
+                if !failed_before {
+                    tracing::warn!(%file, %error, "what was spent of budgets cannot be written: a restart would forget it");
+                }
+            }
         }
     }
 
@@ -106,7 +123,8 @@ mod tests {
     fn what_is_written_is_read_again_and_damage_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let kept = Kept::below(dir.path());
-        assert!(kept.read().unwrap().is_empty());
+        let now = Moment::now();
+        assert!(kept.read(now).unwrap().is_empty());
         let rules: Arc<[Rule]> = [Rule { measure: Measure::Tokens, period: Period::Month, most: 100 }].into();
         let amy = Who::Identity("spiffe://b.example/clerk/amy".into());
         let payers = Payers::of([(amy.clone(), rules.clone()), (Who::Tenant("t".into()), rules)]);
@@ -114,11 +132,13 @@ mod tests {
         let amount = Amount { input: 7, ..Amount::default() };
         books.take(&payers, amount, &mut Bill::default(), Moment::now()).unwrap();
         kept.keep(&books);
-        let read = kept.read().unwrap();
+        let read = kept.read(now).unwrap();
         assert_eq!((read.len(), read[&amy][0].spent), (2, 7));
-        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&kept.0).unwrap().permissions());
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&kept.path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
-        std::fs::write(&kept.0, b"[{").unwrap();
-        assert!(kept.read().is_err());
+        let next_month = Moment { time: now.time + time::Duration::days(32), ..now };
+        assert!(kept.read(next_month).unwrap().is_empty(), "what is over is forgotten");
+        std::fs::write(&kept.path, b"[{").unwrap();
+        assert!(kept.read(now).is_err());
     }
 }

@@ -71,3 +71,13 @@ pub struct Attempt {
     /// Milliseconds until that was known.
     pub ms: f64,
 }
+
+impl Attempt {
+    /// May the target have worked for it, and charge for it? Not if it was not reached, or said no.
+    #[must_use]
+    pub fn may_have_cost(&self) -> bool {
+        let worked =
+            ["ok", "abandoned", "lost_race", "broken", "died", "first_token_timeout", "idle_timeout", "malformed"];
+        worked.contains(&self.result)
+    }
+}

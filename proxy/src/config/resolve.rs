@@ -176,6 +176,16 @@ impl Resolver<'_> {
         if file.identities.is_empty() {
             return Err(self.error(&Location::UNKNOWN, "`identities` is empty: nobody could ask for anything"));
         }
+        let limits =
+            file.identities.iter().map(|rule| rule.limits).chain(file.tenants.values().map(|tenant| tenant.limits));
+        if limits.into_iter().any(|limits| limits.cost_per_month.is_some()) {
+            let without =
+                |target: &&file::Target| target.placement == file::TargetKind::Cloud && target.price.is_none();
+            if let Some(target) = file.targets.iter().find(without) {
+                let what = "`cost_per_month` is a limit of somebody, and this target has no `price`: what is asked there would cost nothing";
+                return Err(self.error(&target.name.referenced, what));
+            }
+        }
         let addresses = [
             ("listen", Some(file.listen)),
             ("admin", Some(file.admin.value)),

@@ -195,8 +195,12 @@ impl Standing {
             }
             Some((at, _)) if now.saturating_duration_since(at) < TOLD_FOR => {}
             _ if left_alone => {
-                let to = if to_all { "everybody" } else { "some identities alone" };
-                tracing::warn!(target, to, "a target fails again and again: it is left alone, and tried now and then");
+                let left_alone_by = if to_all { "everybody" } else { "some identities" };
+                tracing::warn!(
+                    target,
+                    left_alone_by,
+                    "a target fails again and again: it is left alone, and tried now and then"
+                );
                 known.told = Some((now, true));
             }
             _ => {}
