@@ -6,13 +6,17 @@
 pub mod flight;
 mod key;
 mod memory;
+pub mod redis;
 
 pub use key::{CacheKey, flight_key, key};
 pub use memory::MemoryCache;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
+
+use redis::{Seal, SharedCache};
 
 /// The most bytes of one entry; a longer answer is not kept.
 pub const MAX_ENTRY: usize = 1 << 20;
@@ -28,4 +32,41 @@ pub struct Entry {
     pub bytes: usize,
     /// Tokens, as the target counted them.
     pub tokens: (Option<u64>, Option<u64>),
+}
+
+/// Answers in memory, and in a Redis where there is one.
+#[derive(Debug)]
+pub struct Tiers {
+    /// The first.
+    pub memory: MemoryCache,
+    /// The second.
+    pub redis: Option<SharedCache>,
+}
+
+/// The place of one answer.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// Under which key.
+    pub key: CacheKey,
+    /// What it is encrypted with in the second tier; `None`: it is not there.
+    pub seal: Option<Seal>,
+}
+
+impl Tiers {
+    /// What the second tier has; the first one has it as well then.
+    pub async fn fetch(&self, slot: &Slot) -> Option<Entry> {
+        let (redis, seal) = (self.redis.as_ref()?, slot.seal.as_ref()?);
+        let (entry, left) = redis.get(&slot.key, seal).await?;
+        self.memory.put(slot.key, entry.clone(), Some(left));
+        Some(entry)
+    }
+
+    /// Keeps `entry` in both, for `ttl` if that is shorter than the configured life.
+    pub fn put(&self, slot: Slot, entry: Entry, ttl: Option<Duration>) {
+        let ttl = self.memory.life(ttl);
+        if let (Some(redis), Some(seal)) = (&self.redis, slot.seal) {
+            redis.put(slot.key, seal, entry.clone(), ttl);
+        }
+        self.memory.put(slot.key, entry, Some(ttl));
+    }
 }

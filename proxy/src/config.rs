@@ -8,6 +8,7 @@ pub mod policies;
 pub mod read;
 mod resolve;
 pub mod sections;
+pub mod shared;
 pub mod trust;
 pub mod units;
 
@@ -23,6 +24,7 @@ pub use file::{Balance, Continues, OnFailure, Placement, Secret};
 pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
 use sections::Sections;
+pub use shared::{Redis, Replicas};
 
 /// Why a configuration is not accepted; says file, line, column and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +118,8 @@ pub struct Config {
     pub classification: Classification,
     /// The response cache; `None`: off.
     pub cache: Option<Cache>,
+    /// This gateway is one of several; `None`: it is the only one.
+    pub replicas: Option<Replicas>,
     /// The engine on this machine; `None`: there is none.
     pub engine: Option<Engine>,
     /// Folder of the records.
@@ -222,12 +226,14 @@ pub struct Classification {
 }
 
 /// The response cache.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Cache {
     /// Bytes of all entries.
     pub memory: u64,
     /// Life of an entry, if a plugin does not say less.
     pub ttl: Duration,
+    /// The second tier.
+    pub redis: Option<Redis>,
 }
 
 /// The engine on this machine.

@@ -11,6 +11,7 @@
 mod complaints;
 mod node;
 mod pools;
+pub(crate) mod redis;
 
 use std::future::Future;
 use std::io;
@@ -47,12 +48,8 @@ pub(crate) use pools::Seat;
 /// Idle connections kept to one target, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
 const IDLE_FOR: Duration = Duration::from_secs(60);
-/// Bytes of a file with a key.
-const MAX_KEY_FILE: usize = 64 << 10;
 /// Bytes of a file with authorities; those of a whole machine have a quarter of it.
 const MAX_AUTHORITIES: usize = 1 << 20;
-/// The longest key.
-const MAX_KEY: usize = 8192;
 
 /// Why a client for a target cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -325,24 +322,9 @@ fn pool() -> Builder {
 }
 
 fn bearer(secret: &Secret) -> Result<HeaderValue, String> {
-    let (key, from) = match secret {
-        Secret::Env(name) => {
-            let from = format!("in the environment variable {name}");
-            (std::env::var(name).map_err(|_| format!("{from} is not set"))?, from)
-        }
-        Secret::File(path) => {
-            let from = format!("in the file {}", path.display());
-            let cannot = |error: &dyn std::fmt::Display| format!("{from} cannot be read: {error}");
-            let text = bounded(path, MAX_KEY_FILE).map_err(|error| cannot(&error))?;
-            (String::from_utf8(text).map_err(|_| cannot(&"it is not text"))?, from)
-        }
-    };
-    let key = key.lines().next().unwrap_or_default().trim();
-    if key.is_empty() || key.len() > MAX_KEY {
-        return Err(format!("{from} is empty or longer than {MAX_KEY} bytes"));
-    }
-    let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-        .map_err(|_| format!("{from} has characters that no header may hold"))?;
+    let key = secret.read()?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.as_str()))
+        .map_err(|_| format!("{} has characters that no header may hold", secret.place()))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -11,8 +11,9 @@ use crate::admission::Admission;
 use crate::admission::account::Moment;
 use crate::admission::kept::Kept;
 use crate::audit::{AuditLog, Flushed};
-use crate::cache::MemoryCache;
 use crate::cache::flight::Flights;
+use crate::cache::redis::SharedCache;
+use crate::cache::{MemoryCache, Tiers};
 use crate::classify::Classifier;
 use crate::config::Config;
 use crate::cost::Prices;
@@ -21,6 +22,7 @@ use crate::keys::Keys;
 use crate::route::load::Loader;
 use crate::route::reload::Live;
 use crate::route::shadow::Places;
+use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
 use crate::upstream::local;
@@ -48,7 +50,7 @@ pub struct Gateway {
     /// For rules that are only watched.
     pub shadows: Places,
     /// Answers given before.
-    pub cache: Option<Arc<MemoryCache>>,
+    pub cache: Option<Arc<Tiers>>,
     /// Answers that are under way.
     pub flights: Arc<Flights>,
     /// For answers of which only a few should be in memory.
@@ -74,7 +76,11 @@ impl Gateway {
         certificate: &Arc<Certificate>,
     ) -> anyhow::Result<(Self, Flushed)> {
         let metrics = Arc::new(Metrics::default());
-        let keys = Keys::open(&config.state_dir).context("installation.key in state_dir")?;
+        let shared = config.replicas.as_ref().and_then(|replicas| replicas.key.as_ref());
+        let keys = match shared {
+            Some(key) => Keys::shared(key).map_err(|what| anyhow::anyhow!("`replicas.key` {what}"))?,
+            None => Keys::open(&config.state_dir).context("installation.key in state_dir")?,
+        };
         let options = HostOptions { cache_dir: Some(config.compiled_dir.clone()), ..HostOptions::default() };
         let host = PolicyHost::new(options).context("the sandbox of the policies")?;
         // Taken out, so that nobody reads there what may have changed since.
@@ -86,6 +92,7 @@ impl Gateway {
         let spent = kept.read(Moment::now()).context(
             "budgets.json in state_dir, which says what was spent of limits by day and month; if it is lost, remove it: they begin anew",
         )?;
+        let cache = tiers(&config, &keys, &metrics)?;
         let dispatcher = Dispatcher::new(&config, engine, certificate, metrics.clone())?;
         let gateway = Self {
             keys,
@@ -95,7 +102,7 @@ impl Gateway {
             classifier: Classifier::new(&config),
             live: Arc::new(live),
             shadows: Places::default(),
-            cache: config.cache.map(|cache| Arc::new(MemoryCache::new(cache))),
+            cache,
             flights: Arc::default(),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,
@@ -106,3 +113,13 @@ impl Gateway {
         Ok((gateway, flushed))
     }
 }
+
+fn tiers(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Arc<Tiers>>> {
+    let Some(cache) = &config.cache else { return Ok(None) };
+    let loss = "answers are kept in memory only: the Redis of the cache cannot be used";
+    let redis = cache.redis.as_ref().filter(|_| !config.offline);
+    let redis = redis.map(|redis| Store::new(redis, "cache", loss, metrics.clone())).transpose()?;
+    let redis = redis.map(|store| SharedCache::new(store, keys));
+    Ok(Some(Arc::new(Tiers { memory: MemoryCache::new(cache), redis })))
+}
+

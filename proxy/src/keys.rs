@@ -40,6 +40,18 @@ impl Keys {
         }
     }
 
+    /// The key that all replicas have.
+    ///
+    /// # Errors
+    /// It is not to be had, or is no key.
+    pub fn shared(secret: &crate::config::Secret) -> Result<Self, String> {
+        let text = secret.read()?;
+        let key = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map(Zeroizing::new).ok();
+        let key = key.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
+        let expected = "is not 64 hexadecimal digits, such as `openssl rand -hex 32` makes";
+        key.map(|key| Self(Zeroizing::new(key))).ok_or_else(|| format!("{} {expected}", secret.place()))
+    }
+
     /// A key for this process only.
     #[must_use]
     pub fn random() -> Self {

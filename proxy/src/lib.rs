@@ -33,6 +33,7 @@ pub mod request;
 pub mod response;
 pub mod route;
 pub mod serve;
+pub mod store;
 pub mod supervise;
 pub mod telemetry;
 pub mod tls;

@@ -23,7 +23,7 @@ use postern_wire::vectors::Wanted;
 use serde_json::Value;
 
 use crate::audit::{Intent, Place, RecordId};
-use crate::cache;
+use crate::cache::{self, CacheKey, Slot, Tiers};
 use crate::classify::clearance::Destination;
 use crate::classify::label::Label;
 use crate::classify::{ClassifiedRequest, Source};
@@ -372,17 +372,30 @@ async fn look_up(gateway: &Gateway, planned: &PlannedRequest, scene: &mut Scene,
         return alone;
     }
     let key = cache::key(&gateway.keys, &config.labels, planned, &choice.key_parts);
-    let fill = Fill { cache: store.clone(), key, ttl: choice.ttl };
+    let fill = Fill { cache: store.clone(), slot: slot(gateway, store, planned, key), ttl: choice.ttl };
     // Of large answers only a few should be in memory; log probabilities are not shared, so nobody should wait for them.
     let is_large = matches!(&request.call, Call::Embeddings(vectors) if Wanted::from(vectors).is_large());
     let logprobs = request.call.body().get("logprobs");
     let is_own = is_large || logprobs.is_some_and(|asked| !matches!(asked, Value::Null | Value::Bool(false)));
     if request.marks.cache == CacheUse::Fresh || is_own {
-        let hit = store.get(&key).filter(|_| request.marks.cache == CacheUse::Any);
+        let hit = match (request.marks.cache, store.memory.get(&key)) {
+            (CacheUse::Any, None) => store.fetch(&fill.slot).await,
+            (CacheUse::Any, hit) => hit,
+            _ => None,
+        };
         return hit.map_or(Way::Ask(Others { fill: Some(fill), leading: None }), Way::Hit);
     }
     let flight = cache::flight_key(&gateway.keys, planned, &key);
-    Shared { fill, flight, deadline: exchange.started + config.timeouts.total }.seek(gateway)
+    Shared { fill, flight, deadline: exchange.started + config.timeouts.total }.seek(gateway).await
+}
+
+/// Where an answer is kept. What may not leave is not in the second tier either, not even encrypted.
+fn slot(gateway: &Gateway, cache: &Tiers, planned: &PlannedRequest, key: CacheKey) -> Slot {
+    let classified = planned.masked().classified();
+    let (tenant, label) = (&classified.request().peer.tenant, classified.label());
+    let leaves = planned.plan().form == Form::Masked && gateway.config.is_cleared(label);
+    let redis = cache.redis.as_ref().filter(|_| leaves);
+    Slot { key, seal: redis.map(|redis| redis.seal(tenant, gateway.config.labels.name(label))) }
 }
 
 /// Keeps what later versions of policies are tried on, and asks the shadows.

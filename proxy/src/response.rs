@@ -24,7 +24,7 @@ use postern_wire::sse;
 use serde_json::Value;
 
 use crate::cache::flight::{Flight, Follower, Leading, Lost};
-use crate::cache::{CacheKey, Entry, MemoryCache};
+use crate::cache::{Entry, Slot, Tiers};
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
 use crate::error::Error;
@@ -84,9 +84,9 @@ impl Others {
 #[derive(Debug)]
 pub struct Fill {
     /// Where.
-    pub cache: Arc<MemoryCache>,
-    /// Under which key.
-    pub key: CacheKey,
+    pub cache: Arc<Tiers>,
+    /// Its place there.
+    pub slot: Slot,
     /// For how long at most.
     pub ttl: Option<std::time::Duration>,
 }

@@ -102,6 +102,13 @@ async fn serve(
     tokio::spawn(async move { watching.dispatcher.watch().await });
     let keeping = gateway.clone();
     tokio::spawn(async move { keeping.kept.keep_up(keeping.admission.books()).await });
+    if let Some(cache) = gateway.cache.clone() {
+        tokio::spawn(async move {
+            if let Some(redis) = &cache.redis {
+                redis.keep_up().await;
+            }
+        });
+    }
     engine.controlled_by(Control::new(inherited.control)?);
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     tokio::spawn(certificate.clone().keep(metrics.clone()));

@@ -27,7 +27,7 @@ impl Expiry<CacheKey, (Entry, Duration)> for PerEntry {
 impl MemoryCache {
     /// Bounded by a configuration.
     #[must_use]
-    pub fn new(config: config::Cache) -> Self {
+    pub fn new(config: &config::Cache) -> Self {
         let entries = Cache::builder()
             .max_capacity(config.memory)
             // Not by how often as well: then what is new would not get in where the old was asked for often.
@@ -46,8 +46,14 @@ impl MemoryCache {
 
     /// Keeps `entry`, for `ttl` if that is shorter than the configured life.
     pub fn put(&self, key: CacheKey, entry: Entry, ttl: Option<Duration>) {
-        let ttl = ttl.unwrap_or(self.ttl).min(self.ttl);
+        let ttl = self.life(ttl);
         self.entries.insert(key, (entry, ttl));
+    }
+
+    /// How long an entry is kept that is worth `ttl`.
+    #[must_use]
+    pub fn life(&self, ttl: Option<Duration>) -> Duration {
+        ttl.unwrap_or(self.ttl).min(self.ttl)
     }
 }
 
@@ -59,7 +65,7 @@ mod tests {
 
     #[test]
     fn entries_end_with_their_life_and_the_bound_holds() {
-        let cache = MemoryCache::new(config::Cache { memory: 10_000, ttl: Duration::from_secs(60) });
+        let cache = MemoryCache::new(&config::Cache { memory: 10_000, ttl: Duration::from_secs(60), redis: None });
         let entry = |bytes| Entry { target: "t".into(), events: Arc::new([]), bytes, tokens: (None, None) };
         cache.put([1; 32], entry(10), Some(Duration::from_millis(20)));
         cache.put([2; 32], entry(10), Some(Duration::from_secs(600)));

@@ -3,6 +3,8 @@
 //! The doc comments here are the descriptions in the JSON Schema that `postern config schema` prints.
 
 mod policies;
+mod secret;
+pub mod shared;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,6 +19,7 @@ use serde_saphyr::Spanned;
 use super::units::{self, Size, Span};
 use crate::admin::guard::Role;
 pub use policies::{Balance, Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
+pub use secret::Secret;
 
 /// A value that remembers its place in the file, for errors found later.
 pub type Placed = Spanned<String>;
@@ -80,6 +83,9 @@ pub struct File {
     /// The response cache; absent: none.
     #[serde(default)]
     pub cache: Option<Cache>,
+    /// This gateway is one of several that stand in for each other; absent: it is the only one.
+    #[serde(default)]
+    pub replicas: Option<shared::Replicas>,
     /// The language model on this machine; absent: none.
     #[serde(default)]
     pub engine: Option<Engine>,
@@ -360,45 +366,6 @@ pub enum Continues {
     FinalMessage,
 }
 
-/// Where a secret comes from; never the secret itself.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
-#[schemars(rename_all = "kebab-case")]
-pub enum Secret {
-    /// The name of an environment variable.
-    Env(String),
-    /// A file whose first line it is.
-    File(PathBuf),
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    /// By hand, so that a key that somebody wrote where its name belongs is not repeated in the error.
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Source;
-        impl<'de> serde::de::Visitor<'de> for Source {
-            type Value = Secret;
-
-            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                out.write_str("{env: NAME} or {file: PATH}; a key itself is never written here")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Secret, E> {
-                Err(E::custom("expected {env: NAME} or {file: PATH}; a key itself is never written here"))
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Secret, A::Error> {
-                let wrong = || serde::de::Error::custom("expected exactly one of {env: NAME} and {file: PATH}");
-                let secret = match map.next_key::<String>()?.as_deref() {
-                    Some("env") => Secret::Env(map.next_value()?),
-                    Some("file") => Secret::File(map.next_value()?),
-                    _ => return Err(wrong()),
-                };
-                if map.next_key::<String>()?.is_some() { Err(wrong()) } else { Ok(secret) }
-            }
-        }
-        deserializer.deserialize_any(Source)
-    }
-}
-
 /// What we may send to a target.
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -521,7 +488,7 @@ pub struct Classification {
 }
 
 /// The response cache.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
     /// Bytes of all entries.
@@ -530,6 +497,10 @@ pub struct Cache {
     /// Life of an entry, if a plugin does not say less.
     #[serde(default = "default_cache_ttl")]
     pub ttl: Span,
+    /// Where answers are kept as well, encrypted: for other replicas, and over a restart. Absent: in memory only.
+    #[serde(default)]
+    #[schemars(with = "Option<shared::Redis>")]
+    pub redis: Option<Spanned<shared::Redis>>,
 }
 
 /// The language model on this machine.

@@ -17,6 +17,7 @@ use super::file::{self, File, Placed};
 use super::sections::Sections;
 use super::{
     Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Target, Timeouts, policies, read,
+    shared,
 };
 use crate::classify::clearance::ENGINE;
 use crate::classify::label::{Label, Labels};
@@ -94,6 +95,8 @@ impl Resolver<'_> {
         let engine_price = file.engine.as_ref().and_then(|engine| engine.price.as_ref());
         let engine_price = engine_price.map(|price| self.price(price)).transpose()?;
         let part = policies::policy_part(&mut file, self.base, &state_dir, &targets);
+        let replicas = shared::replicas(&file, self.base);
+        let cache = file.cache.as_ref().map(|cache| self.cache(cache)).transpose();
         Ok(Config {
             listen: file.listen,
             enrol: file.enrol,
@@ -131,7 +134,8 @@ impl Resolver<'_> {
             compiled_dir,
             policy_part: part.map_err(|(at, what)| self.error(&at, &what))?,
             classification: self.classification(&file.classification, &labels)?,
-            cache: file.cache.map(|cache| Cache { memory: cache.memory.0, ttl: cache.ttl.0 }),
+            cache: cache.map_err(|(at, what)| self.error(&at, &what))?,
+            replicas: replicas.map_err(|(at, what)| self.error(&at, &what))?,
             engine: file.engine.map(|engine| Engine {
                 model: self.model(&engine.model),
                 models: engine.models,
@@ -299,7 +303,7 @@ impl Resolver<'_> {
             kind: target.placement,
             clearance,
             base_url: self.base_url(&target.openai.base_url)?,
-            api_key: target.openai.api_key.clone().map(|secret| self.secret(secret)),
+            api_key: target.openai.api_key.clone().map(|secret| secret.below(self.base)),
             ca: target.openai.ca.as_ref().map(|path| self.base.join(path)),
             node: target.openai.identity.as_ref().map(|id| self.node(target, id, domain)).transpose()?,
             models: target.models.clone(),
@@ -381,11 +385,9 @@ impl Resolver<'_> {
         Err(self.error(&price.referenced, "a price is a number, and not below 0"))
     }
 
-    fn secret(&self, secret: file::Secret) -> file::Secret {
-        match secret {
-            file::Secret::File(path) => file::Secret::File(self.base.join(path)),
-            env @ file::Secret::Env(_) => env,
-        }
+    fn cache(&self, cache: &file::Cache) -> Result<Cache, shared::Wrong> {
+        let redis = cache.redis.as_ref().map(|redis| shared::redis(redis, self.base)).transpose()?;
+        Ok(Cache { memory: cache.memory.0, ttl: cache.ttl.0, redis })
     }
 
     fn base_url(&self, text: &Placed) -> Result<http::Uri, ConfigError> {

@@ -59,18 +59,24 @@ impl Found {
 
 impl Shared {
     /// What is there by now: in the cache, or under way.
-    pub(super) fn seek(self, gateway: &Gateway) -> Way {
-        if let Some(entry) = self.fill.cache.get(&self.fill.key) {
+    pub(super) async fn seek(self, gateway: &Gateway) -> Way {
+        let here = || self.fill.cache.memory.get(&self.fill.slot.key);
+        if let Some(entry) = here() {
             return Way::Hit(entry);
         }
-        match gateway.flights.enter(self.flight, self.deadline) {
-            Role::Follow(follower) => Way::Follow(follower, self),
-            Role::Alone => Way::Ask(Others { fill: Some(self.fill), leading: None }),
+        let leading = match gateway.flights.enter(self.flight, self.deadline) {
+            Role::Follow(follower) => return Way::Follow(follower, self),
+            Role::Alone => None,
             // An answer is put into the cache before its flight ends: it may have come between the two looks.
-            Role::Lead(leading) => match self.fill.cache.get(&self.fill.key) {
-                Some(entry) => Way::Hit(entry),
-                None => Way::Ask(Others { fill: Some(self.fill), leading: Some(leading) }),
+            Role::Lead(leading) => match here() {
+                Some(entry) => return Way::Hit(entry),
+                None => Some(leading),
             },
+        };
+        // Whoever follows meanwhile finds it in memory when there is no flight any more.
+        match self.fill.cache.fetch(&self.fill.slot).await {
+            Some(entry) => Way::Hit(entry),
+            None => Way::Ask(Others { fill: Some(self.fill), leading }),
         }
     }
 }
@@ -98,7 +104,7 @@ pub(super) async fn follow(gateway: &Gateway, mut way: Way, stream: bool) -> Res
         };
         failed += 1;
         way = match error {
-            _ if failed < LEADERS => shared.seek(gateway),
+            _ if failed < LEADERS => shared.seek(gateway).await,
             Some(error) => return Err(error),
             None => Way::Ask(Others { fill: Some(shared.fill), leading: None }),
         };

@@ -86,7 +86,7 @@ impl Kept {
                 bytes: self.bytes,
                 tokens: (outcome.prompt_tokens, outcome.completion_tokens),
             };
-            fill.cache.put(fill.key, entry, fill.ttl);
+            fill.cache.put(fill.slot, entry, fill.ttl);
         }
         if let Some(leading) = self.leading {
             leading.complete();
@@ -182,13 +182,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cache::MemoryCache;
+    use crate::cache::{MemoryCache, Slot, Tiers};
     use crate::classify::Conversation;
     use crate::config;
     use crate::keys::Keys;
 
-    fn cache() -> Arc<MemoryCache> {
-        Arc::new(MemoryCache::new(config::Cache { memory: 1 << 20, ttl: Duration::from_secs(60) }))
+    fn cache() -> Arc<Tiers> {
+        let config = config::Cache { memory: 1 << 20, ttl: Duration::from_secs(60), redis: None };
+        Arc::new(Tiers { memory: MemoryCache::new(&config), redis: None })
     }
 
     fn vault() -> (Vault, String, String) {
@@ -202,10 +203,10 @@ mod tests {
     /// What the cache has after an answer: `None` if it was not kept.
     fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
         let cache = cache();
-        let mut kept = Kept::new(Some(Fill { cache: cache.clone(), key: [0; 32], ttl: None }), None, choices);
+        let mut kept = Kept::new(Some(Fill { cache: cache.clone(), slot: Slot { key: [0; 32], seal: None }, ttl: None }), None, choices);
         add(&mut kept);
         kept?.finish(&Outcome::default());
-        cache.get(&[0; 32]).map(|entry| entry.events.iter().map(|event| Value::clone(event)).collect())
+        cache.memory.get(&[0; 32]).map(|entry| entry.events.iter().map(|event| Value::clone(event)).collect())
     }
 
     fn streamed(choices: u64, events: &[Value]) -> bool {

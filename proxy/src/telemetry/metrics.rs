@@ -61,6 +61,7 @@ pub struct Metrics {
     cache: Family<Words<1>, Counter>,
     cache_by_identity: Family<Words<2>, Counter>,
     cache_identities: Identities,
+    redis: Family<Words<1>, Gauge>,
     egress_refused: Family<Words<2>, Counter>,
     costs: Family<Words<1>, Counter<f64, AtomicU64>>,
     fallbacks: Family<Words<3>, Counter>,
@@ -106,6 +107,7 @@ impl Default for Metrics {
             redactions: Family::default(),
             cache: Family::default(),
             cache_by_identity: Family::default(),
+            redis: Family::default(),
             cache_identities: Identities::default(),
             egress_refused: Family::default(),
             costs: Family::default(),
@@ -172,6 +174,7 @@ impl Metrics {
             "Uses of the cache, by identity (the first so many; then `other`) and result",
             self.cache_by_identity.clone(),
         );
+        r.register("postern_redis_connected", "1 while the Redis is there, by what it is for", self.redis.clone());
         r.register(
             "postern_egress_refused",
             "Sends that were refused, by label and reason",
@@ -318,6 +321,11 @@ impl Metrics {
         self.cache.get_or_create(&[("result", result.to_owned())]).inc();
         let identity = self.cache_identities.name(identity);
         self.cache_by_identity.get_or_create(&[("identity", identity), ("result", result.to_owned())]).inc();
+    }
+
+    /// A Redis came or went; `used_for` is `cache` or `limits`.
+    pub fn redis_is(&self, used_for: &'static str, connected: bool) {
+        self.redis.get_or_create(&[("for", used_for.to_owned())]).set(i64::from(connected));
     }
 
     /// A send was refused.
