@@ -12,9 +12,10 @@ pub mod books;
 pub mod kept;
 mod ledger;
 mod rates;
+pub mod together;
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use moka::sync::Cache;
 use postern_wire::call::Call;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::file::IdentityLimits;
+use crate::config::file::{IdentityLimits, Limits};
 use crate::config::units::Money;
 use crate::cost::Cost;
 use crate::error::Error;
@@ -30,6 +31,7 @@ use crate::request::Peer;
 use account::{Amount, Measure, Moment, Period, Rule, Spent};
 use books::{Bill, Books, NotTaken, Payers, Who};
 pub use rates::Rates;
+use together::Counter;
 
 /// Identities and tenants whose places are kept, until they were not seen for [`IDLE`].
 const IDENTITIES: u64 = 100_000;
@@ -56,6 +58,8 @@ pub struct Admission {
     all: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
     share: usize,
+    /// How many gateways there are.
+    parts: NonZeroU16,
     books: Arc<Books>,
 }
 
@@ -100,15 +104,17 @@ impl Admission {
     /// At most `requests` at a time, and `bodies` bytes of theirs; one body of `body` bytes always fits an identity's share. `spent`:
     /// of days and months, before the start.
     #[must_use]
-    pub fn new(requests: usize, bodies: u64, body: u64, spent: HashMap<Who, Vec<Spent>>) -> Self {
+    pub fn new(limits: &Limits, spent: HashMap<Who, Vec<Spent>>, parts: NonZeroU16, counter: Option<Counter>) -> Self {
+        let (bodies, body) = (limits.bodies.0, limits.body.0);
         let places = Cache::builder().max_capacity(IDENTITIES).time_to_idle(IDLE).build();
         let share = permits((bodies / SHARE).max(body).min(bodies));
         Self {
             places,
-            all: Arc::new(Semaphore::new(requests)),
+            all: Arc::new(Semaphore::new(limits.requests)),
             bodies: Arc::new(Semaphore::new(permits(bodies))),
             share,
-            books: Arc::new(Books::new(spent)),
+            parts,
+            books: Arc::new(Books::new(spent, parts, counter)),
         }
     }
 
@@ -128,7 +134,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`Error::RateLimited`] or [`Error::Busy`].
-    pub fn enter(&self, peer: &Peer) -> Result<Admitted, Error> {
+    pub async fn enter(&self, peer: &Peer) -> Result<Admitted, Error> {
         let all = self.all.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
         let places = self.places_of(peer.who(), peer.limits);
         let tenant = || self.places_of(Who::Tenant(peer.tenant.clone()), peer.tenant_limits);
@@ -136,7 +142,7 @@ impl Admission {
         let own = [place(Some(&places), "your identity")?, place(of_all.as_ref(), "your tenant")?];
         let (payers, mut bill) = (payers(peer), Bill::default());
         let reserved = Amount { requests: 1, ..Amount::default() };
-        self.books.take(&payers, reserved, &mut bill, Moment::now()).map_err(refusal)?;
+        self.books.take(&payers, reserved, &mut bill).await.map_err(refusal)?;
         Ok(Admitted {
             _all: all,
             _own: own,
@@ -156,7 +162,9 @@ impl Admission {
 
     fn places_of(&self, who: Who, limits: IdentityLimits) -> Arc<Places> {
         self.places.get_with_by_ref(&who, || {
-            let requests = limits.concurrency.map(|n| Arc::new(Semaphore::new(n.get() as usize)));
+            // Nobody who counts together knows how many are open elsewhere: each has its part, and everybody may ask.
+            let own = |n: NonZeroU32| (n.get() as usize / usize::from(self.parts.get())).max(1);
+            let requests = limits.concurrency.map(|n| Arc::new(Semaphore::new(own(n))));
             Arc::new(Places { requests, bodies: Arc::new(Semaphore::new(self.share)) })
         })
     }
@@ -263,27 +271,27 @@ impl Admitted {
     ///
     /// # Errors
     /// [`Error::RateLimited`].
-    pub fn reserve(&mut self, prompt_tokens: u64, call: &Call) -> Result<(), Error> {
+    pub async fn reserve(&mut self, prompt_tokens: u64, call: &Call) -> Result<(), Error> {
         let (input, output) = (prompt_tokens, call.max_answer_tokens());
         // A token has a byte at least, and the estimate is a quarter of them; templates and pictures add some.
         let most_input = input.saturating_mul(4).saturating_add(UNSEEN);
         let most_output =
             if call.max_tokens().is_some() { output } else { LONGEST.saturating_mul(call.choices().max(1)) };
         self.most = Amount { input: most_input, output: most_output, ..Amount::default() };
-        self.take(Amount { input, output, ..Amount::default() })
+        self.take(Amount { input, output, ..Amount::default() }).await
     }
 
     /// Reserves what it may cost, when it is known where it may go.
     ///
     /// # Errors
     /// [`Error::RateLimited`].
-    pub fn reserve_cost(&mut self, dearest: Cost) -> Result<(), Error> {
+    pub async fn reserve_cost(&mut self, dearest: Cost) -> Result<(), Error> {
         self.dearest = dearest;
-        self.take(Amount { cost: dearest.of(self.reserved.input, self.reserved.output), ..Amount::default() })
+        self.take(Amount { cost: dearest.of(self.reserved.input, self.reserved.output), ..Amount::default() }).await
     }
 
-    fn take(&mut self, more: Amount) -> Result<(), Error> {
-        self.books.take(&self.payers, more, &mut self.bill, Moment::now()).map_err(refusal)?;
+    async fn take(&mut self, more: Amount) -> Result<(), Error> {
+        self.books.take(&self.payers, more, &mut self.bill).await.map_err(refusal)?;
         self.reserved = self.reserved.and(more);
         Ok(())
     }
@@ -298,7 +306,7 @@ impl Admitted {
     ///
     /// # Errors
     /// [`Error::RateLimited`]: there is no more.
-    pub fn count(&mut self, tokens: u64) -> Result<(), Error> {
+    pub async fn count(&mut self, tokens: u64) -> Result<(), Error> {
         self.counted = self.counted.saturating_add(tokens);
         let Some(missing) = self.counted.checked_sub(self.reserved.output).filter(|missing| *missing > 0) else {
             return Ok(());
@@ -306,7 +314,10 @@ impl Admitted {
         let dearest = self.dearest;
         let growth = |output: u64| Amount { output, cost: dearest.of(0, output), ..Amount::default() };
         // The last of a budget may be used up.
-        self.take(growth(missing.max(GROWTH))).or_else(|_| self.take(growth(missing)))
+        match self.take(growth(missing.max(GROWTH))).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.take(growth(missing)).await,
+        }
     }
 
     /// Tokens that are left, after what was reserved, by the limit that leaves fewest; `None`: there is no limit.
@@ -325,21 +336,21 @@ impl Admitted {
 
     /// Gives back what was reserved and not used.
     pub fn settle(&mut self, input: u64, output: u64, cost: u64) {
-        self.reserved = Amount { requests: 1, input, output, cost };
-        self.books.correct(&self.payers, &mut self.bill, self.reserved);
+        let before = std::mem::replace(&mut self.reserved, Amount { requests: 1, input, output, cost });
+        self.books.correct(&self.payers, &mut self.bill, before, self.reserved);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use postern_wire::call::Endpoint;
 
     use super::*;
+    use crate::config::units::Size;
 
     fn admission() -> Admission {
-        Admission::new(100, 64 << 10, 16 << 10, HashMap::new())
+        let limits = Limits { requests: 100, bodies: Size(64 << 10), body: Size(16 << 10), ..Limits::default() };
+        Admission::new(&limits, HashMap::new(), NonZeroU16::MIN, None)
     }
 
     fn peer(id: &str) -> Peer {
@@ -349,39 +360,39 @@ mod tests {
         Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits, tenant_limits: limits }
     }
 
-    #[test]
-    fn bodies_at_a_time_are_bounded_in_all_and_for_each() {
+    #[tokio::test]
+    async fn bodies_at_a_time_are_bounded_in_all_and_for_each() {
         let admission = admission();
         let (one, other) = (peer("spiffe://b.example/one"), peer("spiffe://b.example/other"));
-        let mut first = admission.enter(&one).unwrap();
+        let mut first = admission.enter(&one).await.unwrap();
         for bytes in [1, 1000, 1025, 16 << 10] {
             first.charge(bytes).unwrap();
         }
-        let mut second = admission.enter(&one).unwrap();
+        let mut second = admission.enter(&one).await.unwrap();
         assert!(matches!(second.charge(1), Err(Error::Busy)), "a quarter is in use");
-        let mut foreign = admission.enter(&other).unwrap();
+        let mut foreign = admission.enter(&other).await.unwrap();
         foreign.charge(16 << 10).unwrap();
         drop(first);
         second.charge(1).unwrap();
     }
 
-    #[test]
-    fn a_short_body_of_many_values_is_charged_for_them() {
+    #[tokio::test]
+    async fn a_short_body_of_many_values_is_charged_for_them() {
         let admission = admission();
         let one = peer("spiffe://b.example/one");
-        let mut first = admission.enter(&one).unwrap();
+        let mut first = admission.enter(&one).await.unwrap();
         first.charge(1000).unwrap();
         first.charge_values(1000, 200).unwrap();
-        let mut second = admission.enter(&one).unwrap();
+        let mut second = admission.enter(&one).await.unwrap();
         assert!(matches!(second.charge(4 << 10), Err(Error::Busy)), "13,000 of 16,384 are in use");
         second.charge(2 << 10).unwrap();
         drop((first, second));
         // More than the share: served alone.
-        let mut large = admission.enter(&one).unwrap();
+        let mut large = admission.enter(&one).await.unwrap();
         large.charge_values(1000, 1_000_000).unwrap();
-        assert!(matches!(admission.enter(&one).unwrap().charge(1), Err(Error::Busy)));
+        assert!(matches!(admission.enter(&one).await.unwrap().charge(1), Err(Error::Busy)));
         drop(large);
-        admission.enter(&one).unwrap().charge(16 << 10).unwrap();
+        admission.enter(&one).await.unwrap().charge(16 << 10).unwrap();
     }
 
     fn chat(max_tokens: u64) -> Call {
@@ -395,20 +406,20 @@ mod tests {
         standings.iter().map(|standing| standing.left).collect()
     }
 
-    #[test]
-    fn what_a_target_says_it_used_is_not_believed_without_bound() {
+    #[tokio::test]
+    async fn what_a_target_says_it_used_is_not_believed_without_bound() {
         let mut limited = peer("spiffe://b.example/one");
         limited.limits.tokens_per_minute = NonZeroU32::new(1000);
         for used in [u64::MAX, 0] {
             let admission = admission();
-            let mut admitted = admission.enter(&limited).unwrap();
-            admitted.reserve(10, &chat(100)).unwrap();
+            let mut admitted = admission.enter(&limited).await.unwrap();
+            admitted.reserve(10, &chat(100)).await.unwrap();
             let (input, output) = admitted.believed(used, used);
             assert!(input <= 40 + UNSEEN && output <= 100, "{input} {output}");
             admitted.settle(input, output, 0);
             assert_eq!(left(&admission, &limited), [if used == 0 { 1000 } else { 0 }]);
             // Nobody is shut out for much more than a minute, whatever was said.
-            let wait = match admission.enter(&limited).unwrap().reserve(1, &chat(1)) {
+            let wait = match admission.enter(&limited).await.unwrap().reserve(1, &chat(1)).await {
                 Err(Error::RateLimited { retry_after, .. }) => retry_after,
                 _ => Duration::ZERO,
             };
@@ -416,41 +427,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_answer_without_a_bound_takes_more_as_it_grows_to_the_last_token() {
+    #[tokio::test]
+    async fn an_answer_without_a_bound_takes_more_as_it_grows_to_the_last_token() {
         let admission = admission();
         let mut limited = peer("spiffe://b.example/one");
         limited.tenant_limits.output_tokens_per_day = NonZeroU32::new(1000);
         let unbounded = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
         let unbounded = Call::from_json(Endpoint::Chat, unbounded, 1).unwrap();
-        let mut admitted = admission.enter(&limited).unwrap();
-        admitted.reserve(10, &unbounded).unwrap();
+        let mut admitted = admission.enter(&limited).await.unwrap();
+        admitted.reserve(10, &unbounded).await.unwrap();
         assert_eq!(left(&admission, &limited), [488]);
-        admitted.count(512).unwrap();
+        admitted.count(512).await.unwrap();
         assert_eq!(left(&admission, &limited), [488], "what was reserved is used first");
-        admitted.count(1).unwrap();
+        admitted.count(1).await.unwrap();
         assert_eq!(left(&admission, &limited), [232]);
-        admitted.count(487).unwrap();
+        admitted.count(487).await.unwrap();
         assert_eq!(left(&admission, &limited), [0]);
-        let refused = admitted.count(1).unwrap_err();
+        let refused = admitted.count(1).await.unwrap_err();
         assert!(refused.to_string().contains("output tokens a day for your tenant"), "{refused}");
         admitted.settle(10, 600, 0);
         assert_eq!(left(&admission, &limited), [400]);
     }
 
-    #[test]
-    fn money_is_reserved_at_the_dearest_and_settled_at_the_real_price() {
+    #[tokio::test]
+    async fn money_is_reserved_at_the_dearest_and_settled_at_the_real_price() {
         let admission = admission();
         let mut limited = peer("spiffe://b.example/one");
         limited.limits.cost_per_month = serde_json::from_str("0.001").ok();
         let dear = Cost { input: 1.0, output: 5.0 };
-        let mut admitted = admission.enter(&limited).unwrap();
-        admitted.reserve(100, &chat(100)).unwrap();
-        admitted.reserve_cost(dear).unwrap();
+        let mut admitted = admission.enter(&limited).await.unwrap();
+        admitted.reserve(100, &chat(100)).await.unwrap();
+        admitted.reserve_cost(dear).await.unwrap();
         assert_eq!(left(&admission, &limited), [400]);
-        let mut second = admission.enter(&limited).unwrap();
-        second.reserve(1, &chat(100)).unwrap();
-        let refused = second.reserve_cost(dear).unwrap_err();
+        let mut second = admission.enter(&limited).await.unwrap();
+        second.reserve(1, &chat(100)).await.unwrap();
+        let refused = second.reserve_cost(dear).await.unwrap_err();
         assert!(refused.to_string().contains("money a month") && refused.to_string().contains("days"), "{refused}");
         admitted.settle(100, 10, 150);
         assert_eq!(left(&admission, &limited), [850]);

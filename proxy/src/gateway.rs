@@ -1,24 +1,28 @@
 //! Everything that requests share, put together from a configuration. Binds no port.
 
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use data_encoding::HEXLOWER;
 use postern_plugins::{HostOptions, PolicyHost};
 use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::admission::account::Moment;
 use crate::admission::kept::Kept;
+use crate::admission::together::{Counter, Together};
 use crate::audit::{AuditLog, Flushed};
 use crate::cache::flight::Flights;
 use crate::cache::redis::SharedCache;
 use crate::cache::{MemoryCache, Tiers};
 use crate::classify::Classifier;
 use crate::config::Config;
+use crate::config::read::bounded;
 use crate::cost::Prices;
 use crate::dispatch::Dispatcher;
-use crate::keys::Keys;
+use crate::keys::{Keys, write_once};
 use crate::route::load::Loader;
 use crate::route::reload::Live;
 use crate::route::shadow::Places;
@@ -30,6 +34,9 @@ use crate::upstream::local;
 /// Large answers at a time: each may take some hundreds of MB while it is read and written.
 const LARGE_ANSWERS: usize = 4;
 
+/// Bytes of the name of a replica.
+const MAX_ID: usize = 64;
+
 /// One running gateway.
 #[derive(Debug)]
 pub struct Gateway {
@@ -39,6 +46,8 @@ pub struct Gateway {
     pub keys: Keys,
     /// Who may come in.
     pub admission: Admission,
+    /// Where limits are kept together with other gateways.
+    pub together: Option<Together>,
     /// Where it is kept what was spent.
     pub kept: Kept,
     /// What answers cost.
@@ -92,11 +101,14 @@ impl Gateway {
         let spent = kept.read(Moment::now()).context(
             "budgets.json in state_dir, which says what was spent of limits by day and month; if it is lost, remove it: they begin anew",
         )?;
+        let parts = config.replicas.as_ref().map_or(NonZeroU16::MIN, |replicas| replicas.count);
+        let (together, counter) = together(&config, &keys, &metrics)?.unzip();
         let cache = tiers(&config, &keys, &metrics)?;
         let dispatcher = Dispatcher::new(&config, engine, certificate, metrics.clone())?;
         let gateway = Self {
             keys,
-            admission: Admission::new(config.limits.requests, config.limits.bodies.0, config.limits.body.0, spent),
+            admission: Admission::new(&config.limits, spent, parts, counter),
+            together,
             kept,
             prices: Arc::new(Prices::of(&config)),
             classifier: Classifier::new(&config),
@@ -114,6 +126,34 @@ impl Gateway {
     }
 }
 
+fn together(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Result<Option<(Together, Counter)>> {
+    let redis = config.replicas.as_ref().and_then(|replicas| replicas.redis.as_ref()).filter(|_| !config.offline);
+    let Some(redis) = redis else { return Ok(None) };
+    let loss = "this gateway keeps to its part of every limit: the Redis of `replicas` cannot be used";
+    let store = Store::new(redis, "limits", loss, metrics.clone())?;
+    let me = replica_id(&config.state_dir).context("replica.id in state_dir")?;
+    Ok(Some(Together::new(store, keys, me)))
+}
+
+/// What tells this gateway from the others, also after a restart.
+fn replica_id(state_dir: &Path) -> std::io::Result<String> {
+    let path = state_dir.join("replica.id");
+    match bounded(&path, MAX_ID) {
+        Ok(bytes) => {
+            let id = String::from_utf8_lossy(&bytes).trim().to_owned();
+            let is_one = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            let what = format!("{} is no name of a replica; remove it, and another is made", path.display());
+            if is_one { Ok(id) } else { Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what)) }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = HEXLOWER.encode(&rand::random::<[u8; 8]>());
+            write_once(&path, id.as_bytes())?;
+            Ok(id)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn tiers(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Arc<Tiers>>> {
     let Some(cache) = &config.cache else { return Ok(None) };
     let loss = "answers are kept in memory only: the Redis of the cache cannot be used";
@@ -122,4 +162,3 @@ fn tiers(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Result
     let redis = redis.map(|store| SharedCache::new(store, keys));
     Ok(Some(Arc::new(Tiers { memory: MemoryCache::new(cache), redis })))
 }
-

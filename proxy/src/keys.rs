@@ -95,7 +95,7 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 }
 
 /// Whole or absent, and readable by nobody else.
-fn write_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let beside = path.with_extension("new");

@@ -160,14 +160,14 @@ async fn answer(
     let policies = gateway.live.policies();
     let mut going_on = GoingOn { policies: policies.clone(), past: Past::default() };
 
-    let admitted = exchange.admitted.insert(gateway.admission.enter(&peer)?);
+    let admitted = exchange.admitted.insert(gateway.admission.enter(&peer).await?);
     let (parts, body) = request.into_parts();
     let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
     let parsed = ParsedRequest::parse(config, peer, endpoint, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
     admitted.charge_values(opened.body.len() as u64, parsed.call.values())?;
-    admitted.reserve(parsed.prompt_tokens, &parsed.call)?;
+    admitted.reserve(parsed.prompt_tokens, &parsed.call).await?;
     let request_hash = keys.short_hash("request", &[&opened.body]);
     let headers = facts::granted_headers(&opened.headers, policies.granted_headers());
     drop(opened);
@@ -226,7 +226,8 @@ async fn answer(
     };
 
     if let Some(admitted) = &mut exchange.admitted {
-        admitted.reserve_cost(gateway.prices.dearest(planned.plan().targets.iter().map(Destination::name)))?;
+        let dearest = gateway.prices.dearest(planned.plan().targets.iter().map(Destination::name));
+        admitted.reserve_cost(dearest).await?;
     }
     if let Call::Embeddings(vectors) = &planned.masked().classified().request().call
         && Wanted::from(vectors).is_large()

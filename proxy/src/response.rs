@@ -388,7 +388,7 @@ impl Chain {
         };
         let mut tokens = estimated_tokens_shown(event);
         loop {
-            match admitted.count(std::mem::take(&mut tokens)) {
+            match admitted.count(std::mem::take(&mut tokens)).await {
                 Err(_) if flight.as_ref().is_some_and(|flight| flight.is_followed()) => return Ok(()),
                 Err(Error::RateLimited { retry_after, .. }) if Instant::now() + retry_after < self.deadline => {
                     // Somebody may come to follow meanwhile.

@@ -102,6 +102,12 @@ async fn serve(
     tokio::spawn(async move { watching.dispatcher.watch().await });
     let keeping = gateway.clone();
     tokio::spawn(async move { keeping.kept.keep_up(keeping.admission.books()).await });
+    let counting = gateway.clone();
+    tokio::spawn(async move {
+        if let Some(together) = &counting.together {
+            together.keep_up(counting.admission.books()).await;
+        }
+    });
     if let Some(cache) = gateway.cache.clone() {
         tokio::spawn(async move {
             if let Some(redis) = &cache.redis {

@@ -43,6 +43,7 @@ mod policies;
 mod processes;
 mod readme;
 mod redaction;
+mod replicas;
 mod rotation;
 mod upstreams;
 mod workbench;

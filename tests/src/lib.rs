@@ -19,6 +19,7 @@ pub mod pki;
 pub mod postern;
 pub mod process;
 pub mod records;
+pub mod redis;
 pub mod tls;
 pub mod workload_api;
 
@@ -30,4 +31,5 @@ pub use metrics::Metrics;
 pub use node::Node;
 pub use postern::Postern;
 pub use records::{Record, Records};
+pub use redis::Redis;
 pub use workload_api::WorkloadApi;

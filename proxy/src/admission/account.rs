@@ -2,8 +2,11 @@
 //!
 //! A minute is a bucket that fills all the time; a day and a month are those of the calendar, in UTC. What a request may use is taken
 //! before it is sent, and corrected when it has ended, so that requests at the same time cannot overspend together.
+//!
+//! Of several gateways that count together each has an account, which says what it used itself, and what it heard last of the others.
+//! While they cannot hear of each other, each may use its part of what was left then.
 
-use std::num::NonZeroU32;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -64,7 +67,9 @@ pub struct Amount {
 }
 
 impl Amount {
-    fn of(self, measure: Measure) -> u64 {
+    /// How much of one measure.
+    #[must_use]
+    pub fn of(self, measure: Measure) -> u64 {
         match measure {
             Measure::Requests => self.requests,
             Measure::Tokens => self.input.saturating_add(self.output),
@@ -116,6 +121,27 @@ pub struct Refused {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taken(Vec<(u64, u32)>);
 
+impl Taken {
+    /// As much more.
+    pub fn add(&mut self, more: &Self) {
+        self.0.resize(self.0.len().max(more.0.len()), (0, 0));
+        for (before, (more, number)) in self.0.iter_mut().zip(&more.0) {
+            *before = (before.0.saturating_add(*more), if before.0 == 0 { *number } else { before.1 });
+        }
+    }
+
+    /// So much was used, by the same rules.
+    pub fn is_now(&mut self, rules: &[Rule], used: Amount) {
+        self.0.iter_mut().zip(rules).for_each(|(taken, rule)| taken.0 = used.of(rule.measure));
+    }
+
+    /// Was it taken in the day, or month, of this number?
+    #[must_use]
+    pub fn is_of(&self, rule: usize, number: u32) -> bool {
+        self.0.get(rule).is_some_and(|(_, of)| *of == number)
+    }
+}
+
 /// How a rule stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -152,6 +178,10 @@ impl Spent {
 #[derive(Debug)]
 pub struct Account {
     gauges: Vec<Gauge>,
+    /// How many gateways count together; 1: this one counts alone.
+    parts: NonZeroU16,
+    /// Those who count together were told of it, since this gateway started.
+    pub is_told: bool,
 }
 
 #[derive(Debug)]
@@ -162,41 +192,79 @@ struct Gauge {
 
 #[derive(Debug)]
 enum Filling {
-    Bucket(Ledger),
-    Calendar { number: u32, spent: u64 },
+    /// What may be used alone; and how it stands with all together, where there are others.
+    Bucket {
+        own: Ledger,
+        all: Option<Ledger>,
+    },
+    Calendar {
+        number: u32,
+        spent: u64,
+        heard: Heard,
+    },
+}
+
+/// What was known last, when all counted together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Heard {
+    /// What the others had used.
+    others: u64,
+    /// What this one had.
+    own: u64,
+}
+
+/// What one rule is about, for those who count together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The rule.
+    pub rule: Rule,
+    /// Which day or month; 0 for a minute.
+    pub number: u32,
+    /// What this gateway used of a day or month; how full the bucket of a minute may be, going by what it used.
+    pub own: u64,
 }
 
 impl Gauge {
     /// Goes on to the day, or month, that it is. A clock that was set back changes nothing: what was spent stays spent.
     fn turn(&mut self, now: Moment) {
-        if let Filling::Calendar { number, spent } = &mut self.filling {
+        if let Filling::Calendar { number, spent, heard } = &mut self.filling {
             let today = number_of(self.rule.period, now.time.date());
             if today > *number {
-                (*number, *spent) = (today, 0);
+                (*number, *spent, *heard) = (today, 0, Heard::default());
             }
         }
     }
 
-    fn room(&mut self, wanted: u64, now: Moment) -> Result<(), Refused> {
+    /// Is there room for so much, going by what is known here?
+    fn room(&mut self, wanted: u64, parts: NonZeroU16, now: Moment) -> Result<(), Refused> {
         self.turn(now);
         let rule = self.rule;
         let refused = |retry_after| Err(Refused { rule, retry_after });
         match &mut self.filling {
-            Filling::Bucket(ledger) => match ledger.room(now.instant, wanted) {
+            Filling::Bucket { own, .. } => match own.room(now.instant, wanted) {
                 Some(wait) => refused(wait),
                 None => Ok(()),
             },
-            Filling::Calendar { spent, .. } if spent.saturating_add(wanted) > rule.most && wanted > 0 => {
-                refused(until_next(rule.period, now.time))
+            Filling::Calendar { spent, heard, .. } => {
+                let left_then = rule.most.saturating_sub(heard.own).saturating_sub(heard.others);
+                let may_use = heard.own.saturating_add(left_then / u64::from(parts.get()));
+                match wanted > 0 && spent.saturating_add(wanted) > may_use {
+                    true => refused(until_next(rule.period, now.time)),
+                    false => Ok(()),
+                }
             }
-            Filling::Calendar { .. } => Ok(()),
         }
     }
 
     fn take(&mut self, wanted: u64, now: Moment) -> (u64, u32) {
         match &mut self.filling {
-            Filling::Bucket(ledger) => (ledger.take(now.instant, wanted), 0),
-            Filling::Calendar { number, spent } => {
+            Filling::Bucket { own, all } => {
+                if let Some(all) = all {
+                    all.take(now.instant, wanted);
+                }
+                (own.take(now.instant, wanted), 0)
+            }
+            Filling::Calendar { number, spent, .. } => {
                 *spent = spent.saturating_add(wanted);
                 (wanted, *number)
             }
@@ -205,9 +273,12 @@ impl Gauge {
 
     fn correct(&mut self, (taken, of): (u64, u32), used: u64) {
         match &mut self.filling {
-            Filling::Bucket(ledger) => ledger.correct(taken, used),
+            Filling::Bucket { own, all } => {
+                all.iter_mut().for_each(|all| all.correct(taken, used));
+                own.correct(taken, used);
+            }
             // What began yesterday was yesterday's.
-            Filling::Calendar { number, spent } if *number == of => {
+            Filling::Calendar { number, spent, .. } if *number == of => {
                 *spent = spent.saturating_sub(taken).saturating_add(used);
             }
             Filling::Calendar { .. } => {}
@@ -218,58 +289,60 @@ impl Gauge {
         self.turn(now);
         let rule = self.rule;
         let (left, whole_in) = match &mut self.filling {
-            Filling::Bucket(ledger) => (ledger.available(now.instant), ledger.full_in(now.instant)),
-            Filling::Calendar { spent, .. } => (rule.most.saturating_sub(*spent), until_next(rule.period, now.time)),
+            Filling::Bucket { own, all } => {
+                let ledger = all.as_mut().unwrap_or(own);
+                (ledger.available(now.instant), ledger.full_in(now.instant))
+            }
+            Filling::Calendar { spent, heard, .. } => {
+                (rule.most.saturating_sub(*spent).saturating_sub(heard.others), until_next(rule.period, now.time))
+            }
         };
         Standing { rule, left, whole_in }
     }
 }
 
 impl Account {
-    /// With what was spent before.
+    /// With what was spent before; `parts`: of one of so many gateways.
     #[must_use]
-    pub fn new(rules: &[Rule], before: &[Spent], now: Moment) -> Self {
+    pub fn new(rules: &[Rule], before: &[Spent], parts: NonZeroU16, now: Moment) -> Self {
         let gauge = |rule: &Rule| {
             let filling = match rule.period {
                 Period::Minute => {
-                    let most = u32::try_from(rule.most).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX);
-                    Filling::Bucket(Ledger::new(most, now.instant))
+                    let most = u32::try_from(rule.most).unwrap_or(u32::MAX);
+                    let own = Ledger::new(most / u32::from(parts.get()), now.instant);
+                    let all = (parts.get() > 1).then(|| Ledger::new(most, now.instant));
+                    Filling::Bucket { own, all }
                 }
                 Period::Day | Period::Month => {
                     let number = number_of(rule.period, now.time.date());
                     let kept = before.iter().find(|kept| (kept.measure, kept.period) == (rule.measure, rule.period));
                     // One of the future was written by a clock that was wrong, then or now. It counts until it has come.
                     let kept = kept.filter(|kept| kept.number >= number);
-                    kept.map_or(Filling::Calendar { number, spent: 0 }, |kept| Filling::Calendar {
-                        number: kept.number,
-                        spent: kept.spent,
-                    })
+                    let (number, spent) = kept.map_or((number, 0), |kept| (kept.number, kept.spent));
+                    Filling::Calendar { number, spent, heard: Heard::default() }
                 }
             };
             Gauge { rule: *rule, filling }
         };
-        Self { gauges: rules.iter().map(gauge).collect() }
+        Self { gauges: rules.iter().map(gauge).collect(), parts, is_told: false }
     }
 
-    /// Is there room for so much?
+    /// Is there room for so much, going by what is known here?
     ///
     /// # Errors
     /// A rule says no: the one that says no for longest.
     pub fn room(&mut self, amount: Amount, now: Moment) -> Result<(), Refused> {
         let refusals = self.gauges.iter_mut().filter_map(|gauge| {
             let wanted = amount.of(gauge.rule.measure);
-            gauge.room(wanted, now).err()
+            gauge.room(wanted, self.parts, now).err()
         });
         refusals.max_by_key(|refused| refused.retry_after).map_or(Ok(()), Err)
     }
 
     /// Takes so much, whether there is room or not, in addition to what was `taken`.
     pub fn take(&mut self, amount: Amount, taken: &mut Taken, now: Moment) {
-        taken.0.resize(self.gauges.len(), (0, 0));
-        for (gauge, before) in self.gauges.iter_mut().zip(&mut taken.0) {
-            let (more, number) = gauge.take(amount.of(gauge.rule.measure), now);
-            *before = (before.0.saturating_add(more), if before.0 == 0 { number } else { before.1 });
-        }
+        let more = self.gauges.iter_mut().map(|gauge| gauge.take(amount.of(gauge.rule.measure), now));
+        taken.add(&Taken(more.collect()));
     }
 
     /// Corrects what was taken when it is known what was used.
@@ -289,11 +362,43 @@ impl Account {
     /// What has to be kept over a restart.
     pub fn spent(&self) -> impl Iterator<Item = Spent> {
         self.gauges.iter().filter_map(|gauge| match gauge.filling {
-            Filling::Calendar { number, spent } if spent > 0 => {
+            Filling::Calendar { number, spent, .. } if spent > 0 => {
                 Some(Spent { measure: gauge.rule.measure, period: gauge.rule.period, number, spent })
             }
             _ => None,
         })
+    }
+
+    /// What those who count together need to know of each rule.
+    pub fn known(&mut self, now: Moment) -> impl Iterator<Item = Known> {
+        let parts = u64::from(self.parts.get());
+        self.gauges.iter_mut().map(move |gauge| {
+            gauge.turn(now);
+            let rule = gauge.rule;
+            let (number, own) = match &mut gauge.filling {
+                // If nobody knows better: the others have used as much of theirs.
+                Filling::Bucket { own, .. } => (0, own.available(now.instant).saturating_mul(parts).min(rule.most)),
+                Filling::Calendar { number, spent, .. } => (*number, *spent),
+            };
+            Known { rule, number, own }
+        })
+    }
+
+    /// What came of counting together, rule by rule, as [`Account::known`] has them: of a day or month what this one, and what the others
+    /// have used, of a minute how full the bucket is.
+    pub fn hear(&mut self, known: &[Known], told: &[[i64; 3]], now: Moment) {
+        self.is_told = true;
+        for ((gauge, known), [own, others, _]) in self.gauges.iter_mut().zip(known).zip(told) {
+            match &mut gauge.filling {
+                Filling::Bucket { all, .. } => all.iter_mut().for_each(|all| all.set(now.instant, *own)),
+                Filling::Calendar { number, spent, heard } if *number == known.number => {
+                    // Another start of this gateway may have used more than it could still write down.
+                    *spent = (*spent).max(u64::try_from(*own).unwrap_or_default());
+                    *heard = Heard { others: u64::try_from(*others).unwrap_or_default(), own: *spent };
+                }
+                Filling::Calendar { .. } => {}
+            }
+        }
     }
 
     /// Would a new account be the same?
@@ -312,7 +417,7 @@ fn number_of(period: Period, date: Date) -> u32 {
 }
 
 /// Until the next day or month begins.
-fn until_next(period: Period, now: OffsetDateTime) -> Duration {
+pub(super) fn until_next(period: Period, now: OffsetDateTime) -> Duration {
     let today = now.date();
     let next = match period {
         Period::Minute | Period::Day => today.next_day(),
@@ -347,7 +452,7 @@ mod tests {
     #[test]
     fn a_day_and_a_month_end_with_the_calendar() {
         let evening = at(datetime!(2026-12-31 23:00 UTC));
-        let mut account = Account::new(&[DAY, MONTH], &[], evening);
+        let mut account = Account::new(&[DAY, MONTH], &[], NonZeroU16::MIN, evening);
         let mut taken = Taken::default();
         let all = Amount { cost: 1000, ..tokens(60, 40) };
         account.room(all, evening).unwrap();
@@ -366,22 +471,22 @@ mod tests {
     #[test]
     fn what_was_spent_outlives_a_restart_and_a_wrong_clock() {
         let now = at(datetime!(2026-11-27 12:00 UTC));
-        let mut account = Account::new(&[DAY, MONTH], &[], now);
+        let mut account = Account::new(&[DAY, MONTH], &[], NonZeroU16::MIN, now);
         account.take(Amount { cost: 7, ..tokens(90, 0) }, &mut Taken::default(), now);
         let kept: Vec<Spent> = account.spent().collect();
         let left =
             |account: &mut Account, now| account.standings(now).map(|standing| standing.left).collect::<Vec<_>>();
-        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, now), now), [10, 993]);
+        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, NonZeroU16::MIN, now), now), [10, 993]);
         let before = at(datetime!(2026-11-26 12:00 UTC));
-        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, before), before), [10, 993]);
+        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, NonZeroU16::MIN, before), before), [10, 993]);
         let later = at(datetime!(2026-11-28 12:00 UTC));
-        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, later), later), [100, 993]);
+        assert_eq!(left(&mut Account::new(&[DAY, MONTH], &kept, NonZeroU16::MIN, later), later), [100, 993]);
     }
 
     #[test]
     fn what_was_taken_is_corrected_once() {
         let now = at(datetime!(2026-11-27 12:00 UTC));
-        let mut account = Account::new(&[DAY], &[], now);
+        let mut account = Account::new(&[DAY], &[], NonZeroU16::MIN, now);
         let mut taken = Taken::default();
         account.take(tokens(10, 50), &mut taken, now);
         account.take(tokens(0, 20), &mut taken, now);
@@ -404,7 +509,7 @@ mod tests {
         ) {
             let now = at(datetime!(2026-11-27 12:00 UTC));
             let rules = [Rule { most: limit, ..DAY }, Rule { measure: Measure::OutputTokens, ..DAY }];
-            let (mut account, mut under_way) = (Account::new(&rules, &[], now), Vec::new());
+            let (mut account, mut under_way) = (Account::new(&rules, &[], NonZeroU16::MIN, now), Vec::new());
             let (mut used_tokens, mut used_output) = (0, 0);
             for (n, (input, output, share)) in requests.into_iter().enumerate() {
                 let wanted = tokens(input, output);

@@ -2,10 +2,12 @@
 //! its tenant's account together, or of neither.
 
 use std::collections::HashMap;
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::account::{Account, Amount, Moment, Refused, Rule, Spent, Standing, Taken};
+use super::account::{Account, Amount, Known, Moment, Refused, Rule, Spent, Standing, Taken};
+use super::together::Counter;
 
 /// Accounts at most. Those that are as good as new make room for others.
 const ACCOUNTS: usize = 100_000;
@@ -49,15 +51,42 @@ pub enum NotTaken {
 }
 
 /// What a request has taken of each payer's account.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Bill(Vec<Taken>);
 
-/// All accounts.
-#[derive(Debug, Default)]
-pub struct Books(Mutex<Open>);
+impl Bill {
+    /// Was this rule of this payer's taken in the day, or month, of this number?
+    pub(super) fn is_of(&self, payer: usize, rule: usize, number: u32) -> bool {
+        self.0.get(payer).is_some_and(|taken| taken.is_of(rule, number))
+    }
 
-#[derive(Debug, Default)]
+    fn add(&mut self, more: &Self) {
+        self.0.resize_with(self.0.len().max(more.0.len()), Taken::default);
+        self.0.iter_mut().zip(&more.0).for_each(|(taken, more)| taken.add(more));
+    }
+}
+
+/// All accounts.
+#[derive(Debug)]
+pub struct Books {
+    open: Mutex<Open>,
+    /// Where all gateways count together; `None`: this one goes by what it knows.
+    counter: Option<Counter>,
+}
+
+/// One account, as it is told to those who count together.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) who: Who,
+    pub(super) known: Vec<Known>,
+    /// They were not told of it, since this gateway started.
+    pub(super) is_new: bool,
+}
+
+#[derive(Debug)]
 struct Open {
+    /// How many gateways there are.
+    parts: NonZeroU16,
     accounts: HashMap<Who, Account>,
     /// Of those who did not come yet since the start.
     before: HashMap<Who, Vec<Spent>>,
@@ -67,21 +96,53 @@ struct Open {
 }
 
 impl Books {
-    /// With what was spent before the start.
+    /// With what was spent before the start, of one of `parts` gateways.
     #[must_use]
-    pub fn new(before: HashMap<Who, Vec<Spent>>) -> Self {
-        Self(Mutex::new(Open { before, ..Open::default() }))
+    pub fn new(before: HashMap<Who, Vec<Spent>>, parts: NonZeroU16, counter: Option<Counter>) -> Self {
+        let open = Open { parts, accounts: HashMap::new(), before, swept: None, changed: false };
+        Self { open: Mutex::new(open), counter }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes so much of each payer's account, if all have room for it.
     ///
     /// # Errors
     /// One has not; nothing was taken.
-    pub fn take(&self, payers: &Payers, amount: Amount, bill: &mut Bill, now: Moment) -> Result<(), NotTaken> {
+    pub async fn take(&self, payers: &Payers, amount: Amount, bill: &mut Bill) -> Result<(), NotTaken> {
+        match &self.counter {
+            Some(counter) if !payers.is_empty() => {
+                bill.add(&counter.take(payers, amount).await?);
+                Ok(())
+            }
+            _ => self.take_here(payers, amount, bill, Moment::now()),
+        }
+    }
+
+    /// Puts what was `used` in the place of what was taken `before`, when it is known.
+    pub fn correct(&self, payers: &Payers, bill: &mut Bill, before: Amount, used: Amount) {
+        match &self.counter {
+            Some(counter) if !payers.is_empty() => {
+                counter.correct(payers.clone(), bill.clone(), before, used);
+                bill.0.iter_mut().zip(&payers.0).for_each(|(taken, (_, rules))| taken.is_now(rules, used));
+            }
+            _ => self.correct_here(payers, bill, used),
+        }
+    }
+
+    /// Takes so much of each payer's account, if all have room for it, going by what is known here.
+    ///
+    /// # Errors
+    /// One has not; nothing was taken.
+    pub(super) fn take_here(
+        &self,
+        payers: &Payers,
+        amount: Amount,
+        bill: &mut Bill,
+        now: Moment,
+    ) -> Result<(), NotTaken> {
         if payers.is_empty() {
             return Ok(());
         }
@@ -90,16 +151,59 @@ impl Books {
             let refused = books.account(who, rules, now)?.room(amount, now);
             refused.map_err(|refused| NotTaken::Rule(who.clone(), refused))?;
         }
-        bill.0.resize_with(payers.0.len(), Taken::default);
-        for ((who, rules), taken) in payers.0.iter().zip(&mut bill.0) {
-            books.account(who, rules, now)?.take(amount, taken, now);
+        books.take(payers, amount, bill, now)
+    }
+
+    /// Takes it whether there is room or not: those who count together have seen to that.
+    ///
+    /// # Errors
+    /// There are too many accounts.
+    pub(super) fn take_all(
+        &self,
+        payers: &Payers,
+        amount: Amount,
+        bill: &mut Bill,
+        now: Moment,
+    ) -> Result<(), NotTaken> {
+        self.open().take(payers, amount, bill, now)
+    }
+
+    /// What there is to tell of the payers' accounts; nothing, if there are too many accounts.
+    pub(super) fn parts(&self, payers: &Payers, now: Moment) -> Vec<Part> {
+        let mut books = self.open();
+        let part = |(who, rules): &(Who, Arc<[Rule]>)| {
+            let account = books.account(who, rules, now).ok()?;
+            Some(Part { who: who.clone(), known: account.known(now).collect(), is_new: !account.is_told })
+        };
+        payers.0.iter().map(part).collect::<Option<_>>().unwrap_or_default()
+    }
+
+    /// What all together have come to, rule by rule of all parts.
+    pub(super) fn hear(&self, parts: &[Part], mut said: &[[i64; 3]], now: Moment) {
+        let mut books = self.open();
+        for part in parts {
+            let Some((of_this, rest)) = said.split_at_checked(part.known.len()) else { return };
+            if let Some(account) = books.accounts.get_mut(&part.who) {
+                account.hear(&part.known, of_this, now);
+            }
+            said = rest;
         }
-        books.changed = true;
-        Ok(())
+    }
+
+    /// What was used of days and months that are not over; and if those who count together have not been told of the account yet.
+    pub(super) fn to_tell(&self, now: Moment) -> Vec<(Who, Spent, bool)> {
+        let books = self.open();
+        let known = books
+            .accounts
+            .iter()
+            .flat_map(|(who, account)| account.spent().map(move |spent| (who.clone(), spent, !account.is_told)));
+        let before =
+            books.before.iter().flat_map(|(who, all)| all.iter().map(move |spent| (who.clone(), *spent, true)));
+        known.chain(before).filter(|(_, spent, _)| !spent.is_over(now)).collect()
     }
 
     /// Corrects what was taken when it is known what was used.
-    pub fn correct(&self, payers: &Payers, bill: &mut Bill, used: Amount) {
+    pub(super) fn correct_here(&self, payers: &Payers, bill: &mut Bill, used: Amount) {
         if payers.is_empty() {
             return;
         }
@@ -151,13 +255,22 @@ impl Books {
 }
 
 impl Open {
+    fn take(&mut self, payers: &Payers, amount: Amount, bill: &mut Bill, now: Moment) -> Result<(), NotTaken> {
+        bill.0.resize_with(payers.0.len(), Taken::default);
+        for ((who, rules), taken) in payers.0.iter().zip(&mut bill.0) {
+            self.account(who, rules, now)?.take(amount, taken, now);
+        }
+        self.changed = true;
+        Ok(())
+    }
+
     fn account(&mut self, who: &Who, rules: &[Rule], now: Moment) -> Result<&mut Account, NotTaken> {
         if !self.accounts.contains_key(who) {
             if !self.before.contains_key(who) {
                 self.make_room(now)?;
             }
             let before = self.before.remove(who).unwrap_or_default();
-            self.accounts.insert(who.clone(), Account::new(rules, &before, now));
+            self.accounts.insert(who.clone(), Account::new(rules, &before, self.parts, now));
         }
         self.accounts.get_mut(who).ok_or(NotTaken::Full)
     }
@@ -194,15 +307,15 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_of_one_if_the_other_has_no_room() {
-        let (books, now) = (Books::default(), Moment::now());
+        let (books, now) = (Books::new(HashMap::new(), NonZeroU16::MIN, None), Moment::now());
         let (amy, bob) = (payers("amy", 4), payers("bob", 4));
         for _ in 0..3 {
-            books.take(&amy, ONE, &mut Bill::default(), now).unwrap();
+            books.take_here(&amy, ONE, &mut Bill::default(), now).unwrap();
         }
-        let refused = books.take(&amy, ONE, &mut Bill::default(), now).unwrap_err();
+        let refused = books.take_here(&amy, ONE, &mut Bill::default(), now).unwrap_err();
         assert!(matches!(refused, NotTaken::Rule(Who::Identity(_), _)), "{refused:?}");
-        books.take(&bob, ONE, &mut Bill::default(), now).unwrap();
-        let refused = books.take(&bob, ONE, &mut Bill::default(), now).unwrap_err();
+        books.take_here(&bob, ONE, &mut Bill::default(), now).unwrap();
+        let refused = books.take_here(&bob, ONE, &mut Bill::default(), now).unwrap_err();
         assert!(matches!(refused, NotTaken::Rule(Who::Tenant(_), _)), "{refused:?}");
         let left: Vec<u64> = books.standings(&bob, now).iter().map(|standing| standing.left).collect();
         assert_eq!(left, [2, 0], "the refusal of the tenant's took nothing of the identity's");
@@ -210,12 +323,12 @@ mod tests {
 
     #[test]
     fn what_was_spent_is_kept_also_of_those_who_did_not_come_again() {
-        let (books, now) = (Books::default(), Moment::now());
-        books.take(&payers("amy", 9), ONE, &mut Bill::default(), now).unwrap();
+        let (books, now) = (Books::new(HashMap::new(), NonZeroU16::MIN, None), Moment::now());
+        books.take_here(&payers("amy", 9), ONE, &mut Bill::default(), now).unwrap();
         let kept = books.to_keep(now).unwrap();
         assert!(books.to_keep(now).is_none(), "nothing has changed");
-        let books = Books::new(kept.into_iter().collect());
-        books.take(&payers("bob", 9), ONE, &mut Bill::default(), now).unwrap();
+        let books = Books::new(kept.into_iter().collect(), NonZeroU16::MIN, None);
+        books.take_here(&payers("bob", 9), ONE, &mut Bill::default(), now).unwrap();
         let kept: HashMap<Who, Vec<Spent>> = books.to_keep(now).unwrap().into_iter().collect();
         let spent = |who: Who| kept[&who][0].spent;
         assert_eq!((spent(Who::Identity("amy".into())), spent(Who::Tenant("t".into()))), (1, 2));
@@ -223,14 +336,14 @@ mod tests {
 
     #[test]
     fn threads_do_not_overspend_together() {
-        let (books, now) = (Books::default(), Moment::now());
+        let (books, now) = (Books::new(HashMap::new(), NonZeroU16::MIN, None), Moment::now());
         let payers = payers("amy", 1000);
         let taken = std::sync::atomic::AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        let took = books.take(&payers, ONE, &mut Bill::default(), now).is_ok();
+                        let took = books.take_here(&payers, ONE, &mut Bill::default(), now).is_ok();
                         taken.fetch_add(u64::from(took), std::sync::atomic::Ordering::Relaxed);
                     }
                 });

@@ -115,6 +115,8 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::super::account::{Amount, Measure, Moment, Period, Rule};
     use super::super::books::{Bill, Payers};
     use super::*;
@@ -128,9 +130,9 @@ mod tests {
         let rules: Arc<[Rule]> = [Rule { measure: Measure::Tokens, period: Period::Month, most: 100 }].into();
         let amy = Who::Identity("spiffe://b.example/clerk/amy".into());
         let payers = Payers::of([(amy.clone(), rules.clone()), (Who::Tenant("t".into()), rules)]);
-        let books = Books::default();
+        let books = Books::new(HashMap::new(), NonZeroU16::MIN, None);
         let amount = Amount { input: 7, ..Amount::default() };
-        books.take(&payers, amount, &mut Bill::default(), Moment::now()).unwrap();
+        books.take_here(&payers, amount, &mut Bill::default(), Moment::now()).unwrap();
         kept.keep(&books);
         let read = kept.read(now).unwrap();
         assert_eq!((read.len(), read[&amy][0].spent), (2, 7));

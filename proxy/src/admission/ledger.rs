@@ -1,6 +1,5 @@
 //! A budget for each minute. Pure: the time is handed in.
 
-use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 /// A bucket of tokens, or of requests, that fills at a constant rate. A reservation larger than the bucket waits for a full one.
@@ -14,14 +13,18 @@ pub(super) struct Ledger {
 impl Ledger {
     /// A full one.
     #[must_use]
-    pub(super) fn new(per_minute: NonZeroU32, now: Instant) -> Self {
-        let per_minute = f64::from(per_minute.get());
+    pub(super) fn new(per_minute: u32, now: Instant) -> Self {
+        let per_minute = f64::from(per_minute);
         Self { per_minute, available: per_minute, filled_at: now }
     }
 
     /// Is there room for so many? A number larger than the bucket waits for a full one. `Some`: not yet, but after so long.
     pub(super) fn room(&mut self, now: Instant, tokens: u64) -> Option<Duration> {
         self.fill(now);
+        // A part of a limit that is smaller than the number of parts.
+        if self.per_minute < 1.0 && tokens > 0 {
+            return Some(Duration::from_secs(60));
+        }
         let missing = (tokens as f64).min(self.per_minute) - self.available;
         (missing > 0.0 && tokens > 0)
             .then(|| Duration::try_from_secs_f64(missing * 60.0 / self.per_minute).unwrap_or(Duration::from_secs(60)))
@@ -56,6 +59,12 @@ impl Ledger {
         self.available = (self.available + reserved as f64 - used as f64).clamp(-self.per_minute, self.per_minute);
     }
 
+    /// There are so many now, as others say.
+    pub(super) fn set(&mut self, now: Instant, available: i64) {
+        self.fill(now);
+        self.available = (available as f64).min(self.per_minute);
+    }
+
     fn fill(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.filled_at).as_secs_f64();
         self.available = (self.available + elapsed * self.per_minute / 60.0).min(self.per_minute);
@@ -78,7 +87,7 @@ mod tests {
     #[test]
     fn reservations_are_settled_and_time_refills() {
         let start = Instant::now();
-        let mut ledger = Ledger::new(NonZeroU32::new(600).unwrap(), start);
+        let mut ledger = Ledger::new(600, start);
         assert_eq!(ledger.reserve(start, 500), Ok(500));
         assert_eq!(ledger.reserve(start, 200), Err(Duration::from_secs(10)));
         assert_eq!(ledger.available(start), 100);
@@ -92,7 +101,7 @@ mod tests {
         #[test]
         fn nobody_waits_longer_than_two_minutes(asked in proptest::collection::vec((0u64..100_000, 0u64..u64::MAX), 1..20)) {
             let start = Instant::now();
-            let (mut ledger, mut now) = (Ledger::new(NonZeroU32::new(1000).unwrap(), start), start);
+            let (mut ledger, mut now) = (Ledger::new(1000, start), start);
             for (wait_ms, tokens) in asked {
                 now += Duration::from_millis(wait_ms);
                 // Whatever was reserved and never settled.
@@ -105,7 +114,7 @@ mod tests {
         #[test]
         fn no_more_is_spent_than_was_there(steps in proptest::collection::vec((0u64..5_000, 1u64..2_000), 1..50)) {
             let start = Instant::now();
-            let mut ledger = Ledger::new(NonZeroU32::new(1000).unwrap(), start);
+            let mut ledger = Ledger::new(1000, start);
             let (mut now, mut spent) = (start, 0u64);
             for (wait_ms, tokens) in steps {
                 now += Duration::from_millis(wait_ms);

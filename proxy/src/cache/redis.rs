@@ -188,7 +188,10 @@ mod tests {
         assert_eq!((read.events, read.tokens, left), (entry().events, (Some(3), None), Duration::from_secs(6)));
         assert!(open(&value, &key, &seal, now + ttl).is_none(), "it has had its time");
         assert!(open(&value, &[8; 32], &seal, now).is_none(), "it is of another key");
-        assert!(open(&value, &key, &seal_of("t", "internal"), now).is_none(), "of another installation, tenant or label");
+        assert!(
+            open(&value, &key, &seal_of("t", "internal"), now).is_none(),
+            "of another installation, tenant or label"
+        );
         for at in 0..value.len() {
             let mut other = value.clone();
             other[at] ^= 1;

@@ -16,8 +16,7 @@ use serde_saphyr::{Location, Spanned};
 use super::file::{self, File, Placed};
 use super::sections::Sections;
 use super::{
-    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Target, Timeouts, policies, read,
-    shared,
+    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Target, Timeouts, policies, read, shared,
 };
 use crate::classify::clearance::ENGINE;
 use crate::classify::label::{Label, Labels};

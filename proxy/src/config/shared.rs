@@ -92,8 +92,7 @@ pub(super) fn redis(written: &Spanned<file::Redis>, base: &Path) -> Result<Redis
 }
 
 fn address(url: &str, base: &Path) -> Result<(Place, u32), &'static str> {
-    const EXPECTED: &str =
-        "expected `redis://HOST:PORT/DATABASE`, `rediss://…` for TLS, or `unix:/path/of.sock`, such as redis://127.0.0.1:6379";
+    const EXPECTED: &str = "expected `redis://HOST:PORT/DATABASE`, `rediss://…` for TLS, or `unix:/path/of.sock`, such as redis://127.0.0.1:6379";
     if let Some(path) = url.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok((Place::Socket(base.join(path)), 0));
     }
@@ -134,8 +133,16 @@ mod tests {
         assert_eq!(read("redis://[::1]:7000/3").unwrap(), (port("::1", 7000, false), 3));
         assert_eq!(read("rediss://cache.example.org/1").unwrap(), (port("cache.example.org", 6379, true), 1));
         assert_eq!(read("unix:run/r.sock").unwrap(), (Place::Socket("/etc/postern/run/r.sock".into()), 0));
-        let refused =
-            ["", "http://127.0.0.1", "redis://", "redis://cache.example.org", "redis://a:b@127.0.0.1", "redis://127.0.0.1/x", "redis://127.0.0.1/0?a=b", "unix:"];
+        let refused = [
+            "",
+            "http://127.0.0.1",
+            "redis://",
+            "redis://cache.example.org",
+            "redis://a:b@127.0.0.1",
+            "redis://127.0.0.1/x",
+            "redis://127.0.0.1/0?a=b",
+            "unix:",
+        ];
         for url in refused {
             assert!(read(url).is_err(), "{url}");
         }

@@ -47,7 +47,12 @@ impl Way {
     /// # Errors
     /// Password or authority are not to be had, or TLS cannot be set up.
     pub(crate) fn new(redis: &Redis, what: &str) -> Result<Self, String> {
-        redis.password.as_ref().map(|password| password.read()).transpose().map_err(|what| format!("the password {what}"))?;
+        redis
+            .password
+            .as_ref()
+            .map(|password| password.read())
+            .transpose()
+            .map_err(|what| format!("the password {what}"))?;
         let tls = match &redis.place {
             Place::Port { host, tls: true, .. } => {
                 let roots = redis.ca.as_ref().map_or_else(machine_authorities, |path| authority(path))?;
@@ -66,7 +71,10 @@ impl Way {
     /// There is none; why is in the log.
     pub(crate) async fn connect(&self) -> Result<(MultiplexedConnection, Driver), Away> {
         let connecting = tokio::time::timeout(CONNECT_WITHIN, self.dial());
-        connecting.await.unwrap_or_else(|_| Err("connecting took too long".to_owned())).map_err(|why| self.complain(&why))
+        connecting
+            .await
+            .unwrap_or_else(|_| Err("connecting took too long".to_owned()))
+            .map_err(|why| self.complain(&why))
     }
 
     /// Says why it does not do what it should.
@@ -122,7 +130,9 @@ pub(crate) struct Away;
 /// What went wrong, without what was sent: a server may repeat that in its error.
 pub(crate) fn said(error: &redis::RedisError) -> String {
     match error.code() {
-        Some(code) => format!("it answers {}", code.chars().filter(char::is_ascii_alphanumeric).take(32).collect::<String>()),
+        Some(code) => {
+            format!("it answers {}", code.chars().filter(char::is_ascii_alphanumeric).take(32).collect::<String>())
+        }
         None if error.is_timeout() => "it does not answer in time".to_owned(),
         None if error.is_io_error() => in_words(error),
         None => format!("{:?}", error.kind()),
@@ -144,13 +154,19 @@ struct Measured<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         let read = buffer.filled().len().saturating_sub(before);
         match self.owed.checked_sub(read) {
             Some(owed) => self.owed = owed,
-            None => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it sends more than was asked for"))),
+            None => {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it sends more than was asked for")));
+            }
         }
         Poll::Ready(Ok(()))
     }

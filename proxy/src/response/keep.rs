@@ -203,7 +203,11 @@ mod tests {
     /// What the cache has after an answer: `None` if it was not kept.
     fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
         let cache = cache();
-        let mut kept = Kept::new(Some(Fill { cache: cache.clone(), slot: Slot { key: [0; 32], seal: None }, ttl: None }), None, choices);
+        let mut kept = Kept::new(
+            Some(Fill { cache: cache.clone(), slot: Slot { key: [0; 32], seal: None }, ttl: None }),
+            None,
+            choices,
+        );
         add(&mut kept);
         kept?.finish(&Outcome::default());
         cache.memory.get(&[0; 32]).map(|entry| entry.events.iter().map(|event| Value::clone(event)).collect())

@@ -73,8 +73,7 @@ impl<'de> Deserialize<'de> for Redis {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Redis, A::Error> {
-                let AtLength { url, username, password, ca } =
-                    AtLength::deserialize(MapAccessDeserializer::new(map))?;
+                let AtLength { url, username, password, ca } = AtLength::deserialize(MapAccessDeserializer::new(map))?;
                 Ok(Redis { url, username, password, ca })
             }
         }

@@ -1,0 +1,364 @@
+//! Limits that several gateways keep together, over a Redis.
+//!
+//! Of a day or a month the Redis has what each gateway has used, one number for each of them: so what it loses is told again by those
+//! who know it, and nothing is counted twice. A minute is one bucket for all. One script takes out of all accounts of a request together,
+//! or of none.
+//!
+//! All that is taken and corrected goes through one queue in order, and many at a time. While the Redis is away, each gateway goes by
+//! what it knows, and keeps to its part (see [`Account`]).
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use redis::Script;
+use tokio::sync::{mpsc, oneshot};
+
+use super::account::{Amount, Known, Measure, Moment, Period, Refused, until_next};
+use super::books::{Bill, Books, NotTaken, Part, Payers, Who};
+use crate::keys::Keys;
+use crate::store::{Away, Line, Store};
+
+/// How long the Redis may take.
+const WITHIN: Duration = Duration::from_millis(250);
+/// What is asked at a time.
+const BATCH: usize = 128;
+/// What waits. Of it, the last half is for what is given back.
+const QUEUE: usize = 16_384;
+/// For how long after its last use the Redis keeps what is counted.
+const KEEP_MINUTE: Duration = Duration::from_secs(180);
+const KEEP_DAY: Duration = Duration::from_secs(3 * 86_400);
+const KEEP_MONTH: Duration = Duration::from_secs(40 * 86_400);
+
+/// Takes, or corrects, in all accounts of a request.
+///
+/// `ARGV`: who asks; 1 if there must be room; then for each key its kind (`c` a day or month, `b` a minute), its limit, how much is
+/// wanted, what is known (see [`Known::own`]), how that is meant (`=` it replaces what the Redis has, `^` the larger counts, `-` only if it
+/// has nothing), and how many milliseconds it is kept.
+///
+/// Returns for each key: what this gateway has used, or how full the bucket is; what the others have used; and if there was no room,
+/// after how many milliseconds there may be, or -1.
+const SCRIPT: &str = r"
+local me, must = ARGV[1], ARGV[2] == '1'
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local room, all = true, {}
+for i, key in ipairs(KEYS) do
+  local at = 3 + (i - 1) * 6
+  local one = {kind = ARGV[at], most = tonumber(ARGV[at + 1]), wanted = tonumber(ARGV[at + 2]),
+    others = 0, wait = 0, keep = ARGV[at + 5]}
+  local known, how = tonumber(ARGV[at + 3]), ARGV[at + 4]
+  if one.kind == 'c' then
+    local fields, mine = redis.call('HGETALL', key), nil
+    for j = 1, #fields, 2 do
+      if fields[j] == me then mine = tonumber(fields[j + 1]) else one.others = one.others + tonumber(fields[j + 1]) end
+    end
+    if mine == nil or how == '=' or (how == '^' and known > mine) then mine = known end
+    one.own = mine
+    if one.wanted > 0 and mine + one.others + one.wanted > one.most then one.wait = -1 end
+  else
+    local kept = redis.call('HMGET', key, 'level', 'at')
+    local level = known
+    if kept[1] then
+      level = math.min(one.most, tonumber(kept[1]) + math.max(0, now - tonumber(kept[2])) * one.most / 60000)
+    end
+    one.own = level
+    local missing = math.min(one.wanted, one.most) - level
+    if one.wanted > 0 and missing > 0 then one.wait = math.ceil(missing * 60000 / one.most) end
+  end
+  if one.wait ~= 0 then room = false end
+  all[i] = one
+end
+local told = {}
+for i, key in ipairs(KEYS) do
+  local one = all[i]
+  local took = (room or not must) and one.wanted or 0
+  if one.kind == 'c' then
+    one.own = math.max(0, one.own + took)
+    redis.call('HSET', key, me, string.format('%.0f', one.own))
+  else
+    one.own = math.min(one.most, math.max(-one.most, one.own - took))
+    redis.call('HSET', key, 'level', string.format('%.3f', one.own), 'at', string.format('%.0f', now))
+  end
+  redis.call('PEXPIRE', key, one.keep)
+  told[#told + 1] = math.floor(one.own)
+  told[#told + 1] = one.others
+  told[#told + 1] = must and one.wait or 0
+end
+return told
+";
+
+/// Where gateways count together.
+#[derive(Debug)]
+pub struct Together {
+    store: Arc<Store>,
+    keys: Keys,
+    script: Script,
+    /// This gateway among the others.
+    me: String,
+    /// Until it is being done.
+    queue: Mutex<Option<Queue>>,
+}
+
+/// The end of the queue at which requests come in.
+#[derive(Debug, Clone)]
+pub struct Counter {
+    queue: mpsc::Sender<Op>,
+}
+
+/// What is to be done with the accounts.
+#[derive(Debug)]
+enum Op {
+    Take { payers: Payers, amount: Amount, reply: oneshot::Sender<Result<Grant, NotTaken>> },
+    Correct(Correction),
+}
+
+#[derive(Debug)]
+struct Correction {
+    payers: Payers,
+    bill: Bill,
+    before: Amount,
+    used: Amount,
+}
+
+/// What was taken. If nobody is there to have it, it is given back.
+#[derive(Debug)]
+pub struct Grant {
+    taken: Option<(Payers, Bill, Amount)>,
+    counter: Counter,
+}
+
+impl Grant {
+    /// What was taken of each account.
+    #[must_use]
+    pub fn accept(mut self) -> Bill {
+        self.taken.take().map(|(_, bill, _)| bill).unwrap_or_default()
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if let Some((payers, bill, before)) = self.taken.take() {
+            self.counter.correct(payers, bill, before, Amount::default());
+        }
+    }
+}
+
+impl Counter {
+    /// Takes so much of each payer's account, if all have room for it.
+    ///
+    /// # Errors
+    /// One has not, or there is too much to do; nothing was taken.
+    pub async fn take(&self, payers: &Payers, amount: Amount) -> Result<Bill, NotTaken> {
+        if self.queue.capacity() < QUEUE / 2 {
+            return Err(NotTaken::Full);
+        }
+        let (reply, taken) = oneshot::channel();
+        let op = Op::Take { payers: payers.clone(), amount, reply };
+        self.queue.try_send(op).map_err(|_| NotTaken::Full)?;
+        // The other end is there for as long as the gateway is.
+        taken.await.unwrap_or(Err(NotTaken::Full)).map(Grant::accept)
+    }
+
+    /// Puts what was `used` in the place of what was taken `before`.
+    pub fn correct(&self, payers: Payers, bill: Bill, before: Amount, used: Amount) {
+        let op = Op::Correct(Correction { payers, bill, before, used });
+        if self.queue.try_send(op).is_err() {
+            tracing::warn!("what a request did not use of its budget stays spent: too many end at the same time");
+        }
+    }
+}
+
+/// What is waiting.
+#[derive(Debug)]
+struct Queue {
+    ops: mpsc::Receiver<Op>,
+    counter: Counter,
+}
+
+/// What the Redis says of one operation.
+struct Told {
+    parts: Vec<Part>,
+    /// Of each rule of each part: see [`SCRIPT`].
+    said: Vec<[i64; 3]>,
+}
+
+impl Op {
+    fn payers(&self) -> &Payers {
+        match self {
+            Self::Take { payers, .. } => payers,
+            Self::Correct(correction) => &correction.payers,
+        }
+    }
+
+    /// How much is taken of the rule with this number of the payer with that.
+    fn wanted(&self, payer: usize, rule: usize, known: &Known) -> i64 {
+        let measure = known.rule.measure;
+        match self {
+            Self::Take { amount, .. } => i64::try_from(amount.of(measure)).unwrap_or(i64::MAX),
+            // What began yesterday was yesterday's.
+            Self::Correct(correction) if !correction.bill.is_of(payer, rule, known.number) => 0,
+            Self::Correct(correction) => {
+                let [before, used] =
+                    [correction.before, correction.used].map(|amount| i64::try_from(amount.of(measure)));
+                used.unwrap_or(i64::MAX).saturating_sub(before.unwrap_or(i64::MAX))
+            }
+        }
+    }
+
+    /// What follows from what was said: without that, it goes by what is known here.
+    fn done(self, told: Option<Told>, books: &Books, counter: &Counter, now: Moment) {
+        match self {
+            Self::Correct(Correction { payers, mut bill, used, .. }) => {
+                books.correct_here(&payers, &mut bill, used);
+                told.iter().for_each(|told| books.hear(&told.parts, &told.said, now));
+            }
+            Self::Take { payers, amount, reply } => {
+                let mut bill = Bill::default();
+                let taken = match &told {
+                    Some(told) => {
+                        told.refusal(now).map_or_else(|| books.take_all(&payers, amount, &mut bill, now), Err)
+                    }
+                    None => books.take_here(&payers, amount, &mut bill, now),
+                };
+                told.iter().for_each(|told| books.hear(&told.parts, &told.said, now));
+                let grant = || Grant { taken: Some((payers, bill, amount)), counter: counter.clone() };
+                // A grant that nobody waits for any more is given back.
+                let _nobody = reply.send(taken.map(|()| grant()));
+            }
+        }
+    }
+}
+
+impl Told {
+    /// The rule that says no for longest.
+    fn refusal(&self, now: Moment) -> Option<NotTaken> {
+        let rules = self.parts.iter().flat_map(|part| part.known.iter().map(move |known| (&part.who, known.rule)));
+        let refusals = rules.zip(&self.said).filter_map(|((who, rule), [.., wait_ms])| {
+            let retry_after = match wait_ms {
+                0 => return None,
+                wait_ms => {
+                    u64::try_from(*wait_ms).map_or_else(|_| until_next(rule.period, now.time), Duration::from_millis)
+                }
+            };
+            Some((who, Refused { rule, retry_after }))
+        });
+        let longest = refusals.max_by_key(|(_, refused)| refused.retry_after);
+        longest.map(|(who, refused)| NotTaken::Rule(who.clone(), refused))
+    }
+}
+
+impl Together {
+    /// `me` tells this gateway from the others, also after a restart.
+    #[must_use]
+    pub fn new(store: Arc<Store>, keys: &Keys, me: String) -> (Self, Counter) {
+        let (queue, ops) = mpsc::channel(QUEUE);
+        let counter = Counter { queue };
+        let queue = Mutex::new(Some(Queue { ops, counter: counter.clone() }));
+        (Self { store, keys: keys.derive("redis:limits", &[]), script: Script::new(SCRIPT), me, queue }, counter)
+    }
+
+    /// Connects, and does what is in the queue, for as long as it is polled.
+    pub async fn keep_up(&self, books: &Books) {
+        let _not_yet = self.store.line();
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut queue) = queue else { return };
+        let (mut ops, mut told_all) = (Vec::with_capacity(BATCH), None);
+        while queue.ops.recv_many(&mut ops, BATCH).await > 0 {
+            let now = Moment::now();
+            let told = self.ask(books, &ops, &mut told_all, now).await.unwrap_or_default();
+            let mut told = told.into_iter();
+            for op in ops.drain(..) {
+                op.done(told.next(), books, &queue.counter, now);
+            }
+        }
+    }
+
+    /// Asks for all of `ops`. What has come of each, or nothing: then nobody knows.
+    async fn ask(&self, books: &Books, ops: &[Op], told_all: &mut Option<u64>, now: Moment) -> Result<Vec<Told>, Away> {
+        let line = self.store.line()?;
+        if *told_all != Some(line.number()) {
+            self.tell_all(&line, books, now).await?;
+            *told_all = Some(line.number());
+        }
+        let (mut asked, mut all, mut seen) = (redis::pipe(), Vec::with_capacity(ops.len()), HashSet::new());
+        for op in ops {
+            let mut parts = books.parts(op.payers(), now);
+            // What the first operation of an account has told, the others need not.
+            parts.iter_mut().for_each(|part| part.is_new &= seen.insert(part.who.clone()));
+            asked.add_command(self.call(op, &parts));
+            all.push(parts);
+        }
+        let replies: Vec<Vec<i64>> = self.store.ask(&line, &asked, WITHIN).await?;
+        let told = |(parts, reply): (Vec<Part>, Vec<i64>)| {
+            let (said, rest) = reply.as_chunks::<3>();
+            let rules: usize = parts.iter().map(|part| part.known.len()).sum();
+            (said.len() == rules && rest.is_empty()).then(|| Told { parts, said: said.to_vec() })
+        };
+        let told: Option<Vec<Told>> = all.into_iter().zip(replies).map(told).collect();
+        told.filter(|told| told.len() == ops.len()).ok_or(Away)
+    }
+
+    /// Over a new connection: what this gateway has used so far. The Redis may have lost it, or not heard of it.
+    async fn tell_all(&self, line: &Line, books: &Books, now: Moment) -> Result<(), Away> {
+        let mut load = redis::pipe();
+        load.cmd("SCRIPT").arg("LOAD").arg(SCRIPT).ignore();
+        let () = self.store.ask(line, &load, WITHIN).await?;
+        for some in books.to_tell(now).chunks(BATCH) {
+            let mut asked = redis::pipe();
+            for (who, spent, is_new) in some {
+                let mut call = redis::cmd("EVALSHA");
+                call.arg(self.script.get_hash()).arg(1);
+                call.arg(self.name(who, spent.measure, spent.period, spent.number)).arg(&self.me).arg(0);
+                call.arg("c").arg(0).arg(0).arg(spent.spent).arg(if *is_new { "^" } else { "=" });
+                call.arg(keep_ms(spent.period));
+                asked.add_command(call).ignore();
+            }
+            let () = self.store.ask(line, &asked, WITHIN).await?;
+        }
+        Ok(())
+    }
+
+    fn call(&self, op: &Op, parts: &[Part]) -> redis::Cmd {
+        let rules = || {
+            let payers = parts.iter().enumerate();
+            payers.flat_map(|(payer, part)| {
+                part.known.iter().enumerate().map(move |(rule, known)| (payer, rule, part, known))
+            })
+        };
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.script.get_hash()).arg(rules().count());
+        for (_, _, part, known) in rules() {
+            call.arg(self.name(&part.who, known.rule.measure, known.rule.period, known.number));
+        }
+        call.arg(&self.me).arg(u8::from(matches!(op, Op::Take { .. })));
+        for (payer, rule, part, known) in rules() {
+            let kind = if known.rule.period == Period::Minute { "b" } else { "c" };
+            call.arg(kind).arg(known.rule.most).arg(op.wanted(payer, rule, known)).arg(known.own);
+            call.arg(if part.is_new { "^" } else { "-" }).arg(keep_ms(known.rule.period));
+        }
+        call
+    }
+
+    /// A keyed hash: whose limit it is, is nobody's business there.
+    fn name(&self, who: &Who, measure: Measure, period: Period, number: u32) -> String {
+        let (kind, name) = match who {
+            Who::Identity(id) => ("identity", id),
+            Who::Tenant(name) => ("tenant", name),
+        };
+        let rule = [measure as u8, period as u8];
+        let parts = [kind.as_bytes(), name.as_bytes(), &rule, &number.to_le_bytes()];
+        format!("postern:1:limit:{}", HEXLOWER.encode(&self.keys.hash("limit", &parts)))
+    }
+}
+
+/// For how long the Redis keeps what was counted, after its last use.
+fn keep_ms(period: Period) -> u64 {
+    let keep = match period {
+        Period::Minute => KEEP_MINUTE,
+        Period::Day => KEEP_DAY,
+        Period::Month => KEEP_MONTH,
+    };
+    u64::try_from(keep.as_millis()).unwrap_or(u64::MAX)
+}

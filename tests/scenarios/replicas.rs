@@ -1,0 +1,367 @@
+//! Several gateways of one office, and the Redis that they share. Whatever happens to that, requests go on.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use postern_tests::client::text;
+use postern_tests::postern::check;
+use postern_tests::{BusyCloud, Client, Config, Postern, Redis, chat_body};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::{SOON, config};
+
+const KEY: &str = "7f0c3f5a9d1e4b6a8c2d0e1f3a5b7c9d7f0c3f5a9d1e4b6a8c2d0e1f3a5b7c9d";
+
+/// One of two gateways that keep answers in `redis`.
+fn caching(cloud: &BusyCloud, redis: &Redis) -> Config {
+    let replicas = json!({"count": 2, "key": {"env": "REPLICAS_KEY"}});
+    config(cloud).set("/cache/redis", json!(redis.url())).set("/replicas", replicas).env("REPLICAS_KEY", KEY)
+}
+
+/// One of two gateways that count together in `redis`.
+fn counting(cloud: &BusyCloud, redis: &str) -> Config {
+    let replicas = json!({"count": 2, "redis": redis, "key": {"env": "REPLICAS_KEY"}});
+    config(cloud).set("/cache", Value::Null).set("/replicas", replicas).env("REPLICAS_KEY", KEY)
+}
+
+async fn connected(postern: &Postern, used_for: &str, is: f64) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    while postern.metrics().await?.value("postern_redis_connected", &[("for", used_for)]) != Some(is) {
+        anyhow::ensure!(Instant::now() < deadline, "the Redis for {used_for} is not {is}: {}", postern.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn ask(client: &Client, body: &Value) -> Result<(String, String)> {
+    let reply = client.post_json("/v1/chat/completions", body).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let answer = reply.json()?["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
+    Ok((reply.header("postern-cache").to_owned(), answer))
+}
+
+fn bounded(question: &str, tokens: u64) -> Value {
+    let mut body = chat_body(question);
+    body["max_tokens"] = json!(tokens);
+    body
+}
+
+#[tokio::test]
+async fn an_answer_of_one_replica_is_given_by_the_other_with_its_own_values_and_nobody_else_can_read_it() -> Result<()>
+{
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let (one, mut two) =
+        (Postern::start(&caching(&cloud, &redis)).await?, Postern::start(&caching(&cloud, &redis)).await?);
+    for postern in [&one, &two] {
+        connected(postern, "cache", 1.0).await?;
+    }
+    let (amy, bo) = (one.client("clerk/amy")?, two.client("clerk/bo")?);
+    let greeting = |to: &str| chat_body(&format!("Canary-prompt-4711: greet {to} warmly"));
+    assert_eq!(ask(&amy, &greeting("ann@example.org")).await?.0, "miss");
+    let keys = redis.has_keys("postern:", 1, SOON).await?;
+    let (how, answer) = ask(&bo, &greeting("zoe@example.net")).await?;
+    assert_eq!(how, "exact", "{}", two.log());
+    assert!(answer.contains("zoe@example.net") && !answer.contains("ann@"), "{answer}");
+    // Of the memory now: a Redis that is gone is not missed.
+    assert_eq!(ask(&bo, &greeting("kim@example.com")).await?.0, "exact");
+    assert_eq!(ask(&two.client("guest/x")?, &greeting("zoe@example.net")).await?.0, "miss", "another tenant");
+    assert_eq!(ask(&bo.with_header("postern-label", "internal"), &greeting("a@example.org")).await?.0, "miss");
+
+    // A stream stays a stream.
+    let mut streamed = chat_body("Canary-prompt-4711, streamed");
+    streamed["stream"] = json!(true);
+    let first = amy.stream(&streamed).await?.rest().await?;
+    redis.has_keys("postern:", keys.len() + 3, SOON).await?;
+    let mut again = bo.stream(&streamed).await?;
+    assert_eq!(again.header("postern-cache"), "exact");
+    assert_eq!(text(&again.rest().await?), text(&first));
+
+    // Over a restart.
+    two.stop().await?;
+    let three = Postern::start(&caching(&cloud, &redis)).await?;
+    connected(&three, "cache", 1.0).await?;
+    assert_eq!(ask(&three.client("clerk/cy")?, &greeting("ann@example.org")).await?.0, "exact");
+    assert_eq!(cloud.stats().await?.requests, 4);
+
+    let written = redis.written()?;
+    for canary in [
+        "Canary",
+        "anary-prompt",
+        "example.org",
+        "example.net",
+        "warmly",
+        "clerk",
+        "guest",
+        "internal",
+        "choices",
+        "EMAIL",
+        KEY,
+    ] {
+        assert!(!holds(&written, canary), "{canary} is in the Redis");
+    }
+    Ok(())
+}
+
+fn holds(bytes: &[u8], word: &str) -> bool {
+    bytes.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+#[tokio::test]
+async fn what_may_not_leave_and_what_was_changed_is_not_taken_from_a_redis() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let postern = Postern::start(&caching(&cloud, &redis).engine()).await?;
+    postern.engine_ready().await?;
+    connected(&postern, "cache", 1.0).await?;
+    let client = postern.client("clerk/amy")?;
+    let secret = client.with_header("postern-label", "classified");
+    let body = bounded("Say a word", 2);
+    assert_eq!((ask(&secret, &body).await?.0, ask(&secret, &body).await?.0), ("miss".to_owned(), "exact".to_owned()));
+    assert_eq!(ask(&client, &body).await?.0, "miss");
+    let keys = redis.has_keys("postern:", 1, SOON).await?;
+    assert_eq!(keys.len(), 1, "of the public one only");
+
+    // Another gateway finds what somebody has changed, or put under another key, and asks anew.
+    let other = chat_body("Something else");
+    ask(&client, &other).await?;
+    let both = redis.has_keys("postern:", 2, SOON).await?;
+    let second = both.iter().find(|key| !keys.contains(key)).unwrap();
+    redis.cli(&["COPY", &keys[0], second, "REPLACE"])?;
+    redis.cli(&["SETRANGE", &keys[0], "40", "x"])?;
+    let two = Postern::start(&caching(&cloud, &redis)).await?;
+    connected(&two, "cache", 1.0).await?;
+    let client = two.client("clerk/amy")?;
+    assert_eq!((ask(&client, &body).await?.0, ask(&client, &other).await?.0), ("miss".to_owned(), "miss".to_owned()));
+    // And one of another key finds nothing at all.
+    let stranger = caching(&cloud, &redis).env("REPLICAS_KEY", &KEY.replace('7', "8"));
+    let three = Postern::start(&stranger).await?;
+    connected(&three, "cache", 1.0).await?;
+    assert_eq!(ask(&three.client("clerk/amy")?, &other).await?.0, "miss");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_lies_or_is_away_costs_no_request() -> Result<()> {
+    let (cloud, mut redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let both = caching(&cloud, &redis)
+        .set("/replicas/redis", json!(redis.url()))
+        .set("/tenants", json!({"clerks": {"limits": {"tokens_per_minute": 4_000_000}}}));
+    let postern = Postern::start(&both).await?;
+    connected(&postern, "cache", 1.0).await?;
+    connected(&postern, "limits", 1.0).await?;
+    let client = postern.client("clerk/amy")?;
+    ask(&client, &chat_body("Before")).await?;
+    redis.signal(Signal::STOP)?;
+    for n in 0..20 {
+        ask(&client, &chat_body(&format!("While it hangs {n}"))).await?;
+    }
+    connected(&postern, "limits", 0.0).await?;
+    redis.signal(Signal::CONT)?;
+    connected(&postern, "limits", 1.0).await?;
+    // What it cannot do is told to somebody who can mend it, and costs nobody anything.
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"])?;
+    for n in 0..5 {
+        ask(&client, &chat_body(&format!("While it is full {n}"))).await?;
+    }
+    postern.logged("OOM").await?;
+    redis.kill();
+    for n in 0..5 {
+        ask(&client, &chat_body(&format!("While it is away {n}"))).await?;
+    }
+    // Somebody else at its address, who sends without end.
+    let liar = TcpListener::bind(redis.address).await?;
+    let lying = tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = liar.accept().await else { continue };
+            std::thread::spawn(move || {
+                let Ok(mut stream) = stream.into_std() else { return };
+                let _blocking = stream.set_nonblocking(false);
+                let begun = stream.write_all(b"+OK\r\n+OK\r\n*1000000\r\n$500000000\r\n");
+                let endless = [b'x'; 65_536];
+                while begun.is_ok() && stream.write_all(&endless).is_ok() {}
+            });
+        }
+    });
+    for n in 0..40 {
+        ask(&client, &chat_body(&format!("While it lies {n}"))).await?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    lying.abort();
+    let gateway = postern.child("gateway").unwrap_or_else(|| postern.pid());
+    let resident = postern_tests::process::resident_bytes(gateway).unwrap_or_default();
+    assert!(resident < 400 << 20, "{} MiB", resident >> 20);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_password_and_tls_are_used_and_a_wrong_one_is_told() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let (tls, ca) = Redis::start_tls().await?;
+    let url = format!("rediss://localhost:{}", tls.address.port());
+    let over_tls = config(&cloud).set("/cache/redis", json!({"url": url, "ca": ca}));
+    let postern = Postern::start(&over_tls).await?;
+    connected(&postern, "cache", 1.0).await?;
+    let stranger = Postern::start(&config(&cloud).set("/cache/redis", json!({"url": url}))).await?;
+    stranger.logged("UnknownIssuer").await.or(stranger.logged("authority").await)?;
+    assert_eq!(ask(&stranger.client("clerk/amy")?, &chat_body("Go on")).await?.0, "miss");
+
+    let redis = Redis::start_with(&["--requirepass", "pw-canary-1"]).await?;
+    let with = |password: &str| {
+        let redis = json!({"url": redis.url(), "password": {"env": "REDIS_PASSWORD"}});
+        config(&cloud).set("/cache/redis", redis).env("REDIS_PASSWORD", password)
+    };
+    let postern = Postern::start(&with("pw-canary-1")).await?;
+    connected(&postern, "cache", 1.0).await?;
+    let wrong = Postern::start(&with("pw-canary-2")).await?;
+    wrong.logged("Authentication").await?;
+    assert!(!wrong.log().contains("pw-canary") && !postern.log().contains("pw-canary"));
+    assert_eq!(ask(&wrong.client("clerk/amy")?, &chat_body("Go on")).await?.0, "miss");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_thousand_streams_at_two_replicas_do_not_overspend_by_a_token() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    // 20 tokens, in a second.
+    cloud.switch(json!({"answer": "abcd".repeat(20), "chunk_chars": 4, "token_ms": 50})).await?;
+    let limits = json!({"clerks": {"limits": {"output_tokens_per_day": 1010}}});
+    let config = counting(&cloud, &redis.url()).set("/tenants", limits);
+    let (one, two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    for postern in [&one, &two] {
+        connected(postern, "limits", 1.0).await?;
+    }
+    let clients = Arc::new([one.client("clerk/amy")?, two.client("clerk/bo")?]);
+    let handshakes = Arc::new(Semaphore::new(100));
+    let streams = (0..1000).map(|n: usize| {
+        let (clients, handshakes) = (clients.clone(), handshakes.clone());
+        tokio::spawn(async move {
+            let place = handshakes.acquire_owned().await?;
+            let mut stream = clients[n % 2].stream(&bounded(&format!("Question number {n}"), 20)).await?;
+            drop(place);
+            let status = stream.status;
+            if status == 200 {
+                anyhow::ensure!(stream.rest().await?.last().is_some_and(|event| event.is_done()), "not complete");
+            }
+            Ok(status)
+        })
+    });
+    let mut statuses = std::collections::BTreeMap::new();
+    for stream in streams.collect::<Vec<_>>() {
+        *statuses.entry(stream.await??).or_insert(0) += 1;
+    }
+    assert_eq!(statuses, [(200, 50), (429, 950)].into());
+    // Whoever is told of nothing yet does not begin anew: not with an empty Redis, and not after a restart.
+    let three = Postern::start(&config).await?;
+    connected(&three, "limits", 1.0).await?;
+    let reply = three.client("clerk/cy")?.post_json("/v1/chat/completions", &bounded("One more", 20)).await?;
+    assert_eq!(reply.status, 429, "{}", reply.text());
+    assert!(holds(&redis.written()?, "postern:1:limit:") && !holds(&redis.written()?, "clerk"));
+    Ok(())
+}
+
+/// Asks for as long as `until` lets it, and counts what was answered. Nothing but 200 and 429 may come.
+async fn load(client: Client, name: &'static str, until: Arc<Semaphore>) -> Result<u64> {
+    let mut answered = 0;
+    for n in 0.. {
+        let reply = client.post_json("/v1/chat/completions", &bounded(&format!("{name} {n}"), 1)).await?;
+        match reply.status {
+            200 => answered += 1,
+            429 => tokio::time::sleep(Duration::from_millis(20)).await,
+            other => anyhow::bail!("{other}: {}", reply.text()),
+        }
+        if until.is_closed() {
+            break;
+        }
+    }
+    Ok(answered)
+}
+
+#[tokio::test]
+async fn a_redis_killed_under_load_fails_nobody_and_spends_no_more_than_the_bound() -> Result<()> {
+    let (cloud, mut redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let limits = json!({"clerks": {"limits": {"requests_per_day": 600}}});
+    let config = counting(&cloud, &redis.url()).set("/tenants", limits);
+    let (one, two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    for postern in [&one, &two] {
+        connected(postern, "limits", 1.0).await?;
+    }
+    let over = Arc::new(Semaphore::new(0));
+    let clients = [(one.client("clerk/amy")?, "amy"), (two.client("clerk/bo")?, "bo"), (two.client("clerk/cy")?, "cy")];
+    let loads: Vec<_> =
+        clients.into_iter().map(|(client, name)| tokio::spawn(load(client, name, over.clone()))).collect();
+    let asked = |at_least: u64| {
+        let cloud = &cloud;
+        async move {
+            while cloud.stats().await?.requests < at_least {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            anyhow::Ok(())
+        }
+    };
+    asked(100).await?;
+    redis.kill();
+    asked(150).await?;
+    // It comes back, and has forgotten everything.
+    redis.restart().await?;
+    asked(300).await?;
+    redis.kill();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    redis.restart().await?;
+    asked(600).await?;
+    for postern in [&one, &two] {
+        connected(postern, "limits", 1.0).await?;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    over.close();
+    let mut answered = 0;
+    for load in loads {
+        answered += load.await??;
+    }
+    // While it was away, each may have used its part of what was left when it heard last of the others: they had asked just before.
+    assert!((600..=600 + 10).contains(&answered), "{answered}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_redis_each_replica_keeps_to_its_part() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let limits =
+        json!({"clerks": {"limits": {"requests_per_day": 10}}, "officers": {"limits": {"requests_per_minute": 10}}});
+    let nowhere = "redis://127.0.0.1:1";
+    for config in [counting(&cloud, nowhere), counting(&cloud, nowhere).set("/replicas/redis", Value::Null)] {
+        let postern =
+            Postern::start(&config.set("/tenants", limits.clone()).set("/targets/0/clearance", json!("confidential")))
+                .await?;
+        for who in ["clerk/amy", "officer/ada"] {
+            let client = postern.client(who)?;
+            let mut answered = 0;
+            for n in 0..10 {
+                let reply = client.chat(&format!("Number {n}")).await?;
+                answered += u64::from(reply.status == 200);
+            }
+            assert_eq!(answered, 5, "{who}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_words_before_anything_starts() -> Result<()> {
+    let told = |config: Config| -> Result<String> {
+        let output = check(&config)?;
+        anyhow::ensure!(output.status.code() == Some(78), "{}", String::from_utf8_lossy(&output.stdout));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let cache = |redis: Value| Config::new().cache().set("/cache/redis", redis);
+    assert!(told(cache(json!("redis://cache.example.org")))?.contains("write `rediss://…`"));
+    assert!(told(cache(json!("redis://:secret@127.0.0.1")))?.contains("no user or password in the address"));
+    assert!(told(cache(json!("http://127.0.0.1")))?.contains("expected `redis://HOST:PORT/DATABASE`"));
+    assert!(told(cache(json!({"url": "redis://127.0.0.1", "pasword": "x"})))?.contains("pasword"));
+    assert!(told(cache(json!(7)))?.contains("an address such as redis://127.0.0.1:6379"));
+    assert!(told(Config::new().set("/replicas", json!({"count": 0})))?.contains("count"));
+    Ok(())
+}
