@@ -1,18 +1,18 @@
 //! A Redis that this gateway and others use. Whatever it keeps can be lost at any moment, and while it is away everybody goes on without
 //! it: nobody waits for a connection.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Pipeline};
+use tokio::sync::watch;
 
 use crate::config::Redis;
 use crate::egress::redis::{Away as Refused, Way, said};
 use crate::telemetry::metrics::Metrics;
 
-/// How long after one has failed a connection is tried again.
+/// How long after one has failed or ended a connection is made again.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// One Redis.
@@ -22,15 +22,7 @@ pub struct Store {
     /// What it is for, in metrics.
     used_for: &'static str,
     metrics: Arc<Metrics>,
-    state: Mutex<State>,
-    connections: AtomicU64,
-}
-
-#[derive(Debug)]
-enum State {
-    Away { again: Option<Instant> },
-    Connecting,
-    There(Line),
+    line: watch::Sender<Option<Line>>,
 }
 
 /// A connection, and its number.
@@ -60,26 +52,42 @@ impl Store {
     pub fn new(config: &Redis, used_for: &'static str, loss: &str, metrics: Arc<Metrics>) -> anyhow::Result<Arc<Self>> {
         let way = Way::new(config, loss).map_err(|what| anyhow::anyhow!("redis at {}: {what}", config.place))?;
         metrics.redis_is(used_for, false);
-        let (state, connections) = (Mutex::new(State::Away { again: None }), AtomicU64::new(0));
-        Ok(Arc::new(Self { way, used_for, metrics, state, connections }))
+        Ok(Arc::new(Self { way, used_for, metrics, line: watch::Sender::new(None) }))
     }
 
-    /// The connection. Where there is none, one is being made from here on.
+    /// Keeps a connection, for as long as it is polled.
+    pub async fn keep_up(&self) {
+        let mut number = 0;
+        let mut lines = self.line.subscribe();
+        loop {
+            if let Ok((connection, driver)) = self.way.connect().await {
+                number += 1;
+                tracing::info!(used_for = self.used_for, "connected to Redis");
+                self.metrics.redis_is(self.used_for, true);
+                self.line.send_replace(Some(Line { connection, number }));
+                tokio::select! {
+                    () = driver => self.lost(number, "the connection has ended"),
+                    // Whoever asked has given it up.
+                    _ = lines.wait_for(Option::is_none) => {}
+                }
+                self.metrics.redis_is(self.used_for, false);
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    /// The connection.
     ///
     /// # Errors
-    /// There is none yet.
-    pub fn line(self: &Arc<Self>) -> Result<Line, Away> {
-        let mut state = self.state();
-        match &*state {
-            State::There(line) => return Ok(line.clone()),
-            State::Connecting => return Err(Away),
-            State::Away { again } if again.is_some_and(|again| Instant::now() < again) => return Err(Away),
-            State::Away { .. } => *state = State::Connecting,
-        }
-        drop(state);
-        let store = self.clone();
-        tokio::spawn(async move { store.connect().await });
-        Err(Away)
+    /// There is none just now.
+    pub fn line(&self) -> Result<Line, Away> {
+        self.line.borrow().clone().ok_or(Away)
+    }
+
+    /// Tells when there is another connection, or none.
+    #[must_use]
+    pub fn lines(&self) -> watch::Receiver<Option<Line>> {
+        self.line.subscribe()
     }
 
     /// Asks over `line`. A Redis that does not answer in time is away.
@@ -91,7 +99,7 @@ impl Store {
         let asked = tokio::time::timeout(within, what.query_async(&mut connection));
         let why = match asked.await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => said(&error),
+            Ok(Err(error)) => said(error),
             Err(_) => "it does not answer in time".to_owned(),
         };
         self.lost(line.number, &why);
@@ -100,34 +108,9 @@ impl Store {
 
     /// Gives a connection up.
     fn lost(&self, number: u64, why: &str) {
-        let mut state = self.state();
-        if matches!(&*state, State::There(there) if there.number == number) {
-            *state = State::Away { again: Some(Instant::now() + AGAIN_AFTER) };
-            drop(state);
-            self.metrics.redis_is(self.used_for, false);
+        let is_this = |line: &mut Option<Line>| line.take_if(|line| line.number == number).is_some();
+        if self.line.send_if_modified(is_this) {
             let Refused = self.way.complain(why);
         }
-    }
-
-    async fn connect(self: Arc<Self>) {
-        let connected = self.way.connect().await;
-        let (connection, driver) = match connected {
-            Ok(connected) => connected,
-            Err(Refused) => {
-                *self.state() = State::Away { again: Some(Instant::now() + AGAIN_AFTER) };
-                return;
-            }
-        };
-        let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        // No copy is kept here: the connection ends when nobody has one.
-        *self.state() = State::There(Line { connection, number });
-        self.metrics.redis_is(self.used_for, true);
-        tracing::info!(used_for = self.used_for, "connected to Redis");
-        driver.await;
-        self.lost(number, "the connection has ended");
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -121,6 +121,7 @@ async fn what_may_not_leave_and_what_was_changed_is_not_taken_from_a_redis() -> 
     let secret = client.with_header("postern-label", "classified");
     let body = bounded("Say a word", 2);
     assert_eq!((ask(&secret, &body).await?.0, ask(&secret, &body).await?.0), ("miss".to_owned(), "exact".to_owned()));
+    let body = bounded("Say another word", 2);
     assert_eq!(ask(&client, &body).await?.0, "miss");
     let keys = redis.has_keys("postern:", 1, SOON).await?;
     assert_eq!(keys.len(), 1, "of the public one only");
@@ -217,7 +218,7 @@ async fn a_password_and_tls_are_used_and_a_wrong_one_is_told() -> Result<()> {
     let postern = Postern::start(&with("pw-canary-1")).await?;
     connected(&postern, "cache", 1.0).await?;
     let wrong = Postern::start(&with("pw-canary-2")).await?;
-    wrong.logged("Authentication").await?;
+    wrong.logged("authentication failed").await?;
     assert!(!wrong.log().contains("pw-canary") && !postern.log().contains("pw-canary"));
     assert_eq!(ask(&wrong.client("clerk/amy")?, &chat_body("Go on")).await?.0, "miss");
     Ok(())
@@ -362,6 +363,6 @@ fn what_cannot_be_is_refused_in_words_before_anything_starts() -> Result<()> {
     assert!(told(cache(json!("http://127.0.0.1")))?.contains("expected `redis://HOST:PORT/DATABASE`"));
     assert!(told(cache(json!({"url": "redis://127.0.0.1", "pasword": "x"})))?.contains("pasword"));
     assert!(told(cache(json!(7)))?.contains("an address such as redis://127.0.0.1:6379"));
-    assert!(told(Config::new().set("/replicas", json!({"count": 0})))?.contains("count"));
+    assert!(told(Config::new().set("/replicas", json!({"count": 0})))?.contains("from 1 to 65535"));
     Ok(())
 }

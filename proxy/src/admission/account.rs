@@ -500,6 +500,39 @@ mod tests {
         assert!(account.is_fresh(now));
     }
 
+    #[test]
+    fn who_hears_nothing_of_the_others_keeps_to_its_part_of_what_was_left() {
+        let now = at(datetime!(2026-11-27 12:00 UTC));
+        let minute = Rule { measure: Measure::Requests, period: Period::Minute, most: 10 };
+        let two = NonZeroU16::new(2).unwrap();
+        let mut account = Account::new(&[DAY, minute], &[], two, now);
+        let fits = |account: &mut Account, n| account.room(tokens(n, 0), now).is_ok();
+        assert!(fits(&mut account, 50) && !fits(&mut account, 51), "it has heard of nothing yet");
+        account.take(tokens(30, 0), &mut Taken::default(), now);
+        let known: Vec<Known> = account.known(now).collect();
+        account.hear(&known, &[[30, 50, 0], [7, 0, 0]], now);
+        assert!(fits(&mut account, 10) && !fits(&mut account, 11), "half of the 20 that were left");
+        account.take(tokens(10, 0), &mut Taken::default(), now);
+        assert!(!fits(&mut account, 1));
+        let left: Vec<u64> = account.standings(now).map(|standing| standing.left).collect();
+        assert_eq!(left, [10, 7], "of all together, as far as it knows");
+        // Of a minute it has its own part, and of a limit that is smaller than the number of gateways nothing.
+        let requests = |n| Amount { requests: n, ..Amount::default() };
+        account.room(requests(5), now).unwrap();
+        account.take(requests(5), &mut Taken::default(), now);
+        assert!(account.room(requests(1), now).is_err());
+        let mut small = Account::new(&[Rule { most: 1, ..DAY }, Rule { most: 1, ..minute }], &[], two, now);
+        assert!(small.room(tokens(1, 0), now).is_err() && small.room(requests(1), now).is_err());
+        // What another start of this gateway had used before it was killed is its own.
+        let mut again = Account::new(&[DAY], &[], two, now);
+        let known: Vec<Known> = again.known(now).collect();
+        again.hear(&known, &[[40, 50, 0]], now);
+        assert!(fits(&mut again, 5) && !fits(&mut again, 6));
+        // A new day is nobody's yet.
+        let tomorrow = at(datetime!(2026-11-28 12:00 UTC));
+        assert!(again.room(tokens(50, 0), tomorrow).is_ok());
+    }
+
     proptest! {
         /// Whatever is asked for and used, of what has a bound, no rule is overspent.
         #[test]

@@ -259,13 +259,22 @@ impl Together {
         (Self { store, keys: keys.derive("redis:limits", &[]), script: Script::new(SCRIPT), me, queue }, counter)
     }
 
-    /// Connects, and does what is in the queue, for as long as it is polled.
+    /// Keeps a connection, and does what is in the queue, for as long as it is polled.
     pub async fn keep_up(&self, books: &Books) {
-        let _not_yet = self.store.line();
+        tokio::join!(self.store.keep_up(), self.count(books));
+    }
+
+    async fn count(&self, books: &Books) {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut queue) = queue else { return };
-        let (mut ops, mut told_all) = (Vec::with_capacity(BATCH), None);
-        while queue.ops.recv_many(&mut ops, BATCH).await > 0 {
+        let (mut ops, mut told_all, mut lines) = (Vec::with_capacity(BATCH), None, self.store.lines());
+        loop {
+            tokio::select! {
+                biased;
+                // The others should know at once what was used while it was away.
+                _ = lines.changed() => {}
+                received = queue.ops.recv_many(&mut ops, BATCH) => if received == 0 { return },
+            }
             let now = Moment::now();
             let told = self.ask(books, &ops, &mut told_all, now).await.unwrap_or_default();
             let mut told = told.into_iter();
@@ -281,6 +290,9 @@ impl Together {
         if *told_all != Some(line.number()) {
             self.tell_all(&line, books, now).await?;
             *told_all = Some(line.number());
+        }
+        if ops.is_empty() {
+            return Ok(Vec::new());
         }
         let (mut asked, mut all, mut seen) = (redis::pipe(), Vec::with_capacity(ops.len()), HashSet::new());
         for op in ops {

@@ -78,9 +78,12 @@ impl SharedCache {
         Self { store, keys: keys.derive("redis:cache", &[]), writes, waiting: Mutex::new(Some(waiting)) }
     }
 
-    /// Connects, and writes what is put in, for as long as it is polled.
+    /// Keeps a connection, and writes what is put in, for as long as it is polled.
     pub async fn keep_up(&self) {
-        let _not_yet = self.store.line();
+        tokio::join!(self.store.keep_up(), self.write());
+    }
+
+    async fn write(&self) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut waiting) = waiting else { return };
         while let Some(Write { key, seal, entry, ttl }) = waiting.recv().await {

@@ -91,7 +91,9 @@ impl<'de> Deserialize<'de> for Size {
 }
 
 /// A whole number above 0, for `deserialize_with`: what serde says of its own of a `NonZero` is of no use to an operator.
-pub(super) fn count<'de, D: Deserializer<'de>, N: TryFrom<NonZeroU64>>(deserializer: D) -> Result<N, D::Error> {
+pub(in crate::config) fn count<'de, D: Deserializer<'de>, N: TryFrom<NonZeroU64>>(
+    deserializer: D,
+) -> Result<N, D::Error> {
     struct Count<N>(PhantomData<N>);
 
     impl<N: TryFrom<NonZeroU64>> Visitor<'_> for Count<N> {

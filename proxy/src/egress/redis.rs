@@ -118,7 +118,7 @@ impl Way {
         }
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(PIPELINE);
         let begun = MultiplexedConnection::new_with_config(&info, Measured { stream, owed: REPLY }, config).await;
-        let (connection, driver) = begun.map_err(|error| said(&error))?;
+        let (connection, driver) = begun.map_err(said)?;
         Ok((connection, Box::pin(driver)))
     }
 }
@@ -128,14 +128,19 @@ impl Way {
 pub(crate) struct Away;
 
 /// What went wrong, without what was sent: a server may repeat that in its error.
-pub(crate) fn said(error: &redis::RedisError) -> String {
-    match error.code() {
+pub(crate) fn said(error: redis::RedisError) -> String {
+    if error.is_io_error() {
+        return in_words(&error);
+    }
+    let (kind, category) = (error.kind(), error.category().to_owned());
+    let code = error.into_server_errors().and_then(|errors| Some(errors.first()?.1.code().to_owned()));
+    match code {
+        _ if kind == redis::ErrorKind::AuthenticationFailed => category,
         Some(code) => {
-            format!("it answers {}", code.chars().filter(char::is_ascii_alphanumeric).take(32).collect::<String>())
+            let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+            format!("it answers {code}")
         }
-        None if error.is_timeout() => "it does not answer in time".to_owned(),
-        None if error.is_io_error() => in_words(error),
-        None => format!("{:?}", error.kind()),
+        None => category,
     }
 }
 
@@ -165,7 +170,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
         match self.owed.checked_sub(read) {
             Some(owed) => self.owed = owed,
             None => {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it sends more than was asked for")));
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "it sends more than was asked for",
+                )));
             }
         }
         Poll::Ready(Ok(()))

@@ -10,13 +10,14 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
-use crate::config::Secret;
+use crate::config::{Secret, units};
 
 /// This gateway is one of several that stand in for each other.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Replicas {
     /// How many there are at most. While their Redis is away, each keeps to its part of every limit.
+    #[serde(deserialize_with = "units::count")]
     pub count: NonZeroU16,
     /// Where they count together what identities and tenants use; absent: each keeps to its part.
     #[serde(default)]
