@@ -33,6 +33,15 @@ pub struct Peer {
     pub(crate) issuer: Vec<u8>,
 }
 
+impl Peer {
+    /// Of what a process asks itself: there is no leaf, and so none that could be revoked.
+    #[must_use]
+    pub fn inside(id: SpiffeId, not_after: OffsetDateTime) -> Self {
+        let not_before = OffsetDateTime::now_utc();
+        Self { id, serial: Serial::from_der(&[]), issuer_key_id: Vec::new(), not_after, not_before, issuer: Vec::new() }
+    }
+}
+
 /// Who the holder of a leaf is, and which leaf it is.
 ///
 /// # Errors

@@ -234,6 +234,8 @@ pub struct Cache {
     pub ttl: Duration,
     /// The second tier.
     pub redis: Option<Redis>,
+    /// What is asked at the start.
+    pub warm: Option<PathBuf>,
 }
 
 /// The engine on this machine.

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::audit::Flushed;
+use crate::cache;
 use crate::config::{self, Config};
 use crate::connection::Front;
 use crate::enrol::{self, Registrar};
@@ -147,7 +148,10 @@ async fn serve(
     let serving = tokio::spawn(listener::serve(front, certificate, listener, drain.clone(), connections.clone()));
     announce(&ready, &gateway);
 
+    let warming = tokio::spawn(cache::warm::at_start(gateway.clone()));
+
     signal(SignalKind::terminate())?.recv().await;
+    warming.abort();
     drain.cancel();
     // The supervisor was killed, and the next one wants these addresses now, not when the last request has ended.
     if crate::supervise::is_orphan() {

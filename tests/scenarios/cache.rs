@@ -32,6 +32,43 @@ async fn a_repeated_prompt_comes_from_the_cache_for_the_same_tenant_only() -> Re
 }
 
 #[tokio::test]
+async fn what_a_file_has_is_asked_at_the_start() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("warm.jsonl");
+    let line = |who: &str, question: &str| {
+        let mut body = chat_body(question);
+        body["stream"] = json!(question.contains("stream"));
+        json!({"as": format!("spiffe://branch.test/{who}"), "body": body}).to_string()
+    };
+    let lines =
+        [line("clerk/warm", "Canary 1"), line("clerk/warm", "Canary 2, as a stream"), line("nobody/x", "Canary 3")];
+    std::fs::write(&file, lines.join("\n"))?;
+    let warmed = config(&cloud).set("/cache/warm", json!(file));
+    let postern = Postern::start(&warmed).await?;
+    postern.logged("nobody/x").await?;
+    std::fs::write(&file, lines[..2].join("\n"))?;
+    let postern = Postern::start(&warmed).await?;
+    postern.logged("the cache was warmed").await?;
+    let (clerk, guest) = (postern.client("clerk/amy")?, postern.client("guest/x")?);
+    assert_eq!(ask(&clerk, &chat_body("Canary 1")).await?, "exact");
+    assert_eq!(ask(&guest, &chat_body("Canary 1")).await?, "miss", "another tenant");
+    let mut streamed = chat_body("Canary 2, as a stream");
+    streamed["stream"] = json!(true);
+    assert_eq!(clerk.stream(&streamed).await?.header("postern-cache"), "exact");
+    let records = postern.records().all()?;
+    let warm = |record: &&postern_tests::Record| record.intent["identity"] == "spiffe://branch.test/clerk/warm";
+    assert_eq!(records.iter().filter(warm).count(), 2, "it is recorded like anybody's");
+    assert!(!postern.log().contains("Canary"));
+    // A file that is wrong keeps nobody from working.
+    std::fs::write(&file, "{\"messages\": []}")?;
+    let postern = Postern::start(&warmed).await?;
+    postern.logged("it does not say whose answer it is").await?;
+    assert_eq!(ask(&postern.client("clerk/amy")?, &chat_body("Hello")).await?, "miss");
+    Ok(())
+}
+
+#[tokio::test]
 async fn every_parameter_counts() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;

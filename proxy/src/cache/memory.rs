@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn entries_end_with_their_life_and_the_bound_holds() {
-        let cache = MemoryCache::new(&config::Cache { memory: 10_000, ttl: Duration::from_secs(60), redis: None });
+        let cache =
+            MemoryCache::new(&config::Cache { memory: 10_000, ttl: Duration::from_secs(60), redis: None, warm: None });
         let entry = |bytes| Entry { target: "t".into(), events: Arc::new([]), bytes, tokens: (None, None) };
         cache.put([1; 32], entry(10), Some(Duration::from_millis(20)));
         cache.put([2; 32], entry(10), Some(Duration::from_secs(600)));

@@ -7,6 +7,7 @@ use postern_engine::catalog;
 use postern_plugins::{HostOptions, PolicyHost};
 
 use super::say;
+use crate::cache::warm;
 use crate::config::{self, Config, ConfigError, PolicyPart, trust};
 use crate::route::load::Loader;
 use crate::route::probe;
@@ -64,6 +65,9 @@ fn warnings(config: &Config) -> Vec<String> {
                 "the `openai.identity` of target `{name}` is {id}, and the authority here issues certificates that serve only below spiffe://{domain}{prefix}/node"
             ));
         }
+    }
+    if let Some(Err(error)) = config.cache.as_ref().and_then(|cache| cache.warm.as_deref()).map(warm::read_named) {
+        found.push(format!("`cache.warm`: {error:#}; nothing is asked at the start"));
     }
     match (&config.engine, config.offline, config.targets.is_empty()) {
         (None, true, _) => found.push("`offline: true` without an `engine`: nobody may answer".to_owned()),

@@ -501,6 +501,9 @@ pub struct Cache {
     #[serde(default)]
     #[schemars(with = "Option<shared::Redis>")]
     pub redis: Option<Spanned<shared::Redis>>,
+    /// What the gateway asks by itself when it starts: JSON lines `{"as": "spiffe://…", "body": {…}}`. Absent: nothing.
+    #[serde(default)]
+    pub warm: Option<PathBuf>,
 }
 
 /// The language model on this machine.

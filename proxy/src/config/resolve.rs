@@ -386,7 +386,12 @@ impl Resolver<'_> {
 
     fn cache(&self, cache: &file::Cache) -> Result<Cache, shared::Wrong> {
         let redis = cache.redis.as_ref().map(|redis| shared::redis(redis, self.base)).transpose()?;
-        Ok(Cache { memory: cache.memory.0, ttl: cache.ttl.0, redis })
+        Ok(Cache {
+            memory: cache.memory.0,
+            ttl: cache.ttl.0,
+            redis,
+            warm: cache.warm.as_ref().map(|file| self.base.join(file)),
+        })
     }
 
     fn base_url(&self, text: &Placed) -> Result<http::Uri, ConfigError> {

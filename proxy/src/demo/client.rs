@@ -102,7 +102,8 @@ pub(super) async fn plain(to: SocketAddr, method: &str, path: &str, body: &str) 
     Ok((answer.status, answer.text))
 }
 
-async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+/// Sends one request over a connection, and reads the answer to its end.
+pub(crate) async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     request: Request<Full<Bytes>>,
 ) -> anyhow::Result<Answer> {

@@ -188,7 +188,7 @@ mod tests {
     use crate::keys::Keys;
 
     fn cache() -> Arc<Tiers> {
-        let config = config::Cache { memory: 1 << 20, ttl: Duration::from_secs(60), redis: None };
+        let config = config::Cache { memory: 1 << 20, ttl: Duration::from_secs(60), redis: None, warm: None };
         Arc::new(Tiers { memory: MemoryCache::new(&config), redis: None })
     }
 
