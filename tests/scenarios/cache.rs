@@ -38,7 +38,9 @@ async fn what_a_file_has_is_asked_at_the_start() -> Result<()> {
     let file = dir.path().join("warm.jsonl");
     let line = |who: &str, question: &str| {
         let mut body = chat_body(question);
-        body["stream"] = json!(question.contains("stream"));
+        if question.contains("stream") {
+            body["stream"] = json!(true);
+        }
         json!({"as": format!("spiffe://branch.test/{who}"), "body": body}).to_string()
     };
     let lines =
