@@ -13,7 +13,6 @@
 //! Where several finds overlap they are one; where one of them is to be masked, it is masked.
 
 mod allowed;
-mod words;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +22,8 @@ use postern_policy_sdk::redaction::{Policy, Span, SpanAction, TextSegment};
 use postern_policy_sdk::startup::{Prepared, Startup};
 use postern_policy_sdk::{config, detectors, export_redaction, export_startup};
 use postern_text::Plain;
+use postern_text::words::{Found, Words};
 use serde::Deserialize;
-use words::Words;
 
 static FINDER: Prepared<Finder> = Prepared::new(|| Finder::new(config()?));
 
@@ -91,14 +90,6 @@ struct Finder {
     words: Words,
     flag: BTreeSet<String>,
     allowed: Allowed,
-}
-
-/// Bytes `start..end` of a text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
-    start: u32,
-    end: u32,
-    kind: String,
 }
 
 impl Finder {

@@ -87,7 +87,7 @@ pub async fn mask(
     let found = policies.find(&gateway.config, label, context, &segments, heard).await?;
     let Joined { masked: spans, .. } = joined(&found.finds);
     let [TextSegment { text, .. }] = segments;
-    let spans = around(&spans, &placeholders(request.masked().vault(), &text));
+    let spans = around(&spans, &placeholders(request.masked().vault(), Suffix::Wire, &text));
     let mut counts = counts;
     for span in &spans {
         if let Some(value) = text.get(span.start as usize..span.end as usize) {
