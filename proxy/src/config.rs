@@ -3,6 +3,7 @@
 //! A [`Config`] is valid by construction: every name in it exists, every label is known, every unit is resolved. It is
 //! made without binding a port or reading a key, so that `postern check` and the tests need neither.
 
+mod answers;
 pub mod file;
 pub mod policies;
 pub mod read;

@@ -77,6 +77,9 @@ pub struct File {
     /// What the host recognises by itself, whatever plugins do.
     #[serde(default)]
     pub classification: Classification,
+    /// What of what a model made itself is masked, or ends its answer; absent: answers are not looked at.
+    #[serde(default)]
+    pub answers: Option<Answers>,
     /// The response cache; absent: none.
     #[serde(default)]
     pub cache: Option<Cache>,
@@ -518,6 +521,21 @@ pub struct Classification {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub opaque: Option<Placed>,
+}
+
+/// What becomes of what a model made itself: a kind of the recognisers (such as secret), `private-key`, `marking` (those under
+/// `classification.markings`), or a kind of the `words` of a policy `builtin:redaction`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Answers {
+    /// A mark such as [SECRET] stands in its place.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub mask: Vec<Placed>,
+    /// The answer ends there, with an error.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub stop: Vec<Placed>,
 }
 
 /// The response cache.

@@ -4,6 +4,7 @@
 //! it is too long to wait any more is asked only at certain places of the text.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use postern_plugins::detectors;
 use postern_text::plain;
@@ -126,68 +127,77 @@ impl Text {
         self.leaving_out.is_none()
     }
 
-    fn settle(&mut self, rules: &Rules, own: Own<'_>, (ended, overdue): (bool, bool), out: &mut String, seen: &mut Seen) {
-        loop {
-            if !self.leave_out(ended) {
-                return;
-            }
+    /// Gives out what is decided: all of it if the text has ended; if it is `overdue`, all but so much as may wait.
+    fn settle(
+        &mut self,
+        rules: &Rules,
+        own: Own<'_>,
+        (ended, overdue): (bool, bool),
+        out: &mut String,
+        seen: &mut Seen,
+    ) {
+        while self.leave_out(ended) {
             let looked = rules.look(&self.window);
             let len = self.window.len();
             let open = if ended { len } else { looked.open.max(self.done) };
             let late = overdue && len - open > MOST;
             let open = if late { self.window.floor_char_boundary(len - MOST).max(open) } else { open };
-            let placeholders = match self.window.contains('[') {
+            let own = match self.window.contains('[') {
                 true => placeholders(own.vault, own.form, &self.window),
                 false => Vec::new(),
             };
-            let is_own = |at: usize| placeholders.iter().find(|range| range.contains(&at));
-            for hit in looked.hits.iter().filter(|hit| hit.end > self.done) {
-                let start = hit.start.max(self.done);
-                let goes_on = (hit.unended && hit.end == len && hit.start <= open) || (late && hit.end > open);
-                if start >= open && !(goes_on && hit.start <= open) {
+            for hit in looked.hits {
+                if hit.end <= self.done {
+                    continue;
+                }
+                // What is certain, and not over: it gets its mark, and the rest of it is left out as it comes.
+                let goes_on = !ended && hit.start <= open && ((hit.unended && hit.end == len) || (late && hit.end > open));
+                if !goes_on && (hit.start >= open || hit.end > open) {
                     break;
                 }
-                if hit.end > open && !goes_on {
-                    break;
+                self.replace(&hit, &own, out, seen);
+                if seen.stopped.is_some() {
+                    return;
                 }
-                self.give(start, out);
-                // Around what is the request's own.
-                let end = hit.end;
-                let mut at = start;
-                let mut is_marked = false;
-                while at < end {
-                    if let Some(own) = is_own(at) {
-                        self.give(own.end.min(end), out);
-                        (at, is_marked) = (own.end, false);
-                        continue;
-                    }
-                    let next = placeholders.iter().map(|own| own.start).filter(|start| *start > at).min();
-                    let next = next.unwrap_or(end).min(end);
-                    if !is_marked {
-                        if hit.action == Action::Stop {
-                            seen.stopped = Some(hit.kind.clone());
-                            return;
-                        }
-                        self.mark(hit, out, seen);
-                        is_marked = true;
-                    }
-                    self.drop_to(next);
-                    at = next;
-                }
-                if goes_on && !ended {
+                if goes_on {
                     self.leaving_out = Some(if hit.unended { LeavingOut::Key } else { LeavingOut::Value });
                     // Of another key before it, the last line is not this one's.
-                    self.window.drain(..start);
-                    self.done -= start;
+                    self.window.drain(..hit.start);
+                    self.done -= hit.start;
                     break;
                 }
             }
-            if self.leaving_out.is_some() {
+            if self.leaving_out.is_none() {
+                self.give(open, out);
+                self.trim();
+                return;
+            }
+        }
+    }
+
+    /// A mark instead of a hit, around what of it is the request's own.
+    fn replace(&mut self, hit: &Hit, own: &[Range<usize>], out: &mut String, seen: &mut Seen) {
+        self.give(hit.start.max(self.done), out);
+        let mut is_marked = false;
+        while self.done < hit.end {
+            if let Some(own) = own.iter().find(|own| own.contains(&self.done)) {
+                self.give(own.end, out);
+                is_marked = false;
                 continue;
             }
-            self.give(open, out);
-            self.trim();
-            return;
+            if hit.action == Action::Stop {
+                seen.stopped = Some(hit.kind.clone());
+                return;
+            }
+            if !is_marked {
+                seen.masked(&hit.kind);
+                out.push('[');
+                out.push_str(&hit.kind.to_ascii_uppercase());
+                out.push(']');
+                is_marked = true;
+            }
+            let next = own.iter().map(|own| own.start).find(|start| *start > self.done);
+            self.drop_to(next.map_or(hit.end, |next| next.min(hit.end)));
         }
     }
 
@@ -233,13 +243,6 @@ impl Text {
                 }
             }
         }
-    }
-
-    fn mark(&self, hit: &Hit, out: &mut String, seen: &mut Seen) {
-        seen.masked(&hit.kind);
-        out.push('[');
-        out.push_str(&hit.kind.to_ascii_uppercase());
-        out.push(']');
     }
 
     /// Gives out what waits, up to a byte.
