@@ -160,11 +160,10 @@ pub fn find_begun(kinds: &[Kind], plain: &Plain<'_>) -> (Vec<Match>, Option<usiz
     (found, open)
 }
 
-/// Does a find of [`Kind::Secret`] begin as a private key does? Then: does its last line follow?
+/// Is a find of [`Kind::Secret`] a private key?
 #[must_use]
-pub fn private_key(found: &str) -> Option<bool> {
-    let plain = Plain::of(found);
-    secrets::behind_key_line(plain.text()).map(|rest| secrets::key_end(rest, 0).is_some())
+pub fn is_private_key(found: &str) -> bool {
+    secrets::begins_key(Plain::of(found).text())
 }
 
 /// Where the last line of a private key ends that began before this text.

@@ -36,8 +36,8 @@ pub(super) struct Hit {
     pub(super) end: usize,
     pub(super) kind: Arc<str>,
     pub(super) action: Action,
-    /// A private key without its end.
-    pub(super) unended: bool,
+    /// A private key: to its last line, or to the end of the text.
+    pub(super) is_key: bool,
 }
 
 /// What a text has, of which more may come.
@@ -80,10 +80,17 @@ impl Rules {
             let written = |span: std::ops::Range<usize>| readings.original(depth, span);
             let plain = Plain::of(reading);
             let (found, detected) = detectors::find_begun(&self.detectors, &plain);
-            let worded = self.words.open(plain.text());
-            let character = |text: &str, at: usize| text.get(at..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
-            let worded = worded.map(|at| plain.original(at..at + character(plain.text(), at)).start);
-            for at in detected.into_iter().chain(worded).chain(unsettled(reading)) {
+            let unsettled = unsettled(reading);
+            let begun = match unsettled.and_then(|end| reading.get(..end)) {
+                None => detected.into_iter().chain(self.worded(&plain)).min(),
+                // What stands before it goes on with what it will be, not with what it looks like.
+                Some(settled) => {
+                    let plain = Plain::of(settled);
+                    let (_, detected) = detectors::find_begun(&self.detectors, &plain);
+                    detected.into_iter().chain(self.worded(&plain)).chain(unsettled).min()
+                }
+            };
+            if let Some(at) = begun {
                 open = open.min(written(at..at + character(reading, at)).start);
             }
             hits.extend(found.iter().filter_map(|found| {
@@ -93,7 +100,7 @@ impl Rules {
             hits.extend(self.words.find(plain.text()).into_iter().filter_map(|found| {
                 let span = written(plain.original(found.start as usize..found.end as usize));
                 let (kind, action) = self.actions.get_key_value(found.kind.as_str())?;
-                Some(Hit { start: span.start, end: span.end, kind: kind.clone(), action: *action, unended: false })
+                Some(Hit { start: span.start, end: span.end, kind: kind.clone(), action: *action, is_key: false })
             }));
         }
         let hits = disjoint(hits);
@@ -104,14 +111,24 @@ impl Rules {
         Looked { hits, open }
     }
 
-    fn detected(&self, kind: Kind, value: &str, span: std::ops::Range<usize>) -> Option<Hit> {
-        let key = (kind == Kind::Secret).then(|| detectors::private_key(value)).flatten();
-        let by_name = |name: &str| self.actions.get_key_value(name);
-        let named = key.and_then(|_| by_name(PRIVATE_KEY)).or_else(|| by_name(kind.name()));
-        let (kind, action) = named?;
-        let unended = key == Some(false);
-        Some(Hit { start: span.start, end: span.end, kind: kind.clone(), action: *action, unended })
+    /// Where a word of the office may have begun that is not over.
+    fn worded(&self, plain: &Plain<'_>) -> Option<usize> {
+        let at = self.words.open(plain.text())?;
+        Some(plain.original(at..at + character(plain.text(), at)).start)
     }
+
+    fn detected(&self, kind: Kind, value: &str, span: std::ops::Range<usize>) -> Option<Hit> {
+        let is_key = kind == Kind::Secret && detectors::is_private_key(value);
+        let by_name = |name: &str| self.actions.get_key_value(name);
+        let named = is_key.then(|| by_name(PRIVATE_KEY)).flatten().or_else(|| by_name(kind.name()));
+        let (kind, action) = named?;
+        Some(Hit { start: span.start, end: span.end, kind: kind.clone(), action: *action, is_key })
+    }
+}
+
+/// How many bytes the character there has.
+fn character(text: &str, at: usize) -> usize {
+    text.get(at..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8)
 }
 
 /// Hits that overlap become one, named by the first, or by the first that ends the answer.
@@ -121,7 +138,7 @@ fn disjoint(mut hits: Vec<Hit>) -> Vec<Hit> {
     for hit in hits {
         match kept.last_mut() {
             Some(last) if hit.start < last.end => {
-                last.unended |= hit.unended;
+                last.is_key |= hit.is_key;
                 last.end = last.end.max(hit.end);
                 if hit.action > last.action {
                     (last.kind, last.action) = (hit.kind, hit.action);

@@ -242,8 +242,8 @@ fn what_was_held_back_is_forgotten_but_not_in_the_middle_of_a_key() {
     let (choice, _) = chunk(&mut screen, delta(0, json!({"content": "a sk-12"}), None));
     assert_eq!(choice["delta"]["content"], "a ");
     assert!(screen.forget_held());
-    let (choice, _) = chunk(&mut screen, delta(0, json!({"content": "b c"}), None));
-    assert_eq!(choice["delta"]["content"], "b c");
+    let (choice, _) = chunk(&mut screen, delta(0, json!({"content": "bold "}), None));
+    assert_eq!(choice["delta"]["content"], "bold ");
     chunk(&mut screen, delta(0, json!({"content": &key(3)[..60]}), None));
     assert!(!screen.forget_held());
 }

@@ -108,7 +108,11 @@ impl Text {
         if seen.stopped.is_none() {
             self.settle(rules, own, (true, false), out, seen);
         }
-        self.leaving_out = None;
+        if self.leaving_out.take().is_some() {
+            // The key that has no end is not to be found once more, in front of what comes.
+            self.window.clear();
+            self.done = 0;
+        }
     }
 
     /// What stands before the next piece, and was looked at elsewhere.
@@ -151,7 +155,7 @@ impl Text {
                     continue;
                 }
                 // What is certain, and not over: it gets its mark, and the rest of it is left out as it comes.
-                let goes_on = !ended && hit.start <= open && ((hit.unended && hit.end == len) || (late && hit.end > open));
+                let goes_on = hit.start <= open && (hit.is_key || (late && hit.end > open));
                 if !goes_on && (hit.start >= open || hit.end > open) {
                     break;
                 }
@@ -160,10 +164,7 @@ impl Text {
                     return;
                 }
                 if goes_on {
-                    self.leaving_out = Some(if hit.unended { LeavingOut::Key } else { LeavingOut::Value });
-                    // Of another key before it, the last line is not this one's.
-                    self.window.drain(..hit.start);
-                    self.done -= hit.start;
+                    self.leaving_out = Some(if hit.is_key { LeavingOut::Key } else { LeavingOut::Value });
                     break;
                 }
             }
@@ -189,11 +190,18 @@ impl Text {
                 seen.stopped = Some(hit.kind.clone());
                 return;
             }
+            if hit.is_key {
+                seen.masked(&hit.kind);
+                mark(&hit.kind, out);
+                // Where it ends is looked for anew: what stands against its last line is none of it.
+                let from = hit.start.max(self.done);
+                self.window.drain(..from);
+                self.done -= from;
+                return;
+            }
             if !is_marked {
                 seen.masked(&hit.kind);
-                out.push('[');
-                out.push_str(&hit.kind.to_ascii_uppercase());
-                out.push(']');
+                mark(&hit.kind, out);
                 is_marked = true;
             }
             let next = own.iter().map(|own| own.start).find(|start| *start > self.done);
@@ -288,6 +296,12 @@ impl Written {
         let rest = self.text.split_off(len.min(self.text.len()));
         std::mem::replace(&mut self.text, rest)
     }
+}
+
+fn mark(kind: &str, out: &mut String) {
+    out.push('[');
+    out.push_str(&kind.to_ascii_uppercase());
+    out.push(']');
 }
 
 /// What a long value may go on with.

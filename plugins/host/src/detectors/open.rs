@@ -13,7 +13,7 @@ use super::words::{Announced, PROVINCES, WORDS, Word, value};
 use super::{Kind, emails};
 
 /// What is longer is looked at no further back than this, in bytes.
-const MAX_BACK: usize = 640;
+const MAX_BACK: usize = 1024;
 /// A word and what may stand between it and its value.
 const MAX_ANNOUNCED: usize = 120;
 /// The longest telephone number or card with what stands between its digits, and what must not follow.
@@ -242,18 +242,18 @@ fn user_info(bytes: &[u8]) -> usize {
 
 /// The value of a parameter of an address.
 fn parameter(bytes: &[u8]) -> usize {
-    let Some(from) = behind_slashes(bytes) else { return bytes.len() };
-    let rest = bytes.get(from..).unwrap_or_default();
-    let mark = rest.iter().rposition(|byte| b"?&;#".contains(byte)).filter(|_| rest.iter().all(|byte| is_in_url(*byte)));
-    mark.map_or(bytes.len(), |mark| from + mark + 1)
+    let start = run_back(bytes, bytes.len(), 2 * MAX_BACK, is_in_url);
+    let address = bytes.get(start..).unwrap_or_default();
+    let behind = address.windows(3).position(|three| three == b"://").map(|slashes| slashes + 3);
+    let mark = behind.and_then(|from| Some(from + address.get(from..)?.iter().rposition(|byte| b"?&;#".contains(byte))?));
+    mark.map_or(bytes.len(), |mark| start + mark + 1)
 }
 
 /// Where an address goes on whose slashes stand in the last word of the text.
 fn behind_slashes(bytes: &[u8]) -> Option<usize> {
-    let from = bytes.len().saturating_sub(2 * MAX_BACK);
-    let tail = bytes.get(from..)?;
+    let tail = bytes.get(bytes.len().saturating_sub(MAX_BACK)..)?;
     let word = tail.iter().rposition(u8::is_ascii_whitespace).map_or(0, |space| space + 1);
     let word = tail.get(word..)?;
-    let slashes = word.windows(3).position(|three| three == b"://")?;
+    let slashes = word.windows(3).rposition(|three| three == b"://")?;
     Some(bytes.len() - word.len() + slashes + 3)
 }

@@ -168,10 +168,10 @@ fn bounded(bytes: &[u8], from: usize, most: usize) -> usize {
     run(bytes.get(..bytes.len().min(from + most)).unwrap_or_default(), from, is_base64url)
 }
 
-/// Does this begin with the first line of a private key? Then: the rest.
-pub(super) fn behind_key_line(text: &str) -> Option<&str> {
-    let label = text.trim_start_matches('-').trim_start_matches(' ').strip_prefix("BEGIN ")?;
-    label.get(key_label(label)?..)
+/// Does this begin with the first line of a private key?
+pub(super) fn begins_key(text: &str) -> bool {
+    let label = text.trim_start_matches('-').trim_start_matches(' ').strip_prefix("BEGIN ");
+    label.and_then(key_label).is_some()
 }
 
 /// Where the last line of a private key ends.
