@@ -151,7 +151,8 @@ pub fn answer(
     let left = Arc::default();
     // Also of what the cache has: it may have been kept by other rules.
     let screen = going_on.policies.answers().cloned().map(Screen::new);
-    let mut chain = Chain { gateway, screen, restoration, beginning, request, exchange, keep, going_on, deadline, left };
+    let mut chain =
+        Chain { gateway, screen, restoration, beginning, request, exchange, keep, going_on, deadline, left };
     let mut once = |mut answer: Value| chain.look_at_whole(&mut answer).map(|()| answer);
     let source = match source {
         Source::Live(Reply::Whole(answer)) => once(answer).map(Given::Whole),

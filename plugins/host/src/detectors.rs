@@ -150,7 +150,8 @@ pub fn find_begun(kinds: &[Kind], plain: &Plain<'_>) -> (Vec<Match>, Option<usiz
     {
         open = start;
     }
-    let open = text.get(open..).and_then(|rest| rest.chars().next()).map(|c| plain.original(open..open + c.len_utf8()).start);
+    let open =
+        text.get(open..).and_then(|rest| rest.chars().next()).map(|c| plain.original(open..open + c.len_utf8()).start);
     let original = |(kind, span)| {
         let std::ops::Range { start, end } = plain.original(span);
         Match { kind, start, end }

@@ -52,11 +52,7 @@ pub(super) struct Looked {
 impl Rules {
     /// Kind → what becomes of it; the markings; the words of the office, by kind, of which those count that are named.
     #[must_use]
-    pub fn new(
-        actions: &BTreeMap<String, Action>,
-        markings: &[String],
-        words: &BTreeMap<String, Vec<String>>,
-    ) -> Self {
+    pub fn new(actions: &BTreeMap<String, Action>, markings: &[String], words: &BTreeMap<String, Vec<String>>) -> Self {
         let is_wanted = |kind: &Kind| {
             actions.contains_key(kind.name()) || (*kind == Kind::Secret && actions.contains_key(PRIVATE_KEY))
         };

@@ -11,7 +11,11 @@ fn token() -> String {
 }
 
 fn key(lines: usize) -> String {
-    format!("-----BEGIN {0}-----\n{1}-----END {0}-----", "PRIVATE KEY", "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n".repeat(lines))
+    format!(
+        "-----BEGIN {0}-----\n{1}-----END {0}-----",
+        "PRIVATE KEY",
+        "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n".repeat(lines)
+    )
 }
 
 fn rules(actions: &[(&str, Action)]) -> Arc<Rules> {
@@ -40,7 +44,8 @@ fn vault() -> Vault {
 fn pieces<'a>(rules: &Rules, place: Place, pieces: impl Iterator<Item = &'a str>) -> (String, Seen, usize) {
     let vault = vault();
     let own = Own { vault: &vault, form: Suffix::Wire };
-    let (mut reading, mut seen, mut out, mut came, mut most) = (Reading::new(place), Seen::default(), String::new(), 0, 0);
+    let (mut reading, mut seen, mut out, mut came, mut most) =
+        (Reading::new(place), Seen::default(), String::new(), 0, 0);
     for piece in pieces {
         came += piece.len();
         out += &reading.push(rules, own, piece, &mut seen);
@@ -82,7 +87,10 @@ fn what_the_model_made_is_masked_and_the_rest_is_not() {
         (format!("{key}\nthat was it"), "[PRIVATE-KEY]\nthat was it".to_owned()),
         (format!("a {key} b {key} c {token}"), "a [PRIVATE-KEY] b [PRIVATE-KEY] c [SECRET]".to_owned()),
         (format!("cut: {}", &key[..400]), "cut: [PRIVATE-KEY]".to_owned()),
-        ("password: hunter22 for Globex and Globexes".to_owned(), "password: [SECRET] for [CUSTOMER] and Globexes".to_owned()),
+        (
+            "password: hunter22 for Globex and Globexes".to_owned(),
+            "password: [SECRET] for [CUSTOMER] and Globexes".to_owned(),
+        ),
         ("blue  heron is top\nsecret, 机 密".to_owned(), "[CUSTOMER] is [MARKING], [MARKING]".to_owned()),
         (token.chars().map(|c| format!("{c}\u{200b}")).collect::<String>() + "!", "[SECRET]\u{200b}!".to_owned()),
         (format!(r#"print("\n{token}")"#), r#"print("\n[SECRET]")"#.to_owned()),
@@ -112,7 +120,10 @@ fn values_of_the_request_are_not_touched() {
         (Screen::new(masking(&["secret"])), json!({"choices": [{"message": {"content": text}}]}));
     let seen = screen.message(Own { vault: &vault, form: Suffix::Wire }, &mut answer);
     let said = answer["choices"][0]["message"]["content"].as_str().unwrap();
-    assert!(said.starts_with(&format!("postgres://app:{own}@db.example/x with password: {own} and [SECRET]")), "{said}");
+    assert!(
+        said.starts_with(&format!("postgres://app:{own}@db.example/x with password: {own} and [SECRET]")),
+        "{said}"
+    );
     assert_eq!(seen.count(), 1);
 }
 
@@ -148,11 +159,17 @@ fn arguments_stay_json() {
         (format!(r#"{{"key": "{token}", "n": 1}}"#), json!({"key": "[SECRET]", "n": 1})),
         (json!({"text": format!("a\n\"{token}\"\\ é")}).to_string(), json!({"text": "a\n\"[SECRET]\"\\ é"})),
         (r#"{"password":"hunter22","ok":true}"#.to_owned(), json!({"password": "[SECRET]", "ok": true})),
-        (r#"{"phone":13800138000,"list":[1,2.5,-3e4,null]}"#.to_owned(), json!({"phone": "[PHONE]", "list": [1, 2.5, -3e4, null]})),
+        (
+            r#"{"phone":13800138000,"list":[1,2.5,-3e4,null]}"#.to_owned(),
+            json!({"phone": "[PHONE]", "list": [1, 2.5, -3e4, null]}),
+        ),
         (r#"{"to":"li\u0040example.com\ud83d\ude00 \ud83d!"}"#.replace(" \\ud83d!", ""), json!({"to": "[EMAIL]😀"})),
         (json!({"pem": key(5), "next": "x"}).to_string(), json!({"pem": "[PRIVATE-KEY]", "next": "x"})),
         (json!({"pem": &key(5)[..60], "next": "x"}).to_string(), json!({"pem": "[PRIVATE-KEY]", "next": "x"})),
-        (json!({token.clone(): {"deep": [{"x": token}]}}).to_string(), json!({"[SECRET]": {"deep": [{"x": "[SECRET]"}]}})),
+        (
+            json!({token.clone(): {"deep": [{"x": token}]}}).to_string(),
+            json!({"[SECRET]": {"deep": [{"x": "[SECRET]"}]}}),
+        ),
         (json!({"inner": json!({"key": token}).to_string()}).to_string(), json!({"inner": "{\"key\":\"[SECRET]\"}"})),
         ("{}".to_owned(), json!({})),
     ] {
@@ -213,10 +230,12 @@ fn what_ends_an_answer_leaves_what_came_before() {
     let mut screen = Screen::new(stop.clone());
     let (choice, seen) = chunk(&mut screen, delta(0, json!({"content": "This is TOP"}), None));
     assert_eq!((choice["delta"]["content"].as_str(), seen.stopped), (Some("This is "), None));
-    let (choice, seen) = chunk(&mut screen, delta(0, json!({"content": " SECRET. More", "refusal": "x"}), Some("stop")));
+    let (choice, seen) =
+        chunk(&mut screen, delta(0, json!({"content": " SECRET. More", "refusal": "x"}), Some("stop")));
     assert_eq!(seen.stopped.as_deref(), Some("marking"));
     assert_eq!((&choice["delta"]["content"], &choice["finish_reason"]), (&json!(""), &Value::Null));
-    let mut whole = json!({"choices": [{"message": {"content": "a"}}, {"message": {"content": null, "notes": [{"x": "机密"}]}}]});
+    let mut whole =
+        json!({"choices": [{"message": {"content": "a"}}, {"message": {"content": null, "notes": [{"x": "机密"}]}}]});
     let seen = Screen::new(stop).message(Own { vault: &vault(), form: Suffix::Wire }, &mut whole);
     assert_eq!(seen.stopped.as_deref(), Some("marking"));
 }

@@ -276,7 +276,8 @@ impl Text {
             return;
         }
         let far = self.done.saturating_sub(MOST_BEFORE);
-        let word = self.window.as_bytes().get(far..near).and_then(|bytes| bytes.iter().rposition(u8::is_ascii_whitespace));
+        let word =
+            self.window.as_bytes().get(far..near).and_then(|bytes| bytes.iter().rposition(u8::is_ascii_whitespace));
         let from = word.map_or(far, |space| far + space);
         let from = self.window.floor_char_boundary(from);
         self.window.drain(..from);

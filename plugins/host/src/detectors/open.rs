@@ -29,9 +29,11 @@ pub(super) fn open(kinds: &[Kind], text: &str) -> usize {
     let bytes = text.as_bytes();
     let of = |kind: &Kind| match kind {
         Kind::Email => emails::open(text),
-        Kind::Phone => numbers(bytes, |byte| is_digit(byte) || b" -./+()".contains(&byte), |byte| {
-            is_digit(byte) || matches!(byte, b'+' | b'(')
-        }),
+        Kind::Phone => numbers(
+            bytes,
+            |byte| is_digit(byte) || b" -./+()".contains(&byte),
+            |byte| is_digit(byte) || matches!(byte, b'+' | b'('),
+        ),
         Kind::IdCard | Kind::BankCard => {
             numbers(bytes, |byte| is_digit(byte) || b" -./_xX".contains(&byte), |byte| is_digit(byte))
         }
@@ -119,7 +121,8 @@ fn announcing(bytes: &[u8], from: usize) -> impl Iterator<Item = (usize, &'stati
     (from..bytes.len()).flat_map(move |at| {
         let rest = bytes.get(at..).unwrap_or_default();
         // Nearly no byte begins one of them.
-        let begins_one = rest.first().is_some_and(|byte| !byte.is_ascii() || b"abknprst".contains(&byte.to_ascii_lowercase()));
+        let begins_one =
+            rest.first().is_some_and(|byte| !byte.is_ascii() || b"abknprst".contains(&byte.to_ascii_lowercase()));
         let words = if begins_one { &WORDS[..] } else { &[] };
         words.iter().filter(move |word| begins(rest, word.text)).map(move |word| (at, word))
     })
@@ -164,18 +167,14 @@ fn token(bytes: &[u8]) -> usize {
         };
         let mut all = TRIGGERS.tokens().filter(|(prefix, _)| may_be(prefix));
         all.any(|(prefix, issuer)| {
-            let is_in = |byte: &u8| {
-                (issuer.is_in)(*byte) || (matches!(*prefix, WEB_TOKEN | MAIL_KEY) && *byte == b'.')
-            };
+            let is_in = |byte: &u8| (issuer.is_in)(*byte) || (matches!(*prefix, WEB_TOKEN | MAIL_KEY) && *byte == b'.');
             rest.get(prefix.len()..).is_none_or(|body| body.iter().all(is_in))
         })
     };
     let may_begin = |at: usize| !joins(before(bytes, at)) && bytes.get(at).is_some_and(u8::is_ascii_alphanumeric);
     // All of them are of such characters, so none goes on over others.
     let start = run_back(bytes, bytes.len(), MAX_BACK, |byte| byte.is_ascii_graphic()).max(from);
-    (start..bytes.len())
-        .find(|at| may_begin(*at) && bytes.get(*at..).is_some_and(is_begun))
-        .unwrap_or(bytes.len())
+    (start..bytes.len()).find(|at| may_begin(*at) && bytes.get(*at..).is_some_and(is_begun)).unwrap_or(bytes.len())
 }
 
 /// Tokens that are known by their parts: Telegram, Azure, Discord.
@@ -230,7 +229,10 @@ fn announced_secret(bytes: &[u8]) -> usize {
     let words = announcing(bytes, start.saturating_sub(MAX_ANNOUNCED / 2));
     let secrets = words.filter(|(_, word)| matches!(word.announces, Announced::Secret | Announced::Key));
     let values = secrets.filter_map(|(at, word)| announced(bytes, at + word.text.len(), word));
-    values.filter(|from| bytes.get(*from..).is_some_and(|value| value.iter().all(|byte| is_value(*byte)))).min().unwrap_or(bytes.len())
+    values
+        .filter(|from| bytes.get(*from..).is_some_and(|value| value.iter().all(|byte| is_value(*byte))))
+        .min()
+        .unwrap_or(bytes.len())
 }
 
 /// User and password of an address.
@@ -245,7 +247,8 @@ fn parameter(bytes: &[u8]) -> usize {
     let start = run_back(bytes, bytes.len(), 2 * MAX_BACK, is_in_url);
     let address = bytes.get(start..).unwrap_or_default();
     let behind = address.windows(3).position(|three| three == b"://").map(|slashes| slashes + 3);
-    let mark = behind.and_then(|from| Some(from + address.get(from..)?.iter().rposition(|byte| b"?&;#".contains(byte))?));
+    let mark =
+        behind.and_then(|from| Some(from + address.get(from..)?.iter().rposition(|byte| b"?&;#".contains(byte))?));
     mark.map_or(bytes.len(), |mark| start + mark + 1)
 }
 
