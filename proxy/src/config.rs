@@ -218,6 +218,10 @@ pub struct Classification {
     pub detect: Vec<(postern_plugins::detectors::Kind, Label)>,
     /// A marking in the text → its label.
     pub markings: Vec<(String, Label)>,
+    /// What is looked into.
+    pub decode: postern_text::encoded::Encodings,
+    /// All that a user says in a row is one text, here and for policies.
+    pub join_messages: bool,
     /// For what cannot be read as text.
     pub opaque: Label,
 }

@@ -7,6 +7,7 @@
 //!
 //! It is a crate of its own since guests need it as well as the host.
 
+pub mod encoded;
 mod escapes;
 mod fold;
 mod plain;

@@ -517,10 +517,27 @@ pub struct Classification {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub markings: BTreeMap<String, Placed>,
+    /// Encodings that are looked into: base64, url. What is found in there counts as if it were written plainly.
+    #[serde(default)]
+    pub decode: Vec<Encoding>,
+    /// Messages of a user that follow each other are looked at as one text as well, here and by redaction policies, so that a value that
+    /// is split over them is found. The parts of one message always are.
+    #[serde(default)]
+    pub join_messages: bool,
     /// Label of what cannot be read as text (images, files); absent: the second highest.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub opaque: Option<Placed>,
+}
+
+/// How text may be written in text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encoding {
+    /// Runs of base64, of 16 characters or more.
+    Base64,
+    /// Percent-encoding.
+    Url,
 }
 
 /// What becomes of what a model made itself: a kind of the recognisers (such as secret), `private-key`, `marking` (those under
