@@ -126,8 +126,9 @@ impl Finder {
             found.extend(hits.into_iter().map(|hit| Found { start: hit.start, end: hit.end, kind: hit.kind }));
         }
         found.retain(|found| {
-            let written = run.text.get(found.start as usize..found.end as usize);
-            !written.is_some_and(|written| self.allowed.has(written))
+            let span = found.start as usize..found.end as usize;
+            let written = run.text.get(span.clone());
+            run.has(span) && !written.is_some_and(|written| self.allowed.has(written))
         });
         // One that is to be masked counts for all of it.
         found.sort_by_key(|found| self.flag.contains(&found.kind));

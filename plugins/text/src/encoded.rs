@@ -16,8 +16,31 @@ pub struct Encodings {
 pub struct Decoded {
     /// Its bytes in the text that it was found in.
     pub span: Range<usize>,
-    /// Decoded.
+    /// Decoded, with what stands before and behind it: a word there may say what it is.
     pub text: String,
+    /// Where in that the decoded bytes are.
+    pub inside: Range<usize>,
+}
+
+/// So many bytes before a run, and behind it.
+const BEFORE: usize = 96;
+const BEHIND: usize = 32;
+
+impl Decoded {
+    fn new(written: &str, span: Range<usize>, decoded: &str) -> Self {
+        let from = written.floor_char_boundary(span.start.saturating_sub(BEFORE));
+        let to = written.ceil_char_boundary(written.len().min(span.end + BEHIND));
+        let before = written.get(from..span.start).unwrap_or_default();
+        let behind = written.get(span.end..to).unwrap_or_default();
+        let inside = before.len()..before.len() + decoded.len();
+        Self { span, text: [before, decoded, behind].concat(), inside }
+    }
+
+    /// Is any of it in what was decoded?
+    #[must_use]
+    pub fn has(&self, span: Range<usize>) -> bool {
+        span.start < self.inside.end && self.inside.start < span.end
+    }
 }
 
 /// The shortest run of base64 that is looked into: it holds twelve bytes.
@@ -63,11 +86,11 @@ fn base64_runs(text: &str, all: &mut Vec<Decoded>) {
         let signs = (start..end).filter(|at| bytes.get(*at).is_some_and(|byte| b"+/-_".contains(byte)));
         let starts = std::iter::once(start).chain(signs.take(TRIED).map(|sign| sign + 1));
         for from in starts.filter(|from| end - from >= LEAST) {
-            if let Some(text) = bytes.get(from..end).and_then(|run| base64(run, room)) {
+            if let Some(decoded) = bytes.get(from..end).and_then(|run| base64(run, room)) {
                 let padded =
                     end + bytes.get(end..).unwrap_or_default().iter().take(2).take_while(|byte| **byte == b'=').count();
-                room = room.saturating_sub(text.len());
-                all.push(Decoded { span: from..padded, text });
+                room = room.saturating_sub(decoded.len());
+                all.push(Decoded::new(text, from..padded, &decoded));
                 break;
             }
         }
@@ -146,9 +169,9 @@ fn url_runs(text: &str, all: &mut Vec<Decoded>) {
         let end =
             percent + bytes.get(percent..).unwrap_or_default().iter().take_while(|byte| is_in_url(**byte)).count();
         at = end.max(percent + 1);
-        if let Some(text) = bytes.get(start..end).filter(|run| run.len() <= room).and_then(percent_decoded) {
+        if let Some(decoded) = bytes.get(start..end).filter(|run| run.len() <= room).and_then(percent_decoded) {
             room -= end - start;
-            all.push(Decoded { span: start..end, text });
+            all.push(Decoded::new(text, start..end, &decoded));
         }
     }
 }
@@ -198,7 +221,11 @@ mod tests {
     const BOTH: Encodings = Encodings { base64: true, url: true };
 
     fn decoded(text: &str) -> Vec<(&str, String)> {
-        BOTH.decoded(text).into_iter().map(|found| (text.get(found.span).unwrap(), found.text)).collect()
+        let read = |found: Decoded| {
+            let says = found.text.get(found.inside.clone()).unwrap().to_owned();
+            (text.get(found.span).unwrap(), says)
+        };
+        BOTH.decoded(text).into_iter().map(read).collect()
     }
 
     #[test]
@@ -219,6 +246,13 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_around_a_run_is_read_with_it() {
+        let found = BOTH.decoded("passport no. %45%31%32345678, please").remove(0);
+        assert_eq!(found.text, "passport no. E12345678, please");
+        assert!(found.has(13..22) && !found.has(0..8));
+    }
+
+    #[test]
     fn what_is_no_text_is_left() {
         for text in [
             "",
@@ -233,6 +267,6 @@ mod tests {
             assert_eq!(decoded(text), [], "{text}");
         }
         let much = "QUFB".repeat(1 << 20);
-        assert!(BOTH.decoded(&much).iter().map(|found| found.text.len()).sum::<usize>() <= MOST);
+        assert!(BOTH.decoded(&much).iter().map(|found| found.inside.len()).sum::<usize>() <= MOST);
     }
 }

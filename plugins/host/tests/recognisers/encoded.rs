@@ -6,7 +6,7 @@ use std::ops::Range;
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use postern_plugins::Joint;
 use postern_plugins::detectors::{self, Kind};
-use postern_text::encoded::Encodings;
+use postern_text::encoded::{Decoded, Encodings};
 
 use crate::corpus::Labelled;
 use crate::random::Random;
@@ -60,7 +60,7 @@ pub(crate) fn recall(written: Written, texts: &[Labelled]) -> (usize, usize) {
 
 /// Finds that are made by decoding, or over the places where texts meet, in a text that has none.
 pub(crate) fn false_finds(kind: Kind, text: &str) -> [usize; 2] {
-    let decoded = BOTH.decoded(text).iter().map(|run| detectors::find(&[kind], &run.text).len()).sum();
+    let decoded = BOTH.decoded(text).iter().map(|run| hits(run, &[kind])).sum();
     let mut parts = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -77,11 +77,16 @@ pub(crate) fn false_finds(kind: Kind, text: &str) -> [usize; 2] {
     [decoded, parts.windows(3).map(meet).sum()]
 }
 
+/// Finds in what was decoded.
+fn hits(run: &Decoded, kinds: &[Kind]) -> usize {
+    detectors::find(kinds, &run.text).iter().filter(|hit| run.has(hit.start..hit.end)).count()
+}
+
 fn is_found(text: &str, value: Range<usize>) -> bool {
     let mut spans: Vec<Range<usize>> =
         detectors::find(&Kind::ALL, text).into_iter().map(|hit| hit.start..hit.end).collect();
     let runs = BOTH.decoded(text).into_iter();
-    spans.extend(runs.filter(|run| !detectors::find(&Kind::ALL, &run.text).is_empty()).map(|run| run.span));
+    spans.extend(runs.filter(|run| hits(run, &Kind::ALL) > 0).map(|run| run.span));
     covers(&spans, value)
 }
 
