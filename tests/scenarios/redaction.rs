@@ -207,7 +207,7 @@ async fn what_is_split_or_encoded_does_not_leave() -> Result<()> {
     for piece in ["lee", "exam", "ple.org", "hunter22", "bob", "exa", "mple", "YW5u", "carl"] {
         assert!(!seen.contains(piece), "{piece} in {seen}");
     }
-    assert!(seen.contains("Here it begins: [EMAIL_") && seen.contains(", ok?"), "{seen}");
+    assert!(seen.contains("Here it begins: [EMAIL_") && seen.contains("] ok?"), "{seen}");
     let record = postern.records().of(reply.header("postern-record"), SOON).await?;
     assert_eq!(record.intent["redactions"], json!({"email": 6, "secret": 1}));
     // The cloud repeats the last message of the user.

@@ -4,10 +4,13 @@ use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
 use super::Chain;
-use super::event::Malformed;
+use super::event::{Malformed, size};
 use super::keep::Kept;
 use crate::error::Error;
 use crate::screen::{Own, Seen};
+
+/// Bytes of a whole answer that are looked at on a worker's thread as if it were nothing.
+const LARGE: usize = 256 << 10;
 
 impl Chain {
     /// Looks at one event. True: the answer ends with what is left of it.
@@ -23,7 +26,11 @@ impl Chain {
     pub(super) fn look_at_whole(&mut self, answer: &mut Value) -> Result<(), Error> {
         let Some(screen) = &mut self.screen else { return Ok(()) };
         let (masked, form) = (self.request.masked(), self.restoration.form());
-        let seen = screen.message(Own { vault: masked.vault(), form }, answer);
+        let own = Own { vault: masked.vault(), form };
+        // Of a large one it takes a while: other requests need their thread meanwhile.
+        let is_large = size(answer) > LARGE;
+        let look = || screen.message(own, answer);
+        let seen = if is_large { tokio::task::block_in_place(look) } else { look() };
         if !self.note_seen(seen) {
             return Ok(());
         }
