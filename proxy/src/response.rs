@@ -3,6 +3,7 @@
 
 mod beginning;
 mod event;
+mod events;
 mod gate;
 mod keep;
 mod late;
@@ -24,7 +25,7 @@ use postern_wire::call::estimated_tokens_shown;
 use postern_wire::sse;
 use serde_json::Value;
 
-use crate::cache::flight::{Flight, Follower, Leading, Lost};
+use crate::cache::flight::{Flight, Follower, Leading};
 use crate::cache::{CacheKey, Entry, MemoryCache};
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
@@ -34,9 +35,10 @@ use crate::gateway::Gateway;
 use crate::redact::vault::Suffix;
 use crate::route::Policies;
 use crate::screen::Screen;
-use crate::upstream::{AttemptError, EventStream, Reply};
+use crate::upstream::{AttemptError, Reply};
 use beginning::Beginning;
 use event::{Malformed, Restoration};
+use events::Events;
 use keep::Kept;
 pub use late::{Head, late};
 use outlet::{Outlet, Silence};
@@ -220,37 +222,6 @@ struct Chain {
 enum Given {
     Whole(Value),
     Events(Events),
-}
-
-enum Events {
-    Live(Box<EventStream>),
-    Cached { events: Arc<[Arc<Value>]>, next: usize },
-    Shared(Follower),
-}
-
-impl Events {
-    /// Why somebody else's answer broke off, if that is known.
-    fn why(&self) -> Option<Error> {
-        match self {
-            Self::Shared(follower) => follower.why(),
-            Self::Live(_) | Self::Cached { .. } => None,
-        }
-    }
-
-    async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
-        match self {
-            Self::Live(events) => events.next().await,
-            Self::Cached { events, next } => {
-                let event = events.get(*next).map(|event| Value::clone(event));
-                *next += 1;
-                Ok(event)
-            }
-            Self::Shared(follower) => match follower.next().await {
-                Ok(event) => Ok(event.map(|event| Value::clone(&event))),
-                Err(Lost) => Err(AttemptError::Died),
-            },
-        }
-    }
 }
 
 /// When it is looked again whether a limit of the minute has room.
