@@ -29,7 +29,7 @@ impl Chain {
         let own = Own { vault: masked.vault(), form };
         // Of a large one it takes a while: other requests need their thread meanwhile.
         let is_large = size(answer) > LARGE;
-        let look = || screen.message(own, answer);
+        let mut look = || screen.message(own, answer);
         let seen = if is_large { tokio::task::block_in_place(look) } else { look() };
         if !self.note_seen(seen) {
             return Ok(());

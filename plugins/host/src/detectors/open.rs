@@ -34,9 +34,7 @@ pub(super) fn open(kinds: &[Kind], text: &str) -> usize {
             |byte| is_digit(byte) || b" -./+()".contains(&byte),
             |byte| is_digit(byte) || matches!(byte, b'+' | b'('),
         ),
-        Kind::IdCard | Kind::BankCard => {
-            numbers(bytes, |byte| is_digit(byte) || b" -./_xX".contains(&byte), |byte| is_digit(byte))
-        }
+        Kind::IdCard | Kind::BankCard => numbers(bytes, |byte| is_digit(byte) || b" -./_xX".contains(&byte), is_digit),
         Kind::Ip => ip(bytes),
         Kind::Mac => first_free(bytes, 32, |byte| is_hex(byte) || b":-.".contains(&byte), is_hex),
         Kind::Iban => iban(bytes),
