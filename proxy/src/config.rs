@@ -3,6 +3,7 @@
 //! A [`Config`] is valid by construction: every name in it exists, every label is known, every unit is resolved. It is
 //! made without binding a port or reading a key, so that `postern check` and the tests need neither.
 
+mod answers;
 pub mod file;
 pub mod policies;
 pub mod read;
@@ -221,6 +222,10 @@ pub struct Classification {
     pub detect: Vec<(postern_plugins::detectors::Kind, Label)>,
     /// A marking in the text → its label.
     pub markings: Vec<(String, Label)>,
+    /// What is looked into.
+    pub decode: postern_text::encoded::Encodings,
+    /// All that a user says in a row is one text, here and for policies.
+    pub join_messages: bool,
     /// For what cannot be read as text.
     pub opaque: Label,
 }

@@ -196,6 +196,11 @@ pub enum Error {
     /// The stream broke after its beginning.
     #[error("The answer broke off before its end, and it could not be continued. What you have is not complete.")]
     StreamBroken,
+    /// What the model made ends its answer, by the configuration.
+    #[error(
+        "This office does not let pass what the model wrote here, so the answer ends. Ask for it without secrets and markings."
+    )]
+    AnswerStopped,
     /// The connection was asked to end, and the answer took longer.
     #[error(
         "This connection was asked to end, and the answer was not complete in time. What you have is not all of it."
@@ -229,6 +234,8 @@ impl Error {
     pub fn is_of_the_request(&self) -> bool {
         match self {
             Self::ContextLength | Self::UpstreamRejected | Self::AnswerTooLarge | Self::ModelUnknown => true,
+            // Who waits for the same answer would get what must not pass.
+            Self::AnswerStopped => true,
             Self::EngineRefused(refusal) => refusal.is_final(),
             _ => false,
         }
@@ -250,6 +257,7 @@ impl Error {
             Self::UpstreamRefusesUs => Self::UpstreamRefusesUs,
             Self::TargetsBusy { retry_after } => Self::TargetsBusy { retry_after: *retry_after },
             Self::DeadlineExceeded(bound) => Self::DeadlineExceeded(*bound),
+            Self::AnswerStopped => Self::AnswerStopped,
             _ => return None,
         })
     }
@@ -326,6 +334,7 @@ impl Error {
             Self::UpstreamRejected => (S::BAD_REQUEST, "upstream_rejected", INVALID),
             Self::EngineRefused(refusal) => (refusal.status(), refusal.code(), SERVER),
             Self::StreamBroken => (S::BAD_GATEWAY, "stream_broken", SERVER),
+            Self::AnswerStopped => (S::FORBIDDEN, "answer_stopped", DENIED),
             Self::Drained => (S::SERVICE_UNAVAILABLE, "drain_timeout", SERVER),
             Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
         }

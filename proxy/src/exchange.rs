@@ -117,6 +117,13 @@ impl Exchange {
         self.close("broken");
     }
 
+    /// What the model made ended the answer; `begun`: after its beginning.
+    pub fn stopped(&mut self, error: &Error, begun: bool) {
+        self.outcome.status = Some(if begun { 200 } else { error.reply().status.as_u16() });
+        self.outcome.code = Some(error.code());
+        self.close("stopped");
+    }
+
     /// What tokens cost where it was answered; `None`: nothing, or nothing is known. What comes from the cache was paid for.
     fn cost(&self) -> Option<Cost> {
         let is_new = !matches!(self.outcome.cache, Some("exact" | "shared"));

@@ -32,6 +32,7 @@ pub mod redact;
 pub mod request;
 pub mod response;
 pub mod route;
+pub mod screen;
 pub mod serve;
 pub mod store;
 pub mod supervise;

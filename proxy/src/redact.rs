@@ -4,6 +4,7 @@
 //! number (of a card, of a telephone) but for parameters of the request itself, such as `seed`; a masked one becomes a string.
 
 pub mod beginning;
+pub mod joints;
 pub mod restore;
 pub mod vault;
 
@@ -201,11 +202,22 @@ pub async fn mask(
         });
     }
     let body = classified.request().call.body();
-    let segments: Vec<TextSegment> = segments(body)
+    let segments = segments(body);
+    let joints = joints::joints(body, &segments, gateway.config.classification.join_messages);
+    let mut segments: Vec<TextSegment> = segments
         .into_iter()
         .map(|segment| TextSegment { id: segment.id, role: segment.role.to_owned(), text: segment.text.into_owned() })
         .collect();
-    let found = policies.find(&gateway.config, classified.label(), context, &segments, heard).await?;
+    let own = segments.len();
+    segments.extend(joints.iter().enumerate().map(|(number, joint)| {
+        // What is split is what users wrote, nearly always; a policy is told so.
+        TextSegment { id: joints::id(number), role: "user".to_owned(), text: joint.text().to_owned() }
+    }));
+    let mut found = policies.find(&gateway.config, classified.label(), context, &segments, heard).await?;
+    segments.truncate(own);
+    for find in &mut found.finds {
+        find.spans = find.spans.take().map(|spans| joints::in_pieces(spans, &joints));
+    }
     let Joined { masked: spans, flagged } = joined(&found.finds);
     let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
     for span in &spans {

@@ -3,10 +3,12 @@
 
 mod beginning;
 mod event;
+mod events;
 mod gate;
 mod keep;
 mod late;
 mod lead;
+mod made;
 mod outlet;
 mod shape;
 
@@ -23,7 +25,7 @@ use postern_wire::call::estimated_tokens_shown;
 use postern_wire::sse;
 use serde_json::Value;
 
-use crate::cache::flight::{Flight, Follower, Leading, Lost};
+use crate::cache::flight::{Flight, Follower, Leading};
 use crate::cache::{Entry, Slot, Tiers};
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
@@ -32,9 +34,11 @@ use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::redact::vault::Suffix;
 use crate::route::Policies;
-use crate::upstream::{AttemptError, EventStream, Reply};
+use crate::screen::Screen;
+use crate::upstream::{AttemptError, Reply};
 use beginning::Beginning;
-use event::Restoration;
+use event::{Malformed, Restoration};
+use events::Events;
 use keep::Kept;
 pub use late::{Head, late};
 use outlet::{Outlet, Silence};
@@ -147,16 +151,25 @@ pub fn answer(
     let beginning = Beginning::new(&request.masked().classified().request().call);
     let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
     let left = Arc::default();
-    let chain = Chain { gateway, restoration, beginning, request, exchange, keep, going_on, deadline, left };
-    let body = match source {
-        Source::Live(Reply::Whole(answer)) => whole(chain, answer),
-        Source::Live(Reply::Stream(events)) => streamed(chain, Events::Live(Box::new(events))),
-        Source::Cached(entry) if stream => streamed(chain, Events::Cached { events: entry.events, next: 0 }),
+    // Also of what the cache has: it may have been kept by other rules.
+    let screen = going_on.policies.answers().cloned().map(Screen::new);
+    let mut chain =
+        Chain { gateway, screen, restoration, beginning, request, exchange, keep, going_on, deadline, left };
+    let mut once = |mut answer: Value| chain.look_at_whole(&mut answer).map(|()| answer);
+    let source = match source {
+        Source::Live(Reply::Whole(answer)) => once(answer).map(Given::Whole),
+        Source::Live(Reply::Stream(events)) => Ok(Given::Events(Events::Live(Box::new(events)))),
+        Source::Cached(entry) if stream => Ok(Given::Events(Events::Cached { events: entry.events, next: 0 })),
         Source::Cached(entry) => {
-            whole(chain, entry.events.first().map(|event| Value::clone(event)).unwrap_or_default())
+            once(entry.events.first().map(|event| Value::clone(event)).unwrap_or_default()).map(Given::Whole)
         }
-        Source::Shared(follower) => streamed(chain, Events::Shared(follower)),
-        Source::SharedWhole(answer) => whole(chain, Value::clone(&answer)),
+        Source::Shared(follower) => Ok(Given::Events(Events::Shared(follower))),
+        Source::SharedWhole(answer) => once(Value::clone(&answer)).map(Given::Whole),
+    };
+    let body = match source {
+        Ok(Given::Whole(answer)) => whole(chain, answer),
+        Ok(Given::Events(events)) => streamed(chain, events),
+        Err(stopped) => return error(&stopped),
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::OK;
@@ -194,6 +207,8 @@ fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http:
 struct Chain {
     gateway: Arc<Gateway>,
     request: PlannedRequest,
+    /// What looks at what the model made; `None`: nobody does.
+    screen: Option<Screen>,
     restoration: Restoration,
     beginning: Beginning,
     exchange: Exchange,
@@ -204,27 +219,9 @@ struct Chain {
     left: Arc<AtomicBool>,
 }
 
-enum Events {
-    Live(Box<EventStream>),
-    Cached { events: Arc<[Arc<Value>]>, next: usize },
-    Shared(Follower),
-}
-
-impl Events {
-    async fn next(&mut self) -> Result<Option<Value>, AttemptError> {
-        match self {
-            Self::Live(events) => events.next().await,
-            Self::Cached { events, next } => {
-                let event = events.get(*next).map(|event| Value::clone(event));
-                *next += 1;
-                Ok(event)
-            }
-            Self::Shared(follower) => match follower.next().await {
-                Ok(event) => Ok(event.map(|event| Value::clone(&event))),
-                Err(Lost) => Err(AttemptError::Died),
-            },
-        }
-    }
+enum Given {
+    Whole(Value),
+    Events(Events),
 }
 
 /// When it is looked again whether a limit of the minute has room.
@@ -310,8 +307,13 @@ impl Chain {
                 Ok(Err(AttemptError::Engine(refusal))) => {
                     return (self.break_off(&Error::EngineRefused(refusal)), false);
                 }
-                Ok(Err(_told)) => return (self.break_off(&Error::StreamBroken), false),
+                Ok(Err(_told)) => return (self.break_off(&events.why().unwrap_or(Error::StreamBroken)), false),
                 Err(()) => return (self.break_off(&self.overdue()), false),
+            };
+            let shown = estimated_tokens_shown(&event);
+            let stopped = match self.look_at(&mut event) {
+                Ok(stopped) => stopped,
+                Err(Malformed) => return (self.break_off(&Error::StreamBroken), false),
             };
             self.beginning.note(&event);
             if self.beginning.was_gone_on_with() {
@@ -319,10 +321,11 @@ impl Chain {
                 self.restoration.take_up(&mut event);
             }
             self.exchange.note_usage(&event);
-            if let Err(error) = self.pay_for(&event).await {
+            if let Err(error) = self.pay_for(shown).await {
                 return (self.break_off(&error), false);
             }
             match self.event(event) {
+                Ok(bytes) if stopped => return (self.stop(bytes.unwrap_or_default()), false),
                 Ok(Some(bytes)) => return (bytes, true),
                 Ok(None) => {}
                 Err(_) => return (self.break_off(&Error::StreamBroken), false),
@@ -353,7 +356,9 @@ impl Chain {
         {
             attempt.result = error.code();
         }
-        let Some((text, tokens)) = self.beginning.cut(self.restoration.forget_held()) else {
+        // What is being left out goes on in an answer that broke off; where, another target would not know.
+        let is_whole = self.screen.as_mut().is_none_or(Screen::forget_held);
+        let Some((text, tokens)) = self.beginning.cut(self.restoration.forget_held()).filter(|_| is_whole) else {
             outcome.not_continued = Some("unsuitable");
             return None;
         };
@@ -379,14 +384,13 @@ impl Chain {
         }
     }
 
-    /// Counts what an event shows towards the limits of its client. Where a limit of the minute is reached, it waits for its turn; where
+    /// Counts the tokens that an event shows towards the limits of its client. Where a limit of the minute is reached, it waits for its turn; where
     /// one of the day or the month is, the answer ends. For those who follow it does neither; what was used is counted at the end.
-    async fn pay_for(&mut self, event: &Value) -> Result<(), Error> {
+    async fn pay_for(&mut self, mut tokens: u64) -> Result<(), Error> {
         let flight = self.keep.as_ref().and_then(Kept::flight);
         let Some(admitted) = self.exchange.admitted.as_mut().filter(|admitted| admitted.is_limited()) else {
             return Ok(());
         };
-        let mut tokens = estimated_tokens_shown(event);
         loop {
             match admitted.count(std::mem::take(&mut tokens)).await {
                 Err(_) if flight.as_ref().is_some_and(|flight| flight.is_followed()) => return Ok(()),
@@ -439,7 +443,11 @@ impl Chain {
     }
 
     fn end(&mut self) -> Bytes {
-        let mut bytes = Vec::new();
+        let (given, stopped) = self.look_at_rest();
+        let mut bytes = Vec::from(given);
+        if stopped {
+            return self.stop(Bytes::from(bytes));
+        }
         if let Some(rest) = self.restoration.rest() {
             // Nobody else has this part of it.
             Kept::unfit(&mut self.keep);
@@ -457,11 +465,17 @@ impl Chain {
     /// An event that says so, and no `[DONE]`: an answer that was cut must not look like one that is complete.
     fn break_off(&mut self, error: &Error) -> Bytes {
         // Those who follow need not wait until this one has read it.
-        self.keep = None;
+        match error {
+            Error::AnswerStopped => Kept::failed(&mut self.keep, error),
+            _ => self.keep = None,
+        }
         self.exchange.outcome.restored = self.restoration.restored();
         // Else it is known already what became of it.
         if !self.left.load(Ordering::Relaxed) {
-            self.exchange.broken(error);
+            match error {
+                Error::AnswerStopped => self.exchange.stopped(error, true),
+                _ => self.exchange.broken(error),
+            }
         }
         sse::data(&error.reply().body.to_json())
     }

@@ -34,6 +34,7 @@ mod identity;
 mod labels;
 mod limits;
 mod load;
+mod made;
 mod memory;
 mod models;
 mod nodes;

@@ -184,3 +184,37 @@ async fn a_placeholder_is_known_however_the_model_writes_it() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn what_is_split_or_encoded_does_not_leave() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let config = config(&cloud)
+        .set("/policies/1/config/decode", json!(["base64", "url"]))
+        .set("/classification", json!({"join_messages": true}));
+    let postern = Postern::start(&config).await?;
+    let client = postern.client("clerk/amy")?;
+    let part = |text: &str| json!({"type": "text", "text": text});
+    let parts = json!([part("Write to ann.lee@exam"), part("ple.org, password"), part(": hunter22, ok?")]);
+    let body = json!({"model": "chat", "messages": [
+        {"role": "user", "content": "Here it begins: bob@exa"},
+        {"role": "user", "content": "mple.net. YW5uQGV4YW1wbGUub3Jn and carl%40example.com"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": parts},
+    ]});
+    let reply = client.post_json("/v1/chat/completions", &body).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let seen = sent(&cloud).await?;
+    for piece in ["lee", "exam", "ple.org", "hunter22", "bob", "exa", "mple", "YW5u", "carl"] {
+        assert!(!seen.contains(piece), "{piece} in {seen}");
+    }
+    assert!(seen.contains("Here it begins: [EMAIL_") && seen.contains("] ok?"), "{seen}");
+    let record = postern.records().of(reply.header("postern-record"), SOON).await?;
+    assert_eq!(record.intent["redactions"], json!({"email": 6, "secret": 1}));
+    // The cloud repeats the last message of the user.
+    assert!(
+        reply.answer().contains("ann.lee@example.org") && reply.answer().contains("hunter22"),
+        "{}",
+        reply.answer()
+    );
+    Ok(())
+}

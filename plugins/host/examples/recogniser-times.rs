@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use postern_plugins::detectors::{self, Kind};
 use postern_text::Plain;
+use postern_text::encoded::Encodings;
 
 const SIZES_KIB: [usize; 3] = [1, 16, 128];
 /// Bytes looked at in one try.
@@ -29,7 +30,9 @@ const PARTS: [&str; 6] = [
 ];
 
 fn main() {
-    println!("| text | all kinds, µs a KB | plain form alone | slowest kind alone |\n| --- | ---: | ---: | ---: |");
+    println!(
+        "| text | all kinds, µs a KB | plain form alone | slowest kind alone | decoding, beside that |\n| --- | ---: | ---: | ---: | ---: |"
+    );
     for kib in SIZES_KIB {
         let text = text(kib << 10);
         let per_kb = |work: &dyn Fn()| least(work, TRY_BYTES / text.len()).as_secs_f64() * 1e6 / kib as f64;
@@ -39,7 +42,18 @@ fn main() {
             .map(|kind| (per_kb(&|| drop(black_box(detectors::find(&[kind], black_box(&text))))), kind.name()));
         let (slowest, name) =
             alone.into_iter().fold((0.0, ""), |worst, next| if next.0 > worst.0 { next } else { worst });
-        println!("| {kib} KB | {all:.1} | {plain:.1} | {slowest:.1} (`{name}`) |");
+        let both = Encodings { base64: true, url: true };
+        let decoding = per_kb(&|| drop(black_box(both.decoded(black_box(&text)))));
+        println!("| {kib} KB | {all:.1} | {plain:.1} | {slowest:.1} (`{name}`) | {decoding:.1} |");
+    }
+    // What each chunk of an answer costs that is looked at.
+    let text = text(256);
+    for (kinds, name) in [(&[Kind::Secret][..], "`secret`"), (&Kind::ALL[..], "all kinds")] {
+        let look = || drop(black_box(detectors::find_begun(kinds, &Plain::of(black_box(&text)))));
+        println!(
+            "a look at the last 256 bytes of an answer, {name}: {:.1} µs",
+            least(&look, 20_000).as_secs_f64() * 1e6
+        );
     }
 }
 

@@ -14,6 +14,7 @@ mod ibans;
 mod ips;
 mod issuers;
 mod macs;
+mod open;
 mod passports;
 mod phones;
 mod plates;
@@ -132,6 +133,47 @@ pub(crate) fn find_within(kinds: &[Kind], text: &str, work: &mut Work<'_>) -> Op
     let mut found: Vec<Match> = found.into_iter().map(original).collect();
     found.sort_by_key(|hit| (hit.start, hit.end, hit.kind.rank()));
     Some(found)
+}
+
+/// As [`find`], in a text of which more will come: and from which byte on that may change what is found. (`None`: nothing may.)
+#[must_use]
+pub fn find_begun(kinds: &[Kind], plain: &Plain<'_>) -> (Vec<Match>, Option<usize>) {
+    let text = plain.text();
+    let found = scan::scan(kinds, text, &mut Work::unbounded()).unwrap_or_default();
+    let mut open = open::open(kinds, text);
+    // What ends where the text does may go on; and what is cut is not over.
+    while let Some(start) = found
+        .iter()
+        .filter(|(_, span)| span.start < open && (span.end > open || span.end == text.len()))
+        .map(|(_, span)| span.start)
+        .min()
+    {
+        open = start;
+    }
+    let open =
+        text.get(open..).and_then(|rest| rest.chars().next()).map(|c| plain.original(open..open + c.len_utf8()).start);
+    let original = |(kind, span)| {
+        let std::ops::Range { start, end } = plain.original(span);
+        Match { kind, start, end }
+    };
+    let mut found: Vec<Match> = found.into_iter().map(original).collect();
+    found.sort_by_key(|hit| (hit.start, hit.end, hit.kind.rank()));
+    (found, open)
+}
+
+/// Is a find of [`Kind::Secret`] a private key?
+#[must_use]
+pub fn is_private_key(found: &str) -> bool {
+    secrets::begins_key(Plain::of(found).text())
+}
+
+/// Where the last line of a private key ends that began before this text.
+#[must_use]
+pub fn private_key_end(text: &str) -> Option<usize> {
+    let plain = Plain::of(text);
+    let end = secrets::key_end(plain.text(), 0)?;
+    let last = plain.text().get(..end)?.chars().next_back()?.len_utf8();
+    Some(plain.original(end - last..end).end)
 }
 
 /// Joins finds that overlap into one, named by the surest kind, so that no byte of any of them is left over.
@@ -343,6 +385,43 @@ mod tests {
         }
     }
 
+    /// What is found before the byte from which on it may change is found in the whole text as well, and nothing else is.
+    #[track_caller]
+    fn is_settled(kinds: &[Kind], text: &str) {
+        let whole = find(kinds, text);
+        for (end, _) in text.char_indices().skip(1) {
+            let begun = text.get(..end).unwrap();
+            let (found, open) = find_begun(kinds, &Plain::of(begun));
+            let open = open.unwrap_or(end).min(postern_text::unsettled(begun).unwrap_or(end));
+            let cut = found.iter().find(|hit| hit.start < open && hit.end > open);
+            assert!(cut.is_none(), "{kinds:?} {begun:?} {cut:?} {open}");
+            let before = |found: &[Match]| found.iter().filter(|hit| hit.start < open).copied().collect::<Vec<_>>();
+            assert_eq!(before(&found), before(&whole), "{kinds:?}: {begun:?} is settled up to {open}, of {text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_settled_stays() {
+        for line in include_str!("../tests/recognisers/cases.txt").lines() {
+            let line = line.replace("{{", "").replace("}}", "");
+            for kind in Kind::ALL {
+                is_settled(&[kind], &line);
+            }
+        }
+    }
+
+    #[test]
+    fn prose_is_hardly_held_back() {
+        let text = "It was agreed to meet on Monday; the report of the second quarter is ready. 会议在星期三举行，请准备材料。";
+        let held = |kinds: &[Kind]| {
+            let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+            ends.map(|end| end - find_begun(kinds, &Plain::of(text.get(..end).unwrap())).1.unwrap_or(end)).max()
+        };
+        // `Monday` may be the beginning of a token of Discord.
+        assert!(held(&[Kind::Secret]) <= Some("Monday".len()), "{:?}", held(&[Kind::Secret]));
+        assert!(held(&Kind::ALL) <= Some("agreed".len() + 4), "{:?}", held(&Kind::ALL));
+    }
+
     #[test]
     fn a_search_can_be_given_up() {
         let text = "1 ".repeat(1 << 20);
@@ -388,6 +467,14 @@ mod tests {
                 prop_assert!(hit.start < hit.end);
                 prop_assert!(text.get(hit.start..hit.end).is_some());
             }
+        }
+
+        #[test]
+        fn nothing_that_is_settled_changes(text in "[a-f0-9EGM@:/ .+(-]{0,40}|(sk-|password|AKIA|eyJ|://|-----BEGIN |[a-zA-Z0-9:=. ]){0,30}|[0-9 -]{0,40}|[京A-Z0-9 车牌passport:.]{0,30}") {
+            for kind in Kind::ALL {
+                is_settled(&[kind], &text);
+            }
+            is_settled(&Kind::ALL, &text);
         }
 
         #[test]

@@ -24,6 +24,7 @@ mod imports;
 mod inspect;
 mod interface;
 mod joined;
+mod joints;
 mod kinds;
 mod manifest;
 mod metrics;
@@ -53,6 +54,7 @@ pub use facts::{
 pub use host::PolicyHost;
 pub use inspect::{Contents, Inspection, Needs, inspect};
 pub use joined::Joined;
+pub use joints::Joint;
 pub use kinds::MAX_KINDS;
 pub use manifest::{ANY_HEADER, Asked, MANIFEST_SECTION, MAX_MANIFEST_BYTES, Manifest, is_policy_name, may_be_granted};
 pub use metrics::{MAX_METRICS, PolicyMetrics, Value, is_metric_name};

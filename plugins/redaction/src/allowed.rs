@@ -1,6 +1,6 @@
 //! Finds that are left alone, such as the office's own address.
 
-use crate::words::folded;
+use postern_text::words::folded;
 
 /// Values and patterns, as they are compared.
 #[derive(Debug)]

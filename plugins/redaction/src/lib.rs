@@ -8,12 +8,12 @@
 //!     project: [Blue Heron, 北风计划]
 //!     customer: [Globex]
 //!   flag: [customer]                                    # kinds that the record counts, and that are not masked
+//!   decode: [base64, url]                               # what is looked into; absent: nothing
 //!   allow: [support@branch-17.example.org, "*@example.org"]   # finds that are left alone; `*` at either end: anything
 //! ```
 //! Where several finds overlap they are one; where one of them is to be masked, it is masked.
 
 mod allowed;
-mod words;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +23,9 @@ use postern_policy_sdk::redaction::{Policy, Span, SpanAction, TextSegment};
 use postern_policy_sdk::startup::{Prepared, Startup};
 use postern_policy_sdk::{config, detectors, export_redaction, export_startup};
 use postern_text::Plain;
+use postern_text::encoded::{Decoded, Encodings};
+use postern_text::words::{Found, Words};
 use serde::Deserialize;
-use words::Words;
 
 static FINDER: Prepared<Finder> = Prepared::new(|| Finder::new(config()?));
 
@@ -46,6 +47,9 @@ impl Policy for Redaction {
                 let hits = detectors::find(&finder.kinds, &segment.text)?;
                 found.extend(hits.into_iter().map(|hit| Found { start: hit.start, end: hit.end, kind: hit.kind }));
             }
+            for run in finder.decode.decoded(&segment.text) {
+                found.extend(finder.of_run(&segment.text, &run)?);
+            }
             spans.extend(finder.spans(segment.id, &segment.text, found));
         }
         Ok(spans)
@@ -61,7 +65,15 @@ struct Config {
     kinds: Vec<String>,
     words: BTreeMap<String, Vec<String>>,
     flag: BTreeSet<String>,
+    decode: Vec<Encoding>,
     allow: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Encoding {
+    Base64,
+    Url,
 }
 
 impl Default for Config {
@@ -79,8 +91,8 @@ impl Default for Config {
             "url-credentials",
             "secret",
         ];
-        let (words, flag, allow) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        Self { kinds: kinds.map(str::to_owned).into(), words, flag, allow }
+        let (words, flag, decode, allow) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), Vec::new());
+        Self { kinds: kinds.map(str::to_owned).into(), words, flag, decode, allow }
     }
 }
 
@@ -90,15 +102,8 @@ struct Finder {
     kinds: Vec<String>,
     words: Words,
     flag: BTreeSet<String>,
+    decode: Encodings,
     allowed: Allowed,
-}
-
-/// Bytes `start..end` of a text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
-    start: u32,
-    end: u32,
-    kind: String,
 }
 
 impl Finder {
@@ -108,7 +113,28 @@ impl Finder {
             return Err(format!("config: `flag` has {kind}, which is neither in `kinds` nor in `words`"));
         }
         let (words, allowed) = (Words::new(&config.words), Allowed::new(&config.allow)?);
-        Ok(Self { kinds: config.kinds, words, flag: config.flag, allowed })
+        let has = |encoding| config.decode.contains(&encoding);
+        let decode = Encodings { base64: has(Encoding::Base64), url: has(Encoding::Url) };
+        Ok(Self { kinds: config.kinds, words, flag: config.flag, decode, allowed })
+    }
+
+    /// An encoded run is found as a whole, if there is anything in it that is not allowed.
+    fn of_run(&self, text: &str, run: &Decoded) -> Result<Option<Found>, String> {
+        let mut found = self.words(&run.text);
+        if !self.kinds.is_empty() {
+            let hits = detectors::find(&self.kinds, &run.text)?;
+            found.extend(hits.into_iter().map(|hit| Found { start: hit.start, end: hit.end, kind: hit.kind }));
+        }
+        found.retain(|found| {
+            let span = found.start as usize..found.end as usize;
+            let written = run.text.get(span.clone());
+            run.has(span) && !written.is_some_and(|written| self.allowed.has(written))
+        });
+        // One that is to be masked counts for all of it.
+        found.sort_by_key(|found| self.flag.contains(&found.kind));
+        let place = |at: usize| u32::try_from(at).ok().filter(|_| at <= text.len());
+        let span = place(run.span.start).zip(place(run.span.end));
+        Ok(found.into_iter().next().zip(span).map(|(found, (start, end))| Found { start, end, kind: found.kind }))
     }
 
     /// The office's own words, also where letters of another alphabet stand among Latin ones.

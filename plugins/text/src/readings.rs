@@ -48,7 +48,12 @@ impl<'a> Readings<'a> {
     /// Each reading, named by how often escapes were resolved; at most three, none longer than the text. JSON is not read as
     /// it stands: that would only say less exactly where something is.
     pub fn texts(&self) -> impl Iterator<Item = (usize, &str)> {
-        let written = (!self.is_json).then_some((0, &*self.written));
+        self.all_texts().skip(usize::from(self.is_json))
+    }
+
+    /// As [`texts`](Self::texts), with JSON as it stands as well: of a text that is not over, nobody knows yet whether it is JSON.
+    pub fn all_texts(&self) -> impl Iterator<Item = (usize, &str)> {
+        let written = Some((0, &*self.written));
         let last = self.deeper.len();
         let first = self.deeper.first().map(|level| (1, level.text.as_str()));
         let all = self.deeper.last().filter(|_| last > 1).map(|level| (last, level.text.as_str()));

@@ -1,5 +1,7 @@
 //! What happened.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::classify::Source;
@@ -8,7 +10,7 @@ use crate::route::Said;
 /// Written when the stream has ended, however it ended.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
-    /// `answered`, `refused`, `failed`, `broken` (after the beginning), `client_gone`, `cut` (by us: the certificate was
+    /// `answered`, `refused`, `failed`, `broken` (after the beginning), `stopped` (by what the model made), `client_gone`, `cut` (by us: the certificate was
     /// revoked or ended, or the gateway), or `interrupted`: the gateway was killed
     /// before it could say.
     pub result: &'static str,
@@ -48,6 +50,12 @@ pub struct Outcome {
     pub cost: Option<f64>,
     /// Placeholders that were restored.
     pub restored: u64,
+    /// How much of what the model made was masked, by kind.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub answer_masked: BTreeMap<String, u64>,
+    /// The kind of what the model made that ended the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_stopped: Option<String>,
     /// How often it broke off and another target went on with it.
     #[serde(skip_serializing_if = "is_zero")]
     pub continued: u32,

@@ -317,6 +317,15 @@ impl Follower {
         }
     }
 
+    /// Why an answer broke off that had begun, if that may be told to others.
+    #[must_use]
+    pub fn why(&self) -> Option<Error> {
+        match &*self.news.borrow() {
+            Some(End::Failed(error)) => error.repeated(),
+            _ => None,
+        }
+    }
+
     /// The next event, if it is there.
     fn event(&self) -> Result<Option<Arc<Value>>, Lost> {
         let log = self.flight.log();

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use postern_plugins::Joint;
 use postern_plugins::detectors::{self, Kind};
+use postern_text::encoded::Encodings;
 use postern_text::{Readings, folded};
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use super::label::Label;
 use crate::config::Classification;
+use crate::redact::joints::joints;
 use crate::redact::segments;
 
 /// Requests with more bytes of text than this are scanned off the worker threads, which have other requests to serve.
@@ -29,6 +32,8 @@ struct Rules {
     detect: Vec<(Kind, Label)>,
     /// Folded, since that is how texts are compared with them.
     markings: Vec<(String, Label)>,
+    decode: Encodings,
+    join_messages: bool,
 }
 
 /// Each rule that found something, with its label.
@@ -37,7 +42,8 @@ type Found = BTreeMap<String, Label>;
 impl Scanner {
     pub(super) fn new(rules: &Classification) -> Self {
         let markings = rules.markings.iter().map(|(marking, label)| (folded(marking), *label)).collect();
-        let rules = Rules { detect: rules.detect.clone(), markings };
+        let (decode, join_messages) = (rules.decode, rules.join_messages);
+        let rules = Rules { detect: rules.detect.clone(), markings, decode, join_messages };
         Self { rules: Arc::new(rules), room: Arc::new(Semaphore::new(MAX_SCANS)) }
     }
 
@@ -46,7 +52,9 @@ impl Scanner {
             return Found::new();
         }
         let segments = segments(body);
-        self.labels_of(segments.iter().map(|segment| &*segment.text).collect()).await
+        let joints = joints(body, &segments, self.rules.join_messages);
+        let texts = segments.iter().map(|segment| &*segment.text);
+        self.labels_of(texts.chain(joints.iter().map(Joint::text)).collect()).await
     }
 
     pub(super) async fn labels_of(&self, texts: Vec<&str>) -> Found {
@@ -80,16 +88,23 @@ impl Rules {
         for text in texts {
             let readings = Readings::of(text);
             for (_, text) in readings.texts() {
-                for hit in detectors::find(&missing, text) {
-                    if let Some((kind, label)) = self.detect.iter().find(|(kind, _)| *kind == hit.kind) {
-                        found.insert(format!("detector:{}", kind.name()), *label);
-                        missing.retain(|missing| missing != kind);
-                    }
+                self.scan_one(text, &mut missing, &mut found);
+                for run in self.decode.decoded(text) {
+                    self.scan_one(&run.text, &mut missing, &mut found);
                 }
-                self.mark(text, &mut found);
             }
         }
         found
+    }
+
+    fn scan_one(&self, text: &str, missing: &mut Vec<Kind>, found: &mut Found) {
+        for hit in detectors::find(missing, text) {
+            if let Some((kind, label)) = self.detect.iter().find(|(kind, _)| *kind == hit.kind) {
+                found.insert(format!("detector:{}", kind.name()), *label);
+                missing.retain(|missing| missing != kind);
+            }
+        }
+        self.mark(text, found);
     }
 
     fn mark(&self, text: &str, found: &mut Found) {
@@ -123,6 +138,8 @@ mod tests {
         let rules = Classification {
             detect: vec![(Kind::Email, internal), (Kind::Phone, internal)],
             markings: vec![marking("机密"), marking("SECRET//"), marking("Top Secret"), marking("N.F.")],
+            decode: Encodings { base64: true, url: true },
+            join_messages: false,
             opaque: secret,
         };
         (Scanner::new(&rules), [internal, secret])
@@ -164,6 +181,20 @@ mod tests {
         let (_, [internal, _]) = scanner();
         assert_eq!(found(r#"{"to": "li\u0040example.com"}"#).await, [("detector:email".to_owned(), internal)]);
         assert_eq!(found(r#"{"to": "li example.com"}"#).await, []);
+    }
+
+    #[tokio::test]
+    async fn what_is_encoded_or_split_over_parts_is_seen() {
+        let (_, [internal, secret]) = scanner();
+        for text in ["bGlAZXhhbXBsZS5jb20=", "to=li%40example.com", r#"{"x": "bGlAZXhhbXBsZS5jb20"}"#] {
+            assert_eq!(found(text).await, [("detector:email".to_owned(), internal)], "{text}");
+        }
+        assert_eq!(found("本文件为 5py65a+GIOaWh+S7tg==").await, [("marking".to_owned(), secret)]);
+        let body = json!({"messages": [{"role": "user", "content": [{"text": "li@exam"}, {"text": "ple.com"}]}]});
+        assert_eq!(
+            scanner().0.labels(body.as_object().unwrap()).await,
+            [("detector:email".to_owned(), internal)].into()
+        );
     }
 
     /// One thread for everything: if the scan held it, the other task could not count.

@@ -80,6 +80,9 @@ pub struct File {
     /// What the host recognises by itself, whatever plugins do.
     #[serde(default)]
     pub classification: Classification,
+    /// What of what a model made itself is masked, or ends its answer; absent: answers are not looked at.
+    #[serde(default)]
+    pub answers: Option<Answers>,
     /// The response cache; absent: none.
     #[serde(default)]
     pub cache: Option<Cache>,
@@ -481,10 +484,42 @@ pub struct Classification {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub markings: BTreeMap<String, Placed>,
+    /// Encodings that are looked into: base64, url. What is found in there counts as if it were written plainly.
+    #[serde(default)]
+    pub decode: Vec<Encoding>,
+    /// Messages of a user that follow each other are looked at as one text as well, here and by redaction policies, so that a value that
+    /// is split over them is found. The parts of one message always are.
+    #[serde(default)]
+    pub join_messages: bool,
     /// Label of what cannot be read as text (images, files); absent: the second highest.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub opaque: Option<Placed>,
+}
+
+/// How text may be written in text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encoding {
+    /// Runs of base64, of 16 characters or more.
+    Base64,
+    /// Percent-encoding.
+    Url,
+}
+
+/// What becomes of what a model made itself: a kind of the recognisers (such as secret), `private-key`, `marking` (those under
+/// `classification.markings`), or a kind of the `words` of a policy `builtin:redaction`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Answers {
+    /// A mark such as [SECRET] stands in its place.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub mask: Vec<Placed>,
+    /// The answer ends there, with an error.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub stop: Vec<Placed>,
 }
 
 /// The response cache.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use postern_plugins::{ANY_HEADER, may_be_granted};
@@ -9,8 +10,9 @@ use semver::VersionReq;
 use serde_saphyr::Location;
 
 use super::file::{self, Balance, File, OnFailure, Placed, Placement, Unsigned};
-use super::{Target, builtin_component};
+use super::{Target, answers, builtin_component};
 use crate::classify::clearance::ENGINE;
+use crate::screen::Rules;
 
 /// Every request asks each of them.
 const MAX_POLICIES: usize = 64;
@@ -34,6 +36,8 @@ pub struct PolicyPart {
     pub record: Option<Record>,
     /// What they choose from.
     pub routing: Routing,
+    /// What of an answer is masked, or ends it; `None`: answers are not looked at.
+    pub answers: Option<Arc<Rules>>,
 }
 
 /// What policies choose from, and what counts when they do not.
@@ -150,14 +154,14 @@ impl PolicyPart {
     }
 }
 
-type Fault = (Location, String);
+pub(super) type Fault = (Location, String);
 
 /// Takes the part out of a file; relative paths are relative to `base`, those of records to `state_dir`.
 pub(super) fn policy_part(
     file: &mut File,
     base: &Path,
     state_dir: &Path,
-    targets: &[std::sync::Arc<Target>],
+    targets: &[Arc<Target>],
 ) -> Result<PolicyPart, Fault> {
     let (policies, plugins) = (std::mem::take(&mut file.policies), std::mem::take(&mut file.plugins));
     if policies.len() > MAX_POLICIES {
@@ -167,8 +171,10 @@ pub(super) fn policy_part(
     let signed = !plugins.keys.is_empty();
     let record = plugins.record.as_ref().map(|record| self::record(record, state_dir)).transpose()?;
     let policies = policies.into_iter().map(|policy| self::policy(policy, base, plugins.unsigned, signed));
+    let policies: Vec<Policy> = policies.collect::<Result<_, _>>()?;
     Ok(PolicyPart {
-        policies: policies.collect::<Result<_, _>>()?,
+        answers: answers::rules(file, &policies)?.map(Arc::new),
+        policies,
         keys: plugins
             .keys
             .iter()
@@ -270,7 +276,7 @@ fn record(written: &file::Record, state_dir: &Path) -> Result<Record, Fault> {
     Ok(Record { file: state_dir.join(&written.file), max })
 }
 
-fn routing(file: &File, targets: &[std::sync::Arc<Target>]) -> Result<Routing, Fault> {
+fn routing(file: &File, targets: &[Arc<Target>]) -> Result<Routing, Fault> {
     let written = &file.routing;
     let exists =
         |name: &str| targets.iter().any(|target| target.name == name) || (name == ENGINE && file.engine.is_some());

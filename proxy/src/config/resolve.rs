@@ -10,6 +10,7 @@ use std::time::Duration;
 use postern_certs::{RootPlace, SpiffeId, spiffe};
 use postern_engine::catalog;
 use postern_plugins::detectors::Kind;
+use postern_text::encoded::Encodings;
 use postern_wire::call::Endpoint;
 use serde_saphyr::{Location, Spanned};
 
@@ -440,7 +441,9 @@ impl Resolver<'_> {
             markings.push((text.clone(), self.label(label, labels)?));
         }
         let opaque = written.opaque.as_ref().map_or(Ok(labels.second_highest()), |name| self.label(name, labels))?;
-        Ok(Classification { detect, markings, opaque })
+        let has = |encoding| written.decode.contains(&encoding);
+        let decode = Encodings { base64: has(file::Encoding::Base64), url: has(file::Encoding::Url) };
+        Ok(Classification { detect, markings, decode, join_messages: written.join_messages, opaque })
     }
 
     fn unique<'a>(&self, names: impl Iterator<Item = &'a Placed>, what: &str) -> Result<(), ConfigError> {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Sections of which a reload applies every key.
-const RELOADED: [&str; 2] = ["policies", "routing"];
+const RELOADED: [&str; 3] = ["answers", "policies", "routing"];
 /// The section of which it applies all but one.
 const PLUGINS: &str = "plugins";
 const NOT_RELOADED: &str = "compiled";

@@ -87,7 +87,7 @@ pub async fn mask(
     let found = policies.find(&gateway.config, label, context, &segments, heard).await?;
     let Joined { masked: spans, .. } = joined(&found.finds);
     let [TextSegment { text, .. }] = segments;
-    let spans = around(&spans, &placeholders(request.masked().vault(), &text));
+    let spans = around(&spans, &placeholders(request.masked().vault(), Suffix::Wire, &text));
     let mut counts = counts;
     for span in &spans {
         if let Some(value) = text.get(span.start as usize..span.end as usize) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn masked(vault: &mut Vault, text: &str, spans: &[Span]) -> String {
-        let spans = around(spans, &placeholders(vault, text));
+        let spans = around(spans, &placeholders(vault, Suffix::Wire, text));
         for span in &spans {
             vault.keep(&span.kind, text.get(span.start as usize..span.end as usize).unwrap());
         }
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(out, format!("password: {ann} and {fish}{ann}{x}, {foreign}"));
         // The second time, when that one broke off as well, nothing is left to find.
         let all = [span(0, out.len())];
-        assert_eq!(placeholders(&vault, &out).len(), 5);
+        assert_eq!(placeholders(&vault, Suffix::Wire, &out).len(), 5);
         assert!(masked(&mut vault, &out, &all).matches("[EMAIL_").count() == 2);
     }
 
@@ -185,7 +185,7 @@ mod tests {
             let spans: Vec<_> = cuts.chunks_exact(2).map(|pair| span(pair[0], pair[1])).collect();
             let out = masked(&mut vault, &text, &spans);
             prop_assert_eq!(out.matches(&ann).count(), text.matches(&ann).count());
-            for part in around(&spans, &placeholders(&vault, &text)) {
+            for part in around(&spans, &placeholders(&vault, Suffix::Wire, &text)) {
                 prop_assert!(part.start < part.end);
             }
             // Back again, once.

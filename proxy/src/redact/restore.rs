@@ -151,14 +151,14 @@ impl Restorer {
     }
 }
 
-/// Where placeholders of this request stand in a text that goes to a model.
-pub(super) fn placeholders(vault: &Vault, text: &str) -> Vec<Range<usize>> {
+/// Where placeholders of this request stand in a text, in that form.
+pub(crate) fn placeholders(vault: &Vault, form: Suffix, text: &str) -> Vec<Range<usize>> {
     let (mut found, mut at) = (Vec::new(), 0);
     while let Some(start) = text.get(at..).and_then(|rest| rest.find(is_bracket)).map(|before| at + before) {
         let from_bracket = text.get(start..).unwrap_or_default();
         at = match shape(vault, from_bracket) {
             Shape::Whole(len, placeholder) => {
-                found.extend(vault.look_up(&placeholder, Suffix::Wire).map(|_| start..start + len));
+                found.extend(vault.look_up(&placeholder, form).map(|_| start..start + len));
                 start + len
             }
             Shape::Beginning => break,

@@ -33,6 +33,11 @@ impl Restoration {
         Self { from, texts: BTreeMap::new(), begun: None, restored: 0, foreign: false }
     }
 
+    /// Whose placeholders the answer has.
+    pub(super) fn form(&self) -> Suffix {
+        self.from
+    }
+
     pub(super) fn restored(&self) -> u64 {
         self.restored + self.texts.values().map(Restorer::restored).sum::<u64>()
     }

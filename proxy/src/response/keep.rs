@@ -12,6 +12,7 @@ use super::event::{bracketed, size};
 use crate::audit::Outcome;
 use crate::cache::flight::{Flight, Leading};
 use crate::cache::{Entry, MAX_ENTRY};
+use crate::error::Error;
 use crate::redact::restore::Restorer;
 use crate::redact::vault::{Suffix, Vault};
 use crate::upstream::openai;
@@ -74,6 +75,13 @@ impl Kept {
     pub(super) fn unfit(kept: &mut Option<Self>) {
         if let Some(leading) = kept.take().and_then(|all| all.leading) {
             leading.unfit();
+        }
+    }
+
+    /// It ends here for everybody.
+    pub(super) fn failed(kept: &mut Option<Self>, error: &Error) {
+        if let Some(leading) = kept.take().and_then(|all| all.leading) {
+            leading.failed(error);
         }
     }
 

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use postern_wire::sse;
 use tokio::time::{sleep_until, timeout_at};
 
+use super::Chain;
+use super::events::Events;
 use super::outlet::{FRAME, Outlet, Silence};
-use super::{Chain, Events};
 use crate::cache::flight::{Flight, MAX_BEHIND};
 use crate::error::Error;
 

@@ -54,7 +54,7 @@ impl Loader {
             })?)),
             (None, _) => None,
         };
-        Ok(Policies::new(all, part.routing.clone(), recorder))
+        Ok(Policies::new(all, part.routing.clone(), recorder).and_answers(part.answers.clone()))
     }
 
     fn policy(

@@ -16,6 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use time::OffsetDateTime;
 
+use crate::screen;
 use crate::upstream::breaker::State;
 
 type Words<const N: usize> = [(&'static str, String); N];
@@ -58,6 +59,8 @@ pub struct Metrics {
     reload_successful: Gauge,
     reloaded_at: Gauge,
     redactions: Family<Words<1>, Counter>,
+    answers_masked: Family<Words<1>, Counter>,
+    answers_stopped: Family<Words<1>, Counter>,
     cache: Family<Words<1>, Counter>,
     cache_by_identity: Family<Words<2>, Counter>,
     cache_identities: Identities,
@@ -105,6 +108,8 @@ impl Default for Metrics {
             reload_successful: Gauge::default(),
             reloaded_at: Gauge::default(),
             redactions: Family::default(),
+            answers_masked: Family::default(),
+            answers_stopped: Family::default(),
             cache: Family::default(),
             cache_by_identity: Family::default(),
             redis: Family::default(),
@@ -168,6 +173,16 @@ impl Metrics {
             self.reloaded_at.clone(),
         );
         r.register("postern_redactions", "Values that were masked, by kind", self.redactions.clone());
+        r.register(
+            "postern_answers_masked",
+            "What models made and was masked in their answers, by kind",
+            self.answers_masked.clone(),
+        );
+        r.register(
+            "postern_answers_stopped",
+            "Answers that ended at what a model made, by its kind",
+            self.answers_stopped.clone(),
+        );
         r.register("postern_cache_requests", "Uses of the cache, by result", self.cache.clone());
         r.register(
             "postern_cache_identity_requests",
@@ -315,6 +330,16 @@ impl Metrics {
         self.redactions.get_or_create(&[("kind", kind.to_owned())]).inc_by(count);
     }
 
+    /// What a model made was masked in its answer. Kinds of the office's own words are counted as `other`.
+    pub fn answer_masked(&self, kind: &str, count: u64) {
+        self.answers_masked.get_or_create(&[("kind", kind_in_answers(kind))]).inc_by(count);
+    }
+
+    /// An answer ended at what a model made.
+    pub fn answer_stopped(&self, kind: &str) {
+        self.answers_stopped.get_or_create(&[("kind", kind_in_answers(kind))]).inc();
+    }
+
     /// The cache was used by `identity`, as its header says: `exact`, `shared`, `miss` or `bypass`. A hit of any kind is a `hit` here.
     pub fn cache_used(&self, identity: &SpiffeId, how: &'static str) {
         let result = if how == "exact" { "hit" } else { how };
@@ -439,6 +464,11 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.queue_depth.dec();
     }
+}
+
+fn kind_in_answers(kind: &str) -> String {
+    let known = Kind::from_name(kind).is_some() || [screen::MARKING, screen::PRIVATE_KEY].contains(&kind);
+    if known { kind.to_owned() } else { "other".to_owned() }
 }
 
 #[cfg(test)]

@@ -70,6 +70,27 @@ pub(super) fn email_at(text: &str, at: usize, from: usize, work: &mut Work<'_>) 
     Some(from + start..at + 1 + end)
 }
 
+/// The longest domain that is waited for, in bytes.
+const MAX_OPEN: usize = 320;
+
+/// Where an address may have begun that is not over.
+pub(super) fn open(text: &str) -> usize {
+    let back = |end: usize, most: usize, is_in: fn(char) -> bool| {
+        let chars = text.get(..end).unwrap_or_default().char_indices().rev();
+        chars.take_while(|(at, c)| is_in(*c) && end - at <= most).last().map_or(end, |(at, _)| at)
+    };
+    let is_domain = |c: char| c.is_alphanumeric() || c == '-' || c == '.' || is_wide_dot(c);
+    let domain = back(text.len(), MAX_OPEN, is_domain);
+    let is_begun = text.get(..domain).is_some_and(|before| before.ends_with('@'));
+    let end = if is_begun { domain - 1 } else { text.len() };
+    let start = back(end, MAX_LOCAL, is_local);
+    let inner = text.get(start..end).unwrap_or_default();
+    match inner.find(|c: char| c.is_alphanumeric() || c == '_') {
+        Some(at) => start + at,
+        None => text.len(),
+    }
+}
+
 /// Where the local part at the end of `before` begins.
 fn local(before: &str) -> Option<usize> {
     let mut start = before.len();

@@ -120,6 +120,29 @@ pub(super) fn iban_at(bytes: &[u8], start: usize, work: &mut Work<'_>) -> Option
     (remainder.is_one() && !joins(bytes.get(at).copied())).then_some(start..at)
 }
 
+/// Could this, to its last byte, be the beginning of a number, or all of one?
+pub(super) fn may_become(bytes: &[u8]) -> bool {
+    let Some((first, rest)) = bytes.split_first() else { return false };
+    let Some(second) = rest.first() else {
+        return LENGTHS.iter().any(|(code, _)| code.first().is_some_and(|letter| letter.eq_ignore_ascii_case(first)));
+    };
+    let country = [*first, *second];
+    let Some((_, length)) = LENGTHS.iter().find(|(code, _)| code.eq_ignore_ascii_case(&country)) else { return false };
+    let mut at = 0;
+    for place in 0..*length {
+        if place > 0 && bytes.get(at).is_some_and(|byte| b" -.".contains(byte)) {
+            at += 1;
+        }
+        match bytes.get(at) {
+            None => return true,
+            Some(byte) if !byte.is_ascii_alphanumeric() => return false,
+            Some(byte) if matches!(place, 2 | 3) && !byte.is_ascii_digit() => return false,
+            Some(_) => at += 1,
+        }
+    }
+    at == bytes.len()
+}
+
 /// Country and check digits count last, so they are kept apart.
 #[derive(Default)]
 struct Remainder {

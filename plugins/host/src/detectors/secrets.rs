@@ -123,7 +123,7 @@ impl Secrets {
     }
 }
 
-const MAX_LABEL: usize = 80;
+pub(super) const MAX_LABEL: usize = 80;
 const LEAST_VALUE: usize = 6;
 /// The header: its value is base64.
 pub(super) const AUTHORIZATION: &str = "authorization";
@@ -168,8 +168,14 @@ fn bounded(bytes: &[u8], from: usize, most: usize) -> usize {
     run(bytes.get(..bytes.len().min(from + most)).unwrap_or_default(), from, is_base64url)
 }
 
+/// Does this begin with the first line of a private key?
+pub(super) fn begins_key(text: &str) -> bool {
+    let label = text.trim_start_matches('-').trim_start_matches(' ').strip_prefix("BEGIN ");
+    label.and_then(key_label).is_some()
+}
+
 /// Where the last line of a private key ends.
-fn key_end(text: &str, from: usize) -> Option<usize> {
+pub(super) fn key_end(text: &str, from: usize) -> Option<usize> {
     let rest = text.get(from..)?;
     for (at, end) in rest.match_indices("END ") {
         let label = rest.get(at + end.len()..)?;
@@ -190,7 +196,7 @@ fn key_label(text: &str) -> Option<usize> {
 }
 
 /// Where the value behind such a word begins: after a quote, and `:`, `=`, `:=`, `=>`, `is`, `是`, `为` or a space. `None`: none does.
-fn announced(bytes: &[u8], word_end: usize, word: &Word) -> Option<usize> {
+pub(super) fn announced(bytes: &[u8], word_end: usize, word: &Word) -> Option<usize> {
     let rest = |at: usize| bytes.get(at..).unwrap_or_default();
     let keyed = |at: usize| {
         let gap = at + usize::from(rest(at).first().is_some_and(|byte| b"_- ".contains(byte)));
@@ -225,7 +231,7 @@ fn announced(bytes: &[u8], word_end: usize, word: &Word) -> Option<usize> {
 }
 
 /// No quotes, round or square brackets, semicolons, backslashes or bars.
-fn is_value(byte: u8) -> bool {
+pub(super) fn is_value(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"\"'();[\\]`|".contains(&byte)
 }
 

@@ -167,6 +167,11 @@ impl Triggers {
         fitting.max_by_key(|(prefix, _)| prefix.len()).copied()
     }
 
+    /// How tokens begin, all of them.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = &(&'static str, &'static Issuer)> {
+        self.tokens.sorted.iter()
+    }
+
     fn add(&mut self, searches: Searches, classes: [Class; 4]) {
         for (fits, byte) in self.by_byte.iter_mut().zip(0..=u8::MAX) {
             for (fits, class) in fits.iter_mut().zip(classes) {

@@ -94,7 +94,7 @@ pub(super) fn parameters(bytes: &[u8], from: usize, work: &mut Work<'_>, mut fou
 }
 
 /// What RFC 3986 allows, but for what sentences and program text put around an address.
-fn is_in_url(byte: u8) -> bool {
+pub(super) fn is_in_url(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"\"'<>`(){}[]|\\^".contains(&byte)
 }
 

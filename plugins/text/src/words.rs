@@ -2,19 +2,31 @@
 
 use std::collections::BTreeMap;
 
-use postern_text::plain;
-
-use crate::Found;
+use crate::plain::plain;
 
 /// Pieces of space between two parts of a word count as one, up to so many characters.
 const MAX_SPACES: usize = 8;
 
+/// Words of a text that is not over are looked for so far back.
+const MAX_BACK: usize = 512;
+
 /// Words by their first character, the longest first.
 #[derive(Debug)]
-pub(crate) struct Words {
+pub struct Words {
     by_first: BTreeMap<char, Vec<Word>>,
     /// Do some begin with a character that begins with this byte? Most of most texts is passed over by that.
     first_bytes: [bool; 256],
+}
+
+/// Bytes `start..end` of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// First byte.
+    pub start: u32,
+    /// The byte after the last one.
+    pub end: u32,
+    /// Whose word it is.
+    pub kind: String,
 }
 
 #[derive(Debug)]
@@ -22,18 +34,36 @@ struct Word {
     /// Plain, in lower case, with one space for each piece of them.
     characters: Vec<char>,
     kind: String,
+    /// It need not stand alone.
+    anywhere: bool,
+}
+
+/// How a word fits a place.
+struct Fit {
+    /// Its bytes, if it stands there.
+    len: Option<usize>,
+    /// More text could make it fit, or not.
+    open: bool,
 }
 
 impl Words {
-    /// From kind → words.
-    pub(crate) fn new(words: &BTreeMap<String, Vec<String>>) -> Self {
+    /// From kind → words, which stand alone.
+    #[must_use]
+    pub fn new(words: &BTreeMap<String, Vec<String>>) -> Self {
+        Self::and_anywhere(words, &BTreeMap::new())
+    }
+
+    /// With others, which may also be parts of words.
+    #[must_use]
+    pub fn and_anywhere(words: &BTreeMap<String, Vec<String>>, others: &BTreeMap<String, Vec<String>>) -> Self {
         let mut by_first: BTreeMap<char, Vec<Word>> = BTreeMap::new();
-        for (kind, list) in words {
+        let all = words.iter().map(|words| (words, false)).chain(others.iter().map(|others| (others, true)));
+        for ((kind, list), anywhere) in all {
             for word in list {
                 let mut characters: Vec<char> = word.trim().chars().filter_map(folded).collect();
                 characters.dedup_by(|next, last| *next == ' ' && *last == ' ');
                 if let Some(first) = characters.first() {
-                    by_first.entry(*first).or_default().push(Word { characters, kind: kind.clone() });
+                    by_first.entry(*first).or_default().push(Word { characters, kind: kind.clone(), anywhere });
                 }
             }
         }
@@ -48,12 +78,15 @@ impl Words {
         Self { by_first, first_bytes }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Is there none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.by_first.is_empty()
     }
 
     /// Where they stand as whole words. Scripts without spaces have no whole words: there, anywhere.
-    pub(crate) fn find(&self, text: &str) -> Vec<Found> {
+    #[must_use]
+    pub fn find(&self, text: &str) -> Vec<Found> {
         let mut found = Vec::new();
         if self.by_first.is_empty() {
             return found;
@@ -73,7 +106,7 @@ impl Words {
             let outside = before.replace(first);
             let Some(candidates) = self.by_first.get(&first).filter(|_| start >= from) else { continue };
             let rest = text.get(start..).unwrap_or_default();
-            let stands = |word: &Word| word.length(outside, rest).map(|len| (start + len, word.kind.clone()));
+            let stands = |word: &Word| word.fit(outside, rest).len.map(|len| (start + len, word.kind.clone()));
             if let Some((end, kind)) = candidates.iter().find_map(stands) {
                 from = end;
                 if let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end)) {
@@ -83,37 +116,73 @@ impl Words {
         }
         found
     }
+
+    /// Where in a text a word may have begun that more text could complete, extend or undo. `None`: nowhere.
+    #[must_use]
+    pub fn open(&self, text: &str) -> Option<usize> {
+        if self.by_first.is_empty() {
+            return None;
+        }
+        let from = text.floor_char_boundary(text.len().saturating_sub(MAX_BACK));
+        let tail = text.get(from..)?;
+        let mut outside = text.get(..from).and_then(|before| before.chars().next_back()).and_then(folded);
+        for (at, c) in tail.char_indices() {
+            let Some(first) = folded(c) else { continue };
+            let before = outside.replace(first);
+            let rest = tail.get(at..).unwrap_or_default();
+            let candidates = self.by_first.get(&first).map_or(&[][..], Vec::as_slice);
+            if candidates.iter().any(|word| word.fit(before, rest).open) {
+                return Some(from + at);
+            }
+        }
+        None
+    }
 }
 
 impl Word {
-    /// How many bytes of `text` it takes up, if it stands at its beginning, behind the character `outside`.
-    fn length(&self, outside: Option<char>, text: &str) -> Option<usize> {
+    /// At the beginning of `text`, behind the character `outside`.
+    fn fit(&self, outside: Option<char>, text: &str) -> Fit {
+        let no = Fit { len: None, open: false };
         let mut written = text.char_indices().filter_map(|(at, c)| Some((at + c.len_utf8(), folded(c)?))).peekable();
         let mut end = 0;
         let mut last = None;
+        let joins = |inside: Option<&char>, outside: Option<char>| {
+            let of_word = |c: char| c.is_ascii_alphanumeric();
+            !self.anywhere && inside.is_some_and(|c| of_word(*c)) && outside.is_some_and(of_word)
+        };
+        if joins(self.characters.first(), outside) {
+            return no;
+        }
         for &wanted in &self.characters {
             let spaces = if wanted == ' ' || last.is_some_and(|last| is_unspaced(last) && is_unspaced(wanted)) {
                 std::iter::from_fn(|| written.next_if(|(_, c)| *c == ' ')).take(MAX_SPACES).count()
             } else {
                 0
             };
+            if written.peek().is_none() {
+                return Fit { open: true, ..no };
+            }
             if wanted != ' ' {
-                end = written.next_if(|(_, c)| *c == wanted)?.0;
+                let Some((at, _)) = written.next_if(|(_, c)| self.same(*c, wanted)) else { return no };
+                end = at;
             } else if spaces == 0 && !written.peek().is_some_and(|(_, c)| is_unspaced(*c)) {
-                return None;
+                return no;
             }
             last = Some(wanted);
         }
         let after = written.next().map(|(_, c)| c);
-        let joins = |inside: Option<&char>, outside: Option<char>| {
-            inside.is_some_and(char::is_ascii_alphanumeric) && outside.is_some_and(|c| c.is_ascii_alphanumeric())
-        };
-        (!joins(self.characters.first(), outside) && !joins(self.characters.last(), after)).then_some(end)
+        Fit { len: (!joins(self.characters.last(), after)).then_some(end), open: after.is_none() }
+    }
+
+    /// Where it need not stand alone, it is a marking: between `N.F.` and `N。F。` there is no difference.
+    fn same(&self, written: char, wanted: char) -> bool {
+        written == wanted || (self.anywhere && wanted == '.' && matches!(written, '\u{3002}' | '\u{ff61}'))
     }
 }
 
 /// As it is compared: plain, in lower case, every space the same; `None`: invisible.
-pub(crate) fn folded(c: char) -> Option<char> {
+#[must_use]
+pub fn folded(c: char) -> Option<char> {
     let c = plain(c)?;
     if c.is_ascii() {
         return Some(if c.is_ascii_whitespace() { ' ' } else { c.to_ascii_lowercase() });
@@ -179,6 +248,32 @@ mod tests {
         {
             assert_eq!(found(words, other), [], "{other}");
         }
+    }
+
+    #[test]
+    fn what_may_go_on_is_open_and_nothing_else() {
+        let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let words = Words::and_anywhere(
+            &[("customer".to_owned(), list(&["Globex", "Blue Heron"]))].into(),
+            &[("marking".to_owned(), list(&["机密", "N.F."]))].into(),
+        );
+        for (text, open) in [
+            ("for Glo", Some(4)),
+            ("for Globex", Some(4)),
+            ("for Globex ", None),
+            ("a Glox", None),
+            ("blue  ", Some(0)),
+            ("blue heron!", None),
+            ("机", Some(0)),
+            ("机\u{200b} ", Some(0)),
+            ("N。f", Some(0)),
+            ("aGlo", None),
+            ("", None),
+        ] {
+            assert_eq!(words.open(text), open, "{text}");
+        }
+        let found: Vec<_> = words.find("an.f.x 机会机 密").into_iter().map(|found| (found.start, found.end)).collect();
+        assert_eq!(found, [(1, 5), (13, 20)]);
     }
 
     #[test]
