@@ -1,0 +1,328 @@
+//! Sentences of English, or of any language that is written in words: what is known to make no difference is left out or said in one way.
+
+use super::lex::{Kind, Sentence, Token};
+use super::{numbers, words};
+
+/// Stands at the end of what asks.
+pub(super) const QUESTION: &str = "?";
+
+/// Adds the reading of a sentence to `out`.
+pub(super) fn read(sentence: Sentence, out: &mut Vec<String>) {
+    let Sentence { mut tokens, asks } = sentence;
+    let frame = without_frames(&mut tokens);
+    if tokens.iter().all(|token| token.kind == Kind::Break) {
+        return;
+    }
+    let tokens = said_in_one_way(&numbers::read(tokens));
+    let asks = asks_by_words(&tokens) || (asks && has_verb(&tokens) && frame != Frame::Ask);
+    let (tokens, asks) = match short_questions(&tokens) {
+        // Who writes a noun alone asks for it, with or without a mark.
+        Some(noun) => (noun, false),
+        None => (tokens, asks),
+    };
+    let tokens = of_reversed(tokens);
+    let tokens = permissions(duties(tokens));
+    write(&tokens, out);
+    if asks {
+        out.push(QUESTION.to_owned());
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Frame {
+    None,
+    Tell,
+    Ask,
+}
+
+/// Takes away "please", "can you tell me" and the like.
+fn without_frames(tokens: &mut Vec<Token>) -> Frame {
+    let mut frame = Frame::None;
+    loop {
+        let before = tokens.len();
+        while tokens.first().is_some_and(|token| token.kind == Kind::Break) {
+            tokens.remove(0);
+        }
+        while tokens.last().is_some_and(|token| token.kind == Kind::Break) {
+            tokens.pop();
+        }
+        let begins = |phrase: &[&str]| tokens.len() > phrase.len() && starts(tokens, phrase);
+        if let Some(phrase) = words::GREETINGS.into_iter().find(|phrase| begins(phrase)) {
+            tokens.drain(..phrase.len());
+        } else if let Some(phrase) = words::TELL.into_iter().find(|phrase| begins(phrase)) {
+            // The word that asks stays.
+            let taken = phrase.len() - usize::from(phrase.first() == Some(&"explain"));
+            tokens.drain(..taken);
+            frame = Frame::Tell;
+        } else if let Some(phrase) = words::ASK.into_iter().find(|phrase| begins(phrase)) {
+            tokens.drain(..phrase.len());
+            frame = Frame::Ask;
+        }
+        if let Some(phrase) = words::THANKS.into_iter().find(|phrase| ends(tokens, phrase)) {
+            tokens.truncate(tokens.len() - phrase.len());
+        }
+        if tokens.len() == before {
+            return frame;
+        }
+    }
+}
+
+fn starts(tokens: &[Token], phrase: &[&str]) -> bool {
+    tokens.len() >= phrase.len() && tokens.iter().zip(phrase).all(|(token, word)| token.is(word))
+}
+
+fn ends(tokens: &[Token], phrase: &[&str]) -> bool {
+    tokens.len().checked_sub(phrase.len()).and_then(|from| tokens.get(from..)).is_some_and(|end| starts(end, phrase))
+}
+
+fn is_article(token: &Token) -> bool {
+    words::ARTICLES.iter().any(|article| token.is(article))
+}
+
+/// Tokens that `phrase` takes at the beginning of `tokens`, with articles between its words; 0: it is not there.
+fn matched(tokens: &[Token], phrase: &[&str]) -> usize {
+    let mut taken = 0;
+    for (n, word) in phrase.iter().enumerate() {
+        while n > 0 && tokens.get(taken).is_some_and(is_article) {
+            taken += 1;
+        }
+        let is_word = tokens.get(taken).is_some_and(|token| token.is(word) || (n == 0 && token.kind == Kind::Word && token.text == *word));
+        if !is_word {
+            return 0;
+        }
+        taken += 1;
+    }
+    taken
+}
+
+fn said_in_one_way(tokens: &[Token]) -> Vec<Token> {
+    let mut out = Vec::with_capacity(tokens.len());
+    let mut rest = tokens;
+    while let Some(first) = rest.first() {
+        let said = words::SAID.iter().map(|(from, to)| (matched(rest, from), to)).find(|(taken, _)| *taken > 0);
+        let taken = match said {
+            Some((taken, to)) if !first.name => {
+                out.extend(to.iter().map(|word| Token::new(*word, Kind::Word)));
+                taken
+            }
+            _ => {
+                out.push(first.clone());
+                1
+            }
+        };
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    // "More than 5" and "over 5".
+    let next_is_number: Vec<bool> =
+        out.iter().skip(1).map(|next: &Token| next.kind == Kind::Number).chain([false]).collect();
+    let mut compared = Vec::with_capacity(out.len());
+    for (token, number) in out.into_iter().zip(next_is_number) {
+        let more = token.is("over") || token.is("above");
+        let less = token.is("under") || token.is("below");
+        match number && (more || less) {
+            true => compared.extend([if more { "more" } else { "less" }, "than"].map(|word| Token::new(word, Kind::Word))),
+            false => compared.push(token),
+        }
+    }
+    compared
+}
+
+fn asks_by_words(tokens: &[Token]) -> bool {
+    tokens.first().is_some_and(|first| {
+        let text = first.text.as_str();
+        first.kind == Kind::Chinese
+            || (first.kind == Kind::Word && (words::QUESTIONS.contains(&text) || words::AUXILIARIES.contains(&text)))
+    })
+}
+
+fn has_verb(tokens: &[Token]) -> bool {
+    tokens.iter().any(|token| {
+        token.kind == Kind::Chinese || words::AUXILIARIES.iter().any(|word| token.is(word))
+    })
+}
+
+/// "What is the capital of France" asks for the capital of France; "what does it mean" for its meaning; "what does it cost" for its price.
+fn short_questions(tokens: &[Token]) -> Option<Vec<Token>> {
+    let begins = |words: &[&[&str]]| words.iter().find(|words| starts(tokens, words)).map(|words| words.len());
+    let after = |taken: usize| tokens.get(taken..).map(<[Token]>::to_vec).filter(|rest| !rest.is_empty());
+    let ends = |word: &str| tokens.last().is_some_and(|last| last.is(word));
+    if let Some(taken) = begins(&[&["what", "is"], &["what", "are"]]) {
+        // "What is in it", "what is not covered": no noun follows.
+        let noun = tokens.get(taken).is_some_and(|next| is_article(next) || is_of_noun(next) || next.is("my") || next.is("our"));
+        return noun.then(|| after(taken)).flatten();
+    }
+    let what = begins(&[&["what", "do"], &["what", "does"]]);
+    let how_much = begins(&[&["how", "much", "do"], &["how", "much", "does"]]);
+    let (taken, noun) = match (what, what.or(how_much)) {
+        (Some(taken), _) if ends("mean") => (taken, "meaning"),
+        (_, Some(taken)) if ends("cost") => (taken, "price"),
+        _ => return None,
+    };
+    let mut rest = after(taken)?;
+    rest.pop();
+    rest.push(Token::new(noun, Kind::Word));
+    Some(rest)
+}
+
+/// "The capital of France" becomes "France capital", as "France's capital" does.
+fn of_reversed(tokens: Vec<Token>) -> Vec<Token> {
+    let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
+    let mut tokens = tokens.into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        if !token.is("of") {
+            out.push(token);
+            continue;
+        }
+        let from = out.iter().rposition(|token| !is_of_noun(token)).map_or(0, |at| at + 1);
+        let mut owner = Vec::new();
+        while let Some(next) = tokens.next_if(|next| is_of_noun(next) || (owner.is_empty() && is_article(next))) {
+            if !is_article(&next) {
+                owner.push(next);
+            }
+        }
+        let owned = out.split_off(from);
+        if owned.is_empty() || owner.is_empty() {
+            out.extend(owned);
+            out.push(token);
+            out.extend(owner);
+        } else {
+            // An owner may itself be owned: "the mayor of the capital of France".
+            out.extend(owner);
+            out.extend(owned);
+        }
+    }
+    out
+}
+
+/// May be a part of what owns or is owned. A number is not: of "15 % of 240" nothing is owned.
+fn is_of_noun(token: &Token) -> bool {
+    let text = token.text.as_str();
+    let ends = [&words::BOUNDARIES[..], &words::ARTICLES, &words::QUESTIONS, &words::AUXILIARIES];
+    match token.kind {
+        Kind::Word => (token.name || !ends.iter().any(|list| list.contains(&text))) && text != "of" && text != "percent",
+        Kind::Exact | Kind::Possessive => true,
+        Kind::Number | Kind::Break | Kind::Chinese => false,
+    }
+}
+
+/// "Have to" and "need to" become "must", unless something is denied: "do not have to" is not "must not".
+fn duties(tokens: Vec<Token>) -> Vec<Token> {
+    let denied = tokens.iter().any(|token| ["not", "no", "never", "nothing"].iter().any(|word| token.is(word)));
+    if denied {
+        return tokens;
+    }
+    let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        let duty = ["have", "has", "need", "needs"];
+        match token.is("to").then(|| out.pop_if(|last| duty.iter().any(|word| last.is(word)))).flatten() {
+            Some(_) => out.push(Token::new("must", Kind::Word)),
+            None => out.push(token),
+        }
+    }
+    // "Must I" is "do I have to".
+    if let [first, second, ..] = out.as_mut_slice()
+        && first.is("must")
+        && ["i", "we", "you"].iter().any(|word| second.is(word))
+    {
+        std::mem::swap(first, second);
+    }
+    out
+}
+
+/// "Can I" is "may I", and "am I allowed to"; "is there a pool in the gym" is "does the gym have a pool".
+fn permissions(mut out: Vec<Token>) -> Vec<Token> {
+    let is_plain = |tokens: &[Token]| !tokens.is_empty() && tokens.iter().all(|token| is_of_noun(token) || is_article(token));
+    let allowed = out.iter().position(|token| token.is("allowed") || token.is("permitted"));
+    if let (Some(at), true) = (allowed, starts(&out, &["is"]) || starts(&out, &["are"]))
+        && out.get(1..at).is_some_and(is_plain)
+        && out.get(at + 1).is_some_and(|next| next.is("to"))
+    {
+        out.drain(at..at + 2);
+        out.splice(..1, [Token::new("may", Kind::Word)]);
+    }
+    if let Some(first) = out.first_mut()
+        && (first.is("can") || first.is("could"))
+    {
+        first.text = "may".to_owned();
+    }
+    if out.first().is_some_and(|first| first.is("may"))
+        && out.get(1).is_some_and(|second| second.is("i") || second.is("we"))
+    {
+        out.remove(1);
+    }
+    if starts(&out, &["is", "there"]) || starts(&out, &["are", "there"]) {
+        let at = out.iter().position(|token| ["in", "at", "on", "for"].iter().any(|word| token.is(word)));
+        if let Some(at) = at
+            && let (Some(what), Some(place)) = (out.get(2..at), out.get(at + 1..))
+            && is_plain(what)
+            && is_plain(place)
+        {
+            return [place, &[Token::new("have", Kind::Word)], what].concat();
+        }
+    }
+    out
+}
+
+fn write(tokens: &[Token], out: &mut Vec<String>) {
+    for (n, token) in tokens.iter().enumerate() {
+        let next = tokens.get(n + 1);
+        match token.kind {
+            Kind::Break | Kind::Possessive => {}
+            Kind::Number => out.push(format!("#{}", token.text)),
+            Kind::Exact | Kind::Chinese => out.push(token.text.clone()),
+            Kind::Word if token.name => out.push(name(&token.text)),
+            Kind::Word if is_left_out(token, next) => {}
+            Kind::Word => out.push(plain(&token.text, n == 0)),
+        }
+    }
+}
+
+/// "A few" is not "few", and "this year" is not "the year".
+fn is_left_out(token: &Token, next: Option<&Token>) -> bool {
+    let before = |all: &[&str]| next.is_some_and(|next| all.contains(&next.text.as_str()));
+    match token.text.as_str() {
+        "a" => !before(&["few", "little", "lot"]),
+        "the" | "an" | "do" | "does" => true,
+        "this" | "these" | "that" => next.is_some_and(|next| next.kind != Kind::Break) && !before(&words::TIMES),
+        _ => false,
+    }
+}
+
+/// A name is not one more of another, but weekdays are.
+fn name(text: &str) -> String {
+    match words::WEEKDAYS.contains(&text) {
+        true => plain(text, false),
+        // "US" is not "us".
+        false if is_common(text) => format!("^{text}"),
+        false => synonym(text).unwrap_or(text).to_owned(),
+    }
+}
+
+fn is_common(text: &str) -> bool {
+    [&words::BOUNDARIES[..], &words::ARTICLES, &words::QUESTIONS, &words::AUXILIARIES].iter().any(|list| list.contains(&text))
+}
+
+fn plain(text: &str, first: bool) -> String {
+    if let Some(said) = synonym(text) {
+        return said.to_owned();
+    }
+    let one = if first { text.to_owned() } else { singular(text) };
+    synonym(&one).map_or(one.clone(), str::to_owned)
+}
+
+fn synonym(text: &str) -> Option<&'static str> {
+    words::SYNONYMS.iter().find(|(from, _)| *from == text).map(|(_, to)| *to)
+}
+
+fn singular(text: &str) -> String {
+    let is_short = text.chars().count() < 4;
+    if is_short || words::NO_PLURALS.contains(&text) || ["ss", "us", "is"].iter().any(|end| text.ends_with(end)) {
+        return text.to_owned();
+    }
+    if let Some(stem) = text.strip_suffix("ies") {
+        return if stem.chars().count() > 1 { format!("{stem}y") } else { text.to_owned() };
+    }
+    let long = ["sses", "shes", "ches", "xes", "zes", "nuses", "tuses"];
+    let stem = if long.iter().any(|end| text.ends_with(end)) { text.strip_suffix("es") } else { text.strip_suffix('s') };
+    stem.unwrap_or(text).to_owned()
+}
