@@ -6,6 +6,7 @@
 pub mod flight;
 mod key;
 mod memory;
+pub mod semantic;
 
 pub use key::{CacheKey, flight_key, key};
 pub use memory::MemoryCache;

@@ -8,6 +8,7 @@ pub mod policies;
 pub mod read;
 mod resolve;
 pub mod sections;
+mod semantic;
 pub mod trust;
 pub mod units;
 
@@ -23,6 +24,7 @@ pub use file::{Balance, Continues, OnFailure, Placement, Secret};
 pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
 use sections::Sections;
+pub use semantic::Semantic;
 
 /// Why a configuration is not accepted; says file, line, column and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +118,8 @@ pub struct Config {
     pub classification: Classification,
     /// The response cache; `None`: off.
     pub cache: Option<Cache>,
+    /// Answers to questions that were asked in other words.
+    pub semantic: Option<Semantic>,
     /// The engine on this machine; `None`: there is none.
     pub engine: Option<Engine>,
     /// Folder of the records.
@@ -291,6 +295,13 @@ impl Config {
     #[must_use]
     pub fn engine_socket(&self) -> PathBuf {
         self.state_dir.join("engine.sock")
+    }
+
+    /// Where the process dials that makes vectors of questions.
+    #[must_use]
+    pub fn encoder_socket(&self) -> PathBuf {
+        // As long as the engine's: `postern check` measures that.
+        self.state_dir.join("vector.sock")
     }
 
     /// May any remote target see `label`? As configured, whether it answers at present or not.

@@ -13,6 +13,7 @@ use crate::admission::kept::Kept;
 use crate::audit::{AuditLog, Flushed};
 use crate::cache::MemoryCache;
 use crate::cache::flight::Flights;
+use crate::cache::semantic::Semantic;
 use crate::classify::Classifier;
 use crate::config::Config;
 use crate::cost::Prices;
@@ -49,6 +50,8 @@ pub struct Gateway {
     pub shadows: Places,
     /// Answers given before.
     pub cache: Option<Arc<MemoryCache>>,
+    /// Questions that were asked before, to answer those that mean the same.
+    pub semantic: Option<Arc<Semantic>>,
     /// Answers that are under way.
     pub flights: Arc<Flights>,
     /// For answers of which only a few should be in memory.
@@ -96,6 +99,7 @@ impl Gateway {
             live: Arc::new(live),
             shadows: Places::default(),
             cache: config.cache.map(|cache| Arc::new(MemoryCache::new(cache))),
+            semantic: config.semantic.as_ref().map(|semantic| Arc::new(Semantic::new(&config, semantic))),
             flights: Arc::default(),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,

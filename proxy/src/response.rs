@@ -24,6 +24,7 @@ use postern_wire::sse;
 use serde_json::Value;
 
 use crate::cache::flight::{Flight, Follower, Leading, Lost};
+use crate::cache::semantic::Asked;
 use crate::cache::{CacheKey, Entry, MemoryCache};
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
@@ -89,6 +90,8 @@ pub struct Fill {
     pub key: CacheKey,
     /// For how long at most.
     pub ttl: Option<std::time::Duration>,
+    /// The question, by which others may find it that mean the same.
+    pub asked: Option<Asked>,
 }
 
 /// What it takes to go on with an answer that breaks off.

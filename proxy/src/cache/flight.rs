@@ -15,7 +15,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
-use super::{CacheKey, MAX_ENTRY};
+use super::{CacheKey, Entry, MAX_ENTRY};
 use crate::error::Error;
 
 /// Bytes of one answer that are held for followers. Who follows an answer of more and is further behind loses it.
@@ -57,6 +57,8 @@ pub struct Flight {
 #[derive(Debug)]
 struct Log {
     target: Arc<str>,
+    /// It comes from the cache, where it was given to what means the same.
+    similar: bool,
     /// Number of the first event that is held.
     first: u64,
     events: VecDeque<(Arc<Value>, usize)>,
@@ -118,7 +120,7 @@ impl Flights {
         if open.len() >= MAX_FLIGHTS {
             return Role::Alone;
         }
-        let log = Log { target: Arc::default(), first: 0, events: VecDeque::new(), bytes: 0, until: deadline };
+        let log = Log { target: Arc::default(), similar: false, first: 0, events: VecDeque::new(), bytes: 0, until: deadline };
         let flight = Arc::new(Flight {
             key,
             home: self.clone(),
@@ -236,6 +238,15 @@ impl Leading {
         flight.end.send_modify(|_| {});
     }
 
+    /// The answer is one of the cache, to what means the same; and complete.
+    pub fn pass_on(self, entry: &Entry) {
+        self.flight.log().similar = true;
+        self.answers(&entry.target);
+        let each = entry.bytes / entry.events.len().max(1);
+        entry.events.iter().for_each(|event| self.publish(event, each));
+        self.complete();
+    }
+
     /// The answer is complete. Whoever asks from here on must find it in the cache already, if that keeps it.
     pub fn complete(self) {
         self.ends(End::Complete);
@@ -271,6 +282,12 @@ impl Drop for Leading {
 }
 
 impl Follower {
+    /// Does the answer come from the cache, where it was given to what means the same?
+    #[must_use]
+    pub fn is_similar(&self) -> bool {
+        self.flight.log().similar
+    }
+
     /// Waits until the answer has begun, or will not. May be dropped and asked again.
     pub async fn begun(&mut self) -> Begun {
         loop {

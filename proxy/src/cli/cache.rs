@@ -91,7 +91,7 @@ async fn warm(client: &Client, arguments: &Warm, lines: Vec<Line>) -> anyhow::Re
                 warn(&format!("line {number}: the answer broke off"));
                 counts.failed += 1;
             }
-            (200, "exact" | "shared") => counts.there += 1,
+            (200, "exact" | "semantic" | "shared") => counts.there += 1,
             (200, "miss") => counts.kept += 1,
             (200, _) => counts.bypassed += 1,
             (status, _) => {

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
+use super::semantic::SemanticPart;
 use super::units::{self, Size, Span};
 use crate::admin::guard::Role;
 pub use policies::{Balance, Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
@@ -521,7 +522,7 @@ pub struct Classification {
 }
 
 /// The response cache.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
     /// Bytes of all entries.
@@ -530,6 +531,9 @@ pub struct Cache {
     /// Life of an entry, if a plugin does not say less.
     #[serde(default = "default_cache_ttl")]
     pub ttl: Span,
+    /// Answer also questions that were asked in other words; absent: no.
+    #[serde(default)]
+    pub semantic: Option<SemanticPart>,
 }
 
 /// The language model on this machine.
@@ -696,7 +700,7 @@ fn default_retention() -> Span {
     Span(Duration::from_secs(180 * 86_400))
 }
 
-fn unplaced<T>(value: T) -> Spanned<T> {
+pub(super) fn unplaced<T>(value: T) -> Spanned<T> {
     let nowhere = serde_saphyr::Location::UNKNOWN;
     Spanned { value, referenced: nowhere, defined: nowhere }
 }

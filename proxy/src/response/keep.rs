@@ -87,6 +87,9 @@ impl Kept {
                 tokens: (outcome.prompt_tokens, outcome.completion_tokens),
             };
             fill.cache.put(fill.key, entry, fill.ttl);
+            if let Some(asked) = fill.asked {
+                asked.keep(fill.key, fill.ttl);
+            }
         }
         if let Some(leading) = self.leading {
             leading.complete();
@@ -202,7 +205,7 @@ mod tests {
     /// What the cache has after an answer: `None` if it was not kept.
     fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
         let cache = cache();
-        let mut kept = Kept::new(Some(Fill { cache: cache.clone(), key: [0; 32], ttl: None }), None, choices);
+        let mut kept = Kept::new(Some(Fill { cache: cache.clone(), key: [0; 32], ttl: None, asked: None }), None, choices);
         add(&mut kept);
         kept?.finish(&Outcome::default());
         cache.get(&[0; 32]).map(|entry| entry.events.iter().map(|event| Value::clone(event)).collect())
