@@ -44,6 +44,7 @@ mod processes;
 mod readme;
 mod redaction;
 mod rotation;
+mod semantic;
 mod upstreams;
 mod workbench;
 

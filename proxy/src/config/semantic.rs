@@ -97,8 +97,11 @@ mod tests {
         let known = read(", semantic: {model: all-minilm-l6-v2}").unwrap().unwrap();
         let wait = Duration::from_millis(50);
         assert_eq!(known, Semantic { model: "all-minilm-l6-v2".into(), threshold: 0.95, wait, memory: 32 << 20 });
-        let own = read(", semantic: {model: ./mini, threshold: 0.9, wait: 1s, memory: 1MiB}").unwrap().unwrap();
-        assert_eq!((own.model.as_str(), own.threshold, own.memory), ("/etc/postern/./mini", 0.9, 1 << 20));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display().to_string();
+        let own = format!(", semantic: {{model: '{path}', threshold: 0.9, wait: 1s, memory: 1MiB}}");
+        let own = read(&own).unwrap().unwrap();
+        assert_eq!((own.model, own.threshold, own.memory), (path, 0.9, 1 << 20));
     }
 
     #[test]

@@ -130,8 +130,7 @@ fn said_in_one_way(tokens: &[Token]) -> Vec<Token> {
 fn asks_by_words(tokens: &[Token]) -> bool {
     tokens.first().is_some_and(|first| {
         let text = first.text.as_str();
-        first.kind == Kind::Chinese
-            || (first.kind == Kind::Word && (words::QUESTIONS.contains(&text) || words::AUXILIARIES.contains(&text)))
+        first.kind == Kind::Word && (words::QUESTIONS.contains(&text) || words::AUXILIARIES.contains(&text))
     })
 }
 
