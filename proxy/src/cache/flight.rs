@@ -120,7 +120,14 @@ impl Flights {
         if open.len() >= MAX_FLIGHTS {
             return Role::Alone;
         }
-        let log = Log { target: Arc::default(), similar: false, first: 0, events: VecDeque::new(), bytes: 0, until: deadline };
+        let log = Log {
+            target: Arc::default(),
+            similar: false,
+            first: 0,
+            events: VecDeque::new(),
+            bytes: 0,
+            until: deadline,
+        };
         let flight = Arc::new(Flight {
             key,
             home: self.clone(),

@@ -102,7 +102,8 @@ impl Semantic {
     ) -> Option<Question> {
         let classified = request.masked().classified();
         let call = &classified.request().call;
-        let is_chance = call.choices() != 1 || call.temperature().is_some_and(|temperature| temperature > MAX_TEMPERATURE);
+        let is_chance =
+            call.choices() != 1 || call.temperature().is_some_and(|temperature| temperature > MAX_TEMPERATURE);
         if !matches!(call, Call::Chat(_)) || classified.label() > self.highest || is_chance {
             return None;
         }
@@ -188,7 +189,9 @@ mod tests {
             assert_eq!(taken(json!({"role": "assistant", "content": content})), None);
         }
         let image = json!({"type": "image_url", "image_url": {"url": "u"}});
-        for content in [json!(null), json!([]), json!([text("a"), text("b")]), json!([image]), json!([{"type": "text"}])] {
+        for content in
+            [json!(null), json!([]), json!([text("a"), text("b")]), json!([image]), json!([{"type": "text"}])]
+        {
             assert_eq!(taken(json!({"role": "user", "content": content})), None);
         }
     }

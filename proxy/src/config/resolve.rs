@@ -16,7 +16,8 @@ use serde_saphyr::{Location, Spanned};
 use super::file::{self, File, Placed};
 use super::sections::Sections;
 use super::{
-    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Semantic, Target, Timeouts, policies, read,
+    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Semantic, Target, Timeouts, policies,
+    read,
 };
 use crate::classify::clearance::ENGINE;
 use crate::classify::label::{Label, Labels};

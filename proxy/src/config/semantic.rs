@@ -51,7 +51,9 @@ impl SemanticPart {
     /// `model` is the model with its path, if it has one.
     pub(super) fn resolve(&self, model: String) -> Result<Semantic, (Location, String)> {
         if !catalog::names_a_model(&model) {
-            let what = format!("`cache.semantic.model: {model}` is neither a name of `postern model list`, nor `hf:OWNER/REPOSITORY`, nor a folder");
+            let what = format!(
+                "`cache.semantic.model: {model}` is neither a name of `postern model list`, nor `hf:OWNER/REPOSITORY`, nor a folder"
+            );
             return Err((self.model.referenced, what));
         }
         if !(MIN_THRESHOLD..=1.0).contains(&self.threshold.value) {
@@ -88,7 +90,9 @@ mod tests {
         let text = format!(
             "{{listen: '127.0.0.1:0', admin: '127.0.0.1:0', state_dir: s, trust: {{domain: b.example}}, identities: [{{match: 'spiffe://b.example/*'}}], cache: {{memory: 1MiB{semantic}}}}}"
         );
-        config::parse(&text, Path::new("/etc/postern/postern.yaml")).map(|config| config.semantic).map_err(|error| error.to_string())
+        config::parse(&text, Path::new("/etc/postern/postern.yaml"))
+            .map(|config| config.semantic)
+            .map_err(|error| error.to_string())
     }
 
     #[test]

@@ -205,7 +205,8 @@ mod tests {
     /// What the cache has after an answer: `None` if it was not kept.
     fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
         let cache = cache();
-        let mut kept = Kept::new(Some(Fill { cache: cache.clone(), key: [0; 32], ttl: None, asked: None }), None, choices);
+        let mut kept =
+            Kept::new(Some(Fill { cache: cache.clone(), key: [0; 32], ttl: None, asked: None }), None, choices);
         add(&mut kept);
         kept?.finish(&Outcome::default());
         cache.get(&[0; 32]).map(|entry| entry.events.iter().map(|event| Value::clone(event)).collect())

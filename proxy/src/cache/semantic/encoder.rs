@@ -113,7 +113,10 @@ impl Encoder {
         let previous = self.link.compare_and_swap(&link, None);
         if previous.as_ref().is_some_and(|previous| Arc::ptr_eq(previous, &link)) {
             metrics.encoder_connected(false);
-            tracing::warn!(broken = ended.is_err(), "what makes vectors has gone; questions are not compared meanwhile");
+            tracing::warn!(
+                broken = ended.is_err(),
+                "what makes vectors has gone; questions are not compared meanwhile"
+            );
         }
     }
 }
@@ -181,10 +184,14 @@ mod tests {
     #[tokio::test]
     async fn only_so_many_are_asked_at_a_time() {
         let (encoder, _serving) = connected(200, answer(&[1.0]), Duration::from_secs(60)).await;
-        let asking: Vec<_> = (0..AT_A_TIME).map(|_| tokio::spawn({
-            let encoder = encoder.clone();
-            async move { encoder.vector("a").await.is_some() }
-        })).collect();
+        let asking: Vec<_> = (0..AT_A_TIME)
+            .map(|_| {
+                tokio::spawn({
+                    let encoder = encoder.clone();
+                    async move { encoder.vector("a").await.is_some() }
+                })
+            })
+            .collect();
         while encoder.places.available_permits() > 0 {
             tokio::task::yield_now().await;
         }

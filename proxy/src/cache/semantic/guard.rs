@@ -16,17 +16,19 @@ mod words;
 /// The longest text that is read, in characters.
 pub const MAX_CHARS: usize = 2000;
 
-/// What a text asks for. `None`: it is not read, since it is too long, holds code, or nothing.
+/// What a text asks for. `None`: it is not read, since it is too long, holds code, is about words as such (a translation, say), or nothing.
 #[must_use]
 pub fn reading(text: &str) -> Option<String> {
     if text.chars().nth(MAX_CHARS).is_some() {
         return None;
     }
     let sentences = lex::sentences(text)?;
-    let mut out = Vec::new();
-    for sentence in sentences {
-        english::read(sentence, &mut out);
+    if english::is_about_words(&sentences) || chinese::is_about_words(text) {
+        return None;
     }
+    let read = if english::is_english(&sentences) { english::read } else { english::read_strictly };
+    let mut out = Vec::new();
+    sentences.into_iter().for_each(|sentence| read(sentence, &mut out));
     // Marks of a question alone ask for nothing.
     out.iter().any(|word| word != english::QUESTION).then(|| out.join(" "))
 }

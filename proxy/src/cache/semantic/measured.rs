@@ -78,7 +78,9 @@ fn precision_is_at_least_099_with_the_real_model() {
         }
     }
     let near = |pair: &Pair<'_>, threshold| vectors[pair.one].nearness(&vectors[pair.other]) >= threshold;
-    println!("| questions | threshold | same answer: shared | other answer: shared | precision | recall | without the guard: precision | recall |");
+    println!(
+        "| questions | threshold | same answer: shared | other answer: shared | precision | recall | without the guard: precision | recall |"
+    );
     for (part, text) in PARTS {
         let pairs = pairs(text);
         let same = pairs.iter().filter(|pair| pair.same).count();
@@ -95,7 +97,10 @@ fn precision_is_at_least_099_with_the_real_model() {
                 precision(bare_right, bare_wrong),
                 recall(bare_right),
             );
-            assert!(right > 0 && precision(right, wrong) >= 0.99, "{part} at {threshold}: {right} right, {wrong} wrong");
+            assert!(
+                right > 0 && precision(right, wrong) >= 0.99,
+                "{part} at {threshold}: {right} right, {wrong} wrong"
+            );
             // The guard is what makes the difference: vectors alone are wrong often enough for this to be a test.
             assert!(precision(bare_right, bare_wrong) < 0.9, "{part} at {threshold}");
         }

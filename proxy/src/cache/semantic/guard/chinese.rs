@@ -1,11 +1,10 @@
 //! Chinese, by characters: what is known to make no difference is left out or said in one way, and every other character counts.
 
 /// Longest first where one begins as another does. The last column: it asks.
-const SAID: [(&str, &str, bool); 61] = [
+const SAID: [(&str, &str, bool); 60] = [
     ("请告诉我", "", true),
     ("告诉我", "", true),
     ("请问", "", true),
-    ("请", "", false),
     ("怎么样", "怎么样", true),
     ("该怎么办", "怎么办", true),
     ("怎么办", "怎么办", true),
@@ -65,6 +64,24 @@ const SAID: [(&str, &str, bool); 61] = [
     ("呢", "", true),
 ];
 
+/// With one of these, a text asks for something about words as such.
+const ABOUT_WORDS: [&str; 14] = [
+    "翻译",
+    "改写",
+    "润色",
+    "校对",
+    "句子",
+    "拼写",
+    "大写",
+    "小写",
+    "造句",
+    "语法",
+    "字数",
+    "多少字",
+    "几个字",
+    "错别字",
+];
+
 const DIGITS: [char; 10] = ['零', '一', '二', '三', '四', '五', '六', '七', '八', '九'];
 /// A number before one of these is a number, and not a part of a word.
 const COUNTED: &str = "个天年月日号点句段次位名元章页岁倍人张份件条小分秒公美欧";
@@ -73,10 +90,17 @@ pub(super) fn is_han(c: char) -> bool {
     matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}' | '〇')
 }
 
+pub(super) fn is_about_words(text: &str) -> bool {
+    ABOUT_WORDS.iter().any(|word| text.contains(word))
+}
+
 /// The reading of characters without a space, and whether it asks.
 pub(super) fn read(run: &str) -> (String, bool) {
     let (mut out, mut asks) = (String::new(), false);
-    let mut rest = run;
+    // "Please", unless it is 请假 (to take leave) and the like.
+    let without_please =
+        run.strip_prefix('请').filter(|rest| !rest.starts_with(['假', '客', '求', '教', '愿', '示', '问']));
+    let mut rest = without_please.filter(|rest| !rest.is_empty() && !run.starts_with("请告诉")).unwrap_or(run);
     while let Some(first) = rest.chars().next() {
         if let Some((from, to, asked)) = SAID.iter().find(|(from, ..)| rest.starts_with(from)) {
             out.push_str(to);

@@ -6,6 +6,34 @@ use super::{numbers, words};
 /// Stands at the end of what asks.
 pub(super) const QUESTION: &str = "?";
 
+/// Does a text ask for something about words as such?
+pub(super) fn is_about_words(sentences: &[Sentence]) -> bool {
+    has_any(sentences, &words::ABOUT_WORDS)
+}
+
+/// Is a text written in English, or not in words?
+pub(super) fn is_english(sentences: &[Sentence]) -> bool {
+    has_any(sentences, &words::ENGLISH)
+}
+
+fn has_any(sentences: &[Sentence], all: &[&str]) -> bool {
+    let mut tokens = sentences.iter().flat_map(|sentence| &sentence.tokens);
+    tokens.any(|token| token.kind == Kind::Word && all.contains(&token.text.as_str()))
+}
+
+/// Adds a sentence of another language to `out`, word by word.
+pub(super) fn read_strictly(sentence: Sentence, out: &mut Vec<String>) {
+    let words = sentence.tokens.iter().filter(|token| token.kind != Kind::Break);
+    out.extend(words.map(|token| match token.kind {
+        Kind::Number => format!("#{}", token.text),
+        Kind::Word if token.name && is_common(&token.text) => format!("^{}", token.text),
+        _ => token.text.clone(),
+    }));
+    if sentence.asks {
+        out.push(QUESTION.to_owned());
+    }
+}
+
 /// Adds the reading of a sentence to `out`.
 pub(super) fn read(sentence: Sentence, out: &mut Vec<String>) {
     let Sentence { mut tokens, asks } = sentence;
@@ -86,7 +114,9 @@ fn matched(tokens: &[Token], phrase: &[&str]) -> usize {
         while n > 0 && tokens.get(taken).is_some_and(is_article) {
             taken += 1;
         }
-        let is_word = tokens.get(taken).is_some_and(|token| token.is(word) || (n == 0 && token.kind == Kind::Word && token.text == *word));
+        let is_word = tokens
+            .get(taken)
+            .is_some_and(|token| token.is(word) || (n == 0 && token.kind == Kind::Word && token.text == *word));
         if !is_word {
             return 0;
         }
@@ -112,15 +142,20 @@ fn said_in_one_way(tokens: &[Token]) -> Vec<Token> {
         };
         rest = rest.get(taken..).unwrap_or_default();
     }
-    // "More than 5" and "over 5".
-    let next_is_number: Vec<bool> =
-        out.iter().skip(1).map(|next: &Token| next.kind == Kind::Number).chain([false]).collect();
+    // "Over 5 euros" is "more than 5 euros"; "over 5 months" may be while they pass.
+    let is_amount = |number: Option<&Token>, unit: Option<&Token>| {
+        number.is_some_and(|number| number.kind == Kind::Number)
+            && unit.is_some_and(|unit| words::AMOUNTS.iter().any(|word| unit.is(word)))
+    };
+    let before_amount: Vec<bool> = (0..out.len()).map(|n| is_amount(out.get(n + 1), out.get(n + 2))).collect();
     let mut compared = Vec::with_capacity(out.len());
-    for (token, number) in out.into_iter().zip(next_is_number) {
+    for (token, number) in out.into_iter().zip(before_amount) {
         let more = token.is("over") || token.is("above");
         let less = token.is("under") || token.is("below");
         match number && (more || less) {
-            true => compared.extend([if more { "more" } else { "less" }, "than"].map(|word| Token::new(word, Kind::Word))),
+            true => {
+                compared.extend([if more { "more" } else { "less" }, "than"].map(|word| Token::new(word, Kind::Word)))
+            }
             false => compared.push(token),
         }
     }
@@ -135,9 +170,7 @@ fn asks_by_words(tokens: &[Token]) -> bool {
 }
 
 fn has_verb(tokens: &[Token]) -> bool {
-    tokens.iter().any(|token| {
-        token.kind == Kind::Chinese || words::AUXILIARIES.iter().any(|word| token.is(word))
-    })
+    tokens.iter().any(|token| token.kind == Kind::Chinese || words::AUXILIARIES.iter().any(|word| token.is(word)))
 }
 
 /// "What is the capital of France" asks for the capital of France; "what does it mean" for its meaning; "what does it cost" for its price.
@@ -147,7 +180,9 @@ fn short_questions(tokens: &[Token]) -> Option<Vec<Token>> {
     let ends = |word: &str| tokens.last().is_some_and(|last| last.is(word));
     if let Some(taken) = begins(&[&["what", "is"], &["what", "are"]]) {
         // "What is in it", "what is not covered": no noun follows.
-        let noun = tokens.get(taken).is_some_and(|next| is_article(next) || is_of_noun(next) || next.is("my") || next.is("our"));
+        let noun = tokens
+            .get(taken)
+            .is_some_and(|next| is_article(next) || is_of_noun(next) || next.is("my") || next.is("our"));
         return noun.then(|| after(taken)).flatten();
     }
     let what = begins(&[&["what", "do"], &["what", "does"]]);
@@ -180,7 +215,10 @@ fn of_reversed(tokens: Vec<Token>) -> Vec<Token> {
             }
         }
         let owned = out.split_off(from);
-        if owned.is_empty() || owner.is_empty() {
+        // "The Bank of England" is a name.
+        let is_owned =
+            owned.last().is_some_and(|last| !last.name && words::OWNED.contains(&plain(&last.text, false).as_str()));
+        if !is_owned || owner.is_empty() {
             out.extend(owned);
             out.push(token);
             out.extend(owner);
@@ -198,7 +236,9 @@ fn is_of_noun(token: &Token) -> bool {
     let text = token.text.as_str();
     let ends = [&words::BOUNDARIES[..], &words::ARTICLES, &words::QUESTIONS, &words::AUXILIARIES];
     match token.kind {
-        Kind::Word => (token.name || !ends.iter().any(|list| list.contains(&text))) && text != "of" && text != "percent",
+        Kind::Word => {
+            (token.name || !ends.iter().any(|list| list.contains(&text))) && text != "of" && text != "percent"
+        }
         Kind::Exact | Kind::Possessive => true,
         Kind::Number | Kind::Break | Kind::Chinese => false,
     }
@@ -228,9 +268,10 @@ fn duties(tokens: Vec<Token>) -> Vec<Token> {
     out
 }
 
-/// "Can I" is "may I", and "am I allowed to"; "is there a pool in the gym" is "does the gym have a pool".
+/// "May I" is "am I allowed to", and "can I" is "is it possible to"; "is there a pool in the gym" is "does the gym have a pool".
 fn permissions(mut out: Vec<Token>) -> Vec<Token> {
-    let is_plain = |tokens: &[Token]| !tokens.is_empty() && tokens.iter().all(|token| is_of_noun(token) || is_article(token));
+    let is_plain =
+        |tokens: &[Token]| !tokens.is_empty() && tokens.iter().all(|token| is_of_noun(token) || is_article(token));
     let allowed = out.iter().position(|token| token.is("allowed") || token.is("permitted"));
     if let (Some(at), true) = (allowed, starts(&out, &["is"]) || starts(&out, &["are"]))
         && out.get(1..at).is_some_and(is_plain)
@@ -239,12 +280,7 @@ fn permissions(mut out: Vec<Token>) -> Vec<Token> {
         out.drain(at..at + 2);
         out.splice(..1, [Token::new("may", Kind::Word)]);
     }
-    if let Some(first) = out.first_mut()
-        && (first.is("can") || first.is("could"))
-    {
-        first.text = "may".to_owned();
-    }
-    if out.first().is_some_and(|first| first.is("may"))
+    if out.first().is_some_and(|first| first.is("may") || first.is("can"))
         && out.get(1).is_some_and(|second| second.is("i") || second.is("we"))
     {
         out.remove(1);
@@ -280,7 +316,8 @@ fn write(tokens: &[Token], out: &mut Vec<String>) {
 fn is_left_out(token: &Token, next: Option<&Token>) -> bool {
     let before = |all: &[&str]| next.is_some_and(|next| all.contains(&next.text.as_str()));
     match token.text.as_str() {
-        "a" => !before(&["few", "little", "lot"]),
+        // And at the end of a sentence, it is one of a, b and c.
+        "a" => next.is_some_and(|next| next.kind != Kind::Break) && !before(&["few", "little", "lot"]),
         "the" | "an" | "do" | "does" => true,
         "this" | "these" | "that" => next.is_some_and(|next| next.kind != Kind::Break) && !before(&words::TIMES),
         _ => false,
@@ -292,13 +329,15 @@ fn name(text: &str) -> String {
     match words::WEEKDAYS.contains(&text) {
         true => plain(text, false),
         // "US" is not "us".
-        false if is_common(text) => format!("^{text}"),
+        false if is_common(text) || words::ALSO_NAMES.contains(&text) => format!("^{text}"),
         false => synonym(text).unwrap_or(text).to_owned(),
     }
 }
 
 fn is_common(text: &str) -> bool {
-    [&words::BOUNDARIES[..], &words::ARTICLES, &words::QUESTIONS, &words::AUXILIARIES].iter().any(|list| list.contains(&text))
+    [&words::BOUNDARIES[..], &words::ARTICLES, &words::QUESTIONS, &words::AUXILIARIES]
+        .iter()
+        .any(|list| list.contains(&text))
 }
 
 fn plain(text: &str, first: bool) -> String {
@@ -322,6 +361,7 @@ fn singular(text: &str) -> String {
         return if stem.chars().count() > 1 { format!("{stem}y") } else { text.to_owned() };
     }
     let long = ["sses", "shes", "ches", "xes", "zes", "nuses", "tuses"];
-    let stem = if long.iter().any(|end| text.ends_with(end)) { text.strip_suffix("es") } else { text.strip_suffix('s') };
+    let stem =
+        if long.iter().any(|end| text.ends_with(end)) { text.strip_suffix("es") } else { text.strip_suffix('s') };
     stem.unwrap_or(text).to_owned()
 }

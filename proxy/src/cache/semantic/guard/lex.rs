@@ -1,6 +1,6 @@
 //! A text as words, numbers and what is taken as it stands.
 
-use super::{chinese, words};
+use super::{chinese, numbers, words};
 
 /// What a piece of text is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,7 @@ impl Token {
 
 /// `None`: what it holds is not for reading. Spaces at the beginning of a line have a meaning in code.
 pub(super) fn sentences(text: &str) -> Option<Vec<Sentence>> {
+    let text = text.trim();
     if text.contains("```") || text.contains("\n ") || text.contains("\n\t") {
         return None;
     }
@@ -118,7 +119,11 @@ impl Lexer<'_> {
     /// Takes the next piece; false at the end.
     fn step(&mut self) -> bool {
         let Some(c) = self.peek(0) else { return false };
-        if c.is_whitespace() {
+        if c == '\n' || c == '\t' {
+            // Rows and columns of a table, say.
+            self.at += 1;
+            self.push(if c == '\n' { "\u{23ce}" } else { "\u{21e5}" }, Kind::Exact);
+        } else if c.is_whitespace() {
             self.at += 1;
         } else if chinese::is_han(c) {
             let run: String = self.run(|_, c, _| chinese::is_han(c));
@@ -192,7 +197,9 @@ impl Lexer<'_> {
                 || (before.is_none() && "+-.".contains(c))
                 || (c == ',' && digits)
                 || ("._:/@#&+-=~'\\".contains(c) && before.is_some_and(is_inside) && next.is_some_and(is_inside))
-                || ("+#".contains(c) && before.is_some_and(|b| b.is_alphabetic() || b == '+') && !next.is_some_and(is_inside))
+                || ("+#".contains(c)
+                    && before.is_some_and(|b| b.is_alphabetic() || b == '+')
+                    && !next.is_some_and(is_inside))
         });
         let starts = self.now.tokens.is_empty();
         let from = self.now.tokens.len();
@@ -206,10 +213,12 @@ impl Lexer<'_> {
     }
 
     fn classify(&mut self, run: &str) {
-        let unsigned = run.trim_start_matches('+');
-        let digits = unsigned.replace(',', "");
-        if digits.parse::<f64>().is_ok() && digits.contains(|c: char| c.is_ascii_digit()) && !digits.contains(['e', 'E']) {
-            return self.push(digits, Kind::Number);
+        let is_number = run.bytes().all(|b| b.is_ascii_digit() || b".,+-".contains(&b));
+        if is_number && run.contains(|c: char| c.is_ascii_digit()) {
+            return self.push(run, Kind::Number);
+        }
+        if let Some(number) = numbers::hyphenated(&run.to_lowercase()) {
+            return self.push(number.to_string(), Kind::Number);
         }
         if let Some(number) = ordinal(run) {
             return self.push(format!("#{number}th"), Kind::Exact);

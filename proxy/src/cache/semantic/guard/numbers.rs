@@ -3,16 +3,46 @@
 use super::lex::{Kind, Token};
 
 const SMALL: [&str; 20] = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
 ];
 const TENS: [&str; 8] = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 const LARGE: [(&str, u64); 3] = [("hundred", 100), ("thousand", 1000), ("million", 1_000_000)];
 const ORDINALS: [&str; 12] = [
-    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth",
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
+    "twelfth",
 ];
 const MONTHS: [&str; 12] = [
-    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december",
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
 ];
 const CURRENCIES: [&str; 3] = ["dollar", "euro", "pound"];
 
@@ -61,13 +91,19 @@ fn value(token: &Token) -> Option<u64> {
     small.or_else(tens).or_else(large)
 }
 
-/// `twenty` and `five` are 25; `two` and `hundred` are 200.
+/// `twenty-five` is 25. Without the hyphen it may be twenty of five each.
+pub(super) fn hyphenated(word: &str) -> Option<u64> {
+    let (tens, ones) = word.split_once('-')?;
+    let tens = TENS.iter().zip(2..).find(|(word, _)| **word == tens).map(|(_, value)| value * 10)?;
+    let ones = SMALL.iter().zip(0..).find(|(word, _)| **word == ones).map(|(_, value)| value)?;
+    (1..10).contains(&ones).then_some(tens + ones)
+}
+
+/// `two` and `hundred` are 200.
 fn joined(last: Option<&Token>, token: &Token, value: u64) -> Option<u64> {
     let last: u64 = last.filter(|last| last.kind == Kind::Number)?.text.parse().ok()?;
-    if LARGE.iter().any(|(word, _)| *word == token.text) {
-        return last.checked_mul(value).filter(|_| last < value);
-    }
-    ((20..100).contains(&last) && last % 10 == 0 && (1..10).contains(&value)).then_some(last + value)
+    let is_large = LARGE.iter().any(|(word, _)| *word == token.text);
+    last.checked_mul(value).filter(|_| is_large && last < value)
 }
 
 /// `24 December`, `December 24` and `24th of December` are one date.

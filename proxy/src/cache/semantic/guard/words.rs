@@ -5,19 +5,26 @@ pub(super) const DRAWN_TO_IS: [&str; 12] =
     ["what", "who", "where", "when", "why", "how", "it", "that", "there", "he", "she", "which"];
 
 /// Beginnings that ask for an answer: what follows is the question.
-pub(super) const TELL: [&[&str]; 9] = [
+pub(super) const TELL: [&[&str]; 15] = [
     &["tell", "me"],
     &["let", "me", "know"],
     &["i", "want", "to", "know"],
     &["i", "need", "to", "know"],
     &["i", "would", "like", "to", "know"],
-    &["do", "you", "know"],
+    &["do", "you", "know", "what"],
+    &["do", "you", "know", "how"],
+    &["do", "you", "know", "who"],
+    &["do", "you", "know", "when"],
+    &["do", "you", "know", "where"],
+    &["do", "you", "know", "why"],
+    &["do", "you", "know", "which"],
     &["explain", "why"],
     &["explain", "how"],
     &["explain", "what"],
 ];
 /// Beginnings that ask for something to be done: what follows is an order.
-pub(super) const ASK: [&[&str]; 4] = [&["can", "you"], &["could", "you"], &["would", "you"], &["will", "you"]];
+pub(super) const ASK: [&[&str]; 4] =
+    [&["can", "you"], &["could", "you"], &["would", "you", "please"], &["will", "you", "please"]];
 /// Beginnings without a meaning.
 pub(super) const GREETINGS: [&[&str]; 5] = [&["please"], &["kindly"], &["hello"], &["hi"], &["hey"]];
 /// Ends without a meaning.
@@ -25,7 +32,7 @@ pub(super) const THANKS: [&[&str]; 5] =
     [&["please"], &["thanks"], &["thank", "you"], &["many", "thanks"], &["thanks", "in", "advance"]];
 
 /// Rows of words that are said in another way, the longer before the shorter. An article in the text is passed over.
-pub(super) const SAID: [(&[&str], &[&str]); 40] = [
+pub(super) const SAID: [(&[&str], &[&str]); 38] = [
     (&["what", "is", "reason", "that"], &["why"]),
     (&["what", "is", "way", "to"], &["how"]),
     (&["at", "what", "time"], &["when"]),
@@ -44,9 +51,7 @@ pub(super) const SAID: [(&[&str], &[&str]); 40] = [
     (&["where", "do", "i"], &["where"]),
     (&["is", "it", "allowed", "to"], &["may"]),
     (&["is", "it", "permitted", "to"], &["may"]),
-    (&["is", "it", "possible", "to"], &["may"]),
-    (&["is", "it", "ok", "to"], &["may"]),
-    (&["is", "it", "okay", "to"], &["may"]),
+    (&["is", "it", "possible", "to"], &["can"]),
     (&["am", "i", "allowed", "to"], &["may"]),
     (&["are", "we", "allowed", "to"], &["may"]),
     (&["give", "me", "list", "of"], &["list"]),
@@ -69,7 +74,7 @@ pub(super) const SAID: [(&[&str], &[&str]); 40] = [
 ];
 
 /// Words that are said in another way.
-pub(super) const SYNONYMS: [(&str, &str); 65] = [
+pub(super) const SYNONYMS: [(&str, &str); 59] = [
     ("which", "what"),
     ("our", "my"),
     ("into", "to"),
@@ -100,9 +105,6 @@ pub(super) const SYNONYMS: [(&str, &str); 65] = [
     ("grey", "gray"),
     ("purchase", "buy"),
     ("begin", "start"),
-    ("insert", "add"),
-    ("erase", "delete"),
-    ("remove", "delete"),
     ("repair", "fix"),
     ("large", "big"),
     ("larger", "bigger"),
@@ -115,14 +117,11 @@ pub(super) const SYNONYMS: [(&str, &str); 65] = [
     ("women", "woman"),
     ("men", "man"),
     ("feet", "foot"),
-    ("shop", "store"),
     ("telephone", "phone"),
-    ("mobile", "cellphone"),
     ("compute", "calculate"),
     ("required", "needed"),
     ("necessary", "needed"),
     ("rise", "increase"),
-    ("display", "show"),
     ("whether", "if"),
     ("everyone", "everybody"),
     ("anyone", "anybody"),
@@ -138,11 +137,73 @@ pub(super) const SYNONYMS: [(&str, &str); 65] = [
 ];
 
 /// Not one more of the same: without the `s` they mean something else, or are no word.
-pub(super) const NO_PLURALS: [&str; 46] = [
-    "always", "perhaps", "towards", "sometimes", "besides", "across", "afterwards", "this", "his", "hers", "its", "ours",
-    "yours", "theirs", "news", "customs", "goods", "savings", "earnings", "contents", "means", "series", "species", "physics",
-    "economics", "politics", "mathematics", "ethics", "athletics", "glasses", "clothes", "arms", "works", "terms", "minutes",
-    "times", "stairs", "premises", "proceeds", "thanks", "regards", "less", "versus", "plus", "minus", "yes",
+pub(super) const NO_PLURALS: [&str; 66] = [
+    "always",
+    "perhaps",
+    "towards",
+    "sometimes",
+    "besides",
+    "across",
+    "afterwards",
+    "this",
+    "his",
+    "hers",
+    "its",
+    "ours",
+    "yours",
+    "theirs",
+    "news",
+    "customs",
+    "goods",
+    "savings",
+    "earnings",
+    "contents",
+    "means",
+    "series",
+    "species",
+    "physics",
+    "economics",
+    "politics",
+    "mathematics",
+    "ethics",
+    "athletics",
+    "glasses",
+    "clothes",
+    "arms",
+    "works",
+    "terms",
+    "minutes",
+    "times",
+    "stairs",
+    "premises",
+    "proceeds",
+    "thanks",
+    "regards",
+    "less",
+    "versus",
+    "plus",
+    "minus",
+    "yes",
+    "securities",
+    "damages",
+    "arts",
+    "woods",
+    "springs",
+    "manners",
+    "forces",
+    "futures",
+    "stocks",
+    "interests",
+    "returns",
+    "quarters",
+    "spirits",
+    "letters",
+    "looks",
+    "brains",
+    "humanities",
+    "utilities",
+    "holdings",
+    "shorts",
 ];
 
 pub(super) const WEEKDAYS: [&str; 7] =
@@ -150,9 +211,25 @@ pub(super) const WEEKDAYS: [&str; 7] =
 
 /// `this` and `that` before one of these say when.
 pub(super) const TIMES: [&str; 14] = [
-    "day", "week", "month", "quarter", "year", "morning", "afternoon", "evening", "night", "time", "weekend", "summer", "winter",
+    "day",
+    "week",
+    "month",
+    "quarter",
+    "year",
+    "morning",
+    "afternoon",
+    "evening",
+    "night",
+    "time",
+    "weekend",
+    "summer",
+    "winter",
     "century",
 ];
+
+/// What is counted where "over" means "more than".
+pub(super) const AMOUNTS: [&str; 9] =
+    ["dollar", "dollars", "euro", "euros", "pound", "pounds", "percent", "people", "employees"];
 
 pub(super) const ARTICLES: [&str; 3] = ["the", "a", "an"];
 
@@ -160,14 +237,169 @@ pub(super) const QUESTIONS: [&str; 9] = ["what", "which", "who", "whom", "whose"
 
 /// What a question may begin with beside [`QUESTIONS`].
 pub(super) const AUXILIARIES: [&str; 21] = [
-    "is", "are", "am", "was", "were", "do", "does", "did", "can", "could", "may", "might", "must", "shall", "should", "will",
-    "would", "has", "have", "had", "need",
+    "is", "are", "am", "was", "were", "do", "does", "did", "can", "could", "may", "might", "must", "shall", "should",
+    "will", "would", "has", "have", "had", "need",
 ];
 
 /// At these ends what belongs to a noun.
 pub(super) const BOUNDARIES: [&str; 58] = [
-    "in", "on", "at", "by", "for", "from", "to", "into", "with", "without", "about", "after", "before", "during", "between",
-    "over", "under", "above", "below", "near", "than", "as", "and", "or", "nor", "but", "if", "that", "because", "while", "until",
-    "since", "per", "i", "we", "you", "he", "she", "it", "they", "me", "us", "him", "them", "there", "not", "be", "been", "being",
-    "all", "each", "both", "most", "some", "many", "much", "any", "none",
+    "in", "on", "at", "by", "for", "from", "to", "into", "with", "without", "about", "after", "before", "during",
+    "between", "over", "under", "above", "below", "near", "than", "as", "and", "or", "nor", "but", "if", "that",
+    "because", "while", "until", "since", "per", "i", "we", "you", "he", "she", "it", "they", "me", "us", "him",
+    "them", "there", "not", "be", "been", "being", "all", "each", "both", "most", "some", "many", "much", "any",
+    "none",
+];
+
+/// What belongs to something, and is called the same before and after it: "the capital of France", "France's capital". Not so a cup of tea,
+/// and Russia's invasion may be the other way round.
+pub(super) const OWNED: [&str; 84] = [
+    "capital",
+    "population",
+    "currency",
+    "price",
+    "cost",
+    "fee",
+    "height",
+    "length",
+    "width",
+    "depth",
+    "weight",
+    "age",
+    "area",
+    "size",
+    "volume",
+    "color",
+    "name",
+    "address",
+    "manager",
+    "head",
+    "director",
+    "owner",
+    "author",
+    "president",
+    "mayor",
+    "king",
+    "queen",
+    "founder",
+    "ceo",
+    "symptom",
+    "effect",
+    "meaning",
+    "point",
+    "hour",
+    "warranty",
+    "date",
+    "year",
+    "month",
+    "day",
+    "quarter",
+    "language",
+    "formula",
+    "circumference",
+    "radius",
+    "diameter",
+    "distance",
+    "speed",
+    "temperature",
+    "end",
+    "beginning",
+    "start",
+    "top",
+    "bottom",
+    "title",
+    "version",
+    "status",
+    "balance",
+    "branch",
+    "rate",
+    "duration",
+    "deadline",
+    "period",
+    "limit",
+    "total",
+    "sum",
+    "average",
+    "result",
+    "advantage",
+    "disadvantage",
+    "benefit",
+    "ingredient",
+    "requirement",
+    "birthday",
+    "request",
+    "column",
+    "row",
+    "page",
+    "sale",
+    "revenue",
+    "profit",
+    "location",
+    "purpose",
+    "value",
+    "schedule",
+];
+
+/// Words that are also somebody's or something's name: a capital makes a difference.
+pub(super) const ALSO_NAMES: [&str; 50] = [
+    "turkey", "polish", "china", "apple", "march", "august", "bill", "mark", "jordan", "chad", "java", "amazon",
+    "oracle", "windows", "word", "excel", "access", "teams", "outlook", "python", "ruby", "rust", "go", "swift",
+    "shell", "target", "gap", "orange", "aids", "nice", "reading", "bath", "job", "lima", "meta", "visa", "discover",
+    "notes", "pages", "numbers", "office", "edge", "chrome", "safari", "signal", "slack", "zoom", "docker", "spring",
+    "react",
+];
+
+/// With one of these, a text asks for something about words as such, and then each of them counts.
+pub(super) const ABOUT_WORDS: [&str; 44] = [
+    "translate",
+    "translation",
+    "rephrase",
+    "paraphrase",
+    "rewrite",
+    "reword",
+    "proofread",
+    "grammar",
+    "grammatical",
+    "spell",
+    "spelled",
+    "spelling",
+    "letter",
+    "letters",
+    "character",
+    "characters",
+    "word",
+    "words",
+    "sentence",
+    "uppercase",
+    "lowercase",
+    "capitalize",
+    "capitalise",
+    "syllable",
+    "syllables",
+    "vowel",
+    "vowels",
+    "rhyme",
+    "rhymes",
+    "anagram",
+    "palindrome",
+    "typo",
+    "typos",
+    "verbatim",
+    "punctuation",
+    "passive",
+    "reformulate",
+    "polish",
+    "improve",
+    "shorten",
+    "edit",
+    "abbreviation",
+    "acronym",
+    "pronounce",
+];
+
+/// Without any of these, a text is in another language, where "a" or "do" may mean something.
+pub(super) const ENGLISH: [&str; 47] = [
+    "the", "is", "are", "does", "what", "how", "which", "who", "whose", "where", "when", "why", "my", "our", "please",
+    "can", "could", "you", "your", "this", "that", "these", "with", "from", "and", "about", "without", "before",
+    "after", "during", "between", "than", "must", "should", "would", "have", "has", "did", "not", "it", "they",
+    "their", "there", "if", "list", "show", "convert",
 ];
