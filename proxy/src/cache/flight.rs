@@ -384,6 +384,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_leader_finds_in_other_words_is_everybodys_at_once() {
+        let flights = Arc::new(Flights::default());
+        let leading = lead(&flights, 1);
+        let mut follower = follow(&flights, 1);
+        let events: Arc<[Arc<Value>]> = (0..3).map(event).collect();
+        leading.pass_on(&Entry { target: "sun".into(), events: events.clone(), bytes: 9, tokens: (None, None) });
+        assert!(matches!(follower.begun().await, Begun::Answer(target) if &*target == "sun"));
+        assert!(follower.is_similar());
+        for expected in &*events {
+            assert_eq!(follower.next().await.unwrap().as_ref(), Some(expected));
+        }
+        assert_eq!(follower.next().await, Ok(None));
+        drop(follower);
+        assert!(is_free(&flights, 1) && flights.held.load(Ordering::Relaxed) == 0);
+    }
+
+    #[tokio::test]
     async fn everybody_gets_every_event_in_order_whenever_they_come() {
         let flights = Arc::new(Flights::default());
         let leading = lead(&flights, 1);
