@@ -102,6 +102,7 @@ mod tests {
         let wait = Duration::from_millis(50);
         assert_eq!(known, Semantic { model: "all-minilm-l6-v2".into(), threshold: 0.95, wait, memory: 32 << 20 });
         let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
         let path = folder.path().display().to_string();
         let own = format!(", semantic: {{model: '{path}', threshold: 0.9, wait: 1s, memory: 1MiB}}");
         let own = read(&own).unwrap().unwrap();

@@ -201,34 +201,45 @@ fn short_questions(tokens: &[Token]) -> Option<Vec<Token>> {
 /// "The capital of France" becomes "France capital", as "France's capital" does.
 fn of_reversed(tokens: Vec<Token>) -> Vec<Token> {
     let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
-    let mut tokens = tokens.into_iter().peekable();
-    while let Some(token) = tokens.next() {
+    let mut rest = tokens.into_iter().peekable();
+    while let Some(token) = rest.next() {
         if !token.is("of") {
             out.push(token);
             continue;
         }
         let from = out.iter().rposition(|token| !is_of_noun(token)).map_or(0, |at| at + 1);
-        let mut owner = Vec::new();
-        while let Some(next) = tokens.next_if(|next| is_of_noun(next) || (owner.is_empty() && is_article(next))) {
-            if !is_article(&next) {
-                owner.push(next);
+        // What is owned, who owns it, and who owns that: "the mayor of the capital of France".
+        let mut chain = vec![out.split_off(from)];
+        loop {
+            let mut owner = Vec::new();
+            while let Some(next) = rest.next_if(|next| is_of_noun(next) || (owner.is_empty() && is_article(next))) {
+                if !is_article(&next) {
+                    owner.push(next);
+                }
+            }
+            chain.push(owner);
+            if rest.next_if(|next| next.is("of")).is_none() {
+                break;
             }
         }
-        let owned = out.split_off(from);
-        // "The Bank of England" is a name.
-        let is_owned =
-            owned.last().is_some_and(|last| !last.name && words::OWNED.contains(&plain(&last.text, false).as_str()));
-        if !is_owned || owner.is_empty() {
-            out.extend(owned);
-            out.push(token);
-            out.extend(owner);
+        let (last, owned) = chain.split_last().map_or((true, &[][..]), |(last, owned)| (last.is_empty(), owned));
+        if !last && owned.iter().all(|noun| is_owned(noun)) {
+            out.extend(chain.into_iter().rev().flatten());
         } else {
-            // An owner may itself be owned: "the mayor of the capital of France".
-            out.extend(owner);
-            out.extend(owned);
+            let of = Token::new("of", Kind::Word);
+            let apart = chain
+                .into_iter()
+                .enumerate()
+                .map(|(n, noun)| if n > 0 { [vec![of.clone()], noun].concat() } else { noun });
+            out.extend(apart.flatten());
         }
     }
     out
+}
+
+/// Not so the bank of "the Bank of England", which is a name.
+fn is_owned(noun: &[Token]) -> bool {
+    noun.last().is_some_and(|last| !last.name && words::OWNED.contains(&plain(&last.text, false).as_str()))
 }
 
 /// May be a part of what owns or is owned. A number is not: of "15 % of 240" nothing is owned.

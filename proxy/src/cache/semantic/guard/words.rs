@@ -397,9 +397,9 @@ pub(super) const ABOUT_WORDS: [&str; 44] = [
 ];
 
 /// Without any of these, a text is in another language, where "a" or "do" may mean something.
-pub(super) const ENGLISH: [&str; 47] = [
-    "the", "is", "are", "does", "what", "how", "which", "who", "whose", "where", "when", "why", "my", "our", "please",
-    "can", "could", "you", "your", "this", "that", "these", "with", "from", "and", "about", "without", "before",
-    "after", "during", "between", "than", "must", "should", "would", "have", "has", "did", "not", "it", "they",
-    "their", "there", "if", "list", "show", "convert",
+pub(super) const ENGLISH: [&str; 49] = [
+    "thanks", "thank", "the", "is", "are", "does", "what", "how", "which", "who", "whose", "where", "when", "why",
+    "my", "our", "please", "can", "could", "you", "your", "this", "that", "these", "with", "from", "and", "about",
+    "without", "before", "after", "during", "between", "than", "must", "should", "would", "have", "has", "did", "not",
+    "it", "they", "their", "there", "if", "list", "show", "convert",
 ];
