@@ -383,7 +383,7 @@ async fn look_up(gateway: &Gateway, planned: &PlannedRequest, scene: &mut Scene,
     }
     let semantic = gateway.semantic.as_ref().filter(|_| choice.semantic);
     let question =
-        semantic.and_then(|semantic| semantic.question(&gateway.keys, &config.labels, planned, &choice.key_parts));
+        semantic.and_then(|semantic| semantic.question(&gateway.keys, &config.labels, planned, &choice.key_parts, key));
     let flight = cache::flight_key(&gateway.keys, planned, &key, question.is_some());
     let shared = Shared { fill, flight, deadline: exchange.started + config.timeouts.total };
     shared.seek(gateway).in_other_words(gateway, question).await

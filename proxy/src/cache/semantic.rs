@@ -33,6 +33,8 @@ use vector::Vector;
 const HIGHEST_LABEL: &str = "internal";
 /// Who wants more chance than this wants another answer each time.
 const MAX_TEMPERATURE: f64 = 1.0;
+/// However long answers live.
+const MAX_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What is known of questions, in this process's memory only.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub struct Question {
     semantic: Arc<Semantic>,
     /// Of all questions that differ in their words only, and have the same reading.
     group: CacheKey,
+    /// Of the request, with its own words.
+    exact: CacheKey,
     /// As the cache would keep it: with placeholders.
     text: String,
 }
@@ -75,7 +79,7 @@ impl Semantic {
     /// Knows nothing yet.
     #[must_use]
     pub fn new(config: &Config, semantic: &config::Semantic) -> Self {
-        let ttl = config.cache.map_or(Duration::ZERO, |cache| cache.ttl);
+        let ttl = config.cache.map_or(Duration::ZERO, |cache| cache.ttl).min(MAX_LIFE);
         Self {
             encoder: Encoder::new(config::Engine::own_name(&semantic.model), semantic.wait),
             index: Index::new(semantic.memory, ttl),
@@ -91,7 +95,7 @@ impl Semantic {
         &self.encoder
     }
 
-    /// `None`: the request is answered by its own words only.
+    /// The question of a request that has the key `exact` in the cache. `None`: it is answered by its own words only.
     #[must_use]
     pub fn question(
         self: &Arc<Self>,
@@ -99,6 +103,7 @@ impl Semantic {
         labels: &Labels,
         request: &PlannedRequest,
         parts: &[String],
+        exact: CacheKey,
     ) -> Option<Question> {
         let classified = request.masked().classified();
         let call = &classified.request().call;
@@ -112,20 +117,27 @@ impl Semantic {
         let reading = guard::reading(&text)?;
         let rest = key_of_body(keys, labels, request, (body, "cache:semantic"), parts);
         let group = keys.hash("cache:reading", &[&rest, reading.as_bytes()]);
-        Some(Question { semantic: self.clone(), group, text })
+        Some(Question { semantic: self.clone(), group, exact, text })
     }
 }
 
 impl Question {
     /// Looks for an answer to the same in other words.
     pub async fn seek(self, cache: &MemoryCache, metrics: &Metrics) -> Sought {
-        let Self { semantic, group, text } = self;
+        let Self { semantic, group, exact, text } = self;
+        // Who asked with these words before has been compared.
+        if let Some(entry) = semantic.index.found_before(&exact).and_then(|key| cache.get(&key)) {
+            return Sought::Answered(entry);
+        }
         let Some(vector) = semantic.encoder.vector(&guard::without_suffixes(&text)).await else {
             metrics.vector_missed();
             return Sought::New(None);
         };
-        match semantic.index.nearest(&group, &vector, semantic.threshold, |key| cache.get(key)) {
-            Some(entry) => Sought::Answered(entry),
+        match semantic.index.nearest(&group, &vector, semantic.threshold, |key| Some((*key, cache.get(key)?))) {
+            Some((key, entry)) => {
+                semantic.index.note_found(exact, key);
+                Sought::Answered(entry)
+            }
             None => Sought::New(Some(Asked { semantic, group, vector })),
         }
     }

@@ -14,9 +14,16 @@ const GROUP: usize = 16;
 /// Bytes of a group and of a question beside its vector, about.
 const OVERHEAD: usize = 256;
 
+/// Of the bytes, one part in so many is for what was found before.
+const FOUND_PART: u64 = 8;
+
 /// All groups of one process.
 #[derive(Debug)]
-pub(super) struct Index(Cache<CacheKey, Arc<[Known]>>);
+pub(super) struct Index {
+    groups: Cache<CacheKey, Arc<[Known]>>,
+    /// Key of a request → key of the answer that was found for it.
+    found: Cache<CacheKey, CacheKey>,
+}
 
 #[derive(Debug, Clone)]
 struct Known {
@@ -29,7 +36,7 @@ struct Known {
 impl Index {
     pub(super) fn new(bytes: u64, ttl: Duration) -> Self {
         let groups = Cache::builder()
-            .max_capacity(bytes)
+            .max_capacity(bytes - bytes / FOUND_PART)
             .eviction_policy(EvictionPolicy::lru())
             .weigher(|_, group: &Arc<[Known]>| {
                 let each = |known: &Known| known.vector.bytes() + OVERHEAD;
@@ -37,7 +44,22 @@ impl Index {
             })
             .time_to_live(ttl)
             .build();
-        Self(groups)
+        let found = Cache::builder()
+            .max_capacity(bytes / FOUND_PART / OVERHEAD as u64)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(ttl)
+            .build();
+        Self { groups, found }
+    }
+
+    /// Under which key the answer is that was found for this request before.
+    pub(super) fn found_before(&self, request: &CacheKey) -> Option<CacheKey> {
+        self.found.get(request)
+    }
+
+    /// The answer of this request is under `key`: it need not be compared again.
+    pub(super) fn note_found(&self, request: CacheKey, key: CacheKey) {
+        self.found.insert(request, key);
     }
 
     /// What `fetch` has of the nearest question that is not below `threshold`. Questions whose answer is gone are forgotten.
@@ -48,7 +70,7 @@ impl Index {
         threshold: f32,
         fetch: impl Fn(&CacheKey) -> Option<T>,
     ) -> Option<T> {
-        let all = self.0.get(group)?;
+        let all = self.groups.get(group)?;
         let now = Instant::now();
         let mut near: Vec<(f32, &Known)> = all
             .iter()
@@ -75,15 +97,15 @@ impl Index {
     pub(super) fn keep(&self, group: CacheKey, key: CacheKey, vector: Vector, ttl: Duration) {
         let now = Instant::now();
         let known = Known { vector: Arc::new(vector), key, until: now + ttl };
-        let before = self.0.get(&group);
+        let before = self.groups.get(&group);
         let others = before.iter().flat_map(|all| all.iter()).filter(|other| other.key != key && other.until > now);
         self.put(group, [known].into_iter().chain(others.cloned()).take(GROUP).collect());
     }
 
     fn put(&self, group: CacheKey, all: Vec<Known>) {
         match all.is_empty() {
-            true => self.0.invalidate(&group),
-            false => self.0.insert(group, all.into()),
+            true => self.groups.invalidate(&group),
+            false => self.groups.insert(group, all.into()),
         }
     }
 }
@@ -115,6 +137,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_found_is_found_again_without_a_vector_up_to_a_bound() {
+        let index = Index::new(FOUND_PART * OVERHEAD as u64 * 10, LONG);
+        index.note_found([1; 32], [2; 32]);
+        assert_eq!((index.found_before(&[1; 32]), index.found_before(&[2; 32])), (Some([2; 32]), None));
+        (0..100).for_each(|n| index.note_found([n; 32], [n; 32]));
+        index.found.run_pending_tasks();
+        assert!(index.found.entry_count() <= 10);
+    }
+
+    #[test]
     fn it_lives_as_long_as_its_answer_and_the_bounds_hold() {
         let index = Index::new(20_000, LONG);
         index.keep([0; 32], [0; 32], vector(0.0), Duration::from_millis(10));
@@ -123,12 +155,12 @@ mod tests {
         for n in 0..100 {
             index.keep([0; 32], [n; 32], vector(0.0), LONG);
         }
-        let group = index.0.get(&[0; 32]).unwrap();
+        let group = index.groups.get(&[0; 32]).unwrap();
         assert_eq!((group.len(), group[0].key), (GROUP, [99; 32]));
         for n in 1..200 {
             index.keep([n; 32], [n; 32], vector(0.0), LONG);
         }
-        index.0.run_pending_tasks();
-        assert!(index.0.weighted_size() <= 20_000 && index.0.entry_count() > 10);
+        index.groups.run_pending_tasks();
+        assert!(index.groups.weighted_size() <= 20_000 && index.groups.entry_count() > 10);
     }
 }
