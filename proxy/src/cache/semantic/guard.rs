@@ -26,11 +26,13 @@ pub fn reading(text: &str) -> Option<String> {
     if english::is_about_words(&sentences) || chinese::is_about_words(text) {
         return None;
     }
-    let read = if english::is_english(&sentences) { english::read } else { english::read_strictly };
+    let is_english = english::is_english(&sentences);
+    let read = if is_english { english::read } else { english::read_strictly };
     let mut out = Vec::new();
     sentences.into_iter().for_each(|sentence| read(sentence, &mut out));
-    // Marks of a question alone ask for nothing.
-    out.iter().any(|word| word != english::QUESTION).then(|| out.join(" "))
+    // Marks of a question alone ask for nothing. What was read in one way is not compared with what was read in the other.
+    let asks = out.iter().any(|word| word != english::QUESTION);
+    asks.then(|| format!("{}{}", if is_english { "" } else { "= " }, out.join(" ")))
 }
 
 /// What a vector is made of: placeholders are words there, since a suffix means nothing to a model.

@@ -42,18 +42,15 @@ pub(super) fn read(sentence: Sentence, out: &mut Vec<String>) {
         return;
     }
     let tokens = said_in_one_way(&numbers::read(tokens));
-    let asks = asks_by_words(&tokens) || (asks && has_verb(&tokens) && frame != Frame::Ask);
-    let (tokens, asks) = match short_questions(&tokens) {
-        // Who writes a noun alone asks for it, with or without a mark.
-        Some(noun) => (noun, false),
-        None => (tokens, asks),
-    };
+    let asks = asks_by_words(&tokens) || frame == Frame::Tell || (asks && frame != Frame::Ask);
+    // A word alone with a question mark may ask for anything.
+    let is_bare = tokens.len() == 1;
+    let tokens = short_questions(&tokens).unwrap_or(tokens);
     let tokens = of_reversed(tokens);
     let tokens = permissions(duties(tokens));
     write(&tokens, out);
-    if asks {
-        out.push(QUESTION.to_owned());
-    }
+    let marks = usize::from(asks) + usize::from(asks && is_bare);
+    out.extend(std::iter::repeat_n(QUESTION.to_owned(), marks));
 }
 
 #[derive(PartialEq, Eq)]
@@ -77,10 +74,10 @@ fn without_frames(tokens: &mut Vec<Token>) -> Frame {
         let begins = |phrase: &[&str]| tokens.len() > phrase.len() && starts(tokens, phrase);
         if let Some(phrase) = words::GREETINGS.into_iter().find(|phrase| begins(phrase)) {
             tokens.drain(..phrase.len());
-        } else if let Some(phrase) = words::TELL.into_iter().find(|phrase| begins(phrase)) {
-            // The word that asks stays.
-            let taken = phrase.len() - usize::from(phrase.first() == Some(&"explain"));
-            tokens.drain(..taken);
+        } else if let Some(phrase) =
+            words::TELL.into_iter().find(|phrase| begins(phrase) && asks_from(phrase, tokens.get(phrase.len())))
+        {
+            tokens.drain(..phrase.len());
             frame = Frame::Tell;
         } else if let Some(phrase) = words::ASK.into_iter().find(|phrase| begins(phrase)) {
             tokens.drain(..phrase.len());
@@ -93,6 +90,14 @@ fn without_frames(tokens: &mut Vec<Token>) -> Frame {
             return frame;
         }
     }
+}
+
+/// "Tell me why" and "tell me the price" ask for something; "tell me a joke" does not, nor does "do you know Anna", and whoever explains the
+/// price says more than what it is.
+fn asks_from(phrase: &[&str], next: Option<&Token>) -> bool {
+    let known = ["if", "whether", "the", "my", "our"];
+    let known = if phrase == ["explain"] { &[][..] } else { &known };
+    next.is_some_and(|next| words::QUESTIONS.iter().chain(known).any(|word| next.is(word)))
 }
 
 fn starts(tokens: &[Token], phrase: &[&str]) -> bool {
@@ -169,21 +174,18 @@ fn asks_by_words(tokens: &[Token]) -> bool {
     })
 }
 
-fn has_verb(tokens: &[Token]) -> bool {
-    tokens.iter().any(|token| token.kind == Kind::Chinese || words::AUXILIARIES.iter().any(|word| token.is(word)))
-}
-
 /// "What is the capital of France" asks for the capital of France; "what does it mean" for its meaning; "what does it cost" for its price.
 fn short_questions(tokens: &[Token]) -> Option<Vec<Token>> {
     let begins = |words: &[&[&str]]| words.iter().find(|words| starts(tokens, words)).map(|words| words.len());
     let after = |taken: usize| tokens.get(taken..).map(<[Token]>::to_vec).filter(|rest| !rest.is_empty());
     let ends = |word: &str| tokens.last().is_some_and(|last| last.is(word));
     if let Some(taken) = begins(&[&["what", "is"], &["what", "are"]]) {
-        // "What is in it", "what is not covered": no noun follows.
-        let noun = tokens
-            .get(taken)
-            .is_some_and(|next| is_article(next) || is_of_noun(next) || next.is("my") || next.is("our"));
-        return noun.then(|| after(taken)).flatten();
+        // "What is a budget" asks for another thing than "what is the budget", and so may "what is budget".
+        let next = tokens.get(taken);
+        let is_known = next.is_some_and(|next| ["the", "my", "our"].iter().any(|word| next.is(word)));
+        let owner = tokens.iter().skip(taken).take(4).take_while(|token| is_of_noun(token));
+        let is_owned = owner.into_iter().any(|token| token.kind == Kind::Possessive);
+        return if is_known || is_owned { after(taken) } else { None };
     }
     let what = begins(&[&["what", "do"], &["what", "does"]]);
     let how_much = begins(&[&["how", "much", "do"], &["how", "much", "does"]]);
@@ -323,13 +325,11 @@ fn write(tokens: &[Token], out: &mut Vec<String>) {
     }
 }
 
-/// "A few" is not "few", and "this year" is not "the year".
+/// "This year" is not "the year". "A" stays: who is a manager is not who is the manager, nor are a few employees few.
 fn is_left_out(token: &Token, next: Option<&Token>) -> bool {
     let before = |all: &[&str]| next.is_some_and(|next| all.contains(&next.text.as_str()));
     match token.text.as_str() {
-        // And at the end of a sentence, it is one of a, b and c.
-        "a" => next.is_some_and(|next| next.kind != Kind::Break) && !before(&["few", "little", "lot"]),
-        "the" | "an" | "do" | "does" => true,
+        "the" | "do" | "does" => true,
         "this" | "these" | "that" => next.is_some_and(|next| next.kind != Kind::Break) && !before(&words::TIMES),
         _ => false,
     }

@@ -132,8 +132,8 @@ impl Lexer<'_> {
             if !text.is_empty() {
                 self.push(text, Kind::Chinese);
             }
-        } else if c == '[' && self.take_placeholder() {
-        } else if (c == '"' || c == '`' || c == '\'') && self.take_quoted(c) {
+        } else if (c == '[' && self.take_placeholder()) || ("\"`'".contains(c) && self.take_quoted(c)) {
+            // Taken as it is written.
         } else if c.is_alphanumeric() || c == '_' || self.begins_signed() {
             self.take_run();
         } else {

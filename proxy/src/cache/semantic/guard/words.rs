@@ -5,22 +5,13 @@ pub(super) const DRAWN_TO_IS: [&str; 12] =
     ["what", "who", "where", "when", "why", "how", "it", "that", "there", "he", "she", "which"];
 
 /// Beginnings that ask for an answer: what follows is the question.
-pub(super) const TELL: [&[&str]; 15] = [
+pub(super) const TELL: [&[&str]; 6] = [
     &["tell", "me"],
-    &["let", "me", "know"],
     &["i", "want", "to", "know"],
     &["i", "need", "to", "know"],
     &["i", "would", "like", "to", "know"],
-    &["do", "you", "know", "what"],
-    &["do", "you", "know", "how"],
-    &["do", "you", "know", "who"],
-    &["do", "you", "know", "when"],
-    &["do", "you", "know", "where"],
-    &["do", "you", "know", "why"],
-    &["do", "you", "know", "which"],
-    &["explain", "why"],
-    &["explain", "how"],
-    &["explain", "what"],
+    &["do", "you", "know"],
+    &["explain"],
 ];
 /// Beginnings that ask for something to be done: what follows is an order.
 pub(super) const ASK: [&[&str]; 4] =
@@ -74,10 +65,11 @@ pub(super) const SAID: [(&[&str], &[&str]); 38] = [
 ];
 
 /// Words that are said in another way.
-pub(super) const SYNONYMS: [(&str, &str); 59] = [
+pub(super) const SYNONYMS: [(&str, &str); 60] = [
     ("which", "what"),
     ("our", "my"),
     ("into", "to"),
+    ("an", "a"),
     ("am", "is"),
     ("are", "is"),
     ("were", "was"),
@@ -397,9 +389,9 @@ pub(super) const ABOUT_WORDS: [&str; 44] = [
 ];
 
 /// Without any of these, a text is in another language, where "a" or "do" may mean something.
-pub(super) const ENGLISH: [&str; 49] = [
-    "thanks", "thank", "the", "is", "are", "does", "what", "how", "which", "who", "whose", "where", "when", "why",
-    "my", "our", "please", "can", "could", "you", "your", "this", "that", "these", "with", "from", "and", "about",
-    "without", "before", "after", "during", "between", "than", "must", "should", "would", "have", "has", "did", "not",
-    "it", "they", "their", "there", "if", "list", "show", "convert",
+pub(super) const ENGLISH: [&str; 50] = [
+    "of", "thanks", "thank", "the", "is", "are", "does", "what", "how", "which", "who", "whose", "where", "when",
+    "why", "my", "our", "please", "can", "could", "you", "your", "this", "that", "these", "with", "from", "and",
+    "about", "without", "before", "after", "during", "between", "than", "must", "should", "would", "have", "has",
+    "did", "not", "it", "they", "their", "there", "if", "list", "show", "convert",
 ];
