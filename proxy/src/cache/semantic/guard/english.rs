@@ -215,7 +215,7 @@ fn of_reversed(tokens: Vec<Token>) -> Vec<Token> {
         loop {
             let mut owner = Vec::new();
             while let Some(next) = rest.next_if(|next| is_of_noun(next) || (owner.is_empty() && is_article(next))) {
-                if !is_article(&next) {
+                if !next.is("the") {
                     owner.push(next);
                 }
             }

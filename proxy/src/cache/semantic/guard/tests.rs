@@ -70,6 +70,7 @@ fn what_denies_turns_round_or_compares_counts() {
         ("few customers", "a few customers"),
         ("What is a budget?", "What is the budget?"),
         ("What is revenue?", "What is the revenue?"),
+        ("the manager of a branch", "the manager of the branch"),
         ("Is Anna a manager?", "Is Anna the manager?"),
         ("Tell me a joke", "What is a joke?"),
         ("Explain the price", "What is the price?"),
