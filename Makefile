@@ -14,6 +14,7 @@ SHELL := bash
 .DEFAULT_GOAL := build
 
 MODEL := smollm2-135m-instruct
+ENCODER := all-minilm-l6-v2
 RELEASE := target/release
 CARGO := cargo
 
@@ -37,6 +38,7 @@ plugins:
 
 model: build
 	@$(RELEASE)/postern model pull $(MODEL)
+	@$(RELEASE)/postern model pull $(ENCODER)
 
 demo: build
 	@$(RELEASE)/postern demo

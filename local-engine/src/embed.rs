@@ -105,6 +105,14 @@ impl Embedder {
         &self.name
     }
 
+    /// The vectors of a few texts, computed on this thread.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`]: a text is longer than the model takes.
+    pub fn vectors(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, EngineError> {
+        Ok(self.compute(texts)?.vectors)
+    }
+
     /// Numbers of a vector.
     pub(crate) fn width(&self) -> usize {
         self.bert.width()

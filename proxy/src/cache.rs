@@ -7,6 +7,7 @@ pub mod flight;
 mod key;
 mod memory;
 pub mod redis;
+pub mod semantic;
 pub(crate) mod warm;
 
 pub use key::{CacheKey, flight_key, key};

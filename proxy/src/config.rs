@@ -9,6 +9,7 @@ pub mod policies;
 pub mod read;
 mod resolve;
 pub mod sections;
+mod semantic;
 pub mod shared;
 pub mod trust;
 pub mod units;
@@ -25,6 +26,7 @@ pub use file::{Balance, Continues, OnFailure, Placement, Secret};
 pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
 use sections::Sections;
+pub use semantic::Semantic;
 pub use shared::{Redis, Replicas};
 
 /// Why a configuration is not accepted; says file, line, column and what was expected.
@@ -121,6 +123,8 @@ pub struct Config {
     pub cache: Option<Cache>,
     /// This gateway is one of several; `None`: it is the only one.
     pub replicas: Option<Replicas>,
+    /// Answers to questions that were asked in other words.
+    pub semantic: Option<Semantic>,
     /// The engine on this machine; `None`: there is none.
     pub engine: Option<Engine>,
     /// Folder of the records.
@@ -304,6 +308,13 @@ impl Config {
     #[must_use]
     pub fn engine_socket(&self) -> PathBuf {
         self.state_dir.join("engine.sock")
+    }
+
+    /// Where the process dials that makes vectors of questions.
+    #[must_use]
+    pub fn encoder_socket(&self) -> PathBuf {
+        // As long as the engine's: `postern check` measures that.
+        self.state_dir.join("vector.sock")
     }
 
     /// May any remote target see `label`? As configured, whether it answers at present or not.

@@ -126,7 +126,7 @@ impl Exchange {
 
     /// What tokens cost where it was answered; `None`: nothing, or nothing is known. What comes from the cache was paid for.
     fn cost(&self) -> Option<Cost> {
-        let is_new = !matches!(self.outcome.cache, Some("exact" | "shared"));
+        let is_new = !matches!(self.outcome.cache, Some("exact" | "semantic" | "shared"));
         self.outcome.target.as_ref().filter(|_| is_new).and_then(|target| self.prices.of_target(target))
     }
 

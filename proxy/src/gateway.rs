@@ -16,6 +16,7 @@ use crate::admission::together::{Counter, Together};
 use crate::audit::{AuditLog, Flushed};
 use crate::cache::flight::Flights;
 use crate::cache::redis::SharedCache;
+use crate::cache::semantic::Semantic;
 use crate::cache::{MemoryCache, Tiers};
 use crate::classify::Classifier;
 use crate::config::Config;
@@ -60,6 +61,8 @@ pub struct Gateway {
     pub shadows: Places,
     /// Answers given before.
     pub cache: Option<Arc<Tiers>>,
+    /// Questions that were asked before, to answer those that mean the same.
+    pub semantic: Option<Arc<Semantic>>,
     /// Answers that are under way.
     pub flights: Arc<Flights>,
     /// For answers of which only a few should be in memory.
@@ -115,6 +118,7 @@ impl Gateway {
             live: Arc::new(live),
             shadows: Places::default(),
             cache,
+            semantic: config.semantic.as_ref().map(|semantic| Arc::new(Semantic::new(&config, semantic))),
             flights: Arc::default(),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,

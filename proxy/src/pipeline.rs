@@ -195,13 +195,13 @@ async fn answer(
     exchange.placement = planned.plan().placement.as_str();
 
     // Who follows may come to ask for itself.
-    let leaves = !matches!(way, Way::Hit(_)) && planned.plan().form == Form::Masked;
+    let leaves = !way.is_hit() && planned.plan().form == Form::Masked;
     record_intent(gateway, exchange, &planned, request_hash, leaves).await?;
     // The intent has them.
     exchange.outcome.policies.clear();
     exchange.outcome.cache = Some(way.word());
 
-    if planned.masked().classified().request().call.stream() && !matches!(way, Way::Hit(_)) {
+    if planned.masked().classified().request().call.stream() && !way.is_hit() {
         let (placement, reason) = (planned.plan().placement.as_str(), planned.plan().reason.as_str());
         let (label, cache) = (config.labels.name(*label).to_owned(), way.word());
         let _only_once = known.head.set(Head { sent: AtomicBool::new(false), label, placement, reason, cache });
@@ -213,13 +213,13 @@ async fn answer(
     }
     let others = match found {
         Found::Ask(others) => others,
-        Found::Hit(entry) => {
+        Found::Hit(entry) | Found::Similar(entry) => {
             exchange.outcome.target = Some(entry.target.to_string());
             (exchange.outcome.prompt_tokens, exchange.outcome.completion_tokens) = entry.tokens;
             let source = response::Source::Cached(entry);
             return Ok(Ready { request: planned, source, others: Others::default(), going_on });
         }
-        Found::Shared(target, source) => {
+        Found::Shared(target, source) | Found::SharedSimilar(target, source) => {
             exchange.outcome.target = Some(target.to_string());
             return Ok(Ready { request: planned, source: *source, others: Others::default(), going_on });
         }
@@ -373,7 +373,7 @@ async fn look_up(gateway: &Gateway, planned: &PlannedRequest, scene: &mut Scene,
         return alone;
     }
     let key = cache::key(&gateway.keys, &config.labels, planned, &choice.key_parts);
-    let fill = Fill { cache: store.clone(), slot: slot(gateway, store, planned, key), ttl: choice.ttl };
+    let fill = Fill { cache: store.clone(), slot: slot(gateway, store, planned, key), ttl: choice.ttl, asked: None };
     // Of large answers only a few should be in memory; log probabilities are not shared, so nobody should wait for them.
     let is_large = matches!(&request.call, Call::Embeddings(vectors) if Wanted::from(vectors).is_large());
     let logprobs = request.call.body().get("logprobs");
@@ -386,8 +386,12 @@ async fn look_up(gateway: &Gateway, planned: &PlannedRequest, scene: &mut Scene,
         };
         return hit.map_or(Way::Ask(Others { fill: Some(fill), leading: None }), Way::Hit);
     }
-    let flight = cache::flight_key(&gateway.keys, planned, &key);
-    Shared { fill, flight, deadline: exchange.started + config.timeouts.total }.seek(gateway).await
+    let semantic = gateway.semantic.as_ref().filter(|_| choice.semantic);
+    let question =
+        semantic.and_then(|semantic| semantic.question(&gateway.keys, &config.labels, planned, &choice.key_parts, key));
+    let flight = cache::flight_key(&gateway.keys, planned, &key, question.is_some());
+    let shared = Shared { fill, flight, deadline: exchange.started + config.timeouts.total };
+    shared.seek(gateway).await.in_other_words(gateway, question).await
 }
 
 /// Where an answer is kept. What may not leave is not in the second tier either, not even encrypted.

@@ -26,6 +26,7 @@ use postern_wire::sse;
 use serde_json::Value;
 
 use crate::cache::flight::{Flight, Follower, Leading};
+use crate::cache::semantic::Asked;
 use crate::cache::{Entry, Slot, Tiers};
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
@@ -93,6 +94,8 @@ pub struct Fill {
     pub slot: Slot,
     /// For how long at most.
     pub ttl: Option<std::time::Duration>,
+    /// The question, by which others may find it that mean the same.
+    pub asked: Option<Asked>,
 }
 
 /// What it takes to go on with an answer that breaks off.

@@ -37,6 +37,7 @@ struct Inherited {
     control: UnixDatagram,
     probe: Option<std::net::TcpListener>,
     enrol: Option<std::net::TcpListener>,
+    encoder: Option<UnixListener>,
 }
 
 /// `postern gateway`: serves until SIGTERM.
@@ -80,12 +81,22 @@ fn inherit(config: &Config) -> anyhow::Result<Inherited> {
             .enrol
             .map(|_| fds.take_tcp_listener(if config.probe.is_some() { 5 } else { 4 })?.ok_or_else(missing))
             .transpose()?,
+        encoder: config
+            .semantic
+            .as_ref()
+            .map(|_| {
+                let others = usize::from(config.probe.is_some()) + usize::from(config.enrol.is_some());
+                fds.take_unix_listener(4 + others)?.ok_or_else(missing)
+            })
+            .transpose()?,
     };
     let optional = [&inherited.probe, &inherited.enrol].into_iter().flatten();
     for socket in [&inherited.gateway, &inherited.admin].into_iter().chain(optional) {
         socket.set_nonblocking(true)?;
     }
-    inherited.engine.set_nonblocking(true)?;
+    for socket in [&inherited.engine].into_iter().chain(&inherited.encoder) {
+        socket.set_nonblocking(true)?;
+    }
     Ok(inherited)
 }
 
@@ -118,6 +129,10 @@ async fn serve(
     }
     engine.controlled_by(Control::new(inherited.control)?);
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
+    if let (Some(semantic), Some(socket)) = (&gateway.semantic, inherited.encoder) {
+        let socket = tokio::net::UnixListener::from_std(socket)?;
+        tokio::spawn(semantic.encoder().clone().accept(socket, metrics.clone()));
+    }
     tokio::spawn(certificate.clone().keep(metrics.clone()));
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
 

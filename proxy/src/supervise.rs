@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use command_fds::{CommandFdExt as _, FdMapping};
+use postern_engine::Serves;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +39,10 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// For the gateway to let its requests end, and for the engine after it.
 const GATEWAY_WITHIN: Duration = Duration::from_secs(40);
 const ENGINE_WITHIN: Duration = Duration::from_secs(5);
+/// For vectors of questions, which are short: more threads would wait for each other.
+const ENCODER_THREADS: usize = 2;
+/// An encoder that says nothing for so long hangs.
+const ENCODER_HUNG_AFTER: Duration = Duration::from_secs(60);
 /// What is set up wrong does not get better by itself (`EX_CONFIG` of sysexits.h): a gateway that ends with this code at
 /// its first start is not started again.
 pub const EXIT_CONFIG: u8 = 78;
@@ -52,6 +57,7 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     let config_path = std::path::absolute(config_path)?;
 
     let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
+    let mut encoder = encoder(config);
     let mut engines = Engines::new(config, Requests::new(sockets.control.0.try_clone()?)?);
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -66,6 +72,10 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
                 Some(engines) => engines.step().await,
                 None => std::future::pending().await,
             } } => stepped?,
+            stepped = async { match &mut encoder {
+                Some(encoder) => encoder.step().await,
+                None => std::future::pending().await,
+            } } => { stepped?; }
             // The policies are the gateway's: it reads the configuration anew and says what it makes of it.
             _ = hangup.recv() => gateway.tell(Signal::HUP),
             _ = term.recv() => break,
@@ -76,6 +86,9 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     let code = gateway.end(GATEWAY_WITHIN).await;
     if let Some(engines) = &mut engines {
         engines.end().await;
+    }
+    if let Some(encoder) = &mut encoder {
+        encoder.end(ENGINE_WITHIN).await;
     }
     Ok(code)
 }
@@ -91,6 +104,9 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
     for socket in [&sockets.probe, &sockets.enrol].into_iter().flatten() {
         fds.push(socket.try_clone()?.into());
     }
+    if let Some(socket) = &sockets.encoder {
+        fds.push(socket.try_clone()?.into());
+    }
     let mut command = std::process::Command::new(own_program()?);
     command.arg("gateway").arg("--config").arg(config_path).stdin(Stdio::null());
     command.env("LISTEN_FDS", fds.len().to_string()).env_remove("LISTEN_PID");
@@ -100,17 +116,24 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
     Ok(command.into())
 }
 
-/// The engine gets no descriptor and none of the gateway's environment: no key of an upstream is in its memory.
+/// What makes vectors of questions for the cache, if that is configured: an engine of its own.
+fn encoder(config: &Config) -> Option<Service<'_, impl FnMut() -> anyhow::Result<Command>>> {
+    let semantic = config.semantic.as_ref()?;
+    let start = || {
+        let mut command = own_engine(&semantic.model, &config.encoder_socket(), Some(ENCODER_THREADS))?;
+        command.arg("--device").arg("cpu");
+        Ok(command.into())
+    };
+    let needs = || match engines::serves(&semantic.model)? {
+        Serves::Vectors => Ok(()),
+        Serves::Chats => Err(format!("the model `{}` of `cache.semantic` makes no vectors", semantic.model)),
+    };
+    Some(Service::new("encoder", start).hung_after(ENCODER_HUNG_AFTER).needs(needs))
+}
+
 fn engine_command(config: &Config, model: &str) -> anyhow::Result<Command> {
     let engine = config.engine.as_ref().context("no engine is configured")?;
-    let mut command = std::process::Command::new(own_program()?);
-    command.env_clear();
-    for name in ["PATH", "HOME", "POSTERN_CACHE", "POSTERN_LOG"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
-    command.arg("engine").arg("--model").arg(model).arg("--connect").arg(std::path::absolute(config.engine_socket())?);
+    let mut command = own_engine(model, &config.engine_socket(), None)?;
     command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
     command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
     command.arg("--max-queue").arg(engine.max_queue.to_string());
@@ -119,12 +142,25 @@ fn engine_command(config: &Config, model: &str) -> anyhow::Result<Command> {
         command.arg("--kv-eight-bit");
     }
     command.arg("--hung-after-ms").arg(engine.hung_after.as_millis().to_string());
-    command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
-    command.envs(postern_engine::thread_environment(None));
     command.arg("--device").arg(if engine.device == Device::Cpu { "cpu" } else { "auto" });
+    Ok(command.into())
+}
+
+/// An engine gets no descriptor and none of the gateway's environment: no key of an upstream is in its memory.
+fn own_engine(model: &str, socket: &Path, threads: Option<usize>) -> anyhow::Result<std::process::Command> {
+    let mut command = std::process::Command::new(own_program()?);
+    command.env_clear();
+    for name in ["PATH", "HOME", "POSTERN_CACHE", "POSTERN_LOG"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.arg("engine").arg("--model").arg(model).arg("--connect").arg(std::path::absolute(socket)?);
+    command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
+    command.envs(postern_engine::thread_environment(threads));
     // On its standard output it says that it does not hang.
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    Ok(command.into())
+    Ok(command)
 }
 
 /// The file that is running, even if another was put in its place meanwhile: gateway and supervisor are one version.

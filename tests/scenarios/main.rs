@@ -46,6 +46,7 @@ mod readme;
 mod redaction;
 mod replicas;
 mod rotation;
+mod semantic;
 mod upstreams;
 mod workbench;
 

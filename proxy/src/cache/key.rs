@@ -1,7 +1,7 @@
 //! What makes two requests the same.
 
 use postern_wire::call::Call;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::classify::clearance::Destination;
 use crate::decide::PlannedRequest;
@@ -21,14 +21,26 @@ pub fn key(
     request: &PlannedRequest,
     parts: &[String],
 ) -> CacheKey {
-    let (masked, plan) = (request.masked(), request.plan());
-    let classified = masked.classified();
-    let call = &classified.request().call;
-    let body = match call {
+    let masked = request.masked();
+    let body = match &masked.classified().request().call {
         // A vector is one of the text with the placeholders that went out; nothing in it can be mapped onto other values.
         Call::Embeddings(_) => masked.body().clone(),
         Call::Chat(_) | Call::Completion(_) => masked.canonical_body(),
     };
+    key_of_body(keys, labels, request, (body, "cache"), parts)
+}
+
+/// As [`key`], of another body; `purpose` keeps keys of other kinds apart.
+pub(super) fn key_of_body(
+    keys: &Keys,
+    labels: &crate::classify::label::Labels,
+    request: &PlannedRequest,
+    (body, purpose): (Map<String, Value>, &str),
+    parts: &[String],
+) -> CacheKey {
+    let (masked, plan) = (request.masked(), request.plan());
+    let classified = masked.classified();
+    let call = &classified.request().call;
     let body = Value::Object(body).to_string();
     let target = plan.targets.first().map_or("", |target| target.name());
     let model = match plan.targets.first() {
@@ -46,16 +58,17 @@ pub fn key(
         body.as_bytes(),
     ];
     fields.extend(parts.iter().map(String::as_bytes));
-    keys.hash("cache", &fields)
+    keys.hash(purpose, &fields)
 }
 
-/// Of requests that may share an answer that is under way: those of one `key` that may be answered by the same targets, and are as urgent.
+/// Of requests that may share an answer that is under way: those of one `key` that may be answered by the same targets, are as urgent, and
+/// either all or none content with an answer to the same in other words.
 #[must_use]
-pub fn flight_key(keys: &Keys, request: &PlannedRequest, key: &CacheKey) -> CacheKey {
+pub fn flight_key(keys: &Keys, request: &PlannedRequest, key: &CacheKey, semantic: bool) -> CacheKey {
     let mut names: Vec<&str> = request.plan().targets.iter().map(Destination::name).collect();
     names.sort_unstable();
-    let bulk = [u8::from(request.masked().classified().request().marks.bulk)];
-    let mut fields: Vec<&[u8]> = vec![key, &bulk];
+    let marks = [u8::from(request.masked().classified().request().marks.bulk), u8::from(semantic)];
+    let mut fields: Vec<&[u8]> = vec![key, &marks];
     fields.extend(names.iter().map(|name| name.as_bytes()));
     keys.hash("flight", &fields)
 }
@@ -68,7 +81,7 @@ mod tests {
     use postern_wire::call::Endpoint;
     use proptest::prelude::*;
     use proptest::sample::Index;
-    use serde_json::{Map, json};
+    use serde_json::json;
 
     use super::*;
     use crate::classify::Classifier;
@@ -365,7 +378,7 @@ targets:
                 parts: vec![],
             };
             let planned = office.planned(&sent, body.to_string()).unwrap();
-            flight_key(&office.keys, &planned, &key(&office.keys, &office.config.labels, &planned, &[]))
+            flight_key(&office.keys, &planned, &key(&office.keys, &office.config.labels, &planned, &[]), false)
         };
         assert_eq!(flight(vec![]), flight(vec![("postern-conversation", "c")]));
         assert_ne!(flight(vec![]), flight(vec![("postern-priority", "bulk")]));

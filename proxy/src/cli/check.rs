@@ -80,6 +80,16 @@ fn warnings(config: &Config) -> Vec<String> {
         ),
         _ => {}
     }
+    if let Some(semantic) = &config.semantic {
+        found.extend(match catalog::locate(&semantic.model).and_then(|path| postern_engine::serves(&path)) {
+            Ok(postern_engine::Serves::Vectors) => None,
+            Ok(postern_engine::Serves::Chats) => Some(format!(
+                "the model `{}` of `cache.semantic` makes no vectors; all-minilm-l6-v2 does",
+                semantic.model
+            )),
+            Err(error) => Some(format!("`cache.semantic` is not used yet: {error}")),
+        });
+    }
     let socket = std::path::absolute(config.engine_socket()).unwrap_or_else(|_| config.engine_socket());
     let bytes = socket.as_os_str().len();
     if bytes > MAX_SOCKET_PATH {

@@ -184,7 +184,7 @@ struct Sum {
 impl Sum {
     fn add(&mut self, outcome: &Outcome) {
         self.requests += 1;
-        self.from_cache += u64::from(matches!(outcome.cache.as_deref(), Some("exact" | "shared")));
+        self.from_cache += u64::from(matches!(outcome.cache.as_deref(), Some("exact" | "semantic" | "shared")));
         self.prompt_tokens += outcome.prompt_tokens.unwrap_or_default();
         self.completion_tokens += outcome.completion_tokens.unwrap_or_default();
         self.cost += outcome.cost.unwrap_or_default();

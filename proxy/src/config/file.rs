@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
+use super::semantic::SemanticPart;
 use super::units::{self, Size, Span};
 use crate::admin::guard::Role;
 pub use policies::{Balance, Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
@@ -539,6 +540,9 @@ pub struct Cache {
     /// What the gateway asks by itself when it starts: JSON lines `{"as": "spiffe://…", "body": {…}}`. Absent: nothing.
     #[serde(default)]
     pub warm: Option<PathBuf>,
+    /// Answer also questions that were asked in other words; absent: no.
+    #[serde(default)]
+    pub semantic: Option<SemanticPart>,
 }
 
 /// The language model on this machine.
@@ -705,7 +709,7 @@ fn default_retention() -> Span {
     Span(Duration::from_secs(180 * 86_400))
 }
 
-fn unplaced<T>(value: T) -> Spanned<T> {
+pub(super) fn unplaced<T>(value: T) -> Spanned<T> {
     let nowhere = serde_saphyr::Location::UNKNOWN;
     Spanned { value, referenced: nowhere, defined: nowhere }
 }

@@ -17,7 +17,8 @@ use serde_saphyr::{Location, Spanned};
 use super::file::{self, File, Placed};
 use super::sections::Sections;
 use super::{
-    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Target, Timeouts, policies, read, shared,
+    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Semantic, Target, Timeouts, policies,
+    read, shared,
 };
 use crate::classify::clearance::ENGINE;
 use crate::classify::label::{Label, Labels};
@@ -134,6 +135,7 @@ impl Resolver<'_> {
             compiled_dir,
             policy_part: part.map_err(|(at, what)| self.error(&at, &what))?,
             classification: self.classification(&file.classification, &labels)?,
+            semantic: file.cache.as_ref().map_or(Ok(None), |cache| self.semantic(cache))?,
             cache: cache.map_err(|(at, what)| self.error(&at, &what))?,
             replicas: replicas.map_err(|(at, what)| self.error(&at, &what))?,
             engine: file.engine.map(|engine| Engine {
@@ -238,6 +240,11 @@ impl Resolver<'_> {
             return Err(self.error(&Location::UNKNOWN, "`limits.json_depth` must be 1 to 100"));
         }
         Ok(())
+    }
+
+    fn semantic(&self, cache: &file::Cache) -> Result<Option<Semantic>, ConfigError> {
+        let Some(part) = &cache.semantic else { return Ok(None) };
+        part.resolve(self.model(&part.model.value)).map(Some).map_err(|(at, what)| self.error(&at, &what))
     }
 
     /// A name or a place on a hub as it is; a file below the folder of the configuration, as all others.

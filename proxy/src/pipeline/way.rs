@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cache::flight::{Begun, Follower, Lost, Role};
+use crate::cache::semantic::{Question, Sought};
 use crate::cache::{CacheKey, Entry};
 use crate::error::Error;
 use crate::gateway::Gateway;
@@ -16,6 +17,8 @@ const LEADERS: u32 = 3;
 pub(super) enum Way {
     /// It was given before.
     Hit(Entry),
+    /// It was given before, to what means the same.
+    Similar(Entry),
     /// Somebody is waiting for it already.
     Follow(Follower, Shared),
     /// Targets are asked; who else gets it.
@@ -32,8 +35,11 @@ pub(super) struct Shared {
 /// Where an answer comes from.
 pub(super) enum Found {
     Hit(Entry),
+    Similar(Entry),
     /// From whom somebody else asked, and its beginning.
     Shared(Arc<str>, Box<Source>),
+    /// As before, but whoever was followed found it in the cache, given to what means the same.
+    SharedSimilar(Arc<str>, Box<Source>),
     Ask(Others),
 }
 
@@ -41,16 +47,50 @@ impl Way {
     pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Hit(_) => "exact",
+            Self::Similar(_) => "semantic",
             Self::Follow(..) => "shared",
             Self::Ask(others) => others.word(),
+        }
+    }
+
+    /// Is nobody asked any more?
+    pub(super) fn is_hit(&self) -> bool {
+        matches!(self, Self::Hit(_) | Self::Similar(_))
+    }
+
+    /// Looks whether what means the same was asked before, if a target would be asked otherwise. Whoever follows gets what is found as
+    /// well: they asked for exactly the same, and are content with it.
+    pub(super) async fn in_other_words(self, gateway: &Gateway, question: Option<Question>) -> Self {
+        let Some(question) = question else { return self };
+        let Self::Ask(mut others) = self else { return self };
+        let Some(fill) = &mut others.fill else { return Self::Ask(others) };
+        match question.seek(&fill.cache.memory, &gateway.metrics).await {
+            Sought::Answered(entry) => {
+                if let Some(leading) = others.leading {
+                    leading.pass_on(&entry);
+                }
+                Self::Similar(entry)
+            }
+            Sought::New(asked) => {
+                fill.asked = asked;
+                Self::Ask(others)
+            }
         }
     }
 }
 
 impl Found {
+    fn shared(target: Arc<str>, source: Source, similar: bool) -> Self {
+        match similar {
+            true => Self::SharedSimilar(target, Box::new(source)),
+            false => Self::Shared(target, Box::new(source)),
+        }
+    }
+
     pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Hit(_) => "exact",
+            Self::Similar(_) | Self::SharedSimilar(..) => "semantic",
             Self::Shared(..) => "shared",
             Self::Ask(others) => others.word(),
         }
@@ -87,15 +127,19 @@ pub(super) async fn follow(gateway: &Gateway, mut way: Way, stream: bool) -> Res
     loop {
         let (mut follower, shared) = match way {
             Way::Hit(entry) => return Ok(Found::Hit(entry)),
+            Way::Similar(entry) => return Ok(Found::Similar(entry)),
             Way::Ask(others) => return Ok(Found::Ask(others)),
             Way::Follow(follower, shared) => (follower, shared),
         };
         let error = match follower.begun().await {
             Begun::Answer(target) if stream => {
-                return Ok(Found::Shared(target, Box::new(Source::Shared(follower))));
+                let similar = follower.is_similar();
+                return Ok(Found::shared(target, Source::Shared(follower), similar));
             }
             Begun::Answer(target) => match follower.next().await {
-                Ok(Some(answer)) => return Ok(Found::Shared(target, Box::new(Source::SharedWhole(answer)))),
+                Ok(Some(answer)) => {
+                    return Ok(Found::shared(target, Source::SharedWhole(answer), follower.is_similar()));
+                }
                 Ok(None) | Err(Lost) => None,
             },
             Begun::Refused(error) => return Err(error),

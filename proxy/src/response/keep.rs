@@ -94,7 +94,11 @@ impl Kept {
                 bytes: self.bytes,
                 tokens: (outcome.prompt_tokens, outcome.completion_tokens),
             };
+            let key = fill.slot.key;
             fill.cache.put(fill.slot, entry, fill.ttl);
+            if let Some(asked) = fill.asked {
+                asked.keep(key, fill.ttl);
+            }
         }
         if let Some(leading) = self.leading {
             leading.complete();
@@ -212,7 +216,7 @@ mod tests {
     fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
         let cache = cache();
         let mut kept = Kept::new(
-            Some(Fill { cache: cache.clone(), slot: Slot { key: [0; 32], seal: None }, ttl: None }),
+            Some(Fill { cache: cache.clone(), slot: Slot { key: [0; 32], seal: None }, ttl: None, asked: None }),
             None,
             choices,
         );

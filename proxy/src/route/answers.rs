@@ -3,7 +3,7 @@
 //! | what policies say | merged |
 //! | --- | --- |
 //! | spans | all of them; where they overlap, as one |
-//! | cache mode | `bypass` if one says so or fails |
+//! | cache mode | `bypass` if one says so or fails; `semantic` if all say so |
 //! | life | the shortest |
 //! | key parts | all of them, each set apart by its policy |
 
@@ -34,6 +34,8 @@ pub struct Planned {
 pub struct CacheChoice {
     /// Use it at all?
     pub exact: bool,
+    /// Use it also for what means the same?
+    pub semantic: bool,
     /// Shorter life than the configured one.
     pub ttl: Option<Duration>,
     /// To be added to the key.
@@ -49,13 +51,14 @@ pub fn joined<'a>(finds: impl IntoIterator<Item = &'a Finds>) -> Joined {
 /// Merges plans; see the table above.
 #[must_use]
 pub fn merged_plans<'a>(plans: impl IntoIterator<Item = &'a Planned>) -> CacheChoice {
-    let mut choice = CacheChoice { exact: true, ttl: None, key_parts: Vec::new() };
+    let mut choice = CacheChoice { exact: true, semantic: true, ttl: None, key_parts: Vec::new() };
     for Planned { policy, plan } in plans {
         let Some(plan) = plan else {
-            choice.exact = false;
+            (choice.exact, choice.semantic) = (false, false);
             continue;
         };
         choice.exact &= is_exact(plan);
+        choice.semantic &= plan.mode == CacheMode::Semantic;
         let ttl = plan.ttl_seconds.map(|seconds| Duration::from_secs(u64::from(seconds)));
         choice.ttl = match (choice.ttl, ttl) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -70,7 +73,7 @@ pub fn merged_plans<'a>(plans: impl IntoIterator<Item = &'a Planned>) -> CacheCh
     choice
 }
 
-/// May the answer be kept at all? Without a semantic cache, `semantic` means the same as `exact`.
+/// May the answer be kept at all? `semantic` allows `exact` as well.
 #[must_use]
 pub fn is_exact(plan: &CachePlan) -> bool {
     matches!(plan.mode, CacheMode::Exact | CacheMode::Semantic)
@@ -116,6 +119,10 @@ mod tests {
         assert!(!merged_plans(&[plan("a", Exact, None, &[]), plan("b", Bypass, None, &[])]).exact);
         assert!(!merged_plans(&[plan("a", Exact, None, &[]), Planned { policy: "b".into(), plan: None }]).exact);
         assert!(merged_plans(&[]).exact);
+        let semantic = |plans: &[Planned]| merged_plans(plans).semantic;
+        assert!(semantic(&[]) && semantic(&[plan("a", Semantic, None, &[]), plan("b", Semantic, None, &[])]));
+        assert!(!semantic(&all) && !semantic(&[plan("a", Bypass, None, &[])]));
+        assert!(!semantic(&[plan("a", Semantic, None, &[]), Planned { policy: "b".into(), plan: None }]));
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl<'a> Engines<'a> {
 }
 
 /// What an engine does with such a model; or why there is none.
-fn serves(model: &str) -> Result<Serves, String> {
+pub(super) fn serves(model: &str) -> Result<Serves, String> {
     catalog::locate(model).and_then(|path| postern_engine::serves(&path)).map_err(|error| error.to_string())
 }
 

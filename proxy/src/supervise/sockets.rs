@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -24,6 +25,8 @@ pub(super) struct Sockets {
     pub(super) control: (UnixDatagram, UnixDatagram),
     pub(super) probe: Option<TcpListener>,
     pub(super) enrol: Option<TcpListener>,
+    /// For what makes vectors of questions.
+    pub(super) encoder: Option<UnixListener>,
 }
 
 impl Sockets {
@@ -32,7 +35,8 @@ impl Sockets {
     /// # Errors
     /// One cannot be bound; the message says which, and what may hold it.
     pub(super) async fn bind(config: &Config) -> anyhow::Result<Self> {
-        let engine = engine(config)?;
+        let engine = unix(&config.engine_socket())?;
+        let encoder = config.semantic.as_ref().map(|_| unix(&config.encoder_socket())).transpose()?;
         Ok(Self {
             gateway: tcp("listen", config.listen).await?,
             admin: tcp("admin", config.admin).await?,
@@ -46,19 +50,19 @@ impl Sockets {
                 Some(address) => Some(tcp("enrol", address).await?),
                 None => None,
             },
+            encoder,
         })
     }
 }
 
-fn engine(config: &Config) -> anyhow::Result<UnixListener> {
-    let path = config.engine_socket();
-    match std::fs::remove_file(&path) {
+fn unix(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("the old socket {}", path.display()));
         }
         _ => {}
     }
-    UnixListener::bind(&path)
+    UnixListener::bind(path)
         .with_context(|| format!("the socket {} (a path of {MAX_SOCKET_PATH} bytes at most)", path.display()))
 }
 

@@ -80,6 +80,8 @@ pub struct Metrics {
     records_changed: Family<Words<1>, Counter>,
     handshakes_failed: Family<Words<1>, Counter>,
     engine_connected: Gauge,
+    encoder_connected: Gauge,
+    unknown_vectors: Counter,
     prediction_error: Histogram,
 }
 
@@ -129,6 +131,8 @@ impl Default for Metrics {
             records_changed: Family::default(),
             handshakes_failed: Family::default(),
             engine_connected: Gauge::default(),
+            encoder_connected: Gauge::default(),
+            unknown_vectors: Counter::default(),
             prediction_error: Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0]),
         };
         metrics.register();
@@ -233,6 +237,16 @@ impl Metrics {
         r.register("postern_audit_changed", "Changes of the records by somebody else", self.records_changed.clone());
         r.register("postern_audit_writable", "1 while records can be written", self.records_writable.clone());
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
+        r.register(
+            "postern_cache_encoder_connected",
+            "1 while the process that makes vectors of questions is connected",
+            self.encoder_connected.clone(),
+        );
+        r.register(
+            "postern_cache_vectors_missed",
+            "Questions for which there was no vector in time, so that they were not compared with others",
+            self.unknown_vectors.clone(),
+        );
         r.register(
             "postern_engine_prediction_error_seconds",
             "By how much the time to the engine's first token was predicted wrongly, either way",
@@ -432,6 +446,16 @@ impl Metrics {
     /// The engine's first token came `after` so long, when it was expected after `predicted`.
     pub fn engine_predicted(&self, predicted: Duration, after: Duration) {
         self.prediction_error.observe(predicted.abs_diff(after).as_secs_f64());
+    }
+
+    /// The process that makes vectors of questions came or went.
+    pub fn encoder_connected(&self, connected: bool) {
+        self.encoder_connected.set(i64::from(connected));
+    }
+
+    /// There was no vector of a question in time.
+    pub fn vector_missed(&self) {
+        self.unknown_vectors.inc();
     }
 
     /// The engine came or went.

@@ -1,0 +1,168 @@
+use super::*;
+
+fn same(one: &str, other: &str) {
+    let (a, b) = (reading(one).unwrap(), reading(other).unwrap());
+    assert_eq!(a, b, "{one} / {other}");
+}
+
+fn different(one: &str, other: &str) {
+    let (a, b) = (reading(one).unwrap(), reading(other).unwrap());
+    assert_ne!(a, b, "{one} / {other}");
+}
+
+#[test]
+fn politeness_articles_contractions_and_frames_make_no_difference() {
+    same("How do I reset my password?", "Hello, could you please tell me how to reset my password? Thanks!");
+    same("What is the capital of France?", "what’s France's capital");
+    same("Which files are there?", "What files are there?");
+    same("Is there a pool in the gym?", "Does the gym have a pool?");
+    same("Don't delete the file", "Do not delete the file.");
+    same("Do I have to pay the fee?", "Must I pay the fees?");
+    same("What does E1042 mean?", "What is the meaning of E1042?");
+    same("When it's over 5 dollars", "when it is more than $5");
+}
+
+#[test]
+fn numbers_are_read_in_every_script_and_count() {
+    same("Please wait two hundred seconds", "please wait ２００ seconds");
+    same("Add twenty-five percent", "Add 25%");
+    same("Is it open on 24 December?", "Is it open on the 24th of December?");
+    same("Read the first line", "read the 1st line");
+    for (one, other) in [
+        ("in 2023", "in 2024"),
+        ("1.5 litres", "15 litres"),
+        ("1,5 litres", "15 litres"),
+        ("twenty five-euro notes", "twenty-five euro notes"),
+        ("1 2\n3 4", "1 2 3 4"),
+        ("add -5", "add 5"),
+        ("two files", "three files"),
+        ("2+2", "2-2"),
+        ("2 + 2", "2 * 2"),
+        ("the first line", "the second line"),
+        ("twenty five", "twenty fives"),
+        ("5 kg", "5 g"),
+        ("version 1.2.3", "version 1.2.4"),
+        ("on 24 December", "on 12 December"),
+        ("see (3)", "see (4)"),
+        ("三个人", "四个人"),
+        ("一百天", "一千天"),
+    ] {
+        different(one, other);
+    }
+    same("三百天", "300天");
+}
+
+#[test]
+fn what_denies_turns_round_or_compares_counts() {
+    for (one, other) in [
+        ("Is it open?", "Is it not open?"),
+        ("Is it open?", "Isn't it open?"),
+        ("with sugar", "without sugar"),
+        ("Pay the bill", "Never pay the bill"),
+        ("I do not have to pay", "I must not pay"),
+        ("from A1 to B2", "from B2 to A1"),
+        ("The dog bit the man", "The man bit the dog"),
+        ("Is a cat bigger than a dog?", "Is a dog bigger than a cat?"),
+        ("minimum", "maximum"),
+        ("before lunch", "after lunch"),
+        ("Which customers are paid?", "Which customers paid?"),
+        ("Who is the manager?", "Who was the manager?"),
+        ("few customers", "a few customers"),
+        ("What is a budget?", "What is the budget?"),
+        ("What is revenue?", "What is the revenue?"),
+        ("the manager of a branch", "the manager of the branch"),
+        ("Is Anna a manager?", "Is Anna the manager?"),
+        ("Tell me a joke", "What is a joke?"),
+        ("Explain the price", "What is the price?"),
+        ("Order 48213", "What is the order 48213?"),
+        ("Budget?", "What is the budget?"),
+        ("this month", "the month"),
+        ("The shop is open.", "Is the shop open?"),
+        ("the capital of France", "the France of capital"),
+        ("the price of a cup of tea", "the price of a tea cup"),
+        ("the invasion of Russia", "Russia's invasion"),
+        ("Is the Bank of England open?", "Is the England Bank open?"),
+        ("Can you drive at 200 there?", "Are we allowed to drive at 200 there?"),
+        ("Pay it over 5 months", "Pay it more than 5 months"),
+        ("Would you recommend it?", "Recommend it."),
+        ("Is plan a good?", "Is plan b good?"),
+        ("Show me plan a", "Show me the plan"),
+        ("可以吗", "不可以吗"),
+        ("已付款", "未付款"),
+        ("图书馆开门", "图书馆开门吗"),
+        ("从北京到上海", "从上海到北京"),
+    ] {
+        different(one, other);
+    }
+}
+
+#[test]
+fn names_identifiers_quotes_and_placeholders_count_as_they_are_written() {
+    for (one, other) in [
+        ("Call Peter now", "Call Peters now"),
+        ("I pay US dollars", "I pay us dollars"),
+        ("Read \"dogs\"", "Read \"dog\""),
+        ("Read \"The Dog\"", "Read \"the dog\""),
+        ("max_connections", "min_connections"),
+        ("https://a.example/X", "https://a.example/x"),
+        ("C++ code", "C code"),
+        ("Mail [EMAIL_1_k3f9q2ab]", "Mail [EMAIL_2_k3f9q2ab]"),
+        ("Mail [EMAIL_1_k3f9q2ab]", "Mail [PHONE_1_k3f9q2ab]"),
+        ("What does ? mean", "What does ! mean"),
+        ("customs", "custom"),
+        ("the interests", "the interest"),
+        ("How do I cook Turkey?", "How do I cook turkey?"),
+        ("mach das licht an", "mach das licht"),
+        ("bilet do Krakowa", "bilet Krakowa"),
+        ("上海", "北京"),
+    ] {
+        different(one, other);
+    }
+    same("Mail [EMAIL_1_k3f9q2ab]", "mail [EMAIL_1_zzzzzzzz]");
+    same("Is `max_connections` set?", "Is max_connections set?");
+}
+
+#[test]
+fn chinese_is_said_in_one_way() {
+    same("请问年假有多少天？", "年假有几天");
+    same("图书馆星期六开不开门？", "图书馆周六开门吗？");
+    same("怎么开启双重验证？", "如何开启双重验证");
+    same("员工能在家办公吗？", "员工可不可以在家办公？");
+    different("功能有哪些？", "可以有哪些？");
+    same("请总结这份报告", "总结这份报告");
+    different("如何请假？", "如何假？");
+    different("请客人来", "客人来");
+    different("未来的计划", "没来的计划");
+    different("目的是什么？", "目是什么？");
+}
+
+#[test]
+fn what_is_no_question_is_not_read() {
+    for text in ["How do you spell the word?", "Translate it: please close the door", "翻译：请关门", "The letter a"]
+    {
+        assert_eq!(reading(text), None, "{text:?}: about words");
+    }
+    for text in ["", " ", "?", "please", "Thanks!", "```\nx = 1\n```", "if a:\n    b", &"a ".repeat(MAX_CHARS)] {
+        assert_eq!(reading(text), None, "{text:?}");
+    }
+    assert!(reading(&"a".repeat(MAX_CHARS)).is_some());
+}
+
+#[test]
+fn a_vector_is_not_of_the_suffix() {
+    assert_eq!(without_suffixes("Mail [EMAIL_1_k3f9q2ab] and [x] ["), "Mail email 1 and [x] [");
+    assert_eq!(without_suffixes("[EMAIL_1_k3f9q2ab"), "[EMAIL_1_k3f9q2ab");
+}
+
+proptest::proptest! {
+    /// Nothing that anybody writes stops it, and what is read twice is read in one way.
+    #[test]
+    fn every_text_is_read_or_not(text in "(\\PC|[ '\"`?!.,:;$%\\n\\[\\]()-]|不|二|百|what|is|of|the|have to|\\[A_1_bbbbbbbb\\]){0,40}") {
+        let first = reading(&text);
+        proptest::prop_assert_eq!(&first, &reading(&text));
+        let _ = without_suffixes(&text);
+        if let Some(first) = first {
+            proptest::prop_assert!(!first.is_empty());
+        }
+    }
+}
