@@ -137,6 +137,8 @@ fn a_value_without_end_is_left_out_and_what_follows_is_not() {
         assert_eq!(out, expected);
         assert!(most > 4000, "nothing of it came out");
     }
+    let inner = format!("hunter22sk-{}", "x".repeat(1500));
+    assert_eq!(pieces(&all(), CONTENT, by_char(&inner)).0, inner, "no token begins within a word");
     let blob = format!("data:image/png;base64,{}= end", "iVBORw0KGgo".repeat(400));
     let (out, seen, most) = pieces(&all(), CONTENT, by_char(&blob));
     assert_eq!((out, seen.count()), (blob.clone(), 0));

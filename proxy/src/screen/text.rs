@@ -282,6 +282,11 @@ impl Text {
         let from = self.window.floor_char_boundary(from);
         self.window.drain(..from);
         self.done -= from;
+        if word.is_none() && from > 0 {
+            // What is left of a word must not look like the beginning of one.
+            self.window.insert(0, '_');
+            self.done += 1;
+        }
     }
 }
 
