@@ -138,6 +138,7 @@ mod tests {
     }
 
     /// An encoder whose process answers so, after a while. Its process ends with the handle.
+    #[expect(clippy::disallowed_methods, reason = "what the process of an encoder does")]
     async fn connected(status: u16, body: String, after: Duration) -> (Arc<Encoder>, tokio::task::JoinHandle<()>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("v.sock");
