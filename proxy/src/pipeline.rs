@@ -212,7 +212,7 @@ async fn answer(
         gateway.metrics.cache_used(&planned.masked().classified().request().peer.id, found.word());
     }
     let others = match found {
-        Found::Ask(others) => others,
+        Found::Ask(others) => *others,
         Found::Hit(entry) | Found::Similar(entry) => {
             exchange.outcome.target = Some(entry.target.to_string());
             (exchange.outcome.prompt_tokens, exchange.outcome.completion_tokens) = entry.tokens;

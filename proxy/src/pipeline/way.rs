@@ -40,7 +40,7 @@ pub(super) enum Found {
     Shared(Arc<str>, Box<Source>),
     /// As before, but whoever was followed found it in the cache, given to what means the same.
     SharedSimilar(Arc<str>, Box<Source>),
-    Ask(Others),
+    Ask(Box<Others>),
 }
 
 impl Way {
@@ -128,7 +128,7 @@ pub(super) async fn follow(gateway: &Gateway, mut way: Way, stream: bool) -> Res
         let (mut follower, shared) = match way {
             Way::Hit(entry) => return Ok(Found::Hit(entry)),
             Way::Similar(entry) => return Ok(Found::Similar(entry)),
-            Way::Ask(others) => return Ok(Found::Ask(others)),
+            Way::Ask(others) => return Ok(Found::Ask(Box::new(others))),
             Way::Follow(follower, shared) => (follower, shared),
         };
         let error = match follower.begun().await {
@@ -143,7 +143,7 @@ pub(super) async fn follow(gateway: &Gateway, mut way: Way, stream: bool) -> Res
                 Ok(None) | Err(Lost) => None,
             },
             Begun::Refused(error) => return Err(error),
-            Begun::Alone => return Ok(Found::Ask(Others { fill: Some(shared.fill), leading: None })),
+            Begun::Alone => return Ok(Found::Ask(Box::new(Others { fill: Some(shared.fill), leading: None }))),
             Begun::Again(error) => error,
         };
         failed += 1;
