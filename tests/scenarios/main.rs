@@ -17,6 +17,7 @@ mod bad_input;
 mod branches;
 mod busy_cloud;
 mod cache;
+mod canaries;
 mod clients;
 mod compile_fail;
 mod completions;
