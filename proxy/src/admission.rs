@@ -28,7 +28,7 @@ use crate::config::units::Money;
 use crate::cost::Cost;
 use crate::error::Error;
 use crate::request::Peer;
-use account::{Amount, Measure, Moment, Period, Rule, Spent};
+use account::{Amount, Measure, Moment, Period, Refused, Rule, Spent};
 use books::{Bill, Books, NotTaken, Payers, Who};
 pub use rates::Rates;
 use together::Counter;
@@ -185,11 +185,27 @@ fn payers(peer: &Peer) -> Payers {
 
 fn refusal(why: NotTaken) -> Error {
     let NotTaken::Rule(who, refused) = why else { return Error::Busy };
-    let whose = match who {
+    let (what, whose) = (refused.rule.in_words(), whose(&who));
+    Error::RateLimited { what, whose, retry_after: refused.retry_after }
+}
+
+/// The same for who asks for `wanted` at once. A bucket of a minute lets more through than it holds, when it is full; no other does.
+fn refusal_of(wanted: Amount, why: NotTaken) -> Error {
+    match &why {
+        NotTaken::Rule(who, Refused { rule, .. }) if rule.period != Period::Minute => {
+            let (wanted, most) = (wanted.of(rule.measure), rule.most);
+            let over = || Error::OverLimit { what: rule.in_words(), whose: whose(who), wanted, most };
+            if wanted > most { over() } else { refusal(why) }
+        }
+        _ => refusal(why),
+    }
+}
+
+fn whose(who: &Who) -> &'static str {
+    match who {
         Who::Identity(_) => "your identity",
         Who::Tenant(_) => "your tenant",
-    };
-    Error::RateLimited { what: refused.rule.in_words(), whose, retry_after: refused.retry_after }
+    }
 }
 
 impl Rule {
@@ -278,7 +294,8 @@ impl Admitted {
         let most_output =
             if call.max_tokens().is_some() { output } else { LONGEST.saturating_mul(call.choices().max(1)) };
         self.most = Amount { input: most_input, output: most_output, ..Amount::default() };
-        self.take(Amount { input, output, ..Amount::default() }).await
+        let wanted = Amount { input, output, ..Amount::default() };
+        self.take(wanted).await.map_err(|why| refusal_of(wanted, why))
     }
 
     /// Reserves what it may cost, when it is known where it may go.
@@ -287,11 +304,12 @@ impl Admitted {
     /// [`Error::RateLimited`].
     pub async fn reserve_cost(&mut self, dearest: Cost) -> Result<(), Error> {
         self.dearest = dearest;
-        self.take(Amount { cost: dearest.of(self.reserved.input, self.reserved.output), ..Amount::default() }).await
+        let wanted = Amount { cost: dearest.of(self.reserved.input, self.reserved.output), ..Amount::default() };
+        self.take(wanted).await.map_err(|why| refusal_of(wanted, why))
     }
 
-    async fn take(&mut self, more: Amount) -> Result<(), Error> {
-        self.books.take(&self.payers, more, &mut self.bill).await.map_err(refusal)?;
+    async fn take(&mut self, more: Amount) -> Result<(), NotTaken> {
+        self.books.take(&self.payers, more, &mut self.bill).await?;
         self.reserved = self.reserved.and(more);
         Ok(())
     }
@@ -316,7 +334,7 @@ impl Admitted {
         // The last of a budget may be used up.
         match self.take(growth(missing.max(GROWTH))).await {
             Ok(()) => Ok(()),
-            Err(_) => self.take(growth(missing)).await,
+            Err(_) => self.take(growth(missing)).await.map_err(refusal),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::enrol::{RENEW_PATH, Registrar};
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::pipeline;
-use crate::request::Peer;
+use crate::request::{Peer, discard};
 use crate::response::{self, Body};
 
 /// Requests at a time on one HTTP/2 connection.
@@ -147,7 +147,10 @@ async fn handle(front: &Front, session: &Arc<Session>, request: Request<Incoming
     // Rules are looked up for each request, not for each connection: a change takes hold at once.
     let peer = match Peer::resolve(&gateway.config, &session.peer.id) {
         Ok(peer) => peer,
-        Err(error) => return pipeline::refuse_unknown(gateway, session, &error).await,
+        Err(error) => {
+            discard(request.into_body()).await;
+            return pipeline::refuse_unknown(gateway, session, &error).await;
+        }
     };
     if let Some(endpoint) = Endpoint::of(request.uri().path()) {
         return match *request.method() {

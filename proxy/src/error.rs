@@ -119,6 +119,20 @@ pub enum Error {
         /// When it helps to come again.
         retry_after: Duration,
     },
+    /// More than a limit ever allows.
+    #[error(
+        "This request may use more than the limit of {what} for {whose} ever allows: {wanted}, and {most} is the most. Ask for a shorter answer (`max_tokens`), or send less."
+    )]
+    OverLimit {
+        /// Which limit.
+        what: &'static str,
+        /// Whose limit.
+        whose: &'static str,
+        /// What it may use; of money, in millionths.
+        wanted: u64,
+        /// The limit.
+        most: u64,
+    },
     /// A limit of the gateway.
     #[error("As many requests are under way here as there may be. Try again in a second.")]
     Busy,
@@ -311,6 +325,7 @@ impl Error {
             Self::LabelRefused { .. } => (S::BAD_REQUEST, "label_refused", INVALID),
             Self::ModelUnknown => (S::NOT_FOUND, "model_not_found", INVALID),
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded", "rate_limit_error"),
+            Self::OverLimit { .. } => (S::BAD_REQUEST, "over_limit", INVALID),
             Self::EnrolOnly => (S::NOT_FOUND, "unknown_endpoint", INVALID),
             Self::EnrolBody => (S::BAD_REQUEST, "invalid_enrolment", INVALID),
             Self::Csr(_) => (S::BAD_REQUEST, "invalid_csr", INVALID),

@@ -38,7 +38,7 @@ use crate::facts;
 use crate::gateway::Gateway;
 use crate::open::SealedRequest;
 use crate::redact::{self, MaskedRequest};
-use crate::request::{CacheUse, ParsedRequest, Peer, read_body};
+use crate::request::{CacheUse, ParsedRequest, Peer, discard, read_body};
 use crate::response::{self, Body, Fill, GoingOn, Head, Others};
 use crate::route::answers::merged_plans;
 use crate::route::heard::{Fate, Heard};
@@ -160,8 +160,14 @@ async fn answer(
     let policies = gateway.live.policies();
     let mut going_on = GoingOn { policies: policies.clone(), past: Past::default() };
 
-    let admitted = exchange.admitted.insert(gateway.admission.enter(&peer).await?);
     let (parts, body) = request.into_parts();
+    let admitted = match gateway.admission.enter(&peer).await {
+        Ok(admitted) => exchange.admitted.insert(admitted),
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
     let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
     let opened = SealedRequest { headers: parts.headers, body }.open()?;
     let parsed = ParsedRequest::parse(config, peer, endpoint, &opened)?;

@@ -27,6 +27,10 @@ const MAX_CONVERSATION: usize = 200;
 /// What a client may say in headers.
 const MARKS: [&str; 4] = ["postern-label", "postern-placement", "postern-conversation", "postern-priority"];
 
+/// Bytes of a refused body that are read, and for how long.
+const DISCARDED: usize = 256 << 10;
+const DISCARD_WITHIN: Duration = Duration::from_millis(200);
+
 /// Who asks, and what the rules say of them.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -127,6 +131,18 @@ impl ParsedRequest {
         }
         Ok(Self { prompt_tokens: call.estimated_prompt_tokens(), peer, call, marks })
     }
+}
+
+/// Reads what a client that is refused has sent already. Answering first would cut it off in the middle of sending, and some (curl over
+/// HTTP/2) never show the answer then.
+pub async fn discard(mut body: Incoming) {
+    let some = async {
+        let mut left = DISCARDED;
+        while let (Some(Ok(frame)), true) = (body.frame().await, left > 0) {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    let _late = tokio::time::timeout(DISCARD_WITHIN, some).await;
 }
 
 /// Reads a whole body, within its bounds, and charges it to `admitted` as it comes.

@@ -109,6 +109,10 @@ async fn an_answer_without_a_bound_ends_where_the_budget_does() -> Result<()> {
     assert_eq!(text(&events).len() / 4, 700, "to the last token, and no further");
     let outcome = postern.records().of(&record, SOON).await?.outcome;
     assert_eq!((&outcome["result"], &outcome["code"]), (&json!("broken"), &json!("rate_limit_exceeded")));
+    // What would never fit is told so, and not when to come again.
+    let never = client.post_json("/v1/chat/completions", &bounded("A book", 701)).await?;
+    assert_eq!((never.status, never.error_code().as_str(), never.header("retry-after")), (400, "over_limit", ""));
+    assert!(never.error_message().contains("701, and 700 is the most"), "{}", never.text());
     let refused = client.chat("Anything more?").await?;
     assert!(refused.status == 429 && refused.error_message().contains("output tokens a day"), "{}", refused.text());
     assert_eq!(cloud.stats().await?.requests, 1);

@@ -363,6 +363,8 @@ fn what_cannot_be_is_refused_in_words_before_anything_starts() -> Result<()> {
     assert!(told(cache(json!("http://127.0.0.1")))?.contains("expected `redis://HOST:PORT/DATABASE`"));
     assert!(told(cache(json!({"url": "redis://127.0.0.1", "pasword": "x"})))?.contains("pasword"));
     assert!(told(cache(json!(7)))?.contains("an address such as redis://127.0.0.1:6379"));
+    let without_key = json!({"count": 2, "redis": "redis://127.0.0.1"});
+    assert!(told(Config::new().set("/replicas", without_key))?.contains("needs `replicas.key`"));
     assert!(told(Config::new().set("/replicas", json!({"count": 0})))?.contains("from 1 to 65535"));
     Ok(())
 }

@@ -19,6 +19,7 @@ use postern_wire::call::Endpoint;
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use crate::config::Config;
 use crate::connection::session::Session;
 use crate::demo::client::{Answer, exchange};
 use crate::gateway::Gateway;
@@ -36,6 +37,8 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 const PARALLEL: usize = 2;
 /// Bytes under way between the gateway and itself.
 const PIPE: usize = 64 << 10;
+/// Why a line is not asked.
+pub(crate) const NOBODY: &str = "no rule of `identities` matches the ID in `as`";
 const DAY: time::Duration = time::Duration::DAY;
 
 /// One line of a file.
@@ -154,8 +157,9 @@ async fn patiently<F: Future<Output = anyhow::Result<Answer>>>(ask: impl Fn() ->
         let answer = ask().await?;
         let later = answer.header("retry-after").parse().ok().map(Duration::from_secs);
         tries += 1;
-        match later.filter(|_| matches!(answer.status, 429 | 503) && tries < TRIES) {
-            Some(later) => tokio::time::sleep(later.min(MAX_WAIT)).await,
+        // A limit of the day is not waited for.
+        match later.filter(|later| matches!(answer.status, 429 | 503) && tries < TRIES && *later <= MAX_WAIT) {
+            Some(later) => tokio::time::sleep(later).await,
             None => return Ok(answer),
         }
     }
@@ -173,13 +177,21 @@ pub(crate) async fn at_start(gateway: Arc<Gateway>) {
     };
     let tell =
         |number, what: &str| tracing::warn!(file = name, line = number, "the cache is not warmed with it: {what}");
+    let (lines, strangers): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| is_known(&gateway.config, line));
+    strangers.iter().for_each(|line| tell(line.number, NOBODY));
     let asked = warm(lines, PARALLEL, |line| ask_inside(gateway.clone(), line), tell).await;
     match asked {
         Ok(Counts { kept, there, bypassed, failed }) => {
+            let failed = failed + strangers.len();
             tracing::info!(file = name, kept, there, bypassed, failed, "the cache was warmed");
         }
         Err(error) => tracing::error!(file = name, "the cache is not warmed: {error:#}"),
     }
+}
+
+/// Is it asked as somebody whom a rule matches?
+pub(crate) fn is_known(config: &Config, line: &Line) -> bool {
+    line.identity.as_ref().is_some_and(|id| Peer::resolve(config, id).is_ok())
 }
 
 /// All lines of a file, each of which says whose it is.

@@ -66,8 +66,28 @@ fn warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
-    if let Some(Err(error)) = config.cache.as_ref().and_then(|cache| cache.warm.as_deref()).map(warm::read_named) {
-        found.push(format!("`cache.warm`: {error:#}; nothing is asked at the start"));
+    match config.cache.as_ref().and_then(|cache| cache.warm.as_deref()).map(warm::read_named) {
+        Some(Err(error)) => found.push(format!("`cache.warm`: {error:#}; nothing is asked at the start")),
+        Some(Ok(lines)) => {
+            let strangers = lines.iter().filter(|line| !warm::is_known(config, line));
+            found.extend(strangers.map(|line| format!("`cache.warm`: line {}: {}", line.number, warm::NOBODY)));
+        }
+        None => {}
+    }
+    let replicas = config.replicas.as_ref();
+    let stores = [
+        ("cache.redis", config.cache.as_ref().and_then(|cache| cache.redis.as_ref())),
+        ("replicas.redis", replicas.and_then(|replicas| replicas.redis.as_ref())),
+    ];
+    let of_stores = stores.iter().filter_map(|(name, redis)| Some((*name, (*redis)?))).flat_map(|(name, redis)| {
+        let password = redis.password.as_ref().map(|secret| (format!("{name}.password"), secret.file()));
+        password.into_iter().chain([(format!("{name}.ca"), redis.ca.as_deref())])
+    });
+    let key = replicas.and_then(|replicas| replicas.key.as_ref()).map(|key| ("replicas.key".to_owned(), key.file()));
+    for (name, file) in of_stores.chain(key) {
+        if let Some(file) = file.filter(|file| !file.is_file()) {
+            found.push(format!("`{name}`, {}, is not there; `run` needs it", file.display()));
+        }
     }
     match (&config.engine, config.offline, config.targets.is_empty()) {
         (None, true, _) => found.push("`offline: true` without an `engine`: nobody may answer".to_owned()),

@@ -70,7 +70,12 @@ pub(super) type Wrong = (Location, String);
 /// The section `replicas`.
 pub(super) fn replicas(file: &File, base: &Path) -> Result<Option<Replicas>, Wrong> {
     let Some(written) = &file.replicas else { return Ok(None) };
+    let place = written.redis.as_ref().map(|redis| redis.referenced);
     let redis = written.redis.as_ref().map(|written| redis(written, base)).transpose()?;
+    if let (Some(place), None) = (place, &written.key) {
+        let what = "`replicas.redis` needs `replicas.key`, the same for all: without it none would find what the others have counted";
+        return Err((place, what.to_owned()));
+    }
     Ok(Some(Replicas { count: written.count, redis, key: written.key.clone().map(|key| key.below(base)) }))
 }
 

@@ -55,6 +55,15 @@ impl Secret {
         Ok(Zeroizing::new(secret.to_owned()))
     }
 
+    /// The file that it is in.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Env(_) => None,
+            Self::File(path) => Some(path),
+        }
+    }
+
     /// Where it is, in words.
     #[must_use]
     pub fn place(&self) -> String {
