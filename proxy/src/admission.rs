@@ -354,8 +354,8 @@ impl Admitted {
 
     /// Gives back what was reserved and not used.
     pub fn settle(&mut self, input: u64, output: u64, cost: u64) {
-        let before = std::mem::replace(&mut self.reserved, Amount { requests: 1, input, output, cost });
-        self.books.correct(&self.payers, &mut self.bill, before, self.reserved);
+        self.reserved = Amount { requests: 1, input, output, cost };
+        self.books.correct(&self.payers, &mut self.bill, self.reserved);
     }
 }
 

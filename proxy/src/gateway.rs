@@ -12,8 +12,9 @@ use tokio::sync::Semaphore;
 use crate::admission::Admission;
 use crate::admission::account::Moment;
 use crate::admission::kept::Kept;
-use crate::admission::together::{Counter, Together};
+use crate::admission::together::{self, Counter, Together};
 use crate::audit::{AuditLog, Flushed};
+use crate::cache;
 use crate::cache::flight::Flights;
 use crate::cache::redis::SharedCache;
 use crate::cache::semantic::Semantic;
@@ -105,7 +106,7 @@ impl Gateway {
             "budgets.json in state_dir, which says what was spent of limits by day and month; if it is lost, remove it: they begin anew",
         )?;
         let parts = config.replicas.as_ref().map_or(NonZeroU16::MIN, |replicas| replicas.count);
-        let (together, counter) = together(&config, &keys, &metrics)?.unzip();
+        let (together, counter) = counting(&config, &keys, &metrics)?.unzip();
         let cache = tiers(&config, &keys, &metrics)?;
         let dispatcher = Dispatcher::new(&config, engine, certificate, metrics.clone())?;
         let gateway = Self {
@@ -130,11 +131,11 @@ impl Gateway {
     }
 }
 
-fn together(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Result<Option<(Together, Counter)>> {
+fn counting(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Result<Option<(Together, Counter)>> {
     let redis = config.replicas.as_ref().and_then(|replicas| replicas.redis.as_ref()).filter(|_| !config.offline);
     let Some(redis) = redis else { return Ok(None) };
     let loss = "this gateway keeps to its part of every limit: the Redis of `replicas` cannot be used";
-    let store = Store::new(redis, "limits", loss, metrics.clone())?;
+    let store = Store::new(redis, ("limits", loss), together::REPLY, metrics.clone())?;
     let me = replica_id(&config.state_dir).context("replica.id in state_dir")?;
     Ok(Some(Together::new(store, keys, me)))
 }
@@ -162,7 +163,8 @@ fn tiers(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Result
     let Some(cache) = &config.cache else { return Ok(None) };
     let loss = "answers are kept in memory only: the Redis of the cache cannot be used";
     let redis = cache.redis.as_ref().filter(|_| !config.offline);
-    let redis = redis.map(|redis| Store::new(redis, "cache", loss, metrics.clone())).transpose()?;
+    let redis =
+        redis.map(|redis| Store::new(redis, ("cache", loss), cache::redis::REPLY, metrics.clone())).transpose()?;
     let redis = redis.map(|store| SharedCache::new(store, keys));
     Ok(Some(Arc::new(Tiers { memory: MemoryCache::new(cache), redis })))
 }

@@ -9,7 +9,7 @@ use redis::{FromRedisValue, Pipeline};
 use tokio::sync::watch;
 
 use crate::config::Redis;
-use crate::egress::redis::{Away as Refused, Way, said};
+use crate::egress::redis::{Allowance, Away as Refused, Way, said};
 use crate::telemetry::metrics::Metrics;
 
 /// How long after one has failed or ended a connection is made again.
@@ -29,6 +29,7 @@ pub struct Store {
 #[derive(Debug, Clone)]
 pub struct Line {
     connection: MultiplexedConnection,
+    allowance: Arc<Allowance>,
     number: u64,
 }
 
@@ -45,12 +46,17 @@ impl Line {
 pub struct Away;
 
 impl Store {
-    /// Connects to nothing yet. `loss`: what is missing while it is away, for the log.
+    /// Connects to nothing yet. `loss`: what is missing while it is away, for the log; `reply`: bytes of one reply, at most.
     ///
     /// # Errors
     /// Says what of the configuration cannot be used.
-    pub fn new(config: &Redis, used_for: &'static str, loss: &str, metrics: Arc<Metrics>) -> anyhow::Result<Arc<Self>> {
-        let way = Way::new(config, loss).map_err(|what| anyhow::anyhow!("redis at {}: {what}", config.place))?;
+    pub fn new(
+        config: &Redis,
+        (used_for, loss): (&'static str, &str),
+        reply: usize,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let way = Way::new(config, loss, reply).map_err(|what| anyhow::anyhow!("redis at {}: {what}", config.place))?;
         metrics.redis_is(used_for, false);
         Ok(Arc::new(Self { way, used_for, metrics, line: watch::Sender::new(None) }))
     }
@@ -60,11 +66,11 @@ impl Store {
         let mut number = 0;
         let mut lines = self.line.subscribe();
         loop {
-            if let Ok((connection, driver)) = self.way.connect().await {
+            if let Ok((connection, driver, allowance)) = self.way.connect().await {
                 number += 1;
                 tracing::info!(used_for = self.used_for, "connected to Redis");
                 self.metrics.redis_is(self.used_for, true);
-                self.line.send_replace(Some(Line { connection, number }));
+                self.line.send_replace(Some(Line { connection, allowance, number }));
                 tokio::select! {
                     () = driver => self.lost(number, "the connection has ended"),
                     // Whoever asked has given it up.
@@ -96,6 +102,7 @@ impl Store {
     /// It does not answer, or something else than what was asked.
     pub async fn ask<T: FromRedisValue>(&self, line: &Line, what: &Pipeline, within: Duration) -> Result<T, Away> {
         let mut connection = line.connection.clone();
+        let _open = line.allowance.ask(what.len());
         let asked = tokio::time::timeout(within, what.query_async(&mut connection));
         let why = match asked.await {
             Ok(Ok(answer)) => return Ok(answer),

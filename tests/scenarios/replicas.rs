@@ -368,3 +368,52 @@ fn what_cannot_be_is_refused_in_words_before_anything_starts() -> Result<()> {
     assert!(told(Config::new().set("/replicas", json!({"count": 0})))?.contains("from 1 to 65535"));
     Ok(())
 }
+
+#[tokio::test]
+async fn who_asks_for_more_than_a_minute_has_is_given_back_no_more_than_was_taken() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let limits = json!({"clerks": {"limits": {"tokens_per_minute": 1000}}});
+    let postern = Postern::start(&counting(&cloud, &redis.url()).set("/tenants", limits)).await?;
+    connected(&postern, "limits", 1.0).await?;
+    let client = postern.client("clerk/amy")?;
+    let mut answered = 0;
+    for n in 0..10 {
+        let reply = client.post_json("/v1/chat/completions", &bounded(&format!("Number {n}"), 100_000)).await?;
+        answered += u64::from(reply.status == 200);
+    }
+    assert_eq!(answered, 1, "a minute's debt is left, less what was not used");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_replica_that_is_gone_has_used_is_not_forgotten_with_the_redis() -> Result<()> {
+    let (cloud, mut redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let limits = json!({"clerks": {"limits": {"requests_per_day": 30}}});
+    let config = counting(&cloud, &redis.url()).set("/tenants", limits);
+    let (one, mut two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    for postern in [&one, &two] {
+        connected(postern, "limits", 1.0).await?;
+    }
+    let (amy, bo) = (one.client("clerk/amy")?, two.client("clerk/bo")?);
+    for n in 0..20 {
+        assert_eq!(bo.chat(&format!("Number {n}")).await?.status, 200);
+    }
+    assert_eq!(amy.chat("One that hears of it").await?.header("x-ratelimit-remaining-requests"), "9");
+    two.stop().await?;
+    redis.restart().await?;
+    connected(&one, "limits", 0.0).await?;
+    connected(&one, "limits", 1.0).await?;
+    let mut answered = 21;
+    for n in 0..20 {
+        answered += u64::from(amy.chat(&format!("Again {n}")).await?.status == 200);
+    }
+    assert!(answered <= 30, "{answered}");
+    // When it comes back, it tells its own, and nothing counts twice.
+    let three = Postern::start(&config).await?;
+    connected(&three, "limits", 1.0).await?;
+    assert_eq!(
+        three.client("clerk/cy")?.chat("Is anything left?").await?.status,
+        if answered == 30 { 429 } else { 200 }
+    );
+    Ok(())
+}

@@ -119,26 +119,52 @@ pub struct Refused {
 
 /// What was taken, rule by rule; to be corrected once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Taken(Vec<(u64, u32)>);
+pub struct Taken(Vec<Piece>);
+
+/// What was taken by one rule.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Piece {
+    /// Of what is known here.
+    here: u64,
+    /// In which day or month.
+    number: u32,
+    /// Of the minute of all together: one that asks for more than there is takes less.
+    together: u64,
+}
 
 impl Taken {
     /// As much more.
     pub fn add(&mut self, more: &Self) {
-        self.0.resize(self.0.len().max(more.0.len()), (0, 0));
-        for (before, (more, number)) in self.0.iter_mut().zip(&more.0) {
-            *before = (before.0.saturating_add(*more), if before.0 == 0 { *number } else { before.1 });
+        self.0.resize(self.0.len().max(more.0.len()), Piece::default());
+        for (before, more) in self.0.iter_mut().zip(&more.0) {
+            *before = Piece {
+                here: before.here.saturating_add(more.here),
+                number: if before.here == 0 { more.number } else { before.number },
+                together: before.together.saturating_add(more.together),
+            };
         }
+    }
+
+    /// So much was taken of the minutes of all together, rule by rule.
+    pub fn together(&mut self, took: impl Iterator<Item = u64>) {
+        self.0.iter_mut().zip(took).for_each(|(piece, took)| piece.together = took);
     }
 
     /// So much was used, by the same rules.
     pub fn is_now(&mut self, rules: &[Rule], used: Amount) {
-        self.0.iter_mut().zip(rules).for_each(|(taken, rule)| taken.0 = used.of(rule.measure));
+        for (piece, rule) in self.0.iter_mut().zip(rules) {
+            (piece.here, piece.together) = (used.of(rule.measure), used.of(rule.measure));
+        }
     }
 
-    /// Was it taken in the day, or month, of this number?
+    /// What all together have of this, by the rule of that place; `None`: it was of another day, or month.
     #[must_use]
-    pub fn is_of(&self, rule: usize, number: u32) -> bool {
-        self.0.get(rule).is_some_and(|(_, of)| *of == number)
+    pub fn told(&self, place: usize, known: &Known) -> Option<u64> {
+        let piece = self.0.get(place)?;
+        match known.rule.period {
+            Period::Minute => Some(piece.together),
+            _ => (piece.number == known.number).then_some(piece.here),
+        }
     }
 }
 
@@ -222,6 +248,8 @@ pub struct Known {
     pub number: u32,
     /// What this gateway used of a day or month; how full the bucket of a minute may be, going by what it used.
     pub own: u64,
+    /// What it heard last that the others have used.
+    pub others: u64,
 }
 
 impl Gauge {
@@ -342,21 +370,32 @@ impl Account {
     /// Takes so much, whether there is room or not, in addition to what was `taken`.
     pub fn take(&mut self, amount: Amount, taken: &mut Taken, now: Moment) {
         let more = self.gauges.iter_mut().map(|gauge| gauge.take(amount.of(gauge.rule.measure), now));
-        taken.add(&Taken(more.collect()));
+        taken.add(&Taken(more.map(|(here, number)| Piece { here, number, together: 0 }).collect()));
     }
 
     /// Corrects what was taken when it is known what was used.
     pub fn correct(&mut self, taken: &mut Taken, used: Amount) {
         for (gauge, taken) in self.gauges.iter_mut().zip(&mut taken.0) {
             let used = used.of(gauge.rule.measure);
-            gauge.correct(*taken, used);
-            taken.0 = used;
+            gauge.correct((taken.here, taken.number), used);
+            (taken.here, taken.together) = (used, used);
         }
     }
 
     /// How each rule stands.
     pub fn standings(&mut self, now: Moment) -> impl Iterator<Item = Standing> {
         self.gauges.iter_mut().map(move |gauge| gauge.standing(now))
+    }
+
+    /// What has to be told again to who has lost it, and what was heard of the others.
+    pub fn to_tell(&self) -> impl Iterator<Item = (Spent, u64)> {
+        self.gauges.iter().filter_map(|gauge| match gauge.filling {
+            Filling::Calendar { number, spent, heard } if spent > 0 || heard.others > 0 => {
+                let spent = Spent { measure: gauge.rule.measure, period: gauge.rule.period, number, spent };
+                Some((spent, heard.others))
+            }
+            _ => None,
+        })
     }
 
     /// What has to be kept over a restart.
@@ -375,26 +414,28 @@ impl Account {
         self.gauges.iter_mut().map(move |gauge| {
             gauge.turn(now);
             let rule = gauge.rule;
-            let (number, own) = match &mut gauge.filling {
+            let (number, own, others) = match &mut gauge.filling {
                 // If nobody knows better: the others have used as much of theirs.
-                Filling::Bucket { own, .. } => (0, own.available(now.instant).saturating_mul(parts).min(rule.most)),
-                Filling::Calendar { number, spent, .. } => (*number, *spent),
+                Filling::Bucket { own, .. } => (0, own.available(now.instant).saturating_mul(parts).min(rule.most), 0),
+                Filling::Calendar { number, spent, heard } => (*number, *spent, heard.others),
             };
-            Known { rule, number, own }
+            Known { rule, number, own, others }
         })
     }
 
     /// What came of counting together, rule by rule, as [`Account::known`] has them: of a day or month what this one, and what the others
     /// have used, of a minute how full the bucket is.
-    pub fn hear(&mut self, known: &[Known], told: &[[i64; 3]], now: Moment) {
+    pub fn hear(&mut self, known: &[Known], told: &[[i64; 4]], now: Moment) {
         self.is_told = true;
-        for ((gauge, known), [own, others, _]) in self.gauges.iter_mut().zip(known).zip(told) {
+        for ((gauge, known), [own, others, ..]) in self.gauges.iter_mut().zip(known).zip(told) {
             match &mut gauge.filling {
                 Filling::Bucket { all, .. } => all.iter_mut().for_each(|all| all.set(now.instant, *own)),
                 Filling::Calendar { number, spent, heard } if *number == known.number => {
-                    // Another start of this gateway may have used more than it could still write down.
-                    *spent = (*spent).max(u64::try_from(*own).unwrap_or_default());
-                    *heard = Heard { others: u64::try_from(*others).unwrap_or_default(), own: *spent };
+                    // Another start of this gateway may have used more than it could still write down; but what somebody else says does
+                    // not shut anybody out for longer than the limit itself does.
+                    let bounded = |told: &i64| u64::try_from(*told).unwrap_or_default().min(gauge.rule.most);
+                    *spent = (*spent).max(bounded(own));
+                    *heard = Heard { others: bounded(others), own: *spent };
                 }
                 Filling::Calendar { .. } => {}
             }
@@ -510,7 +551,7 @@ mod tests {
         assert!(fits(&mut account, 50) && !fits(&mut account, 51), "it has heard of nothing yet");
         account.take(tokens(30, 0), &mut Taken::default(), now);
         let known: Vec<Known> = account.known(now).collect();
-        account.hear(&known, &[[30, 50, 0], [7, 0, 0]], now);
+        account.hear(&known, &[[30, 50, 0, 0], [7, 0, 0, 0]], now);
         assert!(fits(&mut account, 10) && !fits(&mut account, 11), "half of the 20 that were left");
         account.take(tokens(10, 0), &mut Taken::default(), now);
         assert!(!fits(&mut account, 1));
@@ -526,7 +567,7 @@ mod tests {
         // What another start of this gateway had used before it was killed is its own.
         let mut again = Account::new(&[DAY], &[], two, now);
         let known: Vec<Known> = again.known(now).collect();
-        again.hear(&known, &[[40, 50, 0]], now);
+        again.hear(&known, &[[40, 50, 0, 0]], now);
         assert!(fits(&mut again, 5) && !fits(&mut again, 6));
         // A new day is nobody's yet.
         let tomorrow = at(datetime!(2026-11-28 12:00 UTC));

@@ -1,7 +1,7 @@
 //! The accounts of all identities and tenants that have limits. One lock for all of them: a request takes out of its identity's and
 //! its tenant's account together, or of neither.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,9 +55,16 @@ pub enum NotTaken {
 pub struct Bill(Vec<Taken>);
 
 impl Bill {
-    /// Was this rule of this payer's taken in the day, or month, of this number?
-    pub(super) fn is_of(&self, payer: usize, rule: usize, number: u32) -> bool {
-        self.0.get(payer).is_some_and(|taken| taken.is_of(rule, number))
+    /// What all together have of this, by this rule of that payer's; `None`: it was of another day, or month.
+    pub(super) fn told(&self, payer: usize, rule: usize, known: &Known) -> Option<u64> {
+        self.0.get(payer)?.told(rule, known)
+    }
+
+    /// So much was taken of the minutes of all together, by the rules of all payers.
+    pub(super) fn together(&mut self, parts: &[Part], mut took: impl Iterator<Item = u64>) {
+        for (taken, part) in self.0.iter_mut().zip(parts) {
+            taken.together(took.by_ref().take(part.known.len()).collect::<Vec<_>>().into_iter());
+        }
     }
 
     fn add(&mut self, more: &Self) {
@@ -83,6 +90,15 @@ pub(super) struct Part {
     pub(super) is_new: bool,
 }
 
+/// What a gateway has used of one day or month, to be told to who has lost it.
+#[derive(Debug)]
+pub(super) struct Telling {
+    pub(super) who: Who,
+    pub(super) spent: Spent,
+    pub(super) others: u64,
+    pub(super) is_new: bool,
+}
+
 #[derive(Debug)]
 struct Open {
     /// How many gateways there are.
@@ -93,13 +109,16 @@ struct Open {
     swept: Option<Instant>,
     /// Something was spent since it was last asked.
     changed: bool,
+    /// Whose accounts have changed while those who count together were being told. At most as many as there are accounts.
+    untold: HashSet<Who>,
 }
 
 impl Books {
     /// With what was spent before the start, of one of `parts` gateways.
     #[must_use]
     pub fn new(before: HashMap<Who, Vec<Spent>>, parts: NonZeroU16, counter: Option<Counter>) -> Self {
-        let open = Open { parts, accounts: HashMap::new(), before, swept: None, changed: false };
+        let open =
+            Open { parts, accounts: HashMap::new(), before, swept: None, changed: false, untold: HashSet::new() };
         Self { open: Mutex::new(open), counter }
     }
 
@@ -121,11 +140,11 @@ impl Books {
         }
     }
 
-    /// Puts what was `used` in the place of what was taken `before`, when it is known.
-    pub fn correct(&self, payers: &Payers, bill: &mut Bill, before: Amount, used: Amount) {
+    /// Puts what was `used` in the place of what was taken, when it is known.
+    pub fn correct(&self, payers: &Payers, bill: &mut Bill, used: Amount) {
         match &self.counter {
             Some(counter) if !payers.is_empty() => {
-                counter.correct(payers.clone(), bill.clone(), before, used);
+                counter.correct(payers.clone(), bill.clone(), used);
                 bill.0.iter_mut().zip(&payers.0).for_each(|(taken, (_, rules))| taken.is_now(rules, used));
             }
             _ => self.correct_here(payers, bill, used),
@@ -179,7 +198,7 @@ impl Books {
     }
 
     /// What all together have come to, rule by rule of all parts.
-    pub(super) fn hear(&self, parts: &[Part], mut said: &[[i64; 3]], now: Moment) {
+    pub(super) fn hear(&self, parts: &[Part], mut said: &[[i64; 4]], now: Moment) {
         let mut books = self.open();
         for part in parts {
             let Some((of_this, rest)) = said.split_at_checked(part.known.len()) else { return };
@@ -191,15 +210,35 @@ impl Books {
     }
 
     /// What was used of days and months that are not over; and if those who count together have not been told of the account yet.
-    pub(super) fn to_tell(&self, now: Moment) -> Vec<(Who, Spent, bool)> {
+    pub(super) fn to_tell(&self, now: Moment) -> Vec<Telling> {
         let books = self.open();
-        let known = books
-            .accounts
-            .iter()
-            .flat_map(|(who, account)| account.spent().map(move |spent| (who.clone(), spent, !account.is_told)));
-        let before =
-            books.before.iter().flat_map(|(who, all)| all.iter().map(move |spent| (who.clone(), *spent, true)));
-        known.chain(before).filter(|(_, spent, _)| !spent.is_over(now)).collect()
+        let known = books.accounts.iter().flat_map(|(who, account)| {
+            let is_new = !account.is_told;
+            account.to_tell().map(move |(spent, others)| Telling { who: who.clone(), spent, others, is_new })
+        });
+        let before = books.before.iter().flat_map(|(who, all)| {
+            all.iter().map(move |spent| Telling { who: who.clone(), spent: *spent, others: 0, is_new: true })
+        });
+        known.chain(before).filter(|telling| !telling.spent.is_over(now)).collect()
+    }
+
+    /// Those of which something has changed since they were asked for the last time, while nobody was told.
+    pub(super) fn take_untold(&self) -> Vec<Who> {
+        std::mem::take(&mut self.open().untold).into_iter().collect()
+    }
+
+    /// All of one account, to be told.
+    pub(super) fn to_tell_of(&self, who: &Who) -> Vec<Telling> {
+        let books = self.open();
+        let Some(account) = books.accounts.get(who) else { return Vec::new() };
+        let telling = |(spent, others)| Telling { who: who.clone(), spent, others, is_new: !account.is_told };
+        account.to_tell().map(telling).collect()
+    }
+
+    /// What changes from here on, without anybody being told, is remembered.
+    pub(super) fn note_untold(&self, payers: &Payers) {
+        let mut books = self.open();
+        books.untold.extend(payers.0.iter().map(|(who, _)| who.clone()));
     }
 
     /// Corrects what was taken when it is known what was used.

@@ -62,7 +62,7 @@ impl Ledger {
     /// There are so many now, as others say.
     pub(super) fn set(&mut self, now: Instant, available: i64) {
         self.fill(now);
-        self.available = (available as f64).min(self.per_minute);
+        self.available = (available as f64).clamp(-self.per_minute, self.per_minute);
     }
 
     fn fill(&mut self, now: Instant) {

@@ -16,12 +16,14 @@ use redis::Script;
 use tokio::sync::{mpsc, oneshot};
 
 use super::account::{Amount, Known, Measure, Moment, Period, Refused, until_next};
-use super::books::{Bill, Books, NotTaken, Part, Payers, Who};
+use super::books::{Bill, Books, NotTaken, Part, Payers, Telling, Who};
 use crate::keys::Keys;
 use crate::store::{Away, Line, Store};
 
 /// How long the Redis may take.
 const WITHIN: Duration = Duration::from_millis(250);
+/// Bytes of a reply: a few numbers for each rule.
+pub const REPLY: usize = 4 << 10;
 /// What is asked at a time.
 const BATCH: usize = 128;
 /// What waits. Of it, the last half is for what is given back.
@@ -35,25 +37,34 @@ const KEEP_MONTH: Duration = Duration::from_secs(40 * 86_400);
 ///
 /// `ARGV`: who asks; 1 if there must be room; then for each key its kind (`c` a day or month, `b` a minute), its limit, how much is
 /// wanted, what is known (see [`Known::own`]), how that is meant (`=` it replaces what the Redis has, `^` the larger counts, `-` only if it
-/// has nothing), and how many milliseconds it is kept.
+/// has nothing), how many milliseconds it is kept, and what was heard of the others.
 ///
-/// Returns for each key: what this gateway has used, or how full the bucket is; what the others have used; and if there was no room,
-/// after how many milliseconds there may be, or -1.
+/// Where it has nothing at all, it has lost it: what was heard of the others is kept as `?` until they come and tell it themselves.
+///
+/// Returns for each key: what this gateway has used, or how full the bucket is; what the others have used; if there was no room,
+/// after how many milliseconds there may be, or -1; and how much was taken.
 const SCRIPT: &str = r"
 local me, must = ARGV[1], ARGV[2] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local room, all = true, {}
 for i, key in ipairs(KEYS) do
-  local at = 3 + (i - 1) * 6
+  local at = 3 + (i - 1) * 7
   local one = {kind = ARGV[at], most = tonumber(ARGV[at + 1]), wanted = tonumber(ARGV[at + 2]),
     others = 0, wait = 0, keep = ARGV[at + 5]}
   local known, how = tonumber(ARGV[at + 3]), ARGV[at + 4]
   if one.kind == 'c' then
-    local fields, mine = redis.call('HGETALL', key), nil
+    local fields, mine, lost = redis.call('HGETALL', key), nil, 0
     for j = 1, #fields, 2 do
-      if fields[j] == me then mine = tonumber(fields[j + 1]) else one.others = one.others + tonumber(fields[j + 1]) end
+      local value = tonumber(fields[j + 1])
+      if fields[j] == me then mine = value elseif fields[j] == '?' then lost = value else one.others = one.others + value end
     end
+    if #fields == 0 then
+      one.lost = tonumber(ARGV[at + 6])
+    elseif mine == nil and lost > 0 then
+      one.lost = math.max(0, lost - known)
+    end
+    one.others = one.others + (one.lost or lost)
     if mine == nil or how == '=' or (how == '^' and known > mine) then mine = known end
     one.own = mine
     if one.wanted > 0 and mine + one.others + one.wanted > one.most then one.wait = -1 end
@@ -77,14 +88,19 @@ for i, key in ipairs(KEYS) do
   if one.kind == 'c' then
     one.own = math.max(0, one.own + took)
     redis.call('HSET', key, me, string.format('%.0f', one.own))
+    if one.lost and one.lost > 0 then redis.call('HSET', key, '?', string.format('%.0f', one.lost)) end
+    if one.lost == 0 then redis.call('HDEL', key, '?') end
   else
-    one.own = math.min(one.most, math.max(-one.most, one.own - took))
+    -- No more than a minute's debt; and only what was taken can be given back.
+    took = math.min(took, math.max(0, one.own + one.most))
+    one.own = math.min(one.most, one.own - took)
     redis.call('HSET', key, 'level', string.format('%.3f', one.own), 'at', string.format('%.0f', now))
   end
   redis.call('PEXPIRE', key, one.keep)
   told[#told + 1] = math.floor(one.own)
   told[#told + 1] = one.others
   told[#told + 1] = must and one.wait or 0
+  told[#told + 1] = math.max(0, math.ceil(took))
 end
 return told
 ";
@@ -118,14 +134,13 @@ enum Op {
 struct Correction {
     payers: Payers,
     bill: Bill,
-    before: Amount,
     used: Amount,
 }
 
 /// What was taken. If nobody is there to have it, it is given back.
 #[derive(Debug)]
 pub struct Grant {
-    taken: Option<(Payers, Bill, Amount)>,
+    taken: Option<(Payers, Bill)>,
     counter: Counter,
 }
 
@@ -133,14 +148,14 @@ impl Grant {
     /// What was taken of each account.
     #[must_use]
     pub fn accept(mut self) -> Bill {
-        self.taken.take().map(|(_, bill, _)| bill).unwrap_or_default()
+        self.taken.take().map(|(_, bill)| bill).unwrap_or_default()
     }
 }
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        if let Some((payers, bill, before)) = self.taken.take() {
-            self.counter.correct(payers, bill, before, Amount::default());
+        if let Some((payers, bill)) = self.taken.take() {
+            self.counter.correct(payers, bill, Amount::default());
         }
     }
 }
@@ -161,9 +176,9 @@ impl Counter {
         taken.await.unwrap_or(Err(NotTaken::Full)).map(Grant::accept)
     }
 
-    /// Puts what was `used` in the place of what was taken `before`.
-    pub fn correct(&self, payers: Payers, bill: Bill, before: Amount, used: Amount) {
-        let op = Op::Correct(Correction { payers, bill, before, used });
+    /// Puts what was `used` in the place of what was taken.
+    pub fn correct(&self, payers: Payers, bill: Bill, used: Amount) {
+        let op = Op::Correct(Correction { payers, bill, used });
         if self.queue.try_send(op).is_err() {
             tracing::warn!("what a request did not use of its budget stays spent: too many end at the same time");
         }
@@ -177,11 +192,20 @@ struct Queue {
     counter: Counter,
 }
 
+/// What the Redis was told over which connection.
+#[derive(Default)]
+struct Knows {
+    begun_over: Option<u64>,
+    all_over: Option<u64>,
+    /// What it was not told yet.
+    pending: Vec<Telling>,
+}
+
 /// What the Redis says of one operation.
 struct Told {
     parts: Vec<Part>,
     /// Of each rule of each part: see [`SCRIPT`].
-    said: Vec<[i64; 3]>,
+    said: Vec<[i64; 4]>,
 }
 
 impl Op {
@@ -198,17 +222,18 @@ impl Op {
         match self {
             Self::Take { amount, .. } => i64::try_from(amount.of(measure)).unwrap_or(i64::MAX),
             // What began yesterday was yesterday's.
-            Self::Correct(correction) if !correction.bill.is_of(payer, rule, known.number) => 0,
-            Self::Correct(correction) => {
-                let [before, used] =
-                    [correction.before, correction.used].map(|amount| i64::try_from(amount.of(measure)));
-                used.unwrap_or(i64::MAX).saturating_sub(before.unwrap_or(i64::MAX))
-            }
+            Self::Correct(correction) => correction.bill.told(payer, rule, known).map_or(0, |told| {
+                let [told, used] = [told, correction.used.of(measure)].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+                used.saturating_sub(told)
+            }),
         }
     }
 
     /// What follows from what was said: without that, it goes by what is known here.
     fn done(self, told: Option<Told>, books: &Books, counter: &Counter, now: Moment) {
+        if told.is_none() {
+            books.note_untold(self.payers());
+        }
         match self {
             Self::Correct(Correction { payers, mut bill, used, .. }) => {
                 books.correct_here(&payers, &mut bill, used);
@@ -223,7 +248,10 @@ impl Op {
                     None => books.take_here(&payers, amount, &mut bill, now),
                 };
                 told.iter().for_each(|told| books.hear(&told.parts, &told.said, now));
-                let grant = || Grant { taken: Some((payers, bill, amount)), counter: counter.clone() };
+                if let Some(Told { parts, said }) = &told {
+                    bill.together(parts, said.iter().map(|[.., took]| u64::try_from(*took).unwrap_or_default()));
+                }
+                let grant = || Grant { taken: Some((payers, bill)), counter: counter.clone() };
                 // A grant that nobody waits for any more is given back.
                 let _nobody = reply.send(taken.map(|()| grant()));
             }
@@ -235,12 +263,12 @@ impl Told {
     /// The rule that says no for longest.
     fn refusal(&self, now: Moment) -> Option<NotTaken> {
         let rules = self.parts.iter().flat_map(|part| part.known.iter().map(move |known| (&part.who, known.rule)));
-        let refusals = rules.zip(&self.said).filter_map(|((who, rule), [.., wait_ms])| {
+        let refusals = rules.zip(&self.said).filter_map(|((who, rule), [_, _, wait_ms, _])| {
             let retry_after = match wait_ms {
                 0 => return None,
-                wait_ms => {
-                    u64::try_from(*wait_ms).map_or_else(|_| until_next(rule.period, now.time), Duration::from_millis)
-                }
+                wait_ms => u64::try_from(*wait_ms)
+                    .map_or_else(|_| until_next(rule.period, now.time), Duration::from_millis)
+                    .min(longest(rule.period, now)),
             };
             Some((who, Refused { rule, retry_after }))
         });
@@ -267,30 +295,71 @@ impl Together {
     async fn count(&self, books: &Books) {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut queue) = queue else { return };
-        let (mut ops, mut told_all, mut lines) = (Vec::with_capacity(BATCH), None, self.store.lines());
+        let (mut ops, mut lines, mut knows) = (Vec::with_capacity(BATCH), self.store.lines(), Knows::default());
         loop {
             tokio::select! {
                 biased;
                 // The others should know at once what was used while it was away.
                 _ = lines.changed() => {}
                 received = queue.ops.recv_many(&mut ops, BATCH) => if received == 0 { return },
+                () = std::future::ready(()), if !knows.pending.is_empty() => {}
             }
             let now = Moment::now();
-            let told = self.ask(books, &ops, &mut told_all, now).await.unwrap_or_default();
-            let mut told = told.into_iter();
+            let told = match self.store.line() {
+                Ok(line) if knows.all_over == Some(line.number()) => self.ask(&line, books, &ops, now).await,
+                _ => Err(Away),
+            };
+            let mut told = told.unwrap_or_default().into_iter();
             for op in ops.drain(..) {
                 op.done(told.next(), books, &queue.counter, now);
+            }
+            // Nobody waits for this: meanwhile it goes by what it knows.
+            if let Ok(line) = self.store.line()
+                && knows.all_over != Some(line.number())
+                && self.tell(&line, books, &mut knows, now).await.is_err()
+            {
+                knows = Knows::default();
             }
         }
     }
 
-    /// Asks for all of `ops`. What has come of each, or nothing: then nobody knows.
-    async fn ask(&self, books: &Books, ops: &[Op], told_all: &mut Option<u64>, now: Moment) -> Result<Vec<Told>, Away> {
-        let line = self.store.line()?;
-        if *told_all != Some(line.number()) {
-            self.tell_all(&line, books, now).await?;
-            *told_all = Some(line.number());
+    /// Over a new connection: some more of what this gateway has used so far. The Redis may have lost it, or not heard of it.
+    async fn tell(&self, line: &Line, books: &Books, knows: &mut Knows, now: Moment) -> Result<(), Away> {
+        if knows.begun_over != Some(line.number()) {
+            let mut load = redis::pipe();
+            load.cmd("SCRIPT").arg("LOAD").arg(SCRIPT).ignore();
+            let () = self.store.ask(line, &load, WITHIN).await?;
+            drop(books.take_untold());
+            *knows = Knows { begun_over: Some(line.number()), all_over: None, pending: books.to_tell(now) };
         }
+        let rest = knows.pending.len().saturating_sub(BATCH);
+        self.tell_some(line, &knows.pending.split_off(rest)).await?;
+        if knows.pending.is_empty() {
+            // What has changed since.
+            knows.pending = books.take_untold().iter().flat_map(|who| books.to_tell_of(who)).collect();
+            if knows.pending.len() <= BATCH {
+                self.tell_some(line, &std::mem::take(&mut knows.pending)).await?;
+                knows.all_over = Some(line.number());
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell_some(&self, line: &Line, some: &[Telling]) -> Result<(), Away> {
+        let mut asked = redis::pipe();
+        for Telling { who, spent, others, is_new } in some {
+            let mut call = redis::cmd("EVALSHA");
+            call.arg(self.script.get_hash()).arg(1);
+            call.arg(self.name(who, spent.measure, spent.period, spent.number)).arg(&self.me).arg(0);
+            call.arg("c").arg(0).arg(0).arg(spent.spent).arg(if *is_new { "^" } else { "=" });
+            call.arg(keep_ms(spent.period)).arg(*others);
+            asked.add_command(call).ignore();
+        }
+        if some.is_empty() { Ok(()) } else { self.store.ask(line, &asked, WITHIN).await }
+    }
+
+    /// Asks for all of `ops`. What has come of each, or nothing: then nobody knows.
+    async fn ask(&self, line: &Line, books: &Books, ops: &[Op], now: Moment) -> Result<Vec<Told>, Away> {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
@@ -302,34 +371,14 @@ impl Together {
             asked.add_command(self.call(op, &parts));
             all.push(parts);
         }
-        let replies: Vec<Vec<i64>> = self.store.ask(&line, &asked, WITHIN).await?;
+        let replies: Vec<Vec<i64>> = self.store.ask(line, &asked, WITHIN).await?;
         let told = |(parts, reply): (Vec<Part>, Vec<i64>)| {
-            let (said, rest) = reply.as_chunks::<3>();
+            let (said, rest) = reply.as_chunks::<4>();
             let rules: usize = parts.iter().map(|part| part.known.len()).sum();
             (said.len() == rules && rest.is_empty()).then(|| Told { parts, said: said.to_vec() })
         };
         let told: Option<Vec<Told>> = all.into_iter().zip(replies).map(told).collect();
         told.filter(|told| told.len() == ops.len()).ok_or(Away)
-    }
-
-    /// Over a new connection: what this gateway has used so far. The Redis may have lost it, or not heard of it.
-    async fn tell_all(&self, line: &Line, books: &Books, now: Moment) -> Result<(), Away> {
-        let mut load = redis::pipe();
-        load.cmd("SCRIPT").arg("LOAD").arg(SCRIPT).ignore();
-        let () = self.store.ask(line, &load, WITHIN).await?;
-        for some in books.to_tell(now).chunks(BATCH) {
-            let mut asked = redis::pipe();
-            for (who, spent, is_new) in some {
-                let mut call = redis::cmd("EVALSHA");
-                call.arg(self.script.get_hash()).arg(1);
-                call.arg(self.name(who, spent.measure, spent.period, spent.number)).arg(&self.me).arg(0);
-                call.arg("c").arg(0).arg(0).arg(spent.spent).arg(if *is_new { "^" } else { "=" });
-                call.arg(keep_ms(spent.period));
-                asked.add_command(call).ignore();
-            }
-            let () = self.store.ask(line, &asked, WITHIN).await?;
-        }
-        Ok(())
     }
 
     fn call(&self, op: &Op, parts: &[Part]) -> redis::Cmd {
@@ -349,6 +398,7 @@ impl Together {
             let kind = if known.rule.period == Period::Minute { "b" } else { "c" };
             call.arg(kind).arg(known.rule.most).arg(op.wanted(payer, rule, known)).arg(known.own);
             call.arg(if part.is_new { "^" } else { "-" }).arg(keep_ms(known.rule.period));
+            call.arg(known.others);
         }
         call
     }
@@ -362,6 +412,14 @@ impl Together {
         let rule = [measure as u8, period as u8];
         let parts = [kind.as_bytes(), name.as_bytes(), &rule, &number.to_le_bytes()];
         format!("postern:1:limit:{}", HEXLOWER.encode(&self.keys.hash("limit", &parts)))
+    }
+}
+
+/// Nobody is made to wait for longer, whatever it says.
+fn longest(period: Period, now: Moment) -> Duration {
+    match period {
+        Period::Minute => Duration::from_secs(120),
+        Period::Day | Period::Month => until_next(period, now.time),
     }
 }
 

@@ -22,6 +22,16 @@ impl Expiry<CacheKey, (Entry, Duration)> for PerEntry {
     fn expire_after_create(&self, _: &CacheKey, value: &(Entry, Duration), _: Instant) -> Option<Duration> {
         Some(value.1)
     }
+
+    fn expire_after_update(
+        &self,
+        _: &CacheKey,
+        value: &(Entry, Duration),
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(value.1)
+    }
 }
 
 impl MemoryCache {
@@ -73,6 +83,12 @@ mod tests {
         assert!(cache.get(&[1; 32]).is_some());
         std::thread::sleep(Duration::from_millis(40));
         assert!(cache.get(&[1; 32]).is_none() && cache.get(&[2; 32]).is_some());
+        // What takes the place of another has its own life.
+        cache.put([2; 32], entry(10), Some(Duration::from_millis(20)));
+        cache.put([3; 32], entry(10), Some(Duration::from_millis(20)));
+        cache.put([3; 32], entry(10), Some(Duration::from_secs(600)));
+        std::thread::sleep(Duration::from_millis(40));
+        assert!(cache.get(&[2; 32]).is_none() && cache.get(&[3; 32]).is_some());
         for n in 10..60 {
             cache.put([n; 32], entry(1000), None);
         }

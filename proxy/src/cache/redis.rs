@@ -28,6 +28,8 @@ const FORM: u8 = 1;
 const NONCE: usize = 12;
 /// The longest value.
 const MAX_VALUE: usize = 2 * MAX_ENTRY;
+/// Bytes of a reply.
+pub const REPLY: usize = MAX_VALUE + 1024;
 
 /// Answers in a Redis.
 #[derive(Debug)]

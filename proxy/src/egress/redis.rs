@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,15 +21,70 @@ use crate::config::shared::{Place, Redis};
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// Commands on their way at a time.
 const PIPELINE: usize = 256;
-/// What a server may send in reply to what was sent in one piece, at most; and what of it is held for later replies.
-const REPLY: usize = 4 << 20;
-const REPLIES: usize = 64 << 20;
+/// What a server may send that was not asked for, or while a connection begins.
+const UNASKED: usize = 4 << 10;
+/// What it may send in reply to all that is asked at the same time. What it becomes in memory may be several times that.
+const REPLIES: usize = 32 << 20;
 
 /// How one Redis is reached.
 pub(crate) struct Way {
     redis: Redis,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     complaints: Complaints,
+    /// What a reply to one question may have.
+    reply: usize,
+}
+
+/// How much a server may still send.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    reply: usize,
+    left: Mutex<Left>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    bytes: usize,
+    questions: usize,
+}
+
+/// A question that is open. When there is none, nothing may come.
+pub(crate) struct Question<'a>(&'a Allowance);
+
+impl Allowance {
+    fn new(reply: usize) -> Self {
+        Self { reply, left: Mutex::new(Left { bytes: UNASKED, questions: 0 }) }
+    }
+
+    /// Something is asked that has so many replies.
+    pub(crate) fn ask(&self, replies: usize) -> Question<'_> {
+        let mut left = self.left();
+        left.bytes = left.bytes.saturating_add(self.reply.saturating_mul(replies)).min(REPLIES);
+        left.questions += 1;
+        Question(self)
+    }
+
+    fn came(&self, bytes: usize) -> io::Result<()> {
+        let mut left = self.left();
+        let rest = left.bytes.checked_sub(bytes);
+        left.bytes =
+            rest.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it sends more than was asked for"))?;
+        Ok(())
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        let mut left = self.0.left();
+        left.questions = left.questions.saturating_sub(1);
+        if left.questions == 0 {
+            left.bytes = UNASKED;
+        }
+    }
 }
 
 impl std::fmt::Debug for Way {
@@ -41,12 +96,15 @@ impl std::fmt::Debug for Way {
 /// What drives a connection; it ends when the connection does.
 pub(crate) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// A connection, what drives it, and how much it may bring.
+pub(crate) type Connected = (MultiplexedConnection, Driver, Arc<Allowance>);
+
 impl Way {
-    /// Connects to nothing yet. `what` is lost while it is away, in words for the log.
+    /// Connects to nothing yet. `what` is lost while it is away, in words for the log; a reply has at most `reply` bytes.
     ///
     /// # Errors
     /// Password or authority are not to be had, or TLS cannot be set up.
-    pub(crate) fn new(redis: &Redis, what: &str) -> Result<Self, String> {
+    pub(crate) fn new(redis: &Redis, what: &str, reply: usize) -> Result<Self, String> {
         redis
             .password
             .as_ref()
@@ -62,14 +120,14 @@ impl Way {
             _ => None,
         };
         let complaints = Complaints::of(redis.place.to_string(), what.to_owned());
-        Ok(Self { redis: redis.clone(), tls, complaints })
+        Ok(Self { redis: redis.clone(), tls, complaints, reply })
     }
 
     /// A connection, and what drives it.
     ///
     /// # Errors
     /// There is none; why is in the log.
-    pub(crate) async fn connect(&self) -> Result<(MultiplexedConnection, Driver), Away> {
+    pub(crate) async fn connect(&self) -> Result<Connected, Away> {
         let connecting = tokio::time::timeout(CONNECT_WITHIN, self.dial());
         connecting
             .await
@@ -83,7 +141,7 @@ impl Way {
         Away
     }
 
-    async fn dial(&self) -> Result<(MultiplexedConnection, Driver), String> {
+    async fn dial(&self) -> Result<Connected, String> {
         let in_words = |error: io::Error| in_words(&error);
         match &self.redis.place {
             Place::Socket(path) => self.begin(UnixStream::connect(path).await.map_err(in_words)?).await,
@@ -100,10 +158,7 @@ impl Way {
         }
     }
 
-    async fn begin(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> Result<(MultiplexedConnection, Driver), String> {
+    async fn begin(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connected, String> {
         let mut info = RedisConnectionInfo::default()
             .set_db(i64::from(self.redis.database))
             .set_protocol(ProtocolVersion::RESP2)
@@ -117,9 +172,11 @@ impl Way {
             info = info.set_username(username);
         }
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(PIPELINE);
-        let begun = MultiplexedConnection::new_with_config(&info, Measured { stream, owed: REPLY }, config).await;
+        let allowance = Arc::new(Allowance::new(self.reply));
+        let measured = Measured { stream, allowance: allowance.clone() };
+        let begun = MultiplexedConnection::new_with_config(&info, measured, config).await;
         let (connection, driver) = begun.map_err(said)?;
-        Ok((connection, Box::pin(driver)))
+        Ok((connection, Box::pin(driver), allowance))
     }
 }
 
@@ -155,7 +212,7 @@ fn client(roots: rustls::RootCertStore) -> Result<Arc<rustls::ClientConfig>, rus
 /// A stream on which only as much comes as was asked for: a server that sends without end must not fill the memory.
 struct Measured<S> {
     stream: S,
-    owed: usize,
+    allowance: Arc<Allowance>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
@@ -167,24 +224,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         let read = buffer.filled().len().saturating_sub(before);
-        match self.owed.checked_sub(read) {
-            Some(owed) => self.owed = owed,
-            None => {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "it sends more than was asked for",
-                )));
-            }
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.allowance.came(read))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Measured<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
-        self.owed = self.owed.saturating_add(REPLY).min(REPLIES);
-        Poll::Ready(Ok(written))
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
