@@ -48,7 +48,7 @@ async fn what_a_file_has_is_asked_at_the_start() -> Result<()> {
     std::fs::write(&file, lines.join("\n"))?;
     let warmed = config(&cloud).set("/cache/warm", json!(file));
     let postern = Postern::start(&warmed).await?;
-    postern.logged("nobody/x").await?;
+    postern.logged("no rule of `identities` matches").await?;
     std::fs::write(&file, lines[..2].join("\n"))?;
     let postern = Postern::start(&warmed).await?;
     postern.logged("the cache was warmed").await?;
