@@ -60,7 +60,10 @@ def table(path):
     runs = collections.defaultdict(list)
     for line in open(path, encoding="utf-8"):
         load, who, report = line.rstrip("\n").split("\t")
-        runs[load, who].append(json.loads(report))
+        report = json.loads(report)
+        if report["errors"]:
+            sys.exit(f"{load} at {who}: {report['errors']} failed: {report['first_error']}")
+        runs[load, who].append(report)
 
     def p50(load, who, column="p50_ms"):
         return statistics.median(report[column] for report in runs[load, who])
