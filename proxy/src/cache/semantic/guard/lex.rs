@@ -196,8 +196,9 @@ impl Lexer<'_> {
         let Some(length) = rest.iter().enumerate().position(closes) else { return false };
         let inner: String = rest.get(..length).unwrap_or_default().iter().collect();
         self.at += length + 2;
-        let is_identifier =
-            !inner.contains(char::is_whitespace) && inner.contains(|c: char| c.is_ascii_digit() || c == '_');
+        // Without signs: what is in quotes must not look like what is made of a number or a name here.
+        let is_identifier = inner.chars().all(|c| c.is_alphanumeric() || "_.-/:".contains(c))
+            && inner.contains(|c: char| c.is_ascii_digit() || c == '_');
         let text = if is_identifier { inner } else { format!("\"{inner}\"") };
         self.push(text, Kind::Exact);
         true
@@ -306,9 +307,8 @@ impl Lexer<'_> {
         let begin = self.chars.get(..self.at.saturating_sub(1)).unwrap_or_default();
         let of_amount = near(rest.iter().find(|c| **c != ' ')) || near(begin.iter().rfind(|c| **c != ' '));
         let of_percent = near(begin.last()) && !rest.first().is_some_and(|c| c.is_alphanumeric());
-        let cries = !self.is_factorial(rest, last);
         match c {
-            '!' if !cries => self.push(c, Kind::Exact),
+            '!' if self.is_factorial(rest, last) => self.push(c, Kind::Exact),
             '.' | '?' | '!' if !alone || last => self.end(c == '?'),
             ',' | ';' | ':' if !alone => self.push(c, Kind::Break),
             '\'' if !alone => self.push("'", Kind::Possessive),

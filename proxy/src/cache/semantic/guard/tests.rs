@@ -236,6 +236,7 @@ fn signs_count() {
         ("Do not. Delete the file", "Do not delete the file"),
         ("No, delete the file", "No delete the file"),
         ("Is it? Delete it", "Is it delete it"),
+        ("Which issue is '#5'", "Which issue is 5"),
         ("What is x ? y", "What is x? y"),
     ] {
         different(one, other);
