@@ -250,7 +250,7 @@ fn duties(tokens: Vec<Token>) -> Vec<Token> {
     out
 }
 
-/// "May Anna" is "is Anna allowed to"; "is there a pool in the gym" is "does the gym have a pool".
+/// "May Anna" is "is Anna allowed to".
 fn permissions(mut out: Vec<Token>) -> Vec<Token> {
     let is_plain =
         |tokens: &[Token]| !tokens.is_empty() && tokens.iter().all(|token| is_of_noun(token) || is_article(token));
@@ -261,16 +261,6 @@ fn permissions(mut out: Vec<Token>) -> Vec<Token> {
     {
         out.drain(at..at + 2);
         out.splice(..1, [Token::new("may", Kind::Word)]);
-    }
-    if starts(&out, &["is", "there"]) || starts(&out, &["are", "there"]) {
-        let at = out.iter().position(|token| ["in", "at", "on", "for"].iter().any(|word| token.is(word)));
-        if let Some(at) = at
-            && let (Some(what), Some(place)) = (out.get(2..at), out.get(at + 1..))
-            && is_plain(what)
-            && is_plain(place)
-        {
-            return [place, &[Token::new("have", Kind::Word)], what].concat();
-        }
     }
     out
 }

@@ -268,7 +268,9 @@ impl Lexer<'_> {
             (_, "re") => Some((stem, "are")),
             (_, "ve") => Some((stem, "have")),
             (_, "ll") => Some((stem, "will")),
-            (_, "s") if words::DRAWN_TO_IS.contains(&stem.to_lowercase().as_str()) => Some((stem, "is")),
+            (_, "s") if words::DRAWN_TO_IS.contains(&stem.to_lowercase().as_str()) && self.is_is() => {
+                Some((stem, "is"))
+            }
             _ => None,
         };
         match (whole, end) {
@@ -282,6 +284,13 @@ impl Lexer<'_> {
             }
             (None, _) => self.push(word, Kind::Exact),
         }
+    }
+
+    /// "What's the plan" is what it is; "what's changed" is what has.
+    fn is_is(&self) -> bool {
+        let rest = self.chars.get(self.at..).unwrap_or_default().iter().skip_while(|c| **c == ' ');
+        let next: String = rest.take_while(|c| c.is_alphanumeric()).collect();
+        words::AFTER_IS.contains(&next.as_str()) || next.starts_with(|c: char| c.is_ascii_digit())
     }
 
     /// A capital counts, but of "I", and of a first word that is no name.

@@ -268,6 +268,8 @@ fn who_does_it_which_one_and_how_many_count() {
         ("Delete the file", "Delete the files"),
         ("What do I need to do?", "What do I need?"),
         ("Do the dishes", "The dishes"),
+        ("What's changed in the plan?", "What is changed in the plan?"),
+        ("Are there bugs in the shop?", "Does the shop have bugs?"),
         ("How do I say thanks", "How do I say"),
         ("Please the customers", "The customers"),
         ("Hello world program", "World program"),

@@ -4,6 +4,12 @@
 pub(super) const DRAWN_TO_IS: [&str; 12] =
     ["what", "who", "where", "when", "why", "how", "it", "that", "there", "he", "she", "which"];
 
+/// And before these, it is not `has`.
+pub(super) const AFTER_IS: [&str; 18] = [
+    "the", "a", "an", "my", "our", "your", "this", "that", "these", "those", "in", "on", "at", "for", "not", "over",
+    "more", "noon",
+];
+
 /// Beginnings that ask for an answer: what follows is the question.
 pub(super) const TELL: [&[&str]; 6] = [
     &["tell", "me"],
