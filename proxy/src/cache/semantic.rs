@@ -114,7 +114,8 @@ impl Semantic {
         }
         let mut body = request.masked().canonical_body();
         let text = take_last_text(&mut body)?;
-        let reading = guard::reading(&text)?;
+        let vault = request.masked().vault();
+        let reading = guard::reading(&text, |placeholder| vault.is_in_cache(placeholder))?;
         let rest = key_of_body(keys, labels, request, (body, "cache:semantic"), parts);
         let group = keys.hash("cache:reading", &[&rest, reading.as_bytes()]);
         Some(Question { semantic: self.clone(), group, exact, text })

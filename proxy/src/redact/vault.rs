@@ -156,6 +156,12 @@ impl Vault {
         self.entries.get(*index?)
     }
 
+    /// Is it what stands for a value of this request in the cache? What a client writes is not.
+    #[must_use]
+    pub fn is_in_cache(&self, placeholder: &str) -> bool {
+        self.look_up(placeholder, Suffix::Cache).is_some()
+    }
+
     /// The kinds of its values, in upper case.
     pub(super) fn kinds(&self) -> impl Iterator<Item = &str> {
         self.numbers.keys().map(String::as_str)

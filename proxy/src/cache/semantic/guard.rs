@@ -16,10 +16,16 @@ mod words;
 /// The longest text that is read, in characters.
 pub const MAX_CHARS: usize = 2000;
 
-/// What a text asks for. `None`: it is not read, since it is too long, holds code, is about words as such (a translation, say), or nothing.
+/// Between sentences, and before what is read word by word. Nobody writes them: a text with control characters is not read.
+const END: &str = "\u{1}";
+const STRICT: &str = "\u{3}";
+const BRACKETS: &str = "()[]{}⟨⟩〈〉【】〔〕〖〗⟦⟧";
+
+/// What a text asks for; `is_own` knows the placeholders of its request. `None`: it is not read, since it is too long, holds code or brackets, is
+/// about words as such (a translation, say), or nothing.
 #[must_use]
-pub fn reading(text: &str) -> Option<String> {
-    if text.chars().nth(MAX_CHARS).is_some() {
+pub fn reading(text: &str, is_own: impl Fn(&str) -> bool) -> Option<String> {
+    if text.chars().nth(MAX_CHARS).is_some() || has_brackets(text, is_own) {
         return None;
     }
     let sentences = lex::sentences(text)?;
@@ -28,14 +34,33 @@ pub fn reading(text: &str) -> Option<String> {
     }
     let is_english = english::is_english(&sentences);
     let read = if is_english { english::read } else { english::read_strictly };
-    let mut out = Vec::new();
-    sentences.into_iter().for_each(|sentence| read(sentence, &mut out));
+    let mut all = Vec::new();
+    for sentence in sentences {
+        let mut out = Vec::new();
+        read(sentence, &mut out);
+        all.extend((!out.is_empty()).then_some(out));
+    }
     // Marks of a question alone ask for nothing. What was read in one way is not compared with what was read in the other.
-    let asks = out.iter().any(|word| word != english::QUESTION);
-    asks.then(|| format!("{}{}", if is_english { "" } else { "= " }, out.join(" ")))
+    let asks = all.iter().flatten().any(|word| word != english::QUESTION);
+    let all: Vec<String> = all.into_iter().map(|words| words.join(" ")).collect();
+    asks.then(|| format!("{}{}", if is_english { "" } else { STRICT }, all.join(END)))
 }
 
-/// What a vector is made of: placeholders are words there, since a suffix means nothing to a model.
+/// Are there others than those of placeholders of the request? What a client wrote like a placeholder would be read as one.
+fn has_brackets(text: &str, is_own: impl Fn(&str) -> bool) -> bool {
+    let text: String = text.chars().map(lex::plain).collect();
+    let mut rest = text.as_str();
+    while let Some((_, from)) = rest.find(|c| BRACKETS.contains(c)).and_then(|at| rest.split_at_checked(at)) {
+        let own = lex::placeholder(from).and_then(|(.., bytes)| from.split_at_checked(bytes));
+        match own.filter(|(placeholder, _)| is_own(placeholder)) {
+            Some((_, left)) => rest = left,
+            None => return true,
+        }
+    }
+    false
+}
+
+/// What a vector of a text with a [`reading`] is made of: placeholders are words there, since a suffix means nothing to a model.
 #[must_use]
 pub fn without_suffixes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

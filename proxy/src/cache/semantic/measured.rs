@@ -8,8 +8,11 @@ use super::guard;
 use super::vector::Vector;
 
 const MODEL: &str = "all-minilm-l6-v2";
-const PARTS: [(&str, &str); 2] =
-    [("tuned", include_str!("labelled/tuned.txt")), ("held out", include_str!("labelled/held-out.txt"))];
+const PARTS: [(&str, &str); 3] = [
+    ("tuned", include_str!("labelled/tuned.txt")),
+    ("held out", include_str!("labelled/held-out.txt")),
+    ("found by attack", include_str!("labelled/found-by-attack.txt")),
+];
 const THRESHOLDS: [f32; 4] = [0.98, 0.95, 0.9, 0.85];
 
 /// Two questions, and whether they have the same answer.
@@ -39,8 +42,13 @@ fn shared(pairs: &[Pair<'_>], shares: impl Fn(&Pair<'_>) -> bool) -> (usize, usi
     shared.fold((0, 0), |(right, wrong), pair| if pair.same { (right + 1, wrong) } else { (right, wrong + 1) })
 }
 
+/// What ends so is of the request itself, and all else is what somebody wrote.
+fn reading(text: &str) -> Option<String> {
+    guard::reading(text, |placeholder| placeholder.ends_with("_k3f9q2ab]"))
+}
+
 fn have_one_reading(pair: &Pair<'_>) -> bool {
-    guard::reading(pair.one).is_some_and(|reading| guard::reading(pair.other).as_ref() == Some(&reading))
+    reading(pair.one).is_some_and(|one| reading(pair.other) == Some(one))
 }
 
 #[test]
@@ -59,7 +67,7 @@ fn no_two_groups_have_a_reading_in_common() {
             let own = group
                 .lines()
                 .filter_map(|line| line.strip_prefix("= ").or(line.strip_prefix("+ ")))
-                .filter_map(guard::reading);
+                .filter_map(reading);
             for reading in own.collect::<HashSet<_>>() {
                 assert_eq!(readings.insert(reading, name), None, "{name}");
             }

@@ -4,7 +4,7 @@ use super::lex::{Kind, Sentence, Token};
 use super::{numbers, words};
 
 /// Stands at the end of what asks.
-pub(super) const QUESTION: &str = "?";
+pub(super) const QUESTION: &str = "\u{2}";
 
 /// Does a text ask for something about words as such?
 pub(super) fn is_about_words(sentences: &[Sentence]) -> bool {
@@ -23,11 +23,9 @@ fn has_any(sentences: &[Sentence], all: &[&str]) -> bool {
 
 /// Adds a sentence of another language to `out`, word by word.
 pub(super) fn read_strictly(sentence: Sentence, out: &mut Vec<String>) {
-    let words = sentence.tokens.iter().filter(|token| token.kind != Kind::Break);
-    out.extend(words.map(|token| match token.kind {
+    out.extend(sentence.tokens.iter().map(|token| match token.kind {
         Kind::Number => format!("#{}", token.text),
-        Kind::Word if token.name && is_common(&token.text) => format!("^{}", token.text),
-        _ => token.text.clone(),
+        _ => token.written.as_ref().unwrap_or(&token.text).clone(),
     }));
     if sentence.asks {
         out.push(QUESTION.to_owned());
@@ -46,7 +44,6 @@ pub(super) fn read(sentence: Sentence, out: &mut Vec<String>) {
     // A word alone with a question mark may ask for anything.
     let is_bare = tokens.len() == 1;
     let tokens = short_questions(&tokens).unwrap_or(tokens);
-    let tokens = of_reversed(tokens);
     let tokens = permissions(duties(tokens));
     write(&tokens, out);
     let marks = usize::from(asks) + usize::from(asks && is_bare);
@@ -72,18 +69,30 @@ fn without_frames(tokens: &mut Vec<Token>) -> Frame {
             tokens.pop();
         }
         let begins = |phrase: &[&str]| tokens.len() > phrase.len() && starts(tokens, phrase);
-        if let Some(phrase) = words::GREETINGS.into_iter().find(|phrase| begins(phrase)) {
+        let greets = |phrase: &[&str]| {
+            let next = tokens.get(phrase.len());
+            let pleases = next.is_some_and(|next| words::PLEASED.iter().any(|word| next.is(word)));
+            match phrase {
+                ["please" | "kindly"] => !pleases,
+                _ => next.is_some_and(|next| next.kind == Kind::Break),
+            }
+        };
+        let orders = |phrase: &[&str]| {
+            phrase.contains(&"please")
+                || tokens.get(phrase.len()).is_some_and(|next| words::ORDERS.iter().any(|word| next.is(word)))
+        };
+        if let Some(phrase) = words::GREETINGS.into_iter().find(|phrase| begins(phrase) && greets(phrase)) {
             tokens.drain(..phrase.len());
         } else if let Some(phrase) =
             words::TELL.into_iter().find(|phrase| begins(phrase) && asks_from(phrase, tokens.get(phrase.len())))
         {
             tokens.drain(..phrase.len());
             frame = Frame::Tell;
-        } else if let Some(phrase) = words::ASK.into_iter().find(|phrase| begins(phrase)) {
+        } else if let Some(phrase) = words::ASK.into_iter().find(|phrase| begins(phrase) && orders(phrase)) {
             tokens.drain(..phrase.len());
             frame = Frame::Ask;
         }
-        if let Some(phrase) = words::THANKS.into_iter().find(|phrase| ends(tokens, phrase)) {
+        if let Some(phrase) = words::THANKS.into_iter().find(|phrase| ends_apart(tokens, phrase)) {
             tokens.truncate(tokens.len() - phrase.len());
         }
         if tokens.len() == before {
@@ -104,8 +113,10 @@ fn starts(tokens: &[Token], phrase: &[&str]) -> bool {
     tokens.len() >= phrase.len() && tokens.iter().zip(phrase).all(|(token, word)| token.is(word))
 }
 
-fn ends(tokens: &[Token], phrase: &[&str]) -> bool {
-    tokens.len().checked_sub(phrase.len()).and_then(|from| tokens.get(from..)).is_some_and(|end| starts(end, phrase))
+/// "How do I say thanks" does not thank.
+fn ends_apart(tokens: &[Token], phrase: &[&str]) -> bool {
+    let split = tokens.len().checked_sub(phrase.len()).and_then(|from| tokens.split_at_checked(from));
+    split.is_some_and(|(before, end)| starts(end, phrase) && before.last().is_none_or(|last| last.kind == Kind::Break))
 }
 
 fn is_article(token: &Token) -> bool {
@@ -116,7 +127,7 @@ fn is_article(token: &Token) -> bool {
 fn matched(tokens: &[Token], phrase: &[&str]) -> usize {
     let mut taken = 0;
     for (n, word) in phrase.iter().enumerate() {
-        while n > 0 && tokens.get(taken).is_some_and(is_article) {
+        while n > 0 && tokens.get(taken).is_some_and(|token| is_article(token) && !token.is(word)) {
             taken += 1;
         }
         let is_word = tokens
@@ -136,7 +147,7 @@ fn said_in_one_way(tokens: &[Token]) -> Vec<Token> {
     while let Some(first) = rest.first() {
         let said = words::SAID.iter().map(|(from, to)| (matched(rest, from), to)).find(|(taken, _)| *taken > 0);
         let taken = match said {
-            Some((taken, to)) if !first.name => {
+            Some((taken, to)) if first.written.is_none() => {
                 out.extend(to.iter().map(|word| Token::new(*word, Kind::Word)));
                 taken
             }
@@ -200,57 +211,15 @@ fn short_questions(tokens: &[Token]) -> Option<Vec<Token>> {
     Some(rest)
 }
 
-/// "The capital of France" becomes "France capital", as "France's capital" does.
-fn of_reversed(tokens: Vec<Token>) -> Vec<Token> {
-    let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
-    let mut rest = tokens.into_iter().peekable();
-    while let Some(token) = rest.next() {
-        if !token.is("of") {
-            out.push(token);
-            continue;
-        }
-        let from = out.iter().rposition(|token| !is_of_noun(token)).map_or(0, |at| at + 1);
-        // What is owned, who owns it, and who owns that: "the mayor of the capital of France".
-        let mut chain = vec![out.split_off(from)];
-        loop {
-            let mut owner = Vec::new();
-            while let Some(next) = rest.next_if(|next| is_of_noun(next) || (owner.is_empty() && is_article(next))) {
-                if !next.is("the") {
-                    owner.push(next);
-                }
-            }
-            chain.push(owner);
-            if rest.next_if(|next| next.is("of")).is_none() {
-                break;
-            }
-        }
-        let (last, owned) = chain.split_last().map_or((true, &[][..]), |(last, owned)| (last.is_empty(), owned));
-        if !last && owned.iter().all(|noun| is_owned(noun)) {
-            out.extend(chain.into_iter().rev().flatten());
-        } else {
-            let of = Token::new("of", Kind::Word);
-            let apart = chain
-                .into_iter()
-                .enumerate()
-                .map(|(n, noun)| if n > 0 { [vec![of.clone()], noun].concat() } else { noun });
-            out.extend(apart.flatten());
-        }
-    }
-    out
-}
-
-/// Not so the bank of "the Bank of England", which is a name.
-fn is_owned(noun: &[Token]) -> bool {
-    noun.last().is_some_and(|last| !last.name && words::OWNED.contains(&plain(&last.text, false).as_str()))
-}
-
 /// May be a part of what owns or is owned. A number is not: of "15 % of 240" nothing is owned.
 fn is_of_noun(token: &Token) -> bool {
     let text = token.text.as_str();
     let ends = [&words::BOUNDARIES[..], &words::ARTICLES, &words::QUESTIONS, &words::AUXILIARIES];
     match token.kind {
         Kind::Word => {
-            (token.name || !ends.iter().any(|list| list.contains(&text))) && text != "of" && text != "percent"
+            (token.written.is_some() || !ends.iter().any(|list| list.contains(&text)))
+                && text != "of"
+                && text != "percent"
         }
         Kind::Exact | Kind::Possessive => true,
         Kind::Number | Kind::Break | Kind::Chinese => false,
@@ -281,7 +250,7 @@ fn duties(tokens: Vec<Token>) -> Vec<Token> {
     out
 }
 
-/// "May I" is "am I allowed to", and "can I" is "is it possible to"; "is there a pool in the gym" is "does the gym have a pool".
+/// "May Anna" is "is Anna allowed to".
 fn permissions(mut out: Vec<Token>) -> Vec<Token> {
     let is_plain =
         |tokens: &[Token]| !tokens.is_empty() && tokens.iter().all(|token| is_of_noun(token) || is_article(token));
@@ -293,86 +262,34 @@ fn permissions(mut out: Vec<Token>) -> Vec<Token> {
         out.drain(at..at + 2);
         out.splice(..1, [Token::new("may", Kind::Word)]);
     }
-    if out.first().is_some_and(|first| first.is("may") || first.is("can"))
-        && out.get(1).is_some_and(|second| second.is("i") || second.is("we"))
-    {
-        out.remove(1);
-    }
-    if starts(&out, &["is", "there"]) || starts(&out, &["are", "there"]) {
-        let at = out.iter().position(|token| ["in", "at", "on", "for"].iter().any(|word| token.is(word)));
-        if let Some(at) = at
-            && let (Some(what), Some(place)) = (out.get(2..at), out.get(at + 1..))
-            && is_plain(what)
-            && is_plain(place)
-        {
-            return [place, &[Token::new("have", Kind::Word)], what].concat();
-        }
-    }
     out
 }
 
 fn write(tokens: &[Token], out: &mut Vec<String>) {
     for (n, token) in tokens.iter().enumerate() {
-        let next = tokens.get(n + 1);
         match token.kind {
-            Kind::Break | Kind::Possessive => {}
             Kind::Number => out.push(format!("#{}", token.text)),
-            Kind::Exact | Kind::Chinese => out.push(token.text.clone()),
-            Kind::Word if token.name => out.push(name(&token.text)),
-            Kind::Word if is_left_out(token, next) => {}
-            Kind::Word => out.push(plain(&token.text, n == 0)),
+            Kind::Exact | Kind::Chinese | Kind::Break | Kind::Possessive => out.push(token.text.clone()),
+            Kind::Word => match &token.written {
+                Some(written) => out.push(written.clone()),
+                None if is_left_out(token, tokens.get(n + 1)) => {}
+                None => out.push(synonym(&token.text).unwrap_or(&token.text).to_owned()),
+            },
         }
     }
 }
 
-/// "This year" is not "the year". "A" stays: who is a manager is not who is the manager, nor are a few employees few.
+/// "A" stays: who is a manager is not who is the manager, nor are a few employees few. So does what is to be done.
 fn is_left_out(token: &Token, next: Option<&Token>) -> bool {
-    let before = |all: &[&str]| next.is_some_and(|next| all.contains(&next.text.as_str()));
+    let subjects = ["i", "we", "you", "they"];
     match token.text.as_str() {
-        "the" | "do" | "does" => true,
-        "this" | "these" | "that" => next.is_some_and(|next| next.kind != Kind::Break) && !before(&words::TIMES),
+        "the" => true,
+        "does" => next.is_some(),
+        "do" => next.is_some_and(|next| subjects.iter().any(|word| next.is(word))),
         _ => false,
     }
 }
 
-/// A name is not one more of another, but weekdays are.
-fn name(text: &str) -> String {
-    match words::WEEKDAYS.contains(&text) {
-        true => plain(text, false),
-        // "US" is not "us".
-        false if is_common(text) || words::ALSO_NAMES.contains(&text) => format!("^{text}"),
-        false => synonym(text).unwrap_or(text).to_owned(),
-    }
-}
-
-fn is_common(text: &str) -> bool {
-    [&words::BOUNDARIES[..], &words::ARTICLES, &words::QUESTIONS, &words::AUXILIARIES]
-        .iter()
-        .any(|list| list.contains(&text))
-}
-
-fn plain(text: &str, first: bool) -> String {
-    if let Some(said) = synonym(text) {
-        return said.to_owned();
-    }
-    let one = if first { text.to_owned() } else { singular(text) };
-    synonym(&one).map_or(one.clone(), str::to_owned)
-}
-
 fn synonym(text: &str) -> Option<&'static str> {
     words::SYNONYMS.iter().find(|(from, _)| *from == text).map(|(_, to)| *to)
-}
-
-fn singular(text: &str) -> String {
-    let is_short = text.chars().count() < 4;
-    if is_short || words::NO_PLURALS.contains(&text) || ["ss", "us", "is"].iter().any(|end| text.ends_with(end)) {
-        return text.to_owned();
-    }
-    if let Some(stem) = text.strip_suffix("ies") {
-        return if stem.chars().count() > 1 { format!("{stem}y") } else { text.to_owned() };
-    }
-    let long = ["sses", "shes", "ches", "xes", "zes", "nuses", "tuses"];
-    let stem =
-        if long.iter().any(|end| text.ends_with(end)) { text.strip_suffix("es") } else { text.strip_suffix('s') };
-    stem.unwrap_or(text).to_owned()
 }

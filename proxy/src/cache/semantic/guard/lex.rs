@@ -2,6 +2,9 @@
 
 use super::{chinese, numbers, words};
 
+/// What joins two words. Nobody writes it so: [`plain`] reads it as another one.
+const HYPHEN: &str = "\u{2010}";
+
 /// What a piece of text is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -15,7 +18,7 @@ pub(super) enum Kind {
     Chinese,
     /// `'s`, as in "France's capital".
     Possessive,
-    /// A comma, or the like.
+    /// A comma, or the like; as it is written.
     Break,
 }
 
@@ -23,8 +26,8 @@ pub(super) enum Kind {
 pub(super) struct Token {
     pub(super) text: String,
     pub(super) kind: Kind,
-    /// Written with a capital, and not at the beginning of a sentence.
-    pub(super) name: bool,
+    /// Not in lower case: a name, a unit; how it is written.
+    pub(super) written: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -36,18 +39,19 @@ pub(super) struct Sentence {
 
 impl Token {
     pub(super) fn new(text: impl Into<String>, kind: Kind) -> Self {
-        Self { text: text.into(), kind, name: false }
+        Self { text: text.into(), kind, written: None }
     }
 
     pub(super) fn is(&self, word: &str) -> bool {
-        self.kind == Kind::Word && self.text == word && !self.name
+        self.kind == Kind::Word && self.text == word && self.written.is_none()
     }
 }
 
 /// `None`: what it holds is not for reading. Spaces at the beginning of a line have a meaning in code.
 pub(super) fn sentences(text: &str) -> Option<Vec<Sentence>> {
     let text = text.trim();
-    if text.contains("```") || text.contains("\n ") || text.contains("\n\t") {
+    let is_control = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if text.contains("```") || text.contains("\n ") || text.contains("\n\t") || text.contains(is_control) {
         return None;
     }
     let chars: Vec<char> = text.chars().map(plain).collect();
@@ -73,7 +77,7 @@ pub(super) fn placeholder(text: &str) -> Option<(&str, &str, usize)> {
 }
 
 /// One way to write what is written in several.
-fn plain(c: char) -> char {
+pub(super) fn plain(c: char) -> char {
     match c {
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
         '’' | '‘' => '\'',
@@ -126,12 +130,16 @@ impl Lexer<'_> {
         } else if c.is_whitespace() {
             self.at += 1;
         } else if chinese::is_han(c) {
+            let begins = self.at == 0;
             let run: String = self.run(|_, c, _| chinese::is_han(c));
-            let (text, asks) = chinese::read(&run);
+            let (text, asks) = chinese::read(&run, begins);
             self.now.asks |= asks;
             if !text.is_empty() {
                 self.push(text, Kind::Chinese);
             }
+        } else if "'\"".contains(c) && self.is_prime() {
+            self.at += 1;
+            self.push(c, Kind::Exact);
         } else if (c == '[' && self.take_placeholder()) || ("\"`'".contains(c) && self.take_quoted(c)) {
             // Taken as it is written.
         } else if c.is_alphanumeric() || c == '_' || self.begins_signed() {
@@ -159,6 +167,13 @@ impl Lexer<'_> {
         signed && self.before().is_none_or(char::is_whitespace)
     }
 
+    /// Minutes, inches, a derivative: not after a word, nor after `rock 'n'`.
+    fn is_prime(&self) -> bool {
+        let ago = |n: usize| self.at.checked_sub(n).and_then(|at| self.chars.get(at)).copied();
+        let is_letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+        self.before().is_some_and(char::is_numeric) || (is_letter(self.before()) && !is_letter(ago(2)))
+    }
+
     fn take_placeholder(&mut self) -> bool {
         let ahead: String = self.chars.get(self.at..).unwrap_or_default().iter().take(48).collect();
         let Some((kind, number, bytes)) = placeholder(&ahead) else { return false };
@@ -181,8 +196,9 @@ impl Lexer<'_> {
         let Some(length) = rest.iter().enumerate().position(closes) else { return false };
         let inner: String = rest.get(..length).unwrap_or_default().iter().collect();
         self.at += length + 2;
-        let is_identifier =
-            !inner.contains(char::is_whitespace) && inner.contains(|c: char| c.is_ascii_digit() || c == '_');
+        // Without signs: what is in quotes must not look like what is made of a number or a name here.
+        let is_identifier = inner.chars().all(|c| c.is_alphanumeric() || "_.-/:".contains(c))
+            && inner.contains(|c: char| c.is_ascii_digit() || c == '_');
         let text = if is_identifier { inner } else { format!("\"{inner}\"") };
         self.push(text, Kind::Exact);
         true
@@ -201,15 +217,7 @@ impl Lexer<'_> {
                     && before.is_some_and(|b| b.is_alphabetic() || b == '+')
                     && !next.is_some_and(is_inside))
         });
-        let starts = self.now.tokens.is_empty();
-        let from = self.now.tokens.len();
         self.classify(&run);
-        let capital = run.chars().next().is_some_and(char::is_uppercase) && run != "I";
-        let is_acronym = run.chars().filter(|c| c.is_uppercase()).count() > 1;
-        if (capital && !starts) || is_acronym {
-            let added = self.now.tokens.get_mut(from..).unwrap_or_default();
-            added.iter_mut().take(1).for_each(|token| token.name = token.kind == Kind::Word);
-        }
     }
 
     fn classify(&mut self, run: &str) {
@@ -232,44 +240,71 @@ impl Lexer<'_> {
             && word.chars().all(char::is_lowercase)
         {
             self.push(number, Kind::Number);
+            self.push(HYPHEN, Kind::Exact);
             return self.take_word(word);
         }
         let is_plain = |c: char| c.is_alphabetic() || c == '-' || c == '\'';
         if !run.chars().all(is_plain) {
             return self.push(run, Kind::Exact);
         }
-        for part in run.to_lowercase().replace("e-mail", "email").split('-').filter(|part| !part.is_empty()) {
+        for (n, part) in run.replace("e-mail", "email").split('-').enumerate() {
+            if n > 0 {
+                self.push(HYPHEN, Kind::Exact);
+            }
             self.take_word(part);
         }
     }
 
-    /// A word, or two that were drawn together.
+    /// A word, or two that were drawn together. `'d` is left as it is: it may be "had" or "would".
     fn take_word(&mut self, word: &str) {
-        let Some((stem, end)) = word.rsplit_once('\'') else { return self.push(word, Kind::Word) };
-        let whole = match (stem.strip_suffix('n'), end) {
+        let Some((stem, end)) = word.rsplit_once('\'') else { return self.push_word(word) };
+        let (verb, end) = (stem.strip_suffix('n'), end);
+        let whole = match (verb.map(str::to_lowercase).as_deref(), end) {
             (Some("wo"), "t") => Some(("will", "not")),
             (Some("ca"), "t") => Some(("can", "not")),
             (Some("sha"), "t") => Some(("shall", "not")),
-            (Some(verb), "t") => Some((verb, "not")),
+            (Some(_), "t") => Some((verb.unwrap_or_default(), "not")),
             (_, "m") => Some((stem, "am")),
             (_, "re") => Some((stem, "are")),
             (_, "ve") => Some((stem, "have")),
             (_, "ll") => Some((stem, "will")),
-            (_, "d") => Some((stem, "would")),
-            (_, "s") if words::DRAWN_TO_IS.contains(&stem) => Some((stem, "is")),
+            (_, "s") if words::DRAWN_TO_IS.contains(&stem.to_lowercase().as_str()) && self.is_is() => {
+                Some((stem, "is"))
+            }
             _ => None,
         };
         match (whole, end) {
             (Some((one, two)), _) => {
-                self.push(one, Kind::Word);
+                self.push_word(one);
                 self.push(two, Kind::Word);
             }
             (None, "s") => {
-                self.push(stem, Kind::Word);
+                self.push_word(stem);
                 self.push("'s", Kind::Possessive);
             }
             (None, _) => self.push(word, Kind::Exact),
         }
+    }
+
+    /// "What's the plan" is what it is; "what's changed" is what has.
+    fn is_is(&self) -> bool {
+        let rest = self.chars.get(self.at..).unwrap_or_default().iter().skip_while(|c| **c == ' ');
+        let next: String = rest.take_while(|c| c.is_alphanumeric()).collect();
+        words::AFTER_IS.contains(&next.as_str()) || next.starts_with(|c: char| c.is_ascii_digit())
+    }
+
+    /// A capital counts, but of "I", and of a first word that is no name.
+    fn push_word(&mut self, word: &str) {
+        let lower = word.to_lowercase();
+        let first = self.now.tokens.is_empty() && word.chars().filter(|c| c.is_uppercase()).count() == 1;
+        let follows = || {
+            let rest: String = self.chars.get(self.at..).unwrap_or_default().iter().take(6).collect();
+            words::SUBJECTS.iter().any(|subject| rest.starts_with(subject))
+        };
+        let is_plain = lower == word || word == "I" || (first && may_begin(&lower, follows));
+        let mut token = Token::new(lower, Kind::Word);
+        token.written = (!is_plain).then(|| word.to_owned());
+        self.now.tokens.push(token);
     }
 
     fn take_symbol(&mut self, c: char) {
@@ -277,17 +312,42 @@ impl Lexer<'_> {
         self.at += 1;
         let rest = self.chars.get(self.at..).unwrap_or_default();
         let last = rest.iter().all(|c| c.is_whitespace() || ".?!".contains(*c));
+        let near = |c: Option<&char>| c.is_some_and(char::is_ascii_digit);
+        let begin = self.chars.get(..self.at.saturating_sub(1)).unwrap_or_default();
+        let of_amount = near(rest.iter().find(|c| **c != ' ')) || near(begin.iter().rfind(|c| **c != ' '));
+        let of_percent = near(begin.last()) && !rest.first().is_some_and(|c| c.is_alphanumeric());
         match c {
+            '!' if self.is_factorial(rest, last) => self.push(c, Kind::Exact),
             '.' | '?' | '!' if !alone || last => self.end(c == '?'),
-            ',' | ';' | ':' | '(' | ')' if !alone || c == '(' => self.push("", Kind::Break),
-            '\'' if !alone => self.push("'s", Kind::Possessive),
-            '%' => self.push("percent", Kind::Word),
-            '$' => self.push("dollar", Kind::Word),
-            '€' => self.push("euro", Kind::Word),
-            '£' => self.push("pound", Kind::Word),
+            ',' | ';' | ':' if !alone => self.push(c, Kind::Break),
+            '\'' if !alone => self.push("'", Kind::Possessive),
+            '%' if of_percent => self.push("percent", Kind::Word),
+            '$' if of_amount => self.push("dollars", Kind::Exact),
+            '€' if of_amount => self.push("euros", Kind::Exact),
+            '£' if of_amount => self.push("pounds", Kind::Exact),
             c => self.push(c, Kind::Exact),
         }
     }
+
+    /// An exclamation mark that ends no sentence: not after a word, or before what begins none.
+    fn is_factorial(&self, rest: &[char], last: bool) -> bool {
+        let ago = |n: usize| self.at.checked_sub(n).and_then(|at| self.chars.get(at)).copied();
+        let after_word = ago(2)
+            .zip(ago(3))
+            .is_some_and(|(a, b)| chinese::is_han(a) || (a.is_alphabetic() && b.is_alphabetic()) || "?!.".contains(a));
+        let begins = rest.first().is_some_and(|c| c.is_whitespace()) && rest.get(1).is_some_and(|c| c.is_uppercase());
+        !after_word || !(last || begins)
+    }
+}
+
+/// Is a first word none that could be a name?
+fn may_begin(word: &str, subject_follows: impl Fn() -> bool) -> bool {
+    if words::PERHAPS_NAMES.contains(&word) {
+        return subject_follows();
+    }
+    [&words::NO_NAMES[..], &words::QUESTIONS, &words::AUXILIARIES, &words::ARTICLES, &words::BOUNDARIES]
+        .iter()
+        .any(|list| list.contains(&word))
 }
 
 fn ordinal(run: &str) -> Option<&str> {

@@ -44,9 +44,9 @@ const MONTHS: [&str; 12] = [
     "november",
     "december",
 ];
-const CURRENCIES: [&str; 3] = ["dollar", "euro", "pound"];
+const CURRENCIES: [&str; 3] = ["dollars", "euros", "pounds"];
 
-/// Number words become digits, `$ 5` becomes `5 dollar`, and a month with a day one date.
+/// Number words become digits, `$ 5` becomes `5 dollars`, and a month with a day one date.
 pub(super) fn read(tokens: Vec<Token>) -> Vec<Token> {
     dates(&amounts(tokens))
 }
@@ -74,14 +74,14 @@ fn amounts(tokens: Vec<Token>) -> Vec<Token> {
 
 /// A currency's sign stands before the number.
 fn push(out: &mut Vec<Token>, number: Token) {
-    match out.pop_if(|last| last.kind == Kind::Word && CURRENCIES.contains(&last.text.as_str())) {
-        Some(currency) => out.extend([number, currency]),
+    match out.pop_if(|last| last.kind == Kind::Exact && CURRENCIES.contains(&last.text.as_str())) {
+        Some(currency) => out.extend([number, Token::new(currency.text, Kind::Word)]),
         None => out.push(number),
     }
 }
 
 fn value(token: &Token) -> Option<u64> {
-    if token.kind != Kind::Word {
+    if token.kind != Kind::Word || token.written.is_some() {
         return None;
     }
     let text = token.text.as_str();
@@ -141,5 +141,7 @@ fn day(token: &Token) -> Option<u8> {
 }
 
 fn month(token: &Token) -> Option<usize> {
-    MONTHS.iter().position(|month| token.kind == Kind::Word && token.text == *month).map(|month| month + 1)
+    // Without a capital they may be words: "the 24 may go".
+    let is_word = token.written.is_none() && ["may", "march"].contains(&token.text.as_str());
+    MONTHS.iter().position(|month| token.kind == Kind::Word && !is_word && token.text == *month).map(|month| month + 1)
 }
