@@ -102,6 +102,7 @@ lint: target/lint/ready
 bench: build examples model
 	tests/load/policies.sh
 	tests/load/bench.sh
+	tests/load/added.sh
 	tests/load/handshakes.sh
 	tests/load/engine.sh
 
