@@ -211,3 +211,30 @@ async fn limits_of_nobody_are_a_mistake() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let limits = json!({"requests_per_minute": 1});
+    let postern = Postern::start(&config(&cloud).set("/identities/0/limits", limits)).await?;
+    let (amy, stranger) = (postern.issue("clerk/amy")?, postern.issue("nobody/x")?);
+    assert_eq!(postern.client_of(&amy)?.chat("The only one").await?.status, 200);
+    let dir = tempfile::tempdir()?;
+    let body = dir.path().join("body.json");
+    std::fs::write(&body, chat_body(&"x".repeat(200_000)).to_string())?;
+    // As README does it: HTTP/2, and a body that takes a while.
+    let ask = |who: &std::path::Path| -> Result<String> {
+        let at = |name: &str| who.join(name).display().to_string();
+        let output = std::process::Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &at("ca.pem"), "--cert", &at("cert.pem")])
+            .args(["--key", &at("key.pem"), "-H", "Content-Type: application/json", "--data-binary"])
+            .arg(format!("@{}", body.display()))
+            .arg(format!("https://{}/v1/chat/completions", postern.gateway))
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    for _ in 0..10 {
+        assert_eq!((ask(&amy)?, ask(&stranger)?), ("429".to_owned(), "403".to_owned()));
+    }
+    Ok(())
+}
