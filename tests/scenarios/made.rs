@@ -229,7 +229,7 @@ async fn the_cache_and_those_who_follow_get_no_more_than_who_asked_first() -> Re
     assert_eq!(postern.records().of(&record, SOON).await?.outcome["code"], "answer_stopped");
 
     // Of a whole answer as well: who waits for it is told the same, and the cloud is asked once.
-    cloud.switch(json!({"answer": "This is TOP SECRET.", "latency_ms": 800})).await?;
+    cloud.switch(json!({"answer": "This is TOP SECRET.", "latency_ms": 3000})).await?;
     cloud.reset().await?;
     let path = "/v1/chat/completions";
     let asked = body(3, json!({}));
