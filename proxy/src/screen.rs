@@ -277,20 +277,56 @@ fn each(
     Ok(())
 }
 
-/// Calls `look` with every other string of a message or delta, such as names and annotations: each for itself.
-fn others(message: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
-    for (key, value) in message {
-        if !(TEXTS.contains(&key.as_str()) && value.is_string()) {
-            others_below(key, value, look);
+/// Where in a message a member stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Message,
+    Call,
+    Function,
+    Custom,
+    Elsewhere,
+}
+
+impl At {
+    fn below(self, key: &str) -> Self {
+        match (self, key) {
+            (Self::Message, "tool_calls") => Self::Call,
+            (Self::Message, "function_call") | (Self::Call, "function") => Self::Function,
+            (Self::Call, "custom") => Self::Custom,
+            _ => Self::Elsewhere,
+        }
+    }
+
+    /// Is a string of that name here one of [`each`], or none that holds text?
+    fn leaves_out(self, key: &str) -> bool {
+        match self {
+            Self::Message => TEXTS.contains(&key) || NO_TEXTS.contains(&key),
+            Self::Call => NO_TEXTS.contains(&key),
+            Self::Function => key == "arguments",
+            Self::Custom => key == "input",
+            Self::Elsewhere => false,
         }
     }
 }
 
-fn others_below(key: &str, value: &mut Value, look: &mut dyn FnMut(&mut String)) {
+/// Calls `look` with every other string of a message or delta, such as names and annotations: each for itself.
+fn others(message: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
+    others_at(At::Message, message, look);
+}
+
+fn others_at(at: At, members: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
+    for (key, value) in members {
+        if !(value.is_string() && at.leaves_out(key)) {
+            others_below(at.below(key), value, look);
+        }
+    }
+}
+
+fn others_below(at: At, value: &mut Value, look: &mut dyn FnMut(&mut String)) {
     match value {
-        Value::String(text) if !NO_TEXTS.contains(&key) && key != "arguments" && key != "input" => look(text),
-        Value::Array(items) => items.iter_mut().for_each(|item| others_below(key, item, look)),
-        Value::Object(members) => members.iter_mut().for_each(|(key, value)| others_below(key, value, look)),
+        Value::String(text) => look(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| others_below(at, item, look)),
+        Value::Object(members) => others_at(at, members, look),
         _ => {}
     }
 }

@@ -177,6 +177,7 @@ async fn serve(
     if tokio::time::timeout(DRAIN_WITHIN, connections.wait()).await.is_err() {
         tracing::warn!("some connections were cut: they had not ended in time");
     }
+    gateway.admission.books().settled().await;
     gateway.kept.keep(gateway.admission.books());
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! it: nobody waits for a connection.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Pipeline};
@@ -14,6 +14,9 @@ use crate::telemetry::metrics::Metrics;
 
 /// How long after one has failed or ended a connection is made again.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// How often it is told in the log that it is there again: one that refuses all that is asked comes and goes.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// One Redis.
 #[derive(Debug)]
@@ -63,12 +66,15 @@ impl Store {
 
     /// Keeps a connection, for as long as it is polled.
     pub async fn keep_up(&self) {
-        let mut number = 0;
+        let (mut number, mut told) = (0, None::<Instant>);
         let mut lines = self.line.subscribe();
         loop {
             if let Ok((connection, driver, allowance)) = self.way.connect().await {
                 number += 1;
-                tracing::info!(used_for = self.used_for, "connected to Redis");
+                if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+                    tracing::info!(used_for = self.used_for, "connected to Redis");
+                    told = Some(Instant::now());
+                }
                 self.metrics.redis_is(self.used_for, true);
                 self.line.send_replace(Some(Line { connection, allowance, number }));
                 tokio::select! {
@@ -111,6 +117,12 @@ impl Store {
         };
         self.lost(line.number, &why);
         Err(Away)
+    }
+
+    /// Gives a connection up over which something came that was not asked for.
+    pub fn give_up(&self, line: &Line) -> Away {
+        self.lost(line.number, "it answers something else than what was asked");
+        Away
     }
 
     /// Gives a connection up.

@@ -1,11 +1,12 @@
 //! What an identity and a tenant may use in a minute, a day and a month.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use postern_tests::client::text;
-use postern_tests::{BusyCloud, Postern, chat_body};
+use postern_tests::{BusyCloud, Client, Postern, chat_body};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -15,10 +16,35 @@ use crate::{SOON, config};
 /// What was spent is written once a second.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(2500);
 
-fn bounded(question: &str, tokens: u64) -> Value {
+pub(crate) fn bounded(question: &str, tokens: u64) -> Value {
     let mut body = chat_body(question);
     body["max_tokens"] = json!(tokens);
     body
+}
+
+/// A thousand streams at once, of 20 tokens at most: how many had which status. Those that are answered are complete.
+pub(crate) async fn a_thousand_streams(clients: [Client; 2]) -> Result<BTreeMap<u16, u64>> {
+    let clients = Arc::new(clients);
+    // So many handshakes at a time are accepted from one address.
+    let handshakes = Arc::new(Semaphore::new(100));
+    let streams = (0..1000).map(|n: usize| {
+        let (clients, handshakes) = (clients.clone(), handshakes.clone());
+        tokio::spawn(async move {
+            let place = handshakes.acquire_owned().await?;
+            let mut stream = clients[n % 2].stream(&bounded(&format!("Question number {n}"), 20)).await?;
+            drop(place);
+            let status = stream.status;
+            if status == 200 {
+                anyhow::ensure!(stream.rest().await?.last().is_some_and(|event| event.is_done()), "not complete");
+            }
+            Ok(status)
+        })
+    });
+    let mut statuses = BTreeMap::new();
+    for stream in streams.collect::<Vec<_>>() {
+        *statuses.entry(stream.await??).or_insert(0) += 1;
+    }
+    Ok(statuses)
 }
 
 #[tokio::test]
@@ -59,27 +85,8 @@ async fn a_thousand_streams_at_once_do_not_overspend_by_a_token() -> Result<()> 
     cloud.switch(json!({"answer": "abcd".repeat(20), "chunk_chars": 4, "token_ms": 50})).await?;
     let limits = json!({"clerks": {"limits": {"output_tokens_per_day": 1010}}});
     let postern = Postern::start(&config(&cloud).set("/tenants", limits)).await?;
-    let clients = Arc::new([postern.client("clerk/amy")?, postern.client("clerk/bo")?]);
-    // So many handshakes at a time are accepted from one address.
-    let handshakes = Arc::new(Semaphore::new(100));
-    let streams = (0..1000).map(|n: usize| {
-        let (clients, handshakes) = (clients.clone(), handshakes.clone());
-        tokio::spawn(async move {
-            let place = handshakes.acquire_owned().await?;
-            let mut stream = clients[n % 2].stream(&bounded(&format!("Question number {n}"), 20)).await?;
-            drop(place);
-            let status = stream.status;
-            if status == 200 {
-                anyhow::ensure!(stream.rest().await?.last().is_some_and(|event| event.is_done()), "not complete");
-            }
-            Ok(status)
-        })
-    });
-    let mut statuses = std::collections::BTreeMap::new();
-    for stream in streams.collect::<Vec<_>>() {
-        *statuses.entry(stream.await??).or_insert(0) += 1;
-    }
-    assert_eq!(statuses, [(200, 50), (429, 950)].into());
+    let clients = [postern.client("clerk/amy")?, postern.client("clerk/bo")?];
+    assert_eq!(a_thousand_streams(clients).await?, [(200, 50), (429, 950)].into());
     assert_eq!(cloud.stats().await?.requests, 50);
     // The last records are written just after the last byte.
     let used = || -> Result<u64> {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::limits::{a_thousand_streams, bounded};
 use crate::{SOON, config};
 
 const KEY: &str = "7f0c3f5a9d1e4b6a8c2d0e1f3a5b7c9d7f0c3f5a9d1e4b6a8c2d0e1f3a5b7c9d";
@@ -43,12 +44,6 @@ async fn ask(client: &Client, body: &Value) -> Result<(String, String)> {
     assert_eq!(reply.status, 200, "{}", reply.text());
     let answer = reply.json()?["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
     Ok((reply.header("postern-cache").to_owned(), answer))
-}
-
-fn bounded(question: &str, tokens: u64) -> Value {
-    let mut body = chat_body(question);
-    body["max_tokens"] = json!(tokens);
-    body
 }
 
 #[tokio::test]
@@ -235,26 +230,8 @@ async fn a_thousand_streams_at_two_replicas_do_not_overspend_by_a_token() -> Res
     for postern in [&one, &two] {
         connected(postern, "limits", 1.0).await?;
     }
-    let clients = Arc::new([one.client("clerk/amy")?, two.client("clerk/bo")?]);
-    let handshakes = Arc::new(Semaphore::new(100));
-    let streams = (0..1000).map(|n: usize| {
-        let (clients, handshakes) = (clients.clone(), handshakes.clone());
-        tokio::spawn(async move {
-            let place = handshakes.acquire_owned().await?;
-            let mut stream = clients[n % 2].stream(&bounded(&format!("Question number {n}"), 20)).await?;
-            drop(place);
-            let status = stream.status;
-            if status == 200 {
-                anyhow::ensure!(stream.rest().await?.last().is_some_and(|event| event.is_done()), "not complete");
-            }
-            Ok(status)
-        })
-    });
-    let mut statuses = std::collections::BTreeMap::new();
-    for stream in streams.collect::<Vec<_>>() {
-        *statuses.entry(stream.await??).or_insert(0) += 1;
-    }
-    assert_eq!(statuses, [(200, 50), (429, 950)].into());
+    let clients = [one.client("clerk/amy")?, two.client("clerk/bo")?];
+    assert_eq!(a_thousand_streams(clients).await?, [(200, 50), (429, 950)].into());
     // Whoever is told of nothing yet does not begin anew: not with an empty Redis, and not after a restart.
     let three = Postern::start(&config).await?;
     connected(&three, "limits", 1.0).await?;
@@ -382,6 +359,25 @@ async fn who_asks_for_more_than_a_minute_has_is_given_back_no_more_than_was_take
         answered += u64::from(reply.status == 200);
     }
     assert_eq!(answered, 1, "a minute's debt is left, less what was not used");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_stopped_leaves_no_reservation_behind() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let limits = json!({"clerks": {"limits": {"output_tokens_per_day": 1000}}});
+    let config = counting(&cloud, &redis.url()).set("/tenants", limits);
+    let mut one = Postern::start(&config).await?;
+    connected(&one, "limits", 1.0).await?;
+    cloud.switch(json!({"answer": "abcd".repeat(10), "chunk_chars": 4})).await?;
+    // 900 are reserved, 10 are used.
+    let reply = one.client("clerk/amy")?.post_json("/v1/chat/completions", &bounded("Be brief", 900)).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    one.stop().await?;
+    let two = Postern::start(&config).await?;
+    connected(&two, "limits", 1.0).await?;
+    let reply = two.client("clerk/bo")?.post_json("/v1/chat/completions", &bounded("And again", 900)).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
     Ok(())
 }
 

@@ -14,6 +14,9 @@ const ACCOUNTS: usize = 100_000;
 /// How often it is looked for such accounts, when there is no room.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// For what is counted together to be counted, at the end.
+const SETTLED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Whose account it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Who {
@@ -32,6 +35,11 @@ impl Payers {
     #[must_use]
     pub fn of(all: impl IntoIterator<Item = (Who, Arc<[Rule]>)>) -> Self {
         Self(all.into_iter().filter(|(_, rules)| !rules.is_empty()).collect())
+    }
+
+    /// Nobody.
+    pub(super) const fn nobody() -> Self {
+        Self(Vec::new())
     }
 
     /// Nobody counts.
@@ -137,6 +145,13 @@ impl Books {
                 Ok(())
             }
             _ => self.take_here(payers, amount, bill, Moment::now()),
+        }
+    }
+
+    /// Waits until what requests gave back that have ended is counted, for a second at most.
+    pub async fn settled(&self) {
+        if let Some(counter) = &self.counter {
+            let _late = tokio::time::timeout(SETTLED_WITHIN, counter.flush()).await;
         }
     }
 

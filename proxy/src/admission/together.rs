@@ -128,6 +128,7 @@ pub struct Counter {
 enum Op {
     Take { payers: Payers, amount: Amount, reply: oneshot::Sender<Result<Grant, NotTaken>> },
     Correct(Correction),
+    Flush(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
@@ -176,6 +177,14 @@ impl Counter {
         taken.await.unwrap_or(Err(NotTaken::Full)).map(Grant::accept)
     }
 
+    /// Waits until all is done that was begun before.
+    pub async fn flush(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.queue.send(Op::Flush(reply)).await.is_ok() {
+            let _gone = done.await;
+        }
+    }
+
     /// Puts what was `used` in the place of what was taken.
     pub fn correct(&self, payers: Payers, bill: Bill, used: Amount) {
         let op = Op::Correct(Correction { payers, bill, used });
@@ -213,6 +222,7 @@ impl Op {
         match self {
             Self::Take { payers, .. } => payers,
             Self::Correct(correction) => &correction.payers,
+            Self::Flush(_) => const { &Payers::nobody() },
         }
     }
 
@@ -220,6 +230,7 @@ impl Op {
     fn wanted(&self, payer: usize, rule: usize, known: &Known) -> i64 {
         let measure = known.rule.measure;
         match self {
+            Self::Flush(_) => 0,
             Self::Take { amount, .. } => i64::try_from(amount.of(measure)).unwrap_or(i64::MAX),
             // What began yesterday was yesterday's.
             Self::Correct(correction) => correction.bill.told(payer, rule, known).map_or(0, |told| {
@@ -231,10 +242,9 @@ impl Op {
 
     /// What follows from what was said: without that, it goes by what is known here.
     fn done(self, told: Option<Told>, books: &Books, counter: &Counter, now: Moment) {
-        if told.is_none() {
-            books.note_untold(self.payers());
-        }
         match self {
+            // What was in front of it is done.
+            Self::Flush(reply) => drop(reply.send(())),
             Self::Correct(Correction { payers, mut bill, used, .. }) => {
                 books.correct_here(&payers, &mut bill, used);
                 told.iter().for_each(|told| books.hear(&told.parts, &told.said, now));
@@ -311,6 +321,10 @@ impl Together {
             };
             let mut told = told.unwrap_or_default().into_iter();
             for op in ops.drain(..) {
+                // Else all is told when there is a connection.
+                if !knows.pending.is_empty() {
+                    books.note_untold(op.payers());
+                }
                 op.done(told.next(), books, &queue.counter, now);
             }
             // Nobody waits for this: meanwhile it goes by what it knows.
@@ -378,7 +392,7 @@ impl Together {
             (said.len() == rules && rest.is_empty()).then(|| Told { parts, said: said.to_vec() })
         };
         let told: Option<Vec<Told>> = all.into_iter().zip(replies).map(told).collect();
-        told.filter(|told| told.len() == ops.len()).ok_or(Away)
+        told.filter(|told| told.len() == ops.len()).ok_or_else(|| self.store.give_up(line))
     }
 
     fn call(&self, op: &Op, parts: &[Part]) -> redis::Cmd {

@@ -228,6 +228,24 @@ fn choices_and_fields_are_texts_of_their_own_and_end_with_their_choice() {
 }
 
 #[test]
+fn only_what_the_protocol_needs_is_left_out_and_only_where_it_stands() {
+    let secret = token();
+    let mut message = serde_json::json!({
+        "role": "assistant", "id": secret, "content": [{"type": "text", "text": secret}],
+        "annotations": [{"id": secret, "type": secret, "input": secret, "arguments": secret}],
+        "tool_calls": [{"id": secret, "type": "function", "input": secret, "function": {"name": secret, "arguments": {"input": secret}}}],
+    });
+    let mut looked = 0;
+    others(message.as_object_mut().unwrap(), &mut |text| {
+        looked += usize::from(*text == secret);
+        text.clear();
+    });
+    let left: Vec<_> = ["/id", "/tool_calls/0/id"].map(|place| message.pointer(place).unwrap()).into();
+    assert!(left.iter().all(|left| **left == secret), "{message}");
+    assert_eq!((looked, message.to_string().matches(&secret).count()), (8, 2), "{message}");
+}
+
+#[test]
 fn what_ends_an_answer_leaves_what_came_before() {
     let stop = rules(&[("marking", Action::Stop), ("secret", Action::Mask)]);
     let mut screen = Screen::new(stop.clone());
