@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use crate::pki::Authority;
 use crate::process::Process;
 
+/// How many ports are tried.
+const PORTS: u32 = 5;
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// A running Redis. It writes everything that it is told to a file, for tests that look for what must not be there; but begins empty
@@ -42,7 +44,15 @@ impl Redis {
         let dir = tempfile::Builder::new().prefix("pr").tempdir()?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let mut redis = Self { process: None, dir, options, address: free_port()? };
-        redis.restart().await?;
+        let mut tries = 1;
+        // Somebody else may have taken the port since.
+        while let Err(error) = redis.restart().await {
+            if tries == PORTS {
+                return Err(error);
+            }
+            redis.address = free_port()?;
+            tries += 1;
+        }
         Ok(redis)
     }
 
