@@ -268,6 +268,7 @@ async fn a_reload_changes_what_is_looked_for_also_in_what_the_cache_has() -> Res
     assert_eq!(reply.answer(), format!("Use {}.", token()), "nothing is configured");
     postern.configure(&plain.set("/answers", json!({"mask": ["secret"]})))?;
     assert_eq!(postern.admin_post("/api/reload").await?.status, 200);
+    postern.logged("changes=\"answers\"").await?;
     let reply = client.post_json("/v1/chat/completions", &asked).await?;
     assert_eq!((reply.header("postern-cache"), reply.answer().as_str()), ("exact", "Use [SECRET]."));
     Ok(())

@@ -11,7 +11,7 @@ const MAX_SPACES: usize = 8;
 const MAX_BACK: usize = 512;
 
 /// Words by their first character, the longest first.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Words {
     by_first: BTreeMap<char, Vec<Word>>,
     /// Do some begin with a character that begins with this byte? Most of most texts is passed over by that.
@@ -29,7 +29,7 @@ pub struct Found {
     pub kind: String,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Word {
     /// Plain, in lower case, with one space for each piece of them.
     characters: Vec<char>,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use time::{Date, Month};
@@ -51,8 +51,8 @@ pub(super) struct WhatIf {
     #[arg(long, value_name = "MONEY", default_value_t = 100.0)]
     local_operation: f64,
     /// Shares of requests in the cloud, at the edge and on the machine, such as 70,20,10; only their ratio counts.
-    #[arg(long, value_name = "C,E,L", value_delimiter = ',', default_values_t = [70.0, 20.0, 10.0])]
-    mix: Vec<f64>,
+    #[arg(long, value_name = "C,E,L", default_value = "70,20,10", value_parser = mix)]
+    mix: [f64; 3],
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -65,8 +65,8 @@ pub(super) struct Report {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// The month, such as 2026-11; absent: this one, so far. Days are those of UTC.
-    #[arg(long, value_name = "YYYY-MM")]
-    month: Option<String>,
+    #[arg(long, value_name = "YYYY-MM", value_parser = month)]
+    month: Option<Date>,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -107,11 +107,10 @@ impl WhatIf {
     }
 
     /// All of them, each with its share of the requests. One without a share is not there, and costs nothing.
-    fn mixed(&self) -> Option<f64> {
+    fn mixed(&self) -> f64 {
         let all: f64 = self.mix.iter().sum();
-        let good = self.mix.len() == 3 && self.mix.iter().all(|share| share.is_finite() && *share >= 0.0) && all > 0.0;
-        let parts = self.alone().into_iter().zip(&self.mix).filter(|(_, share)| **share > 0.0);
-        good.then(|| parts.map(|(month, share)| month.fixed + month.by_request * share / all).sum())
+        let parts = self.alone().into_iter().zip(self.mix).filter(|(_, share)| *share > 0.0);
+        parts.map(|(month, share)| month.fixed + month.by_request * share / all).sum()
     }
 
     /// From how many requests a day on it is cheaper to have the machine than to ask the cloud; `None`: never.
@@ -124,8 +123,7 @@ impl WhatIf {
 fn what_if(model: &WhatIf) -> anyhow::Result<()> {
     let amounts = [model.cloud, model.edge, model.edge_monthly, model.local_hardware, model.local_operation];
     ensure!(amounts.iter().all(|amount| amount.is_finite() && *amount >= 0.0), "amounts of money are not below 0");
-    let mixed = model.mixed().context("`--mix` takes three shares that are not below 0, and not all 0: 70,20,10")?;
-    let alone = model.alone();
+    let (mixed, alone) = (model.mixed(), model.alone());
     let fixed = model.local_hardware + model.local_operation;
     let edge = model.break_even(model.edge_monthly, model.edge);
     let local = model.break_even(fixed, 0.0);
@@ -204,7 +202,8 @@ struct Sums {
 
 fn report(report: &Report) -> anyhow::Result<()> {
     let config = config::load(&report.config)?;
-    let first = month(report.month.as_deref())?;
+    let this_month = || time::OffsetDateTime::now_utc().date().replace_day(1);
+    let first = report.month.map_or_else(this_month, Ok)?;
     let mut sums = Sums { month: format!("{}-{:02}", first.year(), u8::from(first.month())), ..Sums::default() };
     let mut day = first;
     while day.month() == first.month() {
@@ -220,14 +219,22 @@ fn report(report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Its first day.
-fn month(written: Option<&str>) -> anyhow::Result<Date> {
-    let Some(written) = written else { return Ok(time::OffsetDateTime::now_utc().date().replace_day(1)?) };
+/// Three shares.
+fn mix(written: &str) -> Result<[f64; 3], &'static str> {
+    const EXPECTED: &str = "expected three shares that are not below 0, and not all 0, such as 70,20,10";
+    let shares: Result<Vec<f64>, _> = written.split(',').map(|share| share.trim().parse()).collect();
+    let shares = <[f64; 3]>::try_from(shares.map_err(|_| EXPECTED)?).map_err(|_| EXPECTED)?;
+    let good = shares.iter().all(|share| share.is_finite() && *share >= 0.0) && shares.iter().sum::<f64>() > 0.0;
+    if good { Ok(shares) } else { Err(EXPECTED) }
+}
+
+/// The first day of a month.
+fn month(written: &str) -> Result<Date, &'static str> {
     let date = written.split_once('-').and_then(|(year, month)| {
         let month = Month::try_from(month.parse::<u8>().ok()?).ok()?;
         Date::from_calendar_date(year.parse().ok()?, month, 1).ok()
     });
-    date.with_context(|| format!("`--month {written}`: expected a month such as 2026-11"))
+    date.ok_or("expected a month such as 2026-11")
 }
 
 impl Sums {
@@ -310,24 +317,24 @@ mod tests {
         let model = model(&[]);
         assert_eq!(model.alone().map(|month| month.sum().round() as i64), [60, 74, 250]);
         // 0.7 × 60 + 50 + 0.2 × 24 + 250
-        assert_eq!(model.mixed().map(|sum| (sum * 100.0).round()), Some(34_680.0));
+        assert_eq!((model.mixed() * 100.0).round(), 34_680.0);
         assert_eq!(model.break_even(50.0, 0.008), Some(138_889));
         assert_eq!((model.break_even(250.0, 0.0), model.break_even(1.0, 0.02)), (Some(416_667), None));
     }
 
     #[test]
     fn who_has_no_share_costs_nothing() {
-        assert_eq!(model(&["--mix", "1,0,0"]).mixed().map(f64::round), Some(60.0));
-        for mix in ["0,0,0", "1,2", "1,-1,1", "1,NaN,1"] {
-            assert_eq!(model(&[&format!("--mix={mix}")]).mixed(), None, "{mix}");
+        assert_eq!(model(&["--mix", "1,0,0"]).mixed().round(), 60.0);
+        for wrong in ["0,0,0", "1,2", "1,-1,1", "1,NaN,1", "1,2,3,4", "a,b,c", ""] {
+            assert!(Only::try_parse_from(["x", &format!("--mix={wrong}")]).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_month_is_read_as_it_is_written_in_iso_8601() {
-        assert_eq!(month(Some("2026-02")).unwrap().to_string(), "2026-02-01");
+        assert_eq!(month("2026-02").unwrap().to_string(), "2026-02-01");
         for wrong in ["2026", "2026-13", "02-2026x", ""] {
-            assert!(month(Some(wrong)).is_err(), "{wrong}");
+            assert!(month(wrong).is_err(), "{wrong}");
         }
     }
 }

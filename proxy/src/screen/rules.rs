@@ -22,7 +22,7 @@ pub enum Action {
 }
 
 /// What is looked for in answers.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Rules {
     detectors: Vec<Kind>,
     words: Words,
