@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod admission;
+pub mod answer;
 pub mod audit;
 pub mod cache;
 pub mod classify;

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use postern_wire::call::estimated_tokens_shown;
+use postern_wire::call::{Call, estimated_tokens_shown};
 use postern_wire::sse;
 use serde_json::Value;
 
@@ -152,10 +152,12 @@ pub fn answer(
     let keep = Kept::new(others.fill, others.leading, choices);
     let headers = headers(&request, &exchange, stream);
     let beginning = Beginning::new(&request.masked().classified().request().call);
-    let (gateway, restoration) = (gateway.clone(), Restoration::new(from));
-    let left = Arc::default();
+    let answers = going_on.policies.answers();
+    let restoration =
+        Restoration::new(from, answers.tools.clone(), must_be_json(&request.masked().classified().request().call));
+    let (gateway, left) = (gateway.clone(), Arc::default());
     // Also of what the cache has: it may have been kept by other rules.
-    let screen = going_on.policies.answers().cloned().map(Screen::new);
+    let screen = answers.rules.clone().map(Screen::new);
     let mut chain =
         Chain { gateway, screen, restoration, beginning, request, exchange, keep, going_on, deadline, left };
     let mut once = |mut answer: Value| chain.look_at_whole(&mut answer).map(|()| answer);
@@ -472,7 +474,7 @@ impl Chain {
             Error::AnswerStopped => Kept::failed(&mut self.keep, error),
             _ => self.keep = None,
         }
-        self.exchange.outcome.restored = self.restoration.restored();
+        self.note_restored();
         // Else it is known already what became of it.
         if !self.left.load(Ordering::Relaxed) {
             match error {
@@ -483,8 +485,14 @@ impl Chain {
         sse::data(&error.reply().body.to_json())
     }
 
+    fn note_restored(&mut self) {
+        let outcome = &mut self.exchange.outcome;
+        outcome.restored = self.restoration.restored();
+        outcome.restored_for_tools = self.restoration.restored_for_tools();
+    }
+
     fn finish(&mut self) {
-        self.exchange.outcome.restored = self.restoration.restored();
+        self.note_restored();
         if let Some(kept) = self.keep.take() {
             kept.finish(&self.exchange.outcome);
         }
@@ -493,6 +501,12 @@ impl Chain {
             self.exchange.answered();
         }
     }
+}
+
+/// Does the request ask for JSON, and nothing else?
+fn must_be_json(call: &Call) -> bool {
+    let format = call.body().get("response_format").and_then(|format| format.get("type")).and_then(Value::as_str);
+    matches!(format, Some("json_object" | "json_schema"))
 }
 
 /// Comes when an answer has had its time: its own, or that of whoever follows it.

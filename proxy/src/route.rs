@@ -28,9 +28,8 @@ use serde_json::Value;
 
 use crate::classify::label::Label;
 use crate::config::policies::Routing;
-use crate::config::{Config, OnFailure, Weights};
+use crate::config::{AnswerPart, Config, OnFailure, Weights};
 use crate::error::Error;
-use crate::screen::Rules;
 use answers::{Finds, Planned};
 use health::Step;
 use heard::{Fate, Heard};
@@ -48,7 +47,7 @@ pub struct Policies {
     headers: BTreeSet<String>,
     text: bool,
     recorder: Option<Arc<Recorder>>,
-    answers: Option<Arc<Rules>>,
+    answers: AnswerPart,
 }
 
 /// What redaction policies found.
@@ -75,19 +74,19 @@ impl Policies {
     pub fn new(all: Vec<Arc<Loaded>>, routing: Routing, recorder: Option<Arc<Recorder>>) -> Self {
         let headers = all.iter().flat_map(|loaded| loaded.policy.grants().headers.iter().cloned()).collect();
         let text = all.iter().any(|loaded| loaded.policy.grants().text);
-        Self { all, routing, headers, text, recorder, answers: None }
+        Self { all, routing, headers, text, recorder, answers: AnswerPart::default() }
     }
 
-    /// With rules for what a model made.
+    /// With what becomes of what a model made.
     #[must_use]
-    pub fn and_answers(self, answers: Option<Arc<Rules>>) -> Self {
+    pub fn and_answers(self, answers: AnswerPart) -> Self {
         Self { answers, ..self }
     }
 
-    /// What becomes of what a model made; `None`: it is not looked at.
+    /// What becomes of what a model made.
     #[must_use]
-    pub fn answers(&self) -> Option<&Arc<Rules>> {
-        self.answers.as_ref()
+    pub fn answers(&self) -> &AnswerPart {
+        &self.answers
     }
 
     /// All of them, shadows among them.

@@ -15,18 +15,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::answer::{At, MAX_TEXTS, Malformed, Place, append, each};
 use crate::redact::vault::{Suffix, Vault};
 use crate::upstream::openai;
 use arguments::Arguments;
 pub use rules::{Action, MARKING, PRIVATE_KEY, Rules};
 use text::Text;
-
-/// Texts of one answer that are read as they come: more calls of tools than this are not of an answer that anybody asked for.
-const MAX_TEXTS: usize = 512;
-/// The fields of a message that are text.
-const TEXTS: [&str; 4] = ["content", "refusal", "reasoning_content", "reasoning"];
-/// Fields that hold what the program needs and no text: names by which a client finds things again.
-const NO_TEXTS: [&str; 5] = ["id", "type", "role", "call_id", "tool_call_id"];
 
 /// The placeholders of a request, which are no finds.
 #[derive(Debug, Clone, Copy)]
@@ -56,27 +50,11 @@ impl Seen {
     }
 }
 
-/// An event that is not of the API's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed;
-
 /// Looks at one answer.
 #[derive(Debug)]
 pub struct Screen {
     rules: Arc<Rules>,
     texts: BTreeMap<(u64, Place), Reading>,
-}
-
-/// Where a text of a choice stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    Field(&'static str),
-    /// The arguments of the tool's call with this number.
-    Call(u64),
-    /// The input of such a call that takes text.
-    Input(u64),
-    /// The older form of one.
-    Function,
 }
 
 #[derive(Debug)]
@@ -152,8 +130,8 @@ impl Screen {
             without_repeats(choice);
             let Some(message) = choice.get_mut("message").and_then(Value::as_object_mut) else { continue };
             let rules = &self.rules;
-            each(message, &mut |place, text| {
-                let mut reading = Reading::new(place);
+            each(message, &mut |found| {
+                let (mut reading, text) = (Reading::new(found.place), found.text);
                 let mut looked = reading.push(rules, own, text, &mut seen);
                 looked += &reading.finish(rules, own, &mut seen);
                 *text = looked;
@@ -197,7 +175,8 @@ impl Screen {
         seen: &mut Seen,
     ) -> Result<(), Malformed> {
         let (rules, texts) = (&self.rules, &mut self.texts);
-        each(delta, &mut |place, text| {
+        each(delta, &mut |found| {
+            let (place, text) = (found.place, found.text);
             let full = texts.len() >= MAX_TEXTS;
             let reading = match texts.entry((index, place)) {
                 Entry::Occupied(known) => known.into_mut(),
@@ -244,71 +223,6 @@ fn without_repeats(choice: &mut Value) {
     }
 }
 
-/// Calls `look` with every text of a message or delta that may come in pieces.
-fn each(
-    message: &mut Map<String, Value>,
-    look: &mut dyn FnMut(Place, &mut String) -> Result<(), Malformed>,
-) -> Result<(), Malformed> {
-    for field in TEXTS {
-        if let Some(Value::String(text)) = message.get_mut(field) {
-            look(Place::Field(field), text)?;
-        }
-    }
-    let arguments = |call: &mut Value| match call.get_mut("arguments") {
-        Some(Value::String(text)) => Some(std::mem::take(text)),
-        _ => None,
-    };
-    if let Some(call) = message.get_mut("function_call")
-        && let Some(mut text) = arguments(call)
-    {
-        look(Place::Function, &mut text)?;
-        *member(call, "arguments") = Value::String(text);
-    }
-    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
-    for (position, call) in calls.enumerate() {
-        let number = call.get("index").and_then(Value::as_u64).unwrap_or(position as u64);
-        if let Some(Value::String(text)) = call.pointer_mut("/function/arguments") {
-            look(Place::Call(number), text)?;
-        }
-        if let Some(Value::String(text)) = call.pointer_mut("/custom/input") {
-            look(Place::Input(number), text)?;
-        }
-    }
-    Ok(())
-}
-
-/// Where in a message a member stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
-    Message,
-    Call,
-    Function,
-    Custom,
-    Elsewhere,
-}
-
-impl At {
-    fn below(self, key: &str) -> Self {
-        match (self, key) {
-            (Self::Message, "tool_calls") => Self::Call,
-            (Self::Message, "function_call") | (Self::Call, "function") => Self::Function,
-            (Self::Call, "custom") => Self::Custom,
-            _ => Self::Elsewhere,
-        }
-    }
-
-    /// Is a string of that name here one of [`each`], or none that holds text?
-    fn leaves_out(self, key: &str) -> bool {
-        match self {
-            Self::Message => TEXTS.contains(&key) || NO_TEXTS.contains(&key),
-            Self::Call => NO_TEXTS.contains(&key),
-            Self::Function => key == "arguments",
-            Self::Custom => key == "input",
-            Self::Elsewhere => false,
-        }
-    }
-}
-
 /// Calls `look` with every other string of a message or delta, such as names and annotations: each for itself.
 fn others(message: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
     others_at(At::Message, message, look);
@@ -316,7 +230,7 @@ fn others(message: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
 
 fn others_at(at: At, members: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
     for (key, value) in members {
-        if !(value.is_string() && at.leaves_out(key)) {
+        if !(value.is_string() && (at.is_text(key) || at.is_no_text(key))) {
             others_below(at.below(key), value, look);
         }
     }
@@ -325,52 +239,10 @@ fn others_at(at: At, members: &mut Map<String, Value>, look: &mut dyn FnMut(&mut
 fn others_below(at: At, value: &mut Value, look: &mut dyn FnMut(&mut String)) {
     match value {
         Value::String(text) => look(text),
-        Value::Array(items) => items.iter_mut().for_each(|item| others_below(at, item, look)),
+        Value::Array(items) => items.iter_mut().for_each(|item| others_below(at.item(), item, look)),
         Value::Object(members) => others_at(at, members, look),
         _ => {}
     }
-}
-
-/// Adds the end of a text to a delta.
-fn append(delta: &mut Map<String, Value>, place: Place, text: &str) {
-    let add = |value: &mut Value| match value {
-        Value::String(begun) => begun.push_str(text),
-        other => *other = Value::from(text),
-    };
-    match place {
-        Place::Field(field) => add(delta.entry(field).or_insert(Value::Null)),
-        Place::Function => add(member(delta.entry("function_call").or_insert(Value::Null), "arguments")),
-        Place::Call(number) => add(member(member(call(delta, number), "function"), "arguments")),
-        Place::Input(number) => add(member(member(call(delta, number), "custom"), "input")),
-    }
-}
-
-/// A member of an object, which it becomes if it is none.
-fn member<'a>(value: &'a mut Value, name: &str) -> &'a mut Value {
-    if !value.is_object() {
-        *value = json!({});
-    }
-    // An object has every member that is asked for.
-    &mut value[name]
-}
-
-/// The call of that number, made if it is not there.
-fn call(delta: &mut Map<String, Value>, number: u64) -> &mut Value {
-    let calls = delta.entry("tool_calls").or_insert_with(|| json!([]));
-    if !calls.is_array() {
-        *calls = json!([]);
-    }
-    let Value::Array(list) = calls else { return calls };
-    let has = |(position, call): (usize, &Value)| {
-        call.is_object() && call.get("index").and_then(Value::as_u64).unwrap_or(position as u64) == number
-    };
-    let at = list.iter().enumerate().position(has).unwrap_or_else(|| {
-        list.push(json!({"index": number}));
-        list.len() - 1
-    });
-    // It is there, or was put there just now.
-    #[expect(clippy::indexing_slicing, reason = "the place of an element that was found or pushed")]
-    &mut list[at]
 }
 
 #[cfg(test)]

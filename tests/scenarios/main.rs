@@ -48,6 +48,7 @@ mod redaction;
 mod replicas;
 mod rotation;
 mod semantic;
+mod tools;
 mod upstreams;
 mod workbench;
 

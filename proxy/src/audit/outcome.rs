@@ -50,6 +50,9 @@ pub struct Outcome {
     pub cost: Option<f64>,
     /// Placeholders that were restored.
     pub restored: u64,
+    /// How many of them in arguments of tools, by what the configuration calls the tool.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub restored_for_tools: BTreeMap<String, u64>,
     /// How much of what the model made was masked, by kind.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub answer_masked: BTreeMap<String, u64>,

@@ -521,6 +521,10 @@ pub struct Answers {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub stop: Vec<Placed>,
+    /// Tools whose arguments get the values back that were masked; a name that ends with `*` stands for all that begin so. Absent: none.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub restore_arguments: Vec<Placed>,
 }
 
 /// The response cache.

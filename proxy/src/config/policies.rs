@@ -9,10 +9,10 @@ use postern_plugins::{ANY_HEADER, may_be_granted};
 use semver::VersionReq;
 use serde_saphyr::Location;
 
+use super::answers::{self, AnswerPart};
 use super::file::{self, Balance, File, OnFailure, Placed, Placement, Unsigned};
-use super::{Target, answers, builtin_component};
+use super::{Target, builtin_component};
 use crate::classify::clearance::ENGINE;
-use crate::screen::Rules;
 
 /// Every request asks each of them.
 const MAX_POLICIES: usize = 64;
@@ -36,8 +36,8 @@ pub struct PolicyPart {
     pub record: Option<Record>,
     /// What they choose from.
     pub routing: Routing,
-    /// What of an answer is masked, or ends it; `None`: answers are not looked at.
-    pub answers: Option<Arc<Rules>>,
+    /// What becomes of what a model made.
+    pub answers: AnswerPart,
 }
 
 /// What policies choose from, and what counts when they do not.
@@ -173,7 +173,7 @@ pub(super) fn policy_part(
     let policies = policies.into_iter().map(|policy| self::policy(policy, base, plugins.unsigned, signed));
     let policies: Vec<Policy> = policies.collect::<Result<_, _>>()?;
     Ok(PolicyPart {
-        answers: answers::rules(file, &policies)?.map(Arc::new),
+        answers: answers::answers(file, &policies)?,
         policies,
         keys: plugins
             .keys

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::vault::{KIND_LEN, NUMBER_LEN, SUFFIX_LEN, Suffix, Vault};
+use super::vault::{Entry, KIND_LEN, NUMBER_LEN, SUFFIX_LEN, Suffix, Vault};
 
 /// What a placeholder may begin and end with: ours, full-width, and those that Chinese texts have.
 const BRACKETS: [(char, char); 3] = [('[', ']'), ('［', '］'), ('【', '】')];
@@ -28,6 +28,33 @@ impl Piece {
     pub fn append(&mut self, more: Self) {
         self.restored.push_str(&more.restored);
         self.cacheable.push_str(&more.cacheable);
+    }
+
+    /// The same for everybody.
+    pub(super) fn push(&mut self, text: &str) {
+        self.restored.push_str(text);
+        self.cacheable.push_str(text);
+    }
+}
+
+/// Where a text goes that is being restored.
+pub(super) trait Out {
+    /// What is no placeholder.
+    fn give(&mut self, text: &str);
+
+    /// What stands for `entry`, as it was written: its value takes its place, or what a model is shown.
+    fn put(&mut self, written: &str, entry: &Entry, value: bool);
+}
+
+impl Out for Piece {
+    fn give(&mut self, text: &str) {
+        self.push(text);
+    }
+
+    fn put(&mut self, _: &str, entry: &Entry, value: bool) {
+        self.cacheable.push_str(entry.placeholder(Suffix::Cache));
+        // Not what was written: the cache's own form is for nobody to see.
+        self.restored.push_str(if value { entry.value() } else { entry.placeholder(Suffix::Wire) });
     }
 }
 
@@ -75,38 +102,51 @@ impl Restorer {
     /// Takes the next piece, and gives out what is certain by now.
     pub fn push(&mut self, vault: &Vault, text: &str) -> Piece {
         let mut out = Piece::default();
+        self.push_to(vault, text, &mut out);
+        out
+    }
+
+    pub(super) fn push_to(&mut self, vault: &Vault, text: &str, out: &mut impl Out) {
         let input = std::mem::take(&mut self.held) + text;
         let mut rest = input.as_str();
         while let Some((before, from_bracket)) = rest.find(is_bracket).and_then(|at| rest.split_at_checked(at)) {
-            self.give(before, &mut out);
+            self.give(before, out);
             match shape(vault, from_bracket) {
                 Shape::Beginning => {
                     self.held = from_bracket.to_owned();
-                    return out;
+                    return;
                 }
                 Shape::Whole(len, placeholder) => {
                     let (candidate, after) = from_bracket.split_at_checked(len).unwrap_or((from_bracket, ""));
-                    self.replace(vault, candidate, &placeholder, &mut out);
+                    self.replace(vault, candidate, &placeholder, out);
                     rest = after;
                 }
                 Shape::Other => {
                     let width = from_bracket.chars().next().map_or(1, char::len_utf8);
                     let (bracket, after) = from_bracket.split_at_checked(width).unwrap_or((from_bracket, ""));
-                    self.give(bracket, &mut out);
+                    self.give(bracket, out);
                     rest = after;
                 }
             }
         }
-        self.give(rest, &mut out);
-        out
+        self.give(rest, out);
     }
 
     /// The text has ended: what was held back was no placeholder.
     pub fn finish(&mut self) -> Piece {
         let mut out = Piece::default();
-        let held = std::mem::take(&mut self.held);
-        self.give(&held, &mut out);
+        self.finish_to(&mut out);
         out
+    }
+
+    pub(super) fn finish_to(&mut self, out: &mut impl Out) {
+        let held = std::mem::take(&mut self.held);
+        self.give(&held, out);
+    }
+
+    /// Another text begins, with values or without.
+    pub(super) fn begin(&mut self, values: bool) {
+        (self.values, self.place) = (values, Place::default());
     }
 
     /// What is held back will not go on: another text comes in its place. Says how many bytes it had.
@@ -126,28 +166,21 @@ impl Restorer {
         self.foreign
     }
 
-    fn give(&mut self, text: &str, out: &mut Piece) {
+    fn give(&mut self, text: &str, out: &mut impl Out) {
         self.place.pass(text);
-        out.restored.push_str(text);
-        out.cacheable.push_str(text);
+        out.give(text);
     }
 
     /// `candidate`, as it was written, stands for `placeholder`.
-    fn replace(&mut self, vault: &Vault, candidate: &str, placeholder: &str, out: &mut Piece) {
+    fn replace(&mut self, vault: &Vault, candidate: &str, placeholder: &str, out: &mut impl Out) {
         let Some(entry) = vault.look_up(placeholder, self.from) else {
             self.foreign = true;
             return self.give(candidate, out);
         };
-        out.cacheable.push_str(entry.placeholder(Suffix::Cache));
-        if self.values && !self.place.is_address() {
-            self.place.pass(entry.value());
-            out.restored.push_str(entry.value());
-            self.restored += 1;
-        } else {
-            self.place.pass(candidate);
-            // Not the candidate itself: the cache's own form is for nobody to see.
-            out.restored.push_str(entry.placeholder(Suffix::Wire));
-        }
+        let value = self.values && !self.place.is_address();
+        self.place.pass(if value { entry.value() } else { candidate });
+        self.restored += u64::from(value);
+        out.put(candidate, entry, value);
     }
 }
 

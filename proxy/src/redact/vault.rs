@@ -5,6 +5,7 @@
 //! never means somebody else, and nobody can guess one. What the cache holds is numbered by first appearance, since two
 //! requests that differ in nothing but the values are one to it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use zeroize::Zeroize;
@@ -50,12 +51,19 @@ pub(super) struct Entry {
     wire: String,
     cache: String,
     value: Value,
+    /// It is part of a string of JSON, with its escapes.
+    escaped: bool,
 }
 
 impl Entry {
     /// The value.
     pub(super) fn value(&self) -> &str {
         &self.value.0
+    }
+
+    /// The value as it stands in a string of JSON.
+    pub(super) fn in_json(&self) -> Cow<'_, str> {
+        if self.escaped { self.value().into() } else { escaped(self.value()) }
     }
 
     /// What stands for it.
@@ -106,6 +114,11 @@ impl Vault {
 
     /// Keeps `value`; one that is kept already keeps its placeholders.
     pub fn keep(&mut self, kind: &str, value: &str) {
+        self.keep_as(kind, value, false);
+    }
+
+    /// Keeps a value; `escaped` says that it was cut out of a string of JSON as it was written, so that it goes into another one as it is.
+    pub fn keep_as(&mut self, kind: &str, value: &str, escaped: bool) {
         if self.by_value.contains_key(value) {
             return;
         }
@@ -118,7 +131,7 @@ impl Vault {
         self.by_value.insert(value.clone(), index);
         self.by_wire.insert(wire.clone(), index);
         self.by_cache.insert(cache.clone(), index);
-        self.entries.push(Entry { wire, cache, value });
+        self.entries.push(Entry { wire, cache, value, escaped });
     }
 
     /// By the value alone, unless another value of this request has the same hash: then by the next one.
@@ -172,6 +185,15 @@ impl Vault {
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
+}
+
+/// A text as it stands in a string of JSON. Source: RFC 8259, 7.
+pub(super) fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(|c: char| c < ' ' || matches!(c, '"' | '\\')) {
+        return text.into();
+    }
+    let quoted = serde_json::Value::from(text).to_string();
+    quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default().to_owned().into()
 }
 
 fn suffix(hash: &[u8; 32]) -> String {

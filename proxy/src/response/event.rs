@@ -2,35 +2,187 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+pub(super) use crate::answer::Malformed;
+use crate::answer::{At, Call, MAX_TEXTS, Place, append, each};
+use crate::config::Tools;
+use crate::redact::json::{JsonRestorer, Values};
 use crate::redact::restore::{Piece, Restorer};
 use crate::redact::vault::{Suffix, Vault};
 use crate::upstream::openai;
 
-/// The fields of a message that are text for a person. Arguments of tools are not restored: a model could be made to
-/// send a value to whoever the tool talks to.
-const TEXTS: [&str; 4] = ["content", "refusal", "reasoning_content", "reasoning"];
+/// The longest name of a tool. What is longer is on no list.
+const MAX_NAME: usize = 256;
 
-/// A chunk that is not of the API's shape.
-#[derive(Debug)]
-pub(super) struct Malformed;
-
-/// The state of restoring one answer: one [`Restorer`] for each text of each choice.
+/// The state of restoring one answer: one [`Reading`] for each text of each choice.
 #[derive(Debug)]
 pub(super) struct Restoration {
     from: Suffix,
-    texts: BTreeMap<(u64, &'static str), Restorer>,
+    tools: Arc<Tools>,
+    /// The content is to be JSON.
+    json: bool,
+    texts: BTreeMap<(u64, Place), Reading>,
     /// `id` and `created` of the answer.
     begun: Option<[Value; 2]>,
+    counts: Counts,
+}
+
+/// What was found in texts that are done with.
+#[derive(Debug, Default)]
+struct Counts {
     restored: u64,
+    /// For the tools of the list, by their place in it.
+    for_tools: BTreeMap<usize, u64>,
     foreign: bool,
 }
 
+impl Counts {
+    fn add(&mut self, reading: &Reading) {
+        let restored = reading.restored();
+        self.restored += restored;
+        self.foreign |= reading.saw_foreign();
+        if let (Some(tool), 1..) = (reading.tool(), restored) {
+            *self.for_tools.entry(tool).or_insert(0) += restored;
+        }
+    }
+}
+
+/// The state of restoring one text.
+#[derive(Debug)]
+enum Reading {
+    /// For a person.
+    Text(Restorer),
+    /// The same, which must be JSON.
+    Json(JsonRestorer),
+    /// What a tool is called with.
+    Called(Called),
+}
+
+/// Arguments, or the input, of a call. A model could be made to send a value to whoever a tool talks to, so only those on the list get any; and
+/// a tool is on it when its whole name is, before the first of its arguments comes.
+#[derive(Debug)]
+struct Called {
+    id: String,
+    name: String,
+    /// Its place on the list.
+    tool: Option<usize>,
+    /// Nothing of the arguments came yet.
+    input: Input,
+}
+
+#[derive(Debug)]
+enum Input {
+    Awaited { is_json: bool },
+    Json(JsonRestorer),
+    Text(Restorer),
+}
+
+impl Called {
+    fn new(place: Place) -> Self {
+        let is_json = !matches!(place, Place::Input(_));
+        Self { id: String::new(), name: String::new(), tool: None, input: Input::Awaited { is_json } }
+    }
+
+    fn push(&mut self, from: Suffix, tools: &Tools, vault: &Vault, text: &str) -> Piece {
+        if text.is_empty() {
+            return Piece::default();
+        }
+        if let Input::Awaited { is_json } = self.input {
+            self.tool = Some(&self.name).filter(|name| name.len() <= MAX_NAME).and_then(|name| tools.place_of(name));
+            self.input = match (is_json, self.tool) {
+                (true, Some(_)) => Input::Json(JsonRestorer::new(from, Values::Strings)),
+                (true, None) => Input::Json(JsonRestorer::new(from, Values::Nowhere)),
+                (false, Some(_)) => Input::Text(Restorer::new(from)),
+                (false, None) => Input::Text(Restorer::without_values(from)),
+            };
+        }
+        match &mut self.input {
+            Input::Awaited { .. } => Piece::default(),
+            Input::Json(json) => json.push(vault, text),
+            Input::Text(restorer) => restorer.push(vault, text),
+        }
+    }
+
+    /// Notes the next piece of its name. True: another call begins under its number.
+    fn name(&mut self, call: Call<'_>) -> Result<bool, Malformed> {
+        // Some servers say it in each piece.
+        let says_more = !call.tool.is_empty() && call.tool != self.name;
+        if matches!(self.input, Input::Awaited { .. }) {
+            if says_more && self.name.len() <= MAX_NAME {
+                self.name.push_str(call.tool);
+            }
+            if !call.id.is_empty() {
+                call.id.clone_into(&mut self.id);
+            }
+            return Ok(false);
+        }
+        // Others tell calls apart by their id alone.
+        if !call.id.is_empty() && call.id != self.id && self.is_complete() {
+            return Ok(true);
+        }
+        // A client may take it for more of the name: then it would be another tool that gets what was meant for this one.
+        if says_more && self.tool.is_some() {
+            return Err(Malformed);
+        }
+        Ok(false)
+    }
+
+    fn is_complete(&self) -> bool {
+        match &self.input {
+            Input::Json(json) => json.is_complete(),
+            Input::Awaited { .. } | Input::Text(_) => false,
+        }
+    }
+}
+
+impl Reading {
+    fn push(&mut self, from: Suffix, tools: &Tools, vault: &Vault, text: &str) -> Piece {
+        match self {
+            Self::Text(restorer) => restorer.push(vault, text),
+            Self::Json(json) => json.push(vault, text),
+            Self::Called(called) => called.push(from, tools, vault, text),
+        }
+    }
+
+    fn finish(&mut self) -> Piece {
+        match self {
+            Self::Text(restorer) | Self::Called(Called { input: Input::Text(restorer), .. }) => restorer.finish(),
+            Self::Json(json) | Self::Called(Called { input: Input::Json(json), .. }) => json.finish(),
+            Self::Called(_) => Piece::default(),
+        }
+    }
+
+    fn restored(&self) -> u64 {
+        match self {
+            Self::Text(restorer) | Self::Called(Called { input: Input::Text(restorer), .. }) => restorer.restored(),
+            Self::Json(json) | Self::Called(Called { input: Input::Json(json), .. }) => json.restored(),
+            Self::Called(_) => 0,
+        }
+    }
+
+    fn saw_foreign(&self) -> bool {
+        match self {
+            Self::Text(restorer) | Self::Called(Called { input: Input::Text(restorer), .. }) => restorer.saw_foreign(),
+            Self::Json(json) | Self::Called(Called { input: Input::Json(json), .. }) => json.saw_foreign(),
+            Self::Called(_) => false,
+        }
+    }
+
+    fn tool(&self) -> Option<usize> {
+        match self {
+            Self::Called(called) => called.tool,
+            Self::Text(_) | Self::Json(_) => None,
+        }
+    }
+}
+
 impl Restoration {
-    pub(super) fn new(from: Suffix) -> Self {
-        Self { from, texts: BTreeMap::new(), begun: None, restored: 0, foreign: false }
+    /// `from` says whose placeholders the answer has; values go into the arguments of `tools`; `json` says that its content is to be JSON.
+    pub(super) fn new(from: Suffix, tools: Arc<Tools>, json: bool) -> Self {
+        Self { from, tools, json, texts: BTreeMap::new(), begun: None, counts: Counts::default() }
     }
 
     /// Whose placeholders the answer has.
@@ -39,11 +191,23 @@ impl Restoration {
     }
 
     pub(super) fn restored(&self) -> u64 {
-        self.restored + self.texts.values().map(Restorer::restored).sum::<u64>()
+        self.counts.restored + self.texts.values().map(Reading::restored).sum::<u64>()
+    }
+
+    /// How many of them for tools, by what the list calls them.
+    pub(super) fn restored_for_tools(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        let texts = self.texts.values().filter_map(|reading| Some((reading.tool()?, reading.restored())));
+        for (tool, count) in self.counts.for_tools.iter().map(|(tool, count)| (*tool, *count)).chain(texts) {
+            if let (Some(name), 1..) = (self.tools.name(tool), count) {
+                *all.entry(name.to_owned()).or_insert(0) += count;
+            }
+        }
+        all
     }
 
     pub(super) fn saw_foreign(&self) -> bool {
-        self.foreign || self.texts.values().any(Restorer::saw_foreign)
+        self.counts.foreign || self.texts.values().any(Reading::saw_foreign)
     }
 
     /// Restores a chunk in place; the texts of `kept` get the cache's form.
@@ -65,41 +229,89 @@ impl Restoration {
             let mut kept = kept
                 .as_mut()
                 .and_then(|kept| kept.get_mut("choices")?.get_mut(position)?.get_mut("delta")?.as_object_mut());
-            for field in TEXTS {
-                let restorer = self.texts.entry((index, field));
-                let piece = match delta.get(field).and_then(Value::as_str) {
-                    Some(text) if vault.is_empty() && !text.contains('[') && matches!(restorer, Entry::Vacant(_)) => {
-                        continue;
-                    }
-                    Some(text) => {
-                        let restorer = restorer.or_insert_with(|| Restorer::new(self.from));
-                        let mut piece = restorer.push(vault, text);
-                        if ended {
-                            piece.append(restorer.finish());
-                        }
-                        piece
-                    }
-                    None if ended => match restorer {
-                        Entry::Occupied(mut held) => held.get_mut().finish(),
-                        Entry::Vacant(_) => continue,
-                    },
-                    None => continue,
-                };
-                place(delta, kept.as_deref_mut(), field, piece);
+            let mut cacheable = Vec::new();
+            each(delta, &mut |found| {
+                let piece = self.piece(vault, (index, found.place), found.call, found.text)?;
+                if kept.is_some() {
+                    cacheable.push(piece.as_ref().map(|piece| piece.cacheable.clone()));
+                }
+                if let Some(piece) = piece {
+                    *found.text = piece.restored;
+                }
+                Ok(())
+            })?;
+            if let Some(kept) = kept.as_deref_mut() {
+                replace(kept, cacheable);
+            }
+            if ended {
+                self.ended(index, delta, kept);
             }
         }
         Ok(())
     }
 
+    /// What of a text's next piece is certain; `None`: all of it, as it is.
+    fn piece(
+        &mut self,
+        vault: &Vault,
+        key: (u64, Place),
+        call: Option<Call<'_>>,
+        text: &str,
+    ) -> Result<Option<Piece>, Malformed> {
+        let full = self.texts.len() >= MAX_TEXTS;
+        let reading = match self.texts.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if vault.is_empty() && !text.contains('[') => return Ok(None),
+            Entry::Vacant(_) if full => return Err(Malformed),
+            Entry::Vacant(new) => new.insert(match key.1 {
+                Place::Field("content") if self.json => Reading::Json(JsonRestorer::new(self.from, Values::Everywhere)),
+                Place::Field(_) => Reading::Text(Restorer::new(self.from)),
+                place => Reading::Called(Called::new(place)),
+            }),
+        };
+        let mut before = Piece::default();
+        if let (Some(call), Reading::Called(called)) = (call, &mut *reading)
+            && called.name(call)?
+        {
+            before = reading.finish();
+            self.counts.add(reading);
+            let mut new = Called::new(key.1);
+            new.name(call)?;
+            *reading = Reading::Called(new);
+        }
+        before.append(reading.push(self.from, &self.tools, vault, text));
+        Ok(Some(before))
+    }
+
+    /// What of a choice is held back comes with its end.
+    fn ended(&mut self, index: u64, delta: &mut Map<String, Value>, mut kept: Option<&mut Map<String, Value>>) {
+        let of_choice = self.texts.iter_mut().filter(|((of, _), _)| *of == index);
+        for ((_, place), reading) in of_choice {
+            let piece = reading.finish();
+            if !piece.restored.is_empty() {
+                append(delta, *place, &piece.restored);
+            }
+            if let Some(kept) = kept.as_deref_mut().filter(|_| !piece.cacheable.is_empty()) {
+                append(kept, *place, &piece.cacheable);
+            }
+        }
+    }
+
     /// The stream broke off, and another one goes on from what was given out: how many bytes of the only choice's content were not.
     pub(super) fn forget_held(&mut self) -> usize {
-        self.texts.get_mut(&(0, "content")).map_or(0, Restorer::forget_held)
+        match self.texts.get_mut(&(0, Place::Field("content"))) {
+            Some(Reading::Text(restorer)) => restorer.forget_held(),
+            // What must be JSON is not gone on with.
+            Some(Reading::Json(_) | Reading::Called(_)) | None => 0,
+        }
     }
 
     /// The content so far, which had no placeholder if nobody restores it yet; from here on it may have some, and where they stand must
     /// be known.
     pub(super) fn passed(&mut self, text: &str) {
-        self.texts.entry((0, "content")).or_insert_with(|| Restorer::after(self.from, text));
+        self.texts
+            .entry((0, Place::Field("content")))
+            .or_insert_with(|| Reading::Text(Restorer::after(self.from, text)));
     }
 
     /// The `id` and `created` of the first chunk, for those of another stream that goes on with it.
@@ -112,12 +324,15 @@ impl Restoration {
 
     /// The stream has ended. If a choice did not say that it has, something of it may still be held back: the event that has it.
     pub(super) fn rest(&mut self) -> Option<Value> {
-        let held = |((index, field), restorer): (&(u64, &'static str), &mut Restorer)| {
-            let text = restorer.finish().restored;
-            (!text.is_empty())
-                .then(|| json!({"index": index, "delta": {*field: text}, "logprobs": null, "finish_reason": null}))
-        };
-        let choices: Vec<Value> = self.texts.iter_mut().filter_map(held).collect();
+        let mut deltas: BTreeMap<u64, Map<String, Value>> = BTreeMap::new();
+        for ((index, place), reading) in &mut self.texts {
+            let text = reading.finish().restored;
+            if !text.is_empty() {
+                append(deltas.entry(*index).or_default(), *place, &text);
+            }
+        }
+        let choice = |(index, delta)| json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
+        let choices: Vec<Value> = deltas.into_iter().map(choice).collect();
         let [id, created] = self.begun.take().unwrap_or_default();
         let event = json!({"id": id, "object": "chat.completion.chunk", "created": created, "choices": choices});
         (!choices.is_empty()).then_some(event)
@@ -133,52 +348,69 @@ impl Restoration {
         let Some(list) = answer.get_mut("choices").and_then(Value::as_array_mut) else { return };
         for (position, choice) in list.iter_mut().enumerate() {
             let Some(message) = choice.get_mut("message").and_then(Value::as_object_mut) else { continue };
-            let mut kept = kept
+            let kept = kept
                 .as_mut()
                 .and_then(|kept| kept.get_mut("choices")?.get_mut(position)?.get_mut("message")?.as_object_mut());
-            for field in TEXTS {
-                let Some(text) = message.get(field).and_then(Value::as_str) else { continue };
-                let mut restorer = Restorer::new(self.from);
-                let piece = restorer.whole(vault, text);
-                self.restored += restorer.restored();
-                self.foreign |= restorer.saw_foreign();
-                place(message, kept.as_deref_mut(), field, piece);
+            let mut cacheable = Vec::new();
+            // Choices and calls are no more than there is room for.
+            let _never = each(message, &mut |found| {
+                let key = (position as u64, found.place);
+                let piece = self.piece(vault, key, found.call, found.text).ok().flatten();
+                let whole = piece.map(|mut piece| {
+                    piece.append(self.texts.get_mut(&key).map(Reading::finish).unwrap_or_default());
+                    piece
+                });
+                if let Some(reading) = self.texts.remove(&key) {
+                    self.counts.add(&reading);
+                }
+                cacheable.push(whole.as_ref().map(|piece| piece.cacheable.clone()));
+                if let Some(piece) = whole {
+                    *found.text = piece.restored;
+                }
+                Ok(())
+            });
+            if let Some(kept) = kept {
+                replace(kept, cacheable);
             }
         }
     }
 }
 
-fn place(message: &mut Map<String, Value>, kept: Option<&mut Map<String, Value>>, field: &str, piece: Piece) {
-    if piece.restored.is_empty() && !message.contains_key(field) {
-        return;
-    }
-    message.insert(field.to_owned(), Value::String(piece.restored));
-    if let Some(kept) = kept {
-        kept.insert(field.to_owned(), Value::String(piece.cacheable));
-    }
+/// Puts others in the place of the texts of a message or delta; `None` leaves one as it is.
+fn replace(message: &mut Map<String, Value>, texts: Vec<Option<String>>) {
+    let mut texts = texts.into_iter();
+    let _never = each(message, &mut |found| {
+        if let Some(text) = texts.next().flatten() {
+            *found.text = text;
+        }
+        Ok(())
+    });
 }
 
 /// Calls `each` with every string of an answer that has a `[`, with which every placeholder begins, and says whether it is a key,
-/// which stays as it is. Left out are the texts for a person, in the `part` of each choice (`delta` or `message`).
+/// which stays as it is. Left out are the texts of [`each`](crate::answer::each), in the `part` of each choice (`delta` or `message`).
 pub(super) fn bracketed(answer: &mut Value, part: &str, each: &mut dyn FnMut(&mut String, bool)) {
-    bracketed_below(answer, Place::Answer, part, each);
+    bracketed_below(answer, Where::Answer, part, each);
 }
 
 /// Where in an answer.
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum Where {
     Answer,
     Choices,
     Choice,
-    Part,
-    Elsewhere,
+    In(At),
 }
 
-fn bracketed_below(value: &mut Value, place: Place, part: &str, each: &mut dyn FnMut(&mut String, bool)) {
+fn bracketed_below(value: &mut Value, place: Where, part: &str, each: &mut dyn FnMut(&mut String, bool)) {
     match value {
         Value::String(text) if text.contains('[') => each(text, false),
         Value::Array(items) => {
-            let below = if place == Place::Choices { Place::Choice } else { Place::Elsewhere };
+            let below = match place {
+                Where::Choices => Where::Choice,
+                Where::In(at) => Where::In(at.item()),
+                Where::Answer | Where::Choice => Where::In(At::Elsewhere),
+            };
             items.iter_mut().for_each(|item| bracketed_below(item, below, part, each));
         }
         Value::Object(members) => {
@@ -187,10 +419,11 @@ fn bracketed_below(value: &mut Value, place: Place, part: &str, each: &mut dyn F
                     each(&mut key.clone(), true);
                 }
                 let below = match place {
-                    Place::Answer if key == "choices" => Place::Choices,
-                    Place::Choice if key == part => Place::Part,
-                    Place::Part if value.is_string() && TEXTS.contains(&key.as_str()) => continue,
-                    _ => Place::Elsewhere,
+                    Where::Answer if key == "choices" => Where::Choices,
+                    Where::Choice if key == part => Where::In(At::Message),
+                    Where::In(at) if value.is_string() && at.is_text(key) => continue,
+                    Where::In(at) => Where::In(at.below(key)),
+                    Where::Answer | Where::Choices | Where::Choice => Where::In(At::Elsewhere),
                 };
                 bracketed_below(value, below, part, each);
             }
@@ -228,6 +461,7 @@ pub(super) fn size(value: &Value) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -241,6 +475,27 @@ mod tests {
         (vault, placeholder)
     }
 
+    fn fresh(from: Suffix) -> Restoration {
+        Restoration::new(from, Arc::new(Tools::from(["send_mail", "crm.*"])), false)
+    }
+
+    /// The next piece of a call, with what it says of the tool.
+    fn called(function: Value) -> Value {
+        json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": function}]}}]})
+    }
+
+    /// The arguments that a client puts together.
+    fn arguments(restoration: &mut Restoration, vault: &Vault, events: &[Value]) -> Result<String, Malformed> {
+        let mut all = String::new();
+        for event in events {
+            let mut event = event.clone();
+            restoration.chunk(vault, 1, &mut event, None)?;
+            let delta = &event["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"];
+            all += delta.as_str().unwrap_or_default();
+        }
+        Ok(all)
+    }
+
     fn chunk(content: &str, finish: Value) -> Value {
         json!({"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": finish}]})
     }
@@ -248,7 +503,7 @@ mod tests {
     #[test]
     fn a_placeholder_in_pieces_comes_out_whole_and_the_cache_sees_none_of_it() {
         let (vault, placeholder) = vault();
-        let mut restoration = Restoration::new(Suffix::Wire);
+        let mut restoration = fresh(Suffix::Wire);
         let text = format!("To {placeholder}, and [EMAIL_");
         let (mut client, mut cached) = (String::new(), String::new());
         let pieces: Vec<char> = text.chars().collect();
@@ -263,7 +518,7 @@ mod tests {
         assert_eq!(client, "To ann@example.org, and [EMAIL_");
         assert_eq!(cached, format!("To {}, and [EMAIL_", vault.placeholder("email", "ann@example.org", Suffix::Cache)));
         assert_eq!((restoration.restored(), restoration.saw_foreign()), (1, false));
-        let mut again = Restoration::new(Suffix::Cache);
+        let mut again = fresh(Suffix::Cache);
         let mut hit = json!({"choices": [{"message": {"content": cached}}]});
         again.message(&vault, &mut hit, None);
         assert_eq!(hit["choices"][0]["message"]["content"], "To ann@example.org, and [EMAIL_");
@@ -272,7 +527,7 @@ mod tests {
     #[test]
     fn what_is_held_back_comes_with_the_end() {
         let (vault, _) = vault();
-        let mut restoration = Restoration::new(Suffix::Wire);
+        let mut restoration = fresh(Suffix::Wire);
         let mut event = chunk("see [EM", Value::Null);
         restoration.chunk(&vault, 1, &mut event, None).unwrap();
         assert_eq!(event, chunk("see ", Value::Null));
@@ -284,7 +539,7 @@ mod tests {
     #[test]
     fn what_is_held_back_comes_without_a_word_of_the_end_as_well() {
         let (vault, _) = vault();
-        let mut restoration = Restoration::new(Suffix::Wire);
+        let mut restoration = fresh(Suffix::Wire);
         assert_eq!(restoration.rest(), None);
         for (index, text) in [(1, "b [EM"), (0, "a [")] {
             let mut event = chunk(text, Value::Null);
@@ -306,20 +561,159 @@ mod tests {
         let cached = vault.placeholder("email", "ann@example.org", Suffix::Cache);
         let answer = |content: &str, arguments: &str| json!({"choices": [{"message": {"content": content, "tool_calls": [{"function": {"arguments": arguments}}]}}]});
         let mut hit = answer(&cached, &format!("{{\"to\":\"{cached}\"}}"));
-        Restoration::new(Suffix::Cache).message(&vault, &mut hit, None);
+        fresh(Suffix::Cache).message(&vault, &mut hit, None);
         assert_eq!(hit, answer("ann@example.org", &format!("{{\"to\":\"{wire}\"}}")));
     }
 
     #[test]
-    fn arguments_of_tools_are_left_alone_and_unasked_choices_are_refused() {
-        let (vault, placeholder) = vault();
-        let mut restoration = Restoration::new(Suffix::Wire);
-        let mut event =
-            json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"arguments": placeholder}}]}}]});
-        let before = event.clone();
-        restoration.chunk(&vault, 1, &mut event, None).unwrap();
-        assert_eq!(event, before);
+    fn tools_of_the_list_get_values_and_no_others_do() {
+        let (vault, p) = vault();
+        let masked = format!("{{\"to\":\"{p}\"}}");
+        let plain = r#"{"to":"ann@example.org"}"#;
+        for (name, wanted) in [("send_mail", plain), ("crm.find", plain), ("send_mails", &masked), ("", &masked)] {
+            let whole = json!({"choices": [{"message": {"tool_calls": [{"id": "c1", "function": {"name": name, "arguments": masked}}]}}]});
+            let mut answer = whole.clone();
+            let mut done = fresh(Suffix::Wire);
+            done.message(&vault, &mut answer, None);
+            let given = &answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"];
+            assert_eq!(given.as_str(), Some(wanted), "{name}");
+            let counted = done.restored_for_tools();
+            assert_eq!((done.restored(), counted.values().sum::<u64>()), if wanted == plain { (1, 1) } else { (0, 0) });
+            let mut events = vec![called(json!({"name": name, "arguments": ""}))];
+            events.extend(masked.chars().map(|c| called(json!({"arguments": c.to_string()}))));
+            assert_eq!(arguments(&mut fresh(Suffix::Wire), &vault, &events).unwrap(), wanted, "{name}");
+            let older = json!({"choices": [{"message": {"function_call": {"name": name, "arguments": masked}}}]});
+            let mut answer = older.clone();
+            fresh(Suffix::Wire).message(&vault, &mut answer, None);
+            assert_eq!(answer["choices"][0]["message"]["function_call"]["arguments"].as_str(), Some(wanted));
+            let text = json!({"choices": [{"message": {"tool_calls": [{"custom": {"name": name, "input": p}}]}}]});
+            let mut answer = text.clone();
+            fresh(Suffix::Wire).message(&vault, &mut answer, None);
+            let given = answer["choices"][0]["message"]["tool_calls"][0]["custom"]["input"].as_str();
+            assert_eq!(given == Some("ann@example.org"), wanted == plain, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_tool_is_known_by_its_whole_name_before_its_arguments() {
+        let (vault, p) = vault();
+        let piece = |name: &str, arguments: &str| called(json!({"name": name, "arguments": arguments}));
+        let to = format!("{{\"to\":\"{p}\"}}");
+        let (beginning, rest) = to.split_at(1);
+        let given = |events: &[Value]| arguments(&mut fresh(Suffix::Wire), &vault, events);
+        let plain = r#"{"to":"ann@example.org"}"#;
+        assert_eq!(given(&[piece("send_", ""), piece("mail", ""), piece("", &to)]).unwrap(), plain);
+        assert_eq!(given(&[piece("send_mail", beginning), piece("send_mail", rest)]).unwrap(), plain, "said again");
+        assert_eq!(given(&[piece("send_mail", ""), piece("_to_all", ""), piece("", &to)]).unwrap(), to);
+        assert_eq!(given(&[piece("", beginning), piece("send_mail", rest)]).unwrap(), to, "too late");
+        assert!(given(&[piece("send_mail", beginning), piece("_to_all", rest)]).is_err());
+        // Told apart by their id alone: each for itself, but only if the one before has ended.
+        let mut other = piece("leak", &to);
+        other["choices"][0]["delta"]["tool_calls"][0]["id"] = json!("c2");
+        assert_eq!(given(&[piece("send_mail", &to), other.clone()]).unwrap(), format!("{plain}{to}"));
+        assert!(given(&[piece("send_mail", beginning), other.clone()]).is_err());
+        let mut both = piece("send_mail", &to);
+        both["choices"][0]["delta"]["tool_calls"] =
+            json!([both["choices"][0]["delta"]["tool_calls"][0], other["choices"][0]["delta"]["tool_calls"][0]]);
+        fresh(Suffix::Wire).chunk(&vault, 1, &mut both, None).unwrap();
+        let calls = &both["choices"][0]["delta"]["tool_calls"];
+        assert_eq!(
+            (calls[0]["function"]["arguments"].as_str(), calls[1]["function"]["arguments"].as_str()),
+            (Some(plain), Some(to.as_str()))
+        );
+    }
+
+    #[test]
+    fn what_must_be_json_stays_json() {
+        let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
+        vault.keep("secret", "a\"b");
+        let p = vault.placeholder("secret", "a\"b", Suffix::Wire);
+        let content = |text: String| json!({"choices": [{"message": {"content": text}}]});
+        let mut answer = content(format!("{{\"pw\":\"{p}\"}}"));
+        let mut restoration = Restoration::new(Suffix::Wire, Arc::default(), true);
+        restoration.message(&vault, &mut answer, None);
+        assert_eq!(answer, content(json!({"pw": "a\"b"}).to_string()));
+        let mut answer = content(format!("It is {p}."));
+        restoration.message(&vault, &mut answer, None);
+        assert_eq!(answer, content("It is a\"b.".to_owned()));
+    }
+
+    #[test]
+    fn unasked_choices_and_endless_calls_are_refused() {
+        let (vault, _) = vault();
+        let mut restoration = fresh(Suffix::Wire);
         let mut event = json!({"choices": [{"index": 1, "delta": {}}]});
         assert!(restoration.chunk(&vault, 1, &mut event, None).is_err());
+        let call = |n: usize| json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": n, "function": {"arguments": "{"}}]}}]});
+        let refused =
+            (0..=MAX_TEXTS).map(call).position(|mut event| restoration.chunk(&vault, 1, &mut event, None).is_err());
+        assert_eq!(refused, Some(MAX_TEXTS));
+    }
+
+    const TEXTS: [Place; 5] =
+        [Place::Field("content"), Place::Field("reasoning"), Place::Call(0), Place::Call(7), Place::Function];
+
+    proptest! {
+        /// restore(mask(x)) = x for all texts of all choices, in whatever order and pieces they come; tools that are not listed keep what was masked.
+        #[test]
+        fn choices_and_calls_come_back_however_they_are_interleaved(
+            words in prop::collection::vec(prop::collection::vec(0usize..7, 0..8), 10),
+            turns in prop::collection::vec((0usize..10, 1usize..9), 0..120),
+            from_cache in any::<bool>(),
+        ) {
+            let (vault, wire) = vault();
+            let from = if from_cache { Suffix::Cache } else { Suffix::Wire };
+            let form = vault.placeholder("email", "ann@example.org", from);
+            let said = |words: &[usize], value: &str| {
+                words.iter().map(|word| ["a ", "[", "[EMAIL_", "]", "四 ", value, " {x}"][*word]).collect::<String>()
+            };
+            let key = |text: usize| (text as u64 / 5, TEXTS[text % 5]);
+            // The second choice calls a tool that is not listed.
+            let whole = |text: usize, value: &str| match key(text) {
+                (_, Place::Field(_)) => said(&words[text], value),
+                _ => json!({"x": said(&words[text], value), said(&words[text], value): [1, "["]}).to_string(),
+            };
+            let mut restoration = fresh(from);
+            let (mut given, mut kept): (BTreeMap<_, String>, BTreeMap<_, String>) = Default::default();
+            let mut rest: Vec<Vec<char>> = (0..10).map(|text| whole(text, &form).chars().collect()).collect();
+            let ends = [0, 1].map(|choice| json!({"choices": [{"index": choice, "delta": {}, "finish_reason": "stop"}]}));
+            let mut events = Vec::new();
+            for text in (0..10).filter(|text| text % 5 > 1) {
+                let mut delta = Map::new();
+                append(&mut delta, key(text).1, "");
+                let mut delta = Value::Object(delta);
+                let name = if text < 5 { "send_mail" } else { "other" };
+                for path in ["/tool_calls/0/function", "/function_call"] {
+                    if let Some(tool) = delta.pointer_mut(path) {
+                        tool["name"] = json!(name);
+                    }
+                }
+                events.push(json!({"choices": [{"index": key(text).0, "delta": delta}]}));
+            }
+            for (text, most) in turns.into_iter().chain((0..10).map(|text| (text, usize::MAX))) {
+                let piece: String = { let most = most.min(rest[text].len()); rest[text].drain(..most).collect() };
+                let mut delta = Map::new();
+                append(&mut delta, key(text).1, &piece);
+                events.push(json!({"choices": [{"index": key(text).0, "delta": delta}]}));
+            }
+            for mut event in events.into_iter().chain(ends) {
+                let mut cacheable = event.clone();
+                restoration.chunk(&vault, 2, &mut event, Some(&mut cacheable)).unwrap();
+                for (event, all) in [(&mut event, &mut given), (&mut cacheable, &mut kept)] {
+                    let choice = event["choices"][0]["index"].as_u64().unwrap();
+                    each(event["choices"][0]["delta"].as_object_mut().unwrap(), &mut |found| {
+                        all.entry((choice, found.place)).or_default().push_str(found.text);
+                        Ok(())
+                    }).unwrap();
+                }
+            }
+            for text in 0..10 {
+                let value = if text % 5 > 1 && text >= 5 { &wire } else { "ann@example.org" };
+                let cached = vault.placeholder("email", "ann@example.org", Suffix::Cache);
+                prop_assert_eq!(given.get(&key(text)).map_or("", String::as_str), whole(text, value));
+                prop_assert_eq!(kept.get(&key(text)).map_or("", String::as_str), whole(text, &cached));
+            }
+            prop_assert!(!restoration.saw_foreign());
+        }
     }
 }

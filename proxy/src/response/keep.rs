@@ -128,7 +128,7 @@ impl Kept {
     }
 
     fn chunk_fits(&mut self, event: &mut Value) -> Fit {
-        // What is not text for a person comes in pieces as well, and none of it is held back until a placeholder is whole: the
+        // What is not read as one text comes in pieces as well, and none of it is held back until a placeholder is whole: the
         // beginning of one is enough.
         let mut may_hold_placeholder = false;
         bracketed(event, "delta", &mut |_, _| may_hold_placeholder = true);
@@ -252,10 +252,7 @@ mod tests {
             &[end(0, "stop"), text(0)],
             &[text(0), json!({"choices": [], "error": {"message": "m"}}), end(0, "stop")],
             &[text(0), text(1), end(0, "stop")],
-            &[
-                chunk(0, json!({"tool_calls": [{"function": {"arguments": "{\"to\":\"[EMA"}}]}), Value::Null),
-                end(0, "stop"),
-            ],
+            &[chunk(0, json!({"tool_calls": [{"function": {"name": "[EMA"}}]}), Value::Null), end(0, "stop")],
             &[json!({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": []}, "finish_reason": "stop"}]})],
         ] {
             assert!(!streamed(1, events), "{events:?}");
@@ -288,7 +285,7 @@ mod tests {
     fn every_string_gets_the_form_of_the_cache_or_the_answer_is_not_kept() {
         let (vault, wire, cached) = vault();
         let answer = |arguments: String| {
-            let call = json!({"id": "c", "function": {"name": "mail", "arguments": arguments}});
+            let call = json!({"id": "c", "function": {"name": "mail", "parsed_arguments": arguments}});
             let message = json!({"content": null, "tool_calls": [call]});
             json!({"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]})
         };

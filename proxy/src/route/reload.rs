@@ -253,7 +253,7 @@ fn changes(old: &Policies, new: &Policies) -> Vec<String> {
     if old.routing() != new.routing() {
         changes.push("routing".to_owned());
     }
-    if old.answers().map(|rules| &**rules) != new.answers().map(|rules| &**rules) {
+    if old.answers() != new.answers() {
         changes.push("answers".to_owned());
     }
     if old.recorder().map(|recorder| recorder.settings()) != new.recorder().map(|recorder| recorder.settings()) {

@@ -6,13 +6,10 @@
 use super::rules::Rules;
 use super::text::Text;
 use super::{Own, Seen};
+use crate::answer::escape::{self, Escape};
 
 /// A number or a word outside of strings, at most. What is longer is not JSON that anybody reads.
 const MAX_BARE: usize = 512;
-/// Surrogates, as JSON writes them.
-const HIGH: std::ops::Range<u32> = 0xd800..0xdc00;
-const LOW: std::ops::Range<u32> = 0xdc00..0xe000;
-
 /// The state of reading one call's arguments.
 #[derive(Debug)]
 pub(super) struct Arguments {
@@ -154,12 +151,12 @@ impl Arguments {
             return;
         }
         self.escape.push(c);
-        let Some(read) = read(&self.escape) else { return };
+        let Some(read) = escape::read(&self.escape) else { return };
         let escape = std::mem::take(&mut self.escape);
         match read {
-            Read::One(c) => self.text.push_written(rules, own, (c, &escape), out, seen),
+            Escape::One(c) => self.text.push_written(rules, own, (c, &escape), out, seen),
             // The second half did not come: the first stands for nothing, and what came begins anew.
-            Read::Lone(first) => {
+            Escape::Lone(first) => {
                 let (lone, rest) = escape.split_at_checked(first).unwrap_or((&escape, ""));
                 self.text.push_written(rules, own, (char::REPLACEMENT_CHARACTER, lone), out, seen);
                 for c in rest.chars() {
@@ -168,55 +165,6 @@ impl Arguments {
             }
         }
     }
-}
-
-enum Read {
-    One(char),
-    /// A surrogate without the other, of so many bytes.
-    Lone(usize),
-}
-
-/// What an escape stands for; `None`: it is not all there.
-fn read(escape: &str) -> Option<Read> {
-    let mut chars = escape.chars().skip(1);
-    let one = match chars.next()? {
-        'n' => '\n',
-        't' => '\t',
-        'r' => '\r',
-        'b' => '\u{8}',
-        'f' => '\u{c}',
-        'u' => return unicode(escape),
-        c => c,
-    };
-    Some(Read::One(one))
-}
-
-fn unicode(escape: &str) -> Option<Read> {
-    let unit = |from: usize| u32::from_str_radix(escape.get(from..from + 4)?, 16).ok();
-    let digits = escape.get(2..).unwrap_or_default();
-    let is_wrong = digits.chars().take(4).any(|c| !c.is_ascii_hexdigit());
-    if is_wrong {
-        return Some(Read::Lone(2));
-    }
-    if digits.len() < 4 {
-        return None;
-    }
-    let first = unit(2)?;
-    if !HIGH.contains(&first) {
-        return Some(char::from_u32(first).map_or(Read::Lone(6), Read::One));
-    }
-    let second = escape.get(6..).unwrap_or_default();
-    let may_be = "\\u".starts_with(second)
-        || second.strip_prefix("\\u").is_some_and(|digits| digits.chars().all(|c| c.is_ascii_hexdigit()));
-    if !may_be {
-        return Some(Read::Lone(6));
-    }
-    if second.len() < 6 {
-        return None;
-    }
-    let second = unit(8).filter(|second| LOW.contains(second));
-    let pair = second.and_then(|second| char::from_u32(0x1_0000 + ((first - HIGH.start) << 10) + (second - LOW.start)));
-    Some(pair.map_or(Read::Lone(6), Read::One))
 }
 
 /// Of a number, or of a word such as `true`.

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use anyhow::Result;
 use postern::classify::Conversation;
 use postern::keys::Keys;
+use postern::redact::json::{JsonRestorer, Values};
 use postern::redact::restore::{Piece, Restorer};
 use postern::redact::vault::{Suffix, Vault};
 use postern::upstream::openai;
@@ -101,35 +102,58 @@ pub(crate) fn vectors_seeds() -> Result<Vec<Vec<u8>>> {
     Ok(texts.map(|text| text.as_bytes().to_vec()).into())
 }
 
-/// A request in which two values were masked.
+/// What JSON has to escape.
+const QUOTED: &str = "a\"b\\c\n";
+
+/// A request in which three values were masked.
 static VAULT: LazyLock<Vault> = LazyLock::new(|| {
     let mut vault = Vault::new(&Keys::random(), "tenant", Conversation([7; 32]));
     vault.keep("email", "amy@example.org");
     vault.keep("phone", "+49 30 1234567");
+    vault.keep("secret", QUOTED);
     vault
 });
 
-/// Where the input says `{1}` or `{2}` stands the placeholder that the model was shown: it is another one in each run.
-pub(crate) fn restore(bytes: &[u8]) -> bool {
-    let Some((lengths, text)) = bytes.split_first_chunk::<4>() else { return false };
-    let Some(text) = as_text(text) else { return false };
-    let place = |kind, value| VAULT.placeholder(kind, value, Suffix::Wire);
-    let text =
-        text.replace("{1}", &place("email", "amy@example.org")).replace("{2}", &place("phone", "+49 30 1234567"));
-    let mut at_once = Restorer::new(Suffix::Wire);
-    let whole = at_once.whole(&VAULT, &text);
-    let (mut piece_by_piece, mut pieces) = (Restorer::new(Suffix::Wire), Piece::default());
-    let mut rest = text.as_str();
+/// In pieces of these lengths, by turns.
+fn cut<'a>(text: &'a str, lengths: &[u8]) -> Vec<&'a str> {
+    let (mut pieces, mut rest) = (Vec::new(), text);
     for length in lengths.iter().cycle() {
         let end = (usize::from(*length)..).find(|end| *end >= rest.len() || (*end > 0 && rest.is_char_boundary(*end)));
         let (piece, after) = rest.split_at(end.unwrap_or(rest.len()).min(rest.len()));
-        pieces.append(piece_by_piece.push(&VAULT, piece));
+        pieces.push(piece);
         rest = after;
         if rest.is_empty() {
             break;
         }
     }
+    pieces
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<Value>(text).is_ok()
+}
+
+/// Where the input says `{1}`, `{2}` or `{3}` stands the placeholder that the model was shown: it is another one in each run.
+pub(crate) fn restore(bytes: &[u8]) -> bool {
+    let Some((lengths, text)) = bytes.split_first_chunk::<4>() else { return false };
+    let Some(text) = as_text(text) else { return false };
+    let place = |kind, value| VAULT.placeholder(kind, value, Suffix::Wire);
+    let values = [("{1}", "email", "amy@example.org"), ("{2}", "phone", "+49 30 1234567"), ("{3}", "secret", QUOTED)];
+    let text = values.iter().fold(text.to_owned(), |text, (mark, kind, value)| text.replace(mark, &place(kind, value)));
+    let cut = cut(&text, lengths);
+    let mut at_once = Restorer::new(Suffix::Wire);
+    let whole = at_once.whole(&VAULT, &text);
+    let (mut piece_by_piece, mut pieces) = (Restorer::new(Suffix::Wire), Piece::default());
+    cut.iter().for_each(|piece| pieces.append(piece_by_piece.push(&VAULT, piece)));
     pieces.append(piece_by_piece.finish());
+    for values in [Values::Nowhere, Values::Strings, Values::Everywhere] {
+        let whole = JsonRestorer::new(Suffix::Wire, values).whole(&VAULT, &text);
+        let (mut piece_by_piece, mut pieces) = (JsonRestorer::new(Suffix::Wire, values), Piece::default());
+        cut.iter().for_each(|piece| pieces.append(piece_by_piece.push(&VAULT, piece)));
+        pieces.append(piece_by_piece.finish());
+        assert_eq!(whole, pieces, "what is restored in JSON depends on where it is cut");
+        assert!(values != Values::Strings || !is_json(&text) || is_json(&whole.restored), "JSON was broken");
+    }
     assert_eq!(whole, pieces, "what is restored depends on where the answer is cut");
     assert_eq!(at_once.restored(), piece_by_piece.restored());
     assert!(!whole.cacheable.contains("amy@example.org") || text.contains("amy@example.org"), "a value in the cache");
@@ -140,6 +164,7 @@ pub(crate) fn restore_seeds() -> Result<Vec<Vec<u8>>> {
     let texts = [
         "\x01\x02\x03\x04Dear {1}, your number is {2}. {1}",
         "\x05\x01\x01\x01[EMAIL_1_abc] [[{2}] [EMAIL_99999999_zzzz",
+        "\x02\x09\x01\x01{\"a{3}\": [\"{1} \\u005b\\\\\", \"{\\\"b\\\":\\\"{3}\\\"}\", 1]}",
         "\x03\x07\x01\x02<a href=\"http://x/{1}\">[x](http://y/{2})",
     ];
     Ok(texts.map(|text| text.as_bytes().to_vec()).into())
