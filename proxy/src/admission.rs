@@ -33,7 +33,7 @@ use books::{Bill, Books, NotTaken, Payers, Who};
 pub use rates::Rates;
 use together::Counter;
 
-/// Identities and tenants whose places are kept, until they were not seen for [`IDLE`].
+/// Identities of which it is known how much of their bodies is held, until they were not seen for [`IDLE`].
 const IDENTITIES: u64 = 100_000;
 const IDLE: Duration = Duration::from_secs(600);
 /// Bodies are charged in pieces of so many bytes.
@@ -43,6 +43,13 @@ const CHARGE: u64 = 1024;
 const VALUE_BYTES: u64 = 60;
 /// The part of all bodies that one identity may hold: several clients must be needed to keep everybody else out.
 const SHARE: u64 = 4;
+
+/// What is known when a request has ended.
+const OF_REQUESTS: [Measure; 4] = [Measure::Tokens, Measure::InputTokens, Measure::OutputTokens, Measure::Cost];
+/// What is known before it is sent.
+const TOKENS: [Measure; 3] = [Measure::Tokens, Measure::InputTokens, Measure::OutputTokens];
+/// What answers use as they come.
+const OF_ANSWERS: [Measure; 3] = [Measure::Tokens, Measure::OutputTokens, Measure::Cost];
 
 /// An answer without a bound grows by so many tokens at a time.
 const GROWTH: u64 = 256;
@@ -54,29 +61,20 @@ const LONGEST: u64 = 131_072;
 /// Admits requests.
 #[derive(Debug)]
 pub struct Admission {
-    places: Cache<Who, Arc<Places>>,
     all: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    /// Of each identity, out of everybody's.
+    own_bodies: Cache<Arc<str>, Arc<Semaphore>>,
     share: usize,
-    /// How many gateways there are.
-    parts: NonZeroU16,
     books: Arc<Books>,
-}
-
-/// What an identity, or a tenant, may hold at a time.
-#[derive(Debug)]
-struct Places {
-    requests: Option<Arc<Semaphore>>,
-    bodies: Arc<Semaphore>,
 }
 
 /// Leave to be served. Dropping it gives back the places; [`settle`](Self::settle) says what was used.
 #[derive(Debug)]
 pub struct Admitted {
     _all: OwnedSemaphorePermit,
-    _own: [Option<OwnedSemaphorePermit>; 2],
     bodies: Arc<Semaphore>,
-    places: Arc<Places>,
+    own_bodies: Arc<Semaphore>,
     /// Bytes that one identity may hold.
     share: u64,
     charged: Option<Charged>,
@@ -106,14 +104,12 @@ impl Admission {
     #[must_use]
     pub fn new(limits: &Limits, spent: HashMap<Who, Vec<Spent>>, parts: NonZeroU16, counter: Option<Counter>) -> Self {
         let (bodies, body) = (limits.bodies.0, limits.body.0);
-        let places = Cache::builder().max_capacity(IDENTITIES).time_to_idle(IDLE).build();
         let share = permits((bodies / SHARE).max(body).min(bodies));
         Self {
-            places,
             all: Arc::new(Semaphore::new(limits.requests)),
             bodies: Arc::new(Semaphore::new(permits(bodies))),
+            own_bodies: Cache::builder().max_capacity(IDENTITIES).time_to_idle(IDLE).build(),
             share,
-            parts,
             books: Arc::new(Books::new(spent, parts, counter)),
         }
     }
@@ -136,18 +132,15 @@ impl Admission {
     /// [`Error::RateLimited`] or [`Error::Busy`].
     pub async fn enter(&self, peer: &Peer) -> Result<Admitted, Error> {
         let all = self.all.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
-        let places = self.places_of(peer.who(), peer.limits);
-        let tenant = || self.places_of(Who::Tenant(peer.tenant.clone()), peer.tenant_limits);
-        let of_all = peer.tenant_limits.concurrency.map(|_| tenant());
-        let own = [place(Some(&places), "your identity")?, place(of_all.as_ref(), "your tenant")?];
         let (payers, mut bill) = (payers(peer), Bill::default());
-        let reserved = Amount { requests: 1, ..Amount::default() };
-        self.books.take(&payers, reserved, &mut bill).await.map_err(refusal)?;
+        let reserved = Amount { requests: 1, places: 1, ..Amount::default() };
+        if payers.count(&[Measure::Requests, Measure::Places]) {
+            self.books.take(&payers, reserved, &mut bill).await.map_err(refusal)?;
+        }
         Ok(Admitted {
             _all: all,
-            _own: own,
             bodies: self.bodies.clone(),
-            places,
+            own_bodies: self.own_bodies_of(peer),
             share: self.share as u64 * CHARGE,
             charged: None,
             books: self.books.clone(),
@@ -160,20 +153,10 @@ impl Admission {
         })
     }
 
-    fn places_of(&self, who: Who, limits: IdentityLimits) -> Arc<Places> {
-        self.places.get_with_by_ref(&who, || {
-            // Nobody who counts together knows how many are open elsewhere: each has its part, and everybody may ask.
-            let own = |n: NonZeroU32| (n.get() as usize / usize::from(self.parts.get())).max(1);
-            let requests = limits.concurrency.map(|n| Arc::new(Semaphore::new(own(n))));
-            Arc::new(Places { requests, bodies: Arc::new(Semaphore::new(self.share)) })
-        })
+    fn own_bodies_of(&self, peer: &Peer) -> Arc<Semaphore> {
+        let (Who::Identity(id) | Who::Tenant(id)) = peer.who();
+        self.own_bodies.get_with(id, || Arc::new(Semaphore::new(self.share)))
     }
-}
-
-fn place(places: Option<&Arc<Places>>, whose: &'static str) -> Result<Option<OwnedSemaphorePermit>, Error> {
-    let Some(requests) = places.and_then(|places| places.requests.clone()) else { return Ok(None) };
-    let full = |_| Error::RateLimited { what: "requests at a time", whose, retry_after: Duration::from_secs(1) };
-    requests.try_acquire_owned().map(Some).map_err(full)
 }
 
 fn payers(peer: &Peer) -> Payers {
@@ -221,13 +204,14 @@ impl Rule {
             (Measure::OutputTokens, Period::Minute) => "output tokens a minute",
             (Measure::OutputTokens, _) => "output tokens a day",
             (Measure::Cost, _) => "money a month",
+            (Measure::Places, _) => "requests at a time",
         }
     }
 
     /// Those of a configuration.
     #[must_use]
     pub fn all(limits: IdentityLimits) -> Arc<[Self]> {
-        use Measure::{Cost, InputTokens, OutputTokens, Requests, Tokens};
+        use Measure::{Cost, InputTokens, OutputTokens, Places, Requests, Tokens};
         let count =
             |measure, period, most: Option<NonZeroU32>| (measure, period, most.map(|most| u64::from(most.get())));
         let all = [
@@ -240,6 +224,7 @@ impl Rule {
             count(OutputTokens, Period::Minute, limits.output_tokens_per_minute),
             count(OutputTokens, Period::Day, limits.output_tokens_per_day),
             (Cost, Period::Month, limits.cost_per_month.map(Money::millionths)),
+            count(Places, Period::Now, limits.concurrency),
         ];
         all.into_iter().filter_map(|(measure, period, most)| Some(Self { measure, period, most: most? })).collect()
     }
@@ -261,7 +246,7 @@ impl Admitted {
         if missing == 0 {
             return Ok(());
         }
-        let own = self.places.bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
+        let own = self.own_bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
         let all = self.bodies.clone().try_acquire_many_owned(missing).map_err(|_| Error::Busy)?;
         match &mut self.charged {
             Some(charged) => {
@@ -295,7 +280,7 @@ impl Admitted {
             if call.max_tokens().is_some() { output } else { LONGEST.saturating_mul(call.choices().max(1)) };
         self.most = Amount { input: most_input, output: most_output, ..Amount::default() };
         let wanted = Amount { input, output, ..Amount::default() };
-        self.take(wanted).await.map_err(|why| refusal_of(wanted, why))
+        self.take(&TOKENS, wanted).await.map_err(|why| refusal_of(wanted, why))
     }
 
     /// Reserves what it may cost, when it is known where it may go.
@@ -305,19 +290,22 @@ impl Admitted {
     pub async fn reserve_cost(&mut self, dearest: Cost) -> Result<(), Error> {
         self.dearest = dearest;
         let wanted = Amount { cost: dearest.of(self.reserved.input, self.reserved.output), ..Amount::default() };
-        self.take(wanted).await.map_err(|why| refusal_of(wanted, why))
+        self.take(&[Measure::Cost], wanted).await.map_err(|why| refusal_of(wanted, why))
     }
 
-    async fn take(&mut self, more: Amount) -> Result<(), NotTaken> {
-        self.books.take(&self.payers, more, &mut self.bill).await?;
+    /// Takes more of these measures, if somebody counts one of them.
+    async fn take(&mut self, measures: &[Measure], more: Amount) -> Result<(), NotTaken> {
+        if self.payers.count(measures) {
+            self.books.take(&self.payers, more, &mut self.bill).await?;
+        }
         self.reserved = self.reserved.and(more);
         Ok(())
     }
 
-    /// Is there a limit that counts what is used?
+    /// Is there a limit that counts what an answer uses?
     #[must_use]
     pub fn is_limited(&self) -> bool {
-        !self.payers.is_empty()
+        self.payers.count(&OF_ANSWERS)
     }
 
     /// So many tokens more of the answer have come. One that names no bound may become longer than what was reserved: then more is.
@@ -332,9 +320,9 @@ impl Admitted {
         let dearest = self.dearest;
         let growth = |output: u64| Amount { output, cost: dearest.of(0, output), ..Amount::default() };
         // The last of a budget may be used up.
-        match self.take(growth(missing.max(GROWTH))).await {
+        match self.take(&OF_ANSWERS, growth(missing.max(GROWTH))).await {
             Ok(()) => Ok(()),
-            Err(_) => self.take(growth(missing)).await.map_err(refusal),
+            Err(_) => self.take(&OF_ANSWERS, growth(missing)).await.map_err(refusal),
         }
     }
 
@@ -354,8 +342,16 @@ impl Admitted {
 
     /// Gives back what was reserved and not used.
     pub fn settle(&mut self, input: u64, output: u64, cost: u64) {
-        self.reserved = Amount { requests: 1, input, output, cost };
-        self.books.correct(&self.payers, &mut self.bill, self.reserved);
+        self.reserved = Amount { requests: 1, input, output, cost, places: 1 };
+        if self.payers.count(&OF_REQUESTS) {
+            self.books.correct(&self.payers, &mut self.bill, self.reserved);
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.books.leave(&self.payers, &mut self.bill);
     }
 }
 

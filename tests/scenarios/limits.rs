@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use postern_tests::client::text;
+use postern_tests::client::{Events, Reply, text};
 use postern_tests::{BusyCloud, Client, Postern, chat_body};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -243,5 +243,61 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() -> Result<()> {
     for _ in 0..10 {
         assert_eq!((ask(&amy)?, ask(&stranger)?), ("429".to_owned(), "403".to_owned()));
     }
+    Ok(())
+}
+
+/// A stream that goes on for half a minute, if it was let in; else the status.
+pub(crate) async fn held(client: &Client, question: &str) -> Result<std::result::Result<Events, Reply>> {
+    let mut body = chat_body(question);
+    body["stream"] = json!(true);
+    let mut stream = client.stream(&body).await?;
+    if stream.status == 200 {
+        stream.next().await?;
+        return Ok(Ok(stream));
+    }
+    Ok(Err(stream.whole().await?))
+}
+
+/// The cloud answers for half a minute.
+pub(crate) async fn slow(cloud: &BusyCloud) -> Result<()> {
+    cloud.switch(json!({"answer": "abcd".repeat(300), "chunk_chars": 4, "token_ms": 100})).await
+}
+
+/// Asks until there is a place.
+pub(crate) async fn held_within(client: &Client, within: Duration) -> Result<Events> {
+    let deadline = std::time::Instant::now() + within;
+    loop {
+        match held(client, "Is there a place?").await? {
+            Ok(stream) => return Ok(stream),
+            Err(reply) => anyhow::ensure!(std::time::Instant::now() < deadline, "{}", reply.text()),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn requests_at_a_time_are_counted_until_they_have_ended() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    slow(&cloud).await?;
+    let config = config(&cloud)
+        .set("/cache", Value::Null)
+        .set("/identities/0/limits", json!({"concurrency": 2}))
+        .set("/tenants", json!({"clerks": {"limits": {"concurrency": 3, "requests_per_day": 5}}}));
+    let postern = Postern::start(&config).await?;
+    let (amy, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
+    let (first, _second) = (held(&amy, "1").await?.unwrap(), held(&amy, "2").await?.unwrap());
+    for (client, whose) in [(&amy, "your identity"), (&bo, "your tenant")] {
+        if whose == "your tenant" {
+            std::mem::forget(held(&bo, "3").await?.unwrap());
+        }
+        let refused = held(client, "4").await?.unwrap_err();
+        assert_eq!((refused.status, refused.header("retry-after")), (429, "1"));
+        let words = format!("requests at a time for {whose}");
+        assert!(refused.error_message().contains(&words), "{}", refused.text());
+    }
+    drop(first);
+    // What was refused took nothing of the day: this is the fourth.
+    let _third = held_within(&amy, SOON).await?;
+    assert_eq!(held(&bo, "5").await?.unwrap_err().status, 429);
     Ok(())
 }

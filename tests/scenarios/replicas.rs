@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::limits::{a_thousand_streams, bounded};
+use crate::limits::{a_thousand_streams, bounded, held, held_within, slow};
 use crate::{SOON, config};
 
 const KEY: &str = "7f0c3f5a9d1e4b6a8c2d0e1f3a5b7c9d7f0c3f5a9d1e4b6a8c2d0e1f3a5b7c9d";
@@ -411,5 +411,51 @@ async fn what_a_replica_that_is_gone_has_used_is_not_forgotten_with_the_redis() 
         three.client("clerk/cy")?.chat("Is anything left?").await?.status,
         if answered == 30 { 429 } else { 200 }
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_at_a_time_are_counted_together_and_those_of_the_dead_are_not() -> Result<()> {
+    let (cloud, mut redis) = (BusyCloud::start().await?, Redis::start().await?);
+    slow(&cloud).await?;
+    let limits = json!({"clerks": {"limits": {"concurrency": 6}}});
+    let config = counting(&cloud, &redis.url()).set("/tenants", limits);
+    let (one, two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    for postern in [&one, &two] {
+        connected(postern, "limits", 1.0).await?;
+    }
+    let (amy, bo) = (one.client("clerk/amy")?, two.client("clerk/bo")?);
+    // However they are spread: more than half of them at one.
+    let mut streams = Vec::new();
+    for client in [&amy, &amy, &amy, &amy, &bo, &bo] {
+        streams.push(held(client, "Number").await?.unwrap());
+    }
+    for client in [&amy, &bo] {
+        let refused = held(client, "One more").await?.unwrap_err();
+        assert!(refused.error_message().contains("requests at a time for your tenant"), "{}", refused.text());
+    }
+    drop(streams.swap_remove(0));
+    streams.push(held_within(&bo, SOON).await?);
+    assert_eq!(held(&amy, "One more").await?.unwrap_err().status, 429);
+
+    // A Redis that has lost it is told again; while it is away, each has its part.
+    redis.kill();
+    connected(&one, "limits", 0.0).await?;
+    connected(&two, "limits", 0.0).await?;
+    assert_eq!(held(&amy, "Three run here, and that is the half").await?.unwrap_err().status, 429);
+    drop(streams.swap_remove(1));
+    streams.push(held_within(&amy, SOON).await?);
+    redis.restart().await?;
+    connected(&one, "limits", 1.0).await?;
+    connected(&two, "limits", 1.0).await?;
+    for client in [&amy, &bo] {
+        assert_eq!(held(client, "One more").await?.unwrap_err().status, 429);
+    }
+    // Who was killed gives nothing back, and is not heard of any more; it is another one that starts in its place.
+    two.signal_child("gateway", Signal::KILL)?;
+    let before = Instant::now();
+    let deadline = Duration::from_secs(40);
+    streams.push(held_within(&amy, deadline).await?);
+    assert!(before.elapsed() > Duration::from_secs(5), "not as soon as it does not answer");
     Ok(())
 }

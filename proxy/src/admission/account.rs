@@ -14,6 +14,9 @@ use time::{Date, OffsetDateTime};
 
 use super::ledger::Ledger;
 
+/// When a place may be free again: nobody knows.
+const SOON: Duration = Duration::from_secs(1);
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,6 +31,8 @@ pub enum Measure {
     OutputTokens,
     /// Money, in millionths.
     Cost,
+    /// Places: what a request holds until it has ended.
+    Places,
 }
 
 /// For how long.
@@ -40,6 +45,8 @@ pub enum Period {
     Day,
     /// A month of the calendar, in UTC.
     Month,
+    /// At a time.
+    Now,
 }
 
 /// At most `most` in a `period`.
@@ -64,6 +71,8 @@ pub struct Amount {
     pub output: u64,
     /// Money, in millionths.
     pub cost: u64,
+    /// Places.
+    pub places: u64,
 }
 
 impl Amount {
@@ -76,6 +85,7 @@ impl Amount {
             Measure::InputTokens => self.input,
             Measure::OutputTokens => self.output,
             Measure::Cost => self.cost,
+            Measure::Places => self.places,
         }
     }
 
@@ -87,6 +97,7 @@ impl Amount {
             input: self.input.saturating_add(more.input),
             output: self.output.saturating_add(more.output),
             cost: self.cost.saturating_add(more.cost),
+            places: self.places.saturating_add(more.places),
         }
     }
 }
@@ -228,6 +239,13 @@ enum Filling {
         spent: u64,
         heard: Heard,
     },
+    Running {
+        running: u64,
+        /// Elsewhere, as it was heard last.
+        others: u64,
+        /// Those who count together may think otherwise of this gateway.
+        unsure: bool,
+    },
 }
 
 /// What was known last, when all counted together.
@@ -244,11 +262,11 @@ struct Heard {
 pub struct Known {
     /// The rule.
     pub rule: Rule,
-    /// Which day or month; 0 for a minute.
+    /// Which day or month; 0 for all else.
     pub number: u32,
-    /// What this gateway used of a day or month; how full the bucket of a minute may be, going by what it used.
+    /// What this gateway used of a day or month, or holds; how full the bucket of a minute may be, going by what it used.
     pub own: u64,
-    /// What it heard last that the others have used.
+    /// What it heard last that the others have used, or hold.
     pub others: u64,
 }
 
@@ -281,6 +299,11 @@ impl Gauge {
                     false => Ok(()),
                 }
             }
+            // What the others hold changes all the time: each has its part, whatever was heard, and everybody may ask.
+            Filling::Running { running, .. } => {
+                let part = (rule.most / u64::from(parts.get())).max(1);
+                if wanted > 0 && running.saturating_add(wanted) > part { refused(SOON) } else { Ok(()) }
+            }
         }
     }
 
@@ -296,6 +319,10 @@ impl Gauge {
                 *spent = spent.saturating_add(wanted);
                 (wanted, *number)
             }
+            Filling::Running { running, unsure, .. } => {
+                (*running, *unsure) = (running.saturating_add(wanted), true);
+                (wanted, 0)
+            }
         }
     }
 
@@ -310,6 +337,9 @@ impl Gauge {
                 *spent = spent.saturating_sub(taken).saturating_add(used);
             }
             Filling::Calendar { .. } => {}
+            Filling::Running { running, unsure, .. } => {
+                (*running, *unsure) = (running.saturating_sub(taken).saturating_add(used), true);
+            }
         }
     }
 
@@ -323,6 +353,9 @@ impl Gauge {
             }
             Filling::Calendar { spent, heard, .. } => {
                 (rule.most.saturating_sub(*spent).saturating_sub(heard.others), until_next(rule.period, now.time))
+            }
+            Filling::Running { running, others, .. } => {
+                (rule.most.saturating_sub(*running).saturating_sub(*others), Duration::ZERO)
             }
         };
         Standing { rule, left, whole_in }
@@ -349,6 +382,7 @@ impl Account {
                     let (number, spent) = kept.map_or((number, 0), |kept| (kept.number, kept.spent));
                     Filling::Calendar { number, spent, heard: Heard::default() }
                 }
+                Period::Now => Filling::Running { running: 0, others: 0, unsure: false },
             };
             Gauge { rule: *rule, filling }
         };
@@ -382,6 +416,14 @@ impl Account {
         }
     }
 
+    /// Gives back the places alone, which a request holds until it has ended.
+    pub fn leave(&mut self, taken: &mut Taken) {
+        let places = self.gauges.iter_mut().zip(&mut taken.0).filter(|(gauge, _)| gauge.rule.period == Period::Now);
+        for (gauge, taken) in places {
+            gauge.correct((std::mem::take(&mut taken.here), taken.number), 0);
+        }
+    }
+
     /// How each rule stands.
     pub fn standings(&mut self, now: Moment) -> impl Iterator<Item = Standing> {
         self.gauges.iter_mut().map(move |gauge| gauge.standing(now))
@@ -393,6 +435,9 @@ impl Account {
             Filling::Calendar { number, spent, heard } if spent > 0 || heard.others > 0 => {
                 let spent = Spent { measure: gauge.rule.measure, period: gauge.rule.period, number, spent };
                 Some((spent, heard.others))
+            }
+            Filling::Running { running, unsure, .. } if running > 0 || unsure => {
+                Some((Spent { measure: gauge.rule.measure, period: Period::Now, number: 0, spent: running }, 0))
             }
             _ => None,
         })
@@ -418,6 +463,7 @@ impl Account {
                 // If nobody knows better: the others have used as much of theirs.
                 Filling::Bucket { own, .. } => (0, own.available(now.instant).saturating_mul(parts).min(rule.most), 0),
                 Filling::Calendar { number, spent, heard } => (*number, *spent, heard.others),
+                Filling::Running { running, others, .. } => (0, *running, *others),
             };
             Known { rule, number, own, others }
         })
@@ -438,6 +484,10 @@ impl Account {
                     *heard = Heard { others: bounded(others), own: *spent };
                 }
                 Filling::Calendar { .. } => {}
+                Filling::Running { others: elsewhere, unsure, .. } => {
+                    *elsewhere = u64::try_from(*others).unwrap_or_default().min(gauge.rule.most);
+                    *unsure = false;
+                }
             }
         }
     }
@@ -445,7 +495,10 @@ impl Account {
     /// Would a new account be the same?
     #[must_use]
     pub fn is_fresh(&mut self, now: Moment) -> bool {
-        self.standings(now).all(|standing| standing.left >= standing.rule.most)
+        self.gauges.iter_mut().all(|gauge| match gauge.filling {
+            Filling::Running { running, unsure, .. } => running == 0 && !unsure,
+            _ => gauge.standing(now).left >= gauge.rule.most,
+        })
     }
 }
 
@@ -453,6 +506,7 @@ fn number_of(period: Period, date: Date) -> u32 {
     let number = match period {
         Period::Month => date.year() * 12 + i32::from(u8::from(date.month())),
         Period::Minute | Period::Day => date.to_julian_day(),
+        Period::Now => 0,
     };
     u32::try_from(number).unwrap_or_default()
 }
@@ -461,6 +515,7 @@ fn number_of(period: Period, date: Date) -> u32 {
 pub(super) fn until_next(period: Period, now: OffsetDateTime) -> Duration {
     let today = now.date();
     let next = match period {
+        Period::Now => return SOON,
         Period::Minute | Period::Day => today.next_day(),
         Period::Month => {
             let (year, month) = (today.year(), today.month());
@@ -572,6 +627,40 @@ mod tests {
         // A new day is nobody's yet.
         let tomorrow = at(datetime!(2026-11-28 12:00 UTC));
         assert!(again.room(tokens(50, 0), tomorrow).is_ok());
+    }
+
+    #[test]
+    fn places_are_held_until_they_are_left_whatever_was_used() {
+        let now = at(datetime!(2026-11-27 12:00 UTC));
+        let places = Rule { measure: Measure::Places, period: Period::Now, most: 5 };
+        let two = NonZeroU16::new(2).unwrap();
+        let mut account = Account::new(&[places, DAY], &[], two, now);
+        let one = Amount { places: 1, ..tokens(10, 10) };
+        let mut taken = [Taken::default(), Taken::default()];
+        for taken in &mut taken {
+            account.room(one, now).unwrap();
+            account.take(one, taken, now);
+        }
+        // Half of five, whatever the others hold, as long as nobody says that there is room.
+        assert_eq!(account.room(one, now).unwrap_err(), Refused { rule: places, retry_after: SOON });
+        let left = |account: &mut Account| account.standings(now).map(|standing| standing.left).collect::<Vec<_>>();
+        let known: Vec<Known> = account.known(now).collect();
+        assert_eq!(account.to_tell().map(|(spent, _)| spent.spent).collect::<Vec<_>>(), [2, 40]);
+        account.hear(&known, &[[2, 3, 0, 0], [40, 0, 0, 0]], now);
+        assert_eq!(left(&mut account), [0, 60]);
+        account.correct(&mut taken[0], Amount { places: 1, ..tokens(1, 1) });
+        assert_eq!(left(&mut account), [0, 78]);
+        for taken in &mut taken {
+            account.leave(taken);
+            account.leave(taken);
+        }
+        assert_eq!(left(&mut account), [2, 78], "the others hold three; what was used stays used");
+        assert!(account.room(one, now).is_ok());
+        assert_eq!(account.spent().count(), 1, "nothing of places outlives a restart");
+        // A Redis that nobody told is told that none is held.
+        assert_eq!(account.to_tell().map(|(spent, _)| spent.spent).collect::<Vec<_>>(), [0, 22]);
+        let mut small = Account::new(&[Rule { most: 1, ..places }], &[], two, now);
+        assert!(small.room(one, now).is_ok(), "everybody may ask");
     }
 
     proptest! {

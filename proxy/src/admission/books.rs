@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::account::{Account, Amount, Known, Moment, Refused, Rule, Spent, Standing, Taken};
+use super::account::{Account, Amount, Known, Measure, Moment, Refused, Rule, Spent, Standing, Taken};
 use super::together::Counter;
 
 /// Accounts at most. Those that are as good as new make room for others.
@@ -47,6 +47,12 @@ impl Payers {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Does somebody count one of these?
+    #[must_use]
+    pub fn count(&self, measures: &[Measure]) -> bool {
+        self.0.iter().any(|(_, rules)| rules.iter().any(|rule| measures.contains(&rule.measure)))
+    }
 }
 
 /// Why nothing was taken.
@@ -56,6 +62,27 @@ pub enum NotTaken {
     Rule(Who, Refused),
     /// There are too many accounts.
     Full,
+}
+
+/// What becomes of what a request has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// So much was used.
+    Used(Amount),
+    /// It has ended, and holds no place any more.
+    Left,
+}
+
+impl Change {
+    /// What is left of what was `taken`.
+    #[must_use]
+    pub fn left(self, measure: Measure, taken: u64) -> u64 {
+        match self {
+            Self::Used(used) => used.of(measure),
+            Self::Left if measure == Measure::Places => 0,
+            Self::Left => taken,
+        }
+    }
 }
 
 /// What a request has taken of each payer's account.
@@ -159,10 +186,31 @@ impl Books {
     pub fn correct(&self, payers: &Payers, bill: &mut Bill, used: Amount) {
         match &self.counter {
             Some(counter) if !payers.is_empty() => {
-                counter.correct(payers.clone(), bill.clone(), used);
+                self.queue(counter, payers, bill, Change::Used(used));
                 bill.0.iter_mut().zip(&payers.0).for_each(|(taken, (_, rules))| taken.is_now(rules, used));
             }
-            _ => self.correct_here(payers, bill, used),
+            _ => self.correct_here(payers, bill, Change::Used(used)),
+        }
+    }
+
+    /// Gives back the places that a request held which has ended; what it used, or may have used, stays as it is.
+    pub fn leave(&self, payers: &Payers, bill: &mut Bill) {
+        match &self.counter {
+            _ if !payers.count(&[Measure::Places]) => {}
+            Some(counter) => self.queue(counter, payers, bill, Change::Left),
+            None => self.correct_here(payers, bill, Change::Left),
+        }
+    }
+
+    fn queue(&self, counter: &Counter, payers: &Payers, bill: &Bill, change: Change) {
+        if counter.correct(payers.clone(), bill.clone(), change) {
+            return;
+        }
+        // Here it is known at least; those who count together are told with the next request.
+        self.correct_here(payers, &mut bill.clone(), change);
+        let mut books = self.open();
+        for (who, _) in &payers.0 {
+            books.accounts.get_mut(who).into_iter().for_each(|account| account.is_told = false);
         }
     }
 
@@ -257,14 +305,17 @@ impl Books {
     }
 
     /// Corrects what was taken when it is known what was used.
-    pub(super) fn correct_here(&self, payers: &Payers, bill: &mut Bill, used: Amount) {
+    pub(super) fn correct_here(&self, payers: &Payers, bill: &mut Bill, change: Change) {
         if payers.is_empty() {
             return;
         }
         let mut books = self.open();
         for ((who, _), taken) in payers.0.iter().zip(&mut bill.0) {
             if let Some(account) = books.accounts.get_mut(who) {
-                account.correct(taken, used);
+                match change {
+                    Change::Used(used) => account.correct(taken, used),
+                    Change::Left => account.leave(taken),
+                }
             }
         }
         books.changed = true;
@@ -348,11 +399,11 @@ impl Open {
 
 #[cfg(test)]
 mod tests {
-    use super::super::account::{Measure, Period};
+    use super::super::account::Period;
     use super::*;
 
     const REQUESTS: Rule = Rule { measure: Measure::Requests, period: Period::Day, most: 3 };
-    const ONE: Amount = Amount { requests: 1, input: 0, output: 0, cost: 0 };
+    const ONE: Amount = Amount { requests: 1, input: 0, output: 0, cost: 0, places: 0 };
 
     fn payers(identity: &str, most: u64) -> Payers {
         let identity = (Who::Identity(identity.into()), [REQUESTS].into());

@@ -1,7 +1,8 @@
 //! Limits that several gateways keep together, over a Redis.
 //!
 //! Of a day or a month the Redis has what each gateway has used, one number for each of them: so what it loses is told again by those
-//! who know it, and nothing is counted twice. A minute is one bucket for all. One script takes out of all accounts of a request together,
+//! who know it, and nothing is counted twice. A minute is one bucket for all. Of requests at a time it has what each gateway holds, for as
+//! long as that says that it is there. One script takes out of all accounts of a request together,
 //! or of none.
 //!
 //! All that is taken and corrected goes through one queue in order, and many at a time. While the Redis is away, each gateway goes by
@@ -14,9 +15,10 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use redis::Script;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use super::account::{Amount, Known, Measure, Moment, Period, Refused, until_next};
-use super::books::{Bill, Books, NotTaken, Part, Payers, Telling, Who};
+use super::books::{Bill, Books, Change, NotTaken, Part, Payers, Telling, Who};
 use crate::keys::Keys;
 use crate::store::{Away, Line, Store};
 
@@ -32,14 +34,22 @@ const QUEUE: usize = 16_384;
 const KEEP_MINUTE: Duration = Duration::from_secs(180);
 const KEEP_DAY: Duration = Duration::from_secs(3 * 86_400);
 const KEEP_MONTH: Duration = Duration::from_secs(40 * 86_400);
+const KEEP_PLACES: Duration = Duration::from_secs(86_400);
+/// For so long after it was heard of, a gateway still holds its places.
+const ALIVE: Duration = Duration::from_secs(15);
+/// So often it says that it is there.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// Takes, or corrects, in all accounts of a request.
 ///
-/// `ARGV`: who asks; 1 if there must be room; then for each key its kind (`c` a day or month, `b` a minute), its limit, how much is
+/// `KEYS`: until when each gateway is taken to be alive; then one for each rule.
+/// `ARGV`: who asks; 1 if there must be room; who it is as long as it runs, and for how many milliseconds it is alive from now on; then for each rule its kind (`c` a day or
+/// month, `b` a minute, `p` places), its limit, how much is
 /// wanted, what is known (see [`Known::own`]), how that is meant (`=` it replaces what the Redis has, `^` the larger counts, `-` only if it
 /// has nothing), how many milliseconds it is kept, and what was heard of the others.
 ///
-/// Where it has nothing at all, it has lost it: what was heard of the others is kept as `?` until they come and tell it themselves.
+/// Where it has nothing at all, it has lost it: what was heard of the others is kept as `?` until they come and tell it themselves. Places
+/// are held by those who are alive.
 ///
 /// Returns for each key: what this gateway has used, or how full the bucket is; what the others have used; if there was no room,
 /// after how many milliseconds there may be, or -1; and how much was taken.
@@ -47,9 +57,18 @@ const SCRIPT: &str = r"
 local me, must = ARGV[1], ARGV[2] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local holder = ARGV[3]
+redis.call('HSET', KEYS[1], holder, string.format('%.0f', now + ARGV[4]))
+redis.call('PEXPIRE', KEYS[1], 86400000)
+if #KEYS == 1 then
+  local all = redis.call('HGETALL', KEYS[1])
+  for j = 1, #all, 2 do
+    if tonumber(all[j + 1]) <= now then redis.call('HDEL', KEYS[1], all[j]) end
+  end
+end
 local room, all = true, {}
-for i, key in ipairs(KEYS) do
-  local at = 3 + (i - 1) * 7
+for i = 2, #KEYS do
+  local key, at = KEYS[i], 5 + (i - 2) * 7
   local one = {kind = ARGV[at], most = tonumber(ARGV[at + 1]), wanted = tonumber(ARGV[at + 2]),
     others = 0, wait = 0, keep = ARGV[at + 5]}
   local known, how = tonumber(ARGV[at + 3]), ARGV[at + 4]
@@ -68,6 +87,21 @@ for i, key in ipairs(KEYS) do
     if mine == nil or how == '=' or (how == '^' and known > mine) then mine = known end
     one.own = mine
     if one.wanted > 0 and mine + one.others + one.wanted > one.most then one.wait = -1 end
+  elseif one.kind == 'p' then
+    local fields, mine = redis.call('HGETALL', key), nil
+    for j = 1, #fields, 2 do
+      local holds = tonumber(fields[j + 1])
+      if fields[j] == holder then
+        mine = holds
+      elseif tonumber(redis.call('HGET', KEYS[1], fields[j]) or '0') > now then
+        one.others = one.others + holds
+      else
+        redis.call('HDEL', key, fields[j])
+      end
+    end
+    if mine == nil or how == '=' then mine = known end
+    one.own = mine
+    if one.wanted > 0 and mine + one.others + one.wanted > one.most then one.wait = 1000 end
   else
     local kept = redis.call('HMGET', key, 'level', 'at')
     local level = known
@@ -82,14 +116,17 @@ for i, key in ipairs(KEYS) do
   all[i] = one
 end
 local told = {}
-for i, key in ipairs(KEYS) do
-  local one = all[i]
+for i = 2, #KEYS do
+  local key, one = KEYS[i], all[i]
   local took = (room or not must) and one.wanted or 0
   if one.kind == 'c' then
     one.own = math.max(0, one.own + took)
     redis.call('HSET', key, me, string.format('%.0f', one.own))
     if one.lost and one.lost > 0 then redis.call('HSET', key, '?', string.format('%.0f', one.lost)) end
     if one.lost == 0 then redis.call('HDEL', key, '?') end
+  elseif one.kind == 'p' then
+    one.own = math.max(0, one.own + took)
+    redis.call('HSET', key, holder, string.format('%.0f', one.own))
   else
     -- No more than a minute's debt; and only what was taken can be given back.
     took = math.min(took, math.max(0, one.own + one.most))
@@ -113,6 +150,10 @@ pub struct Together {
     script: Script,
     /// This gateway among the others.
     me: String,
+    /// The same, as long as it runs: what another start of it held, nobody holds.
+    holder: String,
+    /// Where it is said who is there.
+    alive: String,
     /// Until it is being done.
     queue: Mutex<Option<Queue>>,
 }
@@ -135,7 +176,7 @@ enum Op {
 struct Correction {
     payers: Payers,
     bill: Bill,
-    used: Amount,
+    change: Change,
 }
 
 /// What was taken. If nobody is there to have it, it is given back.
@@ -156,7 +197,7 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         if let Some((payers, bill)) = self.taken.take() {
-            self.counter.correct(payers, bill, Amount::default());
+            self.counter.correct(payers, bill, Change::Used(Amount::default()));
         }
     }
 }
@@ -185,12 +226,13 @@ impl Counter {
         }
     }
 
-    /// Puts what was `used` in the place of what was taken.
-    pub fn correct(&self, payers: Payers, bill: Bill, used: Amount) {
-        let op = Op::Correct(Correction { payers, bill, used });
-        if self.queue.try_send(op).is_err() {
-            tracing::warn!("what a request did not use of its budget stays spent: too many end at the same time");
+    /// Changes what was taken. False: there is too much to do.
+    pub fn correct(&self, payers: Payers, bill: Bill, change: Change) -> bool {
+        let queued = self.queue.try_send(Op::Correct(Correction { payers, bill, change })).is_ok();
+        if !queued {
+            tracing::warn!("too many requests end at the same time: what they give back, others hear of later");
         }
+        queued
     }
 }
 
@@ -234,8 +276,9 @@ impl Op {
             Self::Take { amount, .. } => i64::try_from(amount.of(measure)).unwrap_or(i64::MAX),
             // What began yesterday was yesterday's.
             Self::Correct(correction) => correction.bill.told(payer, rule, known).map_or(0, |told| {
-                let [told, used] = [told, correction.used.of(measure)].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-                used.saturating_sub(told)
+                let left = correction.change.left(measure, told);
+                let [told, left] = [told, left].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+                left.saturating_sub(told)
             }),
         }
     }
@@ -245,8 +288,8 @@ impl Op {
         match self {
             // What was in front of it is done.
             Self::Flush(reply) => drop(reply.send(())),
-            Self::Correct(Correction { payers, mut bill, used, .. }) => {
-                books.correct_here(&payers, &mut bill, used);
+            Self::Correct(Correction { payers, mut bill, change }) => {
+                books.correct_here(&payers, &mut bill, change);
                 told.iter().for_each(|told| books.hear(&told.parts, &told.said, now));
             }
             Self::Take { payers, amount, reply } => {
@@ -294,7 +337,10 @@ impl Together {
         let (queue, ops) = mpsc::channel(QUEUE);
         let counter = Counter { queue };
         let queue = Mutex::new(Some(Queue { ops, counter: counter.clone() }));
-        (Self { store, keys: keys.derive("redis:limits", &[]), script: Script::new(SCRIPT), me, queue }, counter)
+        let keys = keys.derive("redis:limits", &[]);
+        let alive = format!("postern:1:alive:{}", HEXLOWER.encode(&keys.hash("alive", &[])));
+        let holder = uuid::Uuid::new_v4().to_string();
+        (Self { store, keys, script: Script::new(SCRIPT), me, holder, alive, queue }, counter)
     }
 
     /// Keeps a connection, and does what is in the queue, for as long as it is polled.
@@ -306,11 +352,18 @@ impl Together {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut queue) = queue else { return };
         let (mut ops, mut lines, mut knows) = (Vec::with_capacity(BATCH), self.store.lines(), Knows::default());
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 // The others should know at once what was used while it was away.
                 _ = lines.changed() => {}
+                _ = beat.tick() => {
+                    if let Ok(line) = self.store.line() && knows.all_over == Some(line.number()) {
+                        self.say_alive(&line).await;
+                    }
+                }
                 received = queue.ops.recv_many(&mut ops, BATCH) => if received == 0 { return },
                 () = std::future::ready(()), if !knows.pending.is_empty() => {}
             }
@@ -335,6 +388,26 @@ impl Together {
                 knows = Knows::default();
             }
         }
+    }
+
+    /// For the places that this gateway holds.
+    async fn say_alive(&self, line: &Line) {
+        let mut asked = redis::pipe();
+        asked.add_command(self.script_call([].into_iter(), false));
+        // If it fails, the connection is given up, and all is told over the next one.
+        let _away: Result<(), Away> = self.store.ask(line, asked.ignore(), WITHIN).await;
+    }
+
+    /// The script, for rules of these names; up to what each of them takes.
+    fn script_call(&self, names: impl ExactSizeIterator<Item = String>, must: bool) -> redis::Cmd {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.script.get_hash()).arg(names.len() + 1).arg(&self.alive);
+        for name in names {
+            call.arg(name);
+        }
+        call.arg(&self.me).arg(u8::from(must)).arg(&self.holder);
+        call.arg(u64::try_from(ALIVE.as_millis()).unwrap_or(u64::MAX));
+        call
     }
 
     /// Over a new connection: some more of what this gateway has used so far. The Redis may have lost it, or not heard of it.
@@ -362,10 +435,10 @@ impl Together {
     async fn tell_some(&self, line: &Line, some: &[Telling]) -> Result<(), Away> {
         let mut asked = redis::pipe();
         for Telling { who, spent, others, is_new } in some {
-            let mut call = redis::cmd("EVALSHA");
-            call.arg(self.script.get_hash()).arg(1);
-            call.arg(self.name(who, spent.measure, spent.period, spent.number)).arg(&self.me).arg(0);
-            call.arg("c").arg(0).arg(0).arg(spent.spent).arg(if *is_new { "^" } else { "=" });
+            let name = self.name(who, spent.measure, spent.period, spent.number);
+            let mut call = self.script_call([name].into_iter(), false);
+            let how = if *is_new && spent.period != Period::Now { "^" } else { "=" };
+            call.arg(kind(spent.period)).arg(0).arg(0).arg(spent.spent).arg(how);
             call.arg(keep_ms(spent.period)).arg(*others);
             asked.add_command(call).ignore();
         }
@@ -402,17 +475,19 @@ impl Together {
                 part.known.iter().enumerate().map(move |(rule, known)| (payer, rule, part, known))
             })
         };
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(self.script.get_hash()).arg(rules().count());
-        for (_, _, part, known) in rules() {
-            call.arg(self.name(&part.who, known.rule.measure, known.rule.period, known.number));
-        }
-        call.arg(&self.me).arg(u8::from(matches!(op, Op::Take { .. })));
+        let name = |(_, _, part, known): (usize, usize, &Part, &Known)| {
+            self.name(&part.who, known.rule.measure, known.rule.period, known.number)
+        };
+        let names: Vec<String> = rules().map(name).collect();
+        let mut call = self.script_call(names.into_iter(), matches!(op, Op::Take { .. }));
         for (payer, rule, part, known) in rules() {
-            let kind = if known.rule.period == Period::Minute { "b" } else { "c" };
-            call.arg(kind).arg(known.rule.most).arg(op.wanted(payer, rule, known)).arg(known.own);
-            call.arg(if part.is_new { "^" } else { "-" }).arg(keep_ms(known.rule.period));
-            call.arg(known.others);
+            let how = match (part.is_new, known.rule.period) {
+                (false, _) => "-",
+                (true, Period::Now) => "=",
+                (true, _) => "^",
+            };
+            call.arg(kind(known.rule.period)).arg(known.rule.most).arg(op.wanted(payer, rule, known)).arg(known.own);
+            call.arg(how).arg(keep_ms(known.rule.period)).arg(known.others);
         }
         call
     }
@@ -429,9 +504,19 @@ impl Together {
     }
 }
 
+/// What a rule is called in the script.
+fn kind(period: Period) -> &'static str {
+    match period {
+        Period::Minute => "b",
+        Period::Day | Period::Month => "c",
+        Period::Now => "p",
+    }
+}
+
 /// Nobody is made to wait for longer, whatever it says.
 fn longest(period: Period, now: Moment) -> Duration {
     match period {
+        Period::Now => Duration::from_secs(5),
         Period::Minute => Duration::from_secs(120),
         Period::Day | Period::Month => until_next(period, now.time),
     }
@@ -443,6 +528,7 @@ fn keep_ms(period: Period) -> u64 {
         Period::Minute => KEEP_MINUTE,
         Period::Day => KEEP_DAY,
         Period::Month => KEEP_MONTH,
+        Period::Now => KEEP_PLACES,
     };
     u64::try_from(keep.as_millis()).unwrap_or(u64::MAX)
 }

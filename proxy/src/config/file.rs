@@ -254,10 +254,10 @@ impl IdentityLimits {
         }
     }
 
-    /// Is there any that counts what was used?
+    /// Is there any?
     #[must_use]
     pub fn count_something(self) -> bool {
-        Self { concurrency: None, ..self } != Self::default()
+        self != Self::default()
     }
 }
 
