@@ -39,22 +39,44 @@ pub struct Text<'a> {
     pub text: &'a mut String,
 }
 
-/// What a call of a tool says beside its arguments.
+/// What a call of a tool, or a piece of one, says beside its arguments.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// Its own name, by which the tool's result is told.
+    /// Its own name, by which the tool's result is told; empty: it does not say.
     pub id: &'a str,
-    /// The tool's.
+    /// The tool's; empty: it does not say.
     pub tool: &'a str,
+    /// It says its number, or is a whole call: else it is the one of its place, perhaps.
+    pub is_numbered: bool,
+    /// Its arguments are no text.
+    pub is_odd: bool,
 }
 
-/// Calls `look` with every text of a message or delta that may come in pieces, in their order; with an empty one for a call that only has a
-/// name yet.
+/// Calls `look` with every text of a delta, in their order; with an empty one for a call that has none here.
+///
+/// # Errors
+/// The first of `look`; or a call has a number that is none.
+pub fn each(
+    delta: &mut Map<String, Value>,
+    look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    each_of(delta, false, look)
+}
+
+/// The same of a whole message.
 ///
 /// # Errors
 /// The first of `look`.
-pub fn each(
+pub fn each_whole(
     message: &mut Map<String, Value>,
+    look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    each_of(message, true, look)
+}
+
+fn each_of(
+    message: &mut Map<String, Value>,
+    is_whole: bool,
     look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
 ) -> Result<(), Malformed> {
     for field in TEXTS {
@@ -63,38 +85,42 @@ pub fn each(
         }
     }
     if let Some(call) = message.get_mut("function_call") {
-        called("", call, "arguments", Place::Function, look)?;
+        called(("", true), call, "arguments", Place::Function, look)?;
     }
     let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
     for (position, call) in calls.enumerate() {
-        let number = call.get("index").and_then(Value::as_u64).unwrap_or(position as u64);
         let Some(call) = call.as_object_mut() else { continue };
+        let (number, is_numbered) = match call.get("index") {
+            _ if is_whole => (position as u64, true),
+            None | Some(Value::Null) => (position as u64, false),
+            Some(number) => (number.as_u64().ok_or(Malformed)?, true),
+        };
         let id = call.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
         if let Some(function) = call.get_mut("function") {
-            called(&id, function, "arguments", Place::Call(number), look)?;
+            called((&id, is_numbered), function, "arguments", Place::Call(number), look)?;
         }
         if let Some(custom) = call.get_mut("custom") {
-            called(&id, custom, "input", Place::Input(number), look)?;
+            called((&id, is_numbered), custom, "input", Place::Input(number), look)?;
         }
     }
     Ok(())
 }
 
 fn called(
-    id: &str,
+    (id, is_numbered): (&str, bool),
     tool: &mut Value,
     field: &'static str,
     place: Place,
     look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
 ) -> Result<(), Malformed> {
-    let mut text = match tool.get_mut(field) {
-        Some(Value::String(text)) => std::mem::take(text),
-        None | Some(Value::Null) => String::new(),
-        Some(_) => return Ok(()),
+    let (mut text, is_odd) = match tool.get_mut(field) {
+        Some(Value::String(text)) => (std::mem::take(text), false),
+        None | Some(Value::Null) => (String::new(), false),
+        Some(_) => (String::new(), true),
     };
     let name = tool.get("name").and_then(Value::as_str).unwrap_or_default();
-    let looked = look(Text { place, call: Some(Call { id, tool: name }), text: &mut text });
-    if !text.is_empty() || tool.get(field).is_some_and(Value::is_string) {
+    let looked = look(Text { place, call: Some(Call { id, tool: name, is_numbered, is_odd }), text: &mut text });
+    if (!text.is_empty() && !is_odd) || tool.get(field).is_some_and(Value::is_string) {
         *member(tool, field) = Value::String(text);
     }
     looked

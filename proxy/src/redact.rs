@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 
 use postern_plugins::{CallContext, Joined, Span, TextSegment};
 use postern_wire::call::Call;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Number, Value};
 
 use crate::classify::ClassifiedRequest;
@@ -29,6 +28,7 @@ use crate::route::answers::joined;
 use crate::route::health::Step;
 use crate::route::heard::Heard;
 use crate::route::shadow::Watching;
+use json::Depths;
 use vault::{Suffix, Vault};
 
 /// Words of the API itself. They say nothing about anybody, and most strings of a request are among them.
@@ -222,13 +222,22 @@ pub async fn mask(
     }
     let Joined { masked: spans, flagged } = joined(&found.finds);
     let texts: BTreeMap<u32, &str> = segments.iter().map(|segment| (segment.id, segment.text.as_str())).collect();
-    let mut in_json = InJson::default();
+    let mut within: Option<(u32, Depths<'_>)> = None;
     for span in &spans {
         let Some(text) = texts.get(&span.segment) else { continue };
-        if let Some(value) = text.get(span.start as usize..span.end as usize) {
-            vault.keep_as(&span.kind, value, in_json.is_escaped(span.segment, text, value));
-            *counts.entry(span.kind.clone()).or_insert(0) += 1;
-        }
+        let (start, end) = (span.start as usize, span.end as usize);
+        let Some(value) = text.get(start..end) else { continue };
+        // Arguments of tools, mostly: what is cut out of their strings has their escapes.
+        let depth = if value.contains('\\') {
+            match &mut within {
+                Some((of, depths)) if *of == span.segment => depths.at(start),
+                other => other.insert((span.segment, Depths::of(text, &gateway.keys))).1.at(start),
+            }
+        } else {
+            0
+        };
+        vault.keep_as(&span.kind, value, depth);
+        *counts.entry(span.kind.clone()).or_insert(0) += 1;
     }
     let flagged = flagged.into_iter().fold(BTreeMap::new(), |mut flagged, span| {
         *flagged.entry(span.kind).or_insert(0) += 1;
@@ -243,31 +252,6 @@ pub async fn mask(
         watching.note_texts(segments, found.finds);
     }
     Ok(MaskedRequest { classified, masked, spans, vault, counts, flagged, complete: found.complete })
-}
-
-/// Which texts are JSON themselves: arguments of tools, mostly. What is cut out of their strings has escapes of its own.
-#[derive(Default)]
-struct InJson {
-    /// The last text that was looked at. Spans come in the order of their texts.
-    last: Option<(u32, bool)>,
-}
-
-impl InJson {
-    /// Is `value`, a part of `text`, one of a string of JSON, and written with escapes there?
-    fn is_escaped(&mut self, segment: u32, text: &str, value: &str) -> bool {
-        if !value.contains('\\') || serde_json::from_str::<String>(&format!("\"{value}\"")).is_err() {
-            return false;
-        }
-        match self.last {
-            Some((last, is_json)) if last == segment => is_json,
-            _ => {
-                let is_json =
-                    text.trim_start().starts_with(['{', '[']) && serde_json::from_str::<IgnoredAny>(text).is_ok();
-                self.last = Some((segment, is_json));
-                is_json
-            }
-        }
-    }
 }
 
 /// Where a value has the same placeholder: in its conversation. Vectors are compared with each other, also those of a question with

@@ -42,6 +42,7 @@ use event::{Malformed, Restoration};
 use events::Events;
 use keep::Kept;
 pub use late::{Head, late};
+use made::LARGE;
 use outlet::{Outlet, Silence};
 
 /// Every body that we send.
@@ -434,7 +435,13 @@ impl Chain {
     }
 
     /// The bytes of a whole answer.
-    fn whole(&mut self, mut answer: Value) -> Bytes {
+    fn whole(&mut self, answer: Value) -> Bytes {
+        // Of a large one it takes a while: other requests need their thread meanwhile.
+        let is_large = event::size(&answer) > LARGE;
+        if is_large { tokio::task::block_in_place(|| self.restored(answer)) } else { self.restored(answer) }
+    }
+
+    fn restored(&mut self, mut answer: Value) -> Bytes {
         self.exchange.note_usage(&answer);
         let masked = self.request.masked();
         let call = &masked.classified().request().call;
@@ -500,6 +507,13 @@ impl Chain {
         if !self.left.load(Ordering::Relaxed) {
             self.exchange.answered();
         }
+    }
+}
+
+/// Whoever goes away has had what was given out.
+impl Drop for Chain {
+    fn drop(&mut self) {
+        self.note_restored();
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::answer::{At, MAX_TEXTS, Malformed, Place, append, each};
+use crate::answer::{At, MAX_TEXTS, Malformed, Place, append, each, each_whole};
 use crate::redact::vault::{Suffix, Vault};
 use crate::upstream::openai;
 use arguments::Arguments;
@@ -130,7 +130,7 @@ impl Screen {
             without_repeats(choice);
             let Some(message) = choice.get_mut("message").and_then(Value::as_object_mut) else { continue };
             let rules = &self.rules;
-            each(message, &mut |found| {
+            each_whole(message, &mut |found| {
                 let (mut reading, text) = (Reading::new(found.place), found.text);
                 let mut looked = reading.push(rules, own, text, &mut seen);
                 looked += &reading.finish(rules, own, &mut seen);

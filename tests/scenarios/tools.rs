@@ -209,3 +209,20 @@ async fn an_answer_that_must_be_json_stays_json_whatever_a_value_is() -> Result<
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn what_was_given_out_is_recorded_though_the_client_hangs_up() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&listing(&cloud, &["send_mail"])).await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-conversation", "one");
+    let [to, _] = placeholders(&client, &cloud, "ann@example.org", CUSTOMER).await?;
+    let answer = format!("{to} {}", "and so on ".repeat(500));
+    cloud.switch(json!({"answer": answer, "chunk_chars": 40, "token_ms": 200})).await?;
+    let mut stream = client.stream(&chat_body("Write to ann@example.org")).await?;
+    let record = stream.header("postern-record").to_owned();
+    while !stream.next().await?.unwrap().delta().contains("ann@example.org") {}
+    drop(stream);
+    let outcome = postern.records().of(&record, SOON).await?.outcome;
+    assert_eq!((&outcome["result"], &outcome["restored"]), (&json!("client_gone"), &json!(1)), "{outcome}");
+    Ok(())
+}

@@ -635,7 +635,7 @@ mod tests {
         let places = Rule { measure: Measure::Places, period: Period::Now, most: 5 };
         let two = NonZeroU16::new(2).unwrap();
         let mut account = Account::new(&[places, DAY], &[], two, now);
-        let one = Amount { places: 1, ..tokens(10, 10) };
+        let one = Amount { places: 1, ..tokens(5, 5) };
         let mut taken = [Taken::default(), Taken::default()];
         for taken in &mut taken {
             account.room(one, now).unwrap();
@@ -645,20 +645,20 @@ mod tests {
         assert_eq!(account.room(one, now).unwrap_err(), Refused { rule: places, retry_after: SOON });
         let left = |account: &mut Account| account.standings(now).map(|standing| standing.left).collect::<Vec<_>>();
         let known: Vec<Known> = account.known(now).collect();
-        assert_eq!(account.to_tell().map(|(spent, _)| spent.spent).collect::<Vec<_>>(), [2, 40]);
-        account.hear(&known, &[[2, 3, 0, 0], [40, 0, 0, 0]], now);
-        assert_eq!(left(&mut account), [0, 60]);
+        assert_eq!(account.to_tell().map(|(spent, _)| spent.spent).collect::<Vec<_>>(), [2, 20]);
+        account.hear(&known, &[[2, 3, 0, 0], [20, 0, 0, 0]], now);
+        assert_eq!(left(&mut account), [0, 80]);
         account.correct(&mut taken[0], Amount { places: 1, ..tokens(1, 1) });
-        assert_eq!(left(&mut account), [0, 78]);
+        assert_eq!(left(&mut account), [0, 88]);
         for taken in &mut taken {
             account.leave(taken);
             account.leave(taken);
         }
-        assert_eq!(left(&mut account), [2, 78], "the others hold three; what was used stays used");
+        assert_eq!(left(&mut account), [2, 88], "the others hold three; what was used stays used");
         assert!(account.room(one, now).is_ok());
         assert_eq!(account.spent().count(), 1, "nothing of places outlives a restart");
         // A Redis that nobody told is told that none is held.
-        assert_eq!(account.to_tell().map(|(spent, _)| spent.spent).collect::<Vec<_>>(), [0, 22]);
+        assert_eq!(account.to_tell().map(|(spent, _)| spent.spent).collect::<Vec<_>>(), [0, 12]);
         let mut small = Account::new(&[Rule { most: 1, ..places }], &[], two, now);
         assert!(small.room(one, now).is_ok(), "everybody may ask");
     }

@@ -6,9 +6,11 @@
 
 use std::collections::VecDeque;
 
-use super::restore::{Out, Piece, Restorer};
-use super::vault::{Entry, Suffix, Vault, escaped};
+use super::restore::{Kind, Out, Piece, Put, Restorer};
+use super::vault::{Entry, Suffix, Vault};
 use crate::answer::escape::{self, Escape};
+use crate::classify::Conversation;
+use crate::keys::Keys;
 
 /// Where values are put in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,9 +19,12 @@ pub enum Values {
     Nowhere,
     /// In strings of JSON alone.
     Strings,
-    /// In strings, and in what is no JSON.
+    /// In strings, and in what is no JSON: for a text that a person may read as a whole.
     Everywhere,
 }
+
+/// What is read in one go.
+const RUN: usize = 4 << 10;
 
 /// Restores one text that should be an object of JSON.
 #[derive(Debug)]
@@ -38,7 +43,9 @@ enum At {
     /// Outside of strings, with so many brackets open.
     Between(u32),
     String(u32),
-    /// Behind it, or where there is none.
+    /// Behind it.
+    Done,
+    /// It is none.
     Text,
 }
 
@@ -47,7 +54,7 @@ impl JsonRestorer {
     #[must_use]
     pub fn new(from: Suffix, values: Values) -> Self {
         let mut restorer = Restorer::new(from);
-        restorer.begin(values == Values::Everywhere);
+        restorer.begin(values == Values::Everywhere, Kind::Part);
         Self { values, at: At::Start, restorer, escape: String::new(), string: AsWritten::default() }
     }
 
@@ -66,6 +73,9 @@ impl JsonRestorer {
         let mut run = String::with_capacity(text.len());
         for c in text.chars() {
             self.read(vault, c, &mut run, &mut out);
+            if run.len() >= RUN {
+                self.pass(vault, &mut run, &mut out);
+            }
         }
         self.pass(vault, &mut run, &mut out);
         out
@@ -83,13 +93,13 @@ impl JsonRestorer {
     /// No value is put in from here on.
     pub fn no_more_values(&mut self) {
         self.values = Values::Nowhere;
-        self.restorer.begin(false);
+        self.restorer.begin(false, Kind::Part);
     }
 
-    /// Has an object of JSON been read to its end?
+    /// Has an object of JSON been read to its end, and nothing else?
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.at == At::Text
+        self.at == At::Done && self.restorer.is_empty()
     }
 
     /// How many placeholders were restored.
@@ -111,6 +121,12 @@ impl JsonRestorer {
                 self.at = At::Between(1);
                 run.push(c);
             }
+            // An answer may be a list; an object of arguments is none. What stands before it, such as a fence, is no JSON yet.
+            (At::Start, '[') if self.values == Values::Everywhere => {
+                self.at = At::Between(1);
+                run.push(c);
+            }
+            (At::Start, _) if self.values == Values::Everywhere => run.push(c),
             (At::Between(open), '"') => {
                 run.push(c);
                 self.change(vault, At::String(open), run, out);
@@ -122,11 +138,11 @@ impl JsonRestorer {
             (At::Between(open), '}' | ']') => {
                 run.push(c);
                 match open {
-                    0 | 1 => self.change(vault, At::Text, run, out),
+                    0 | 1 => self.change(vault, At::Done, run, out),
                     more => self.at = At::Between(more - 1),
                 }
             }
-            (At::Start, c) if !c.is_whitespace() => {
+            (At::Start | At::Done, c) if !c.is_whitespace() => {
                 self.at = At::Text;
                 run.push(c);
             }
@@ -168,16 +184,17 @@ impl JsonRestorer {
         self.end(out);
         self.at = to;
         self.string = AsWritten::default();
-        self.restorer.begin(match to {
-            At::String(_) => self.values != Values::Nowhere,
-            At::Start | At::Between(_) | At::Text => self.values == Values::Everywhere,
-        });
+        match (to, self.values) {
+            (_, Values::Everywhere) => self.restorer.begin(true, Kind::Part),
+            (At::String(_), Values::Strings) => self.restorer.begin(true, Kind::Argument),
+            (_, Values::Strings | Values::Nowhere) => self.restorer.begin(false, Kind::Part),
+        }
     }
 
     fn pass(&mut self, vault: &Vault, run: &mut String, out: &mut Piece) {
         match self.at {
             At::String(_) => self.restorer.push_to(vault, run, &mut InString { string: &mut self.string, out }),
-            At::Start | At::Between(_) | At::Text => self.restorer.push_to(vault, run, out),
+            At::Start | At::Between(_) | At::Done | At::Text => self.restorer.push_to(vault, run, out),
         }
         run.clear();
     }
@@ -185,7 +202,7 @@ impl JsonRestorer {
     fn end(&mut self, out: &mut Piece) {
         match self.at {
             At::String(_) => self.restorer.finish_to(&mut InString { string: &mut self.string, out }),
-            At::Start | At::Between(_) | At::Text => self.restorer.finish_to(out),
+            At::Start | At::Between(_) | At::Done | At::Text => self.restorer.finish_to(out),
         }
     }
 }
@@ -202,15 +219,19 @@ impl Out for InString<'_> {
         self.string.take(text, |written| self.out.push(written));
     }
 
-    fn put(&mut self, written: &str, entry: &Entry, value: bool) {
-        self.string.take(written, |_| {});
-        self.out.cacheable.push_str(entry.placeholder(Suffix::Cache));
-        match value {
-            true if self.string.nested == Nested::String => self.out.restored.push_str(&escaped(&entry.in_json())),
-            true => self.out.restored.push_str(&entry.in_json()),
-            false => self.out.restored.push_str(entry.placeholder(Suffix::Wire)),
+    fn put(&mut self, written: &str, entry: &Entry, what: Put) {
+        let Self { string, out } = self;
+        match what {
+            Put::Itself => string.take(written, |written| out.restored.push_str(written)),
+            Put::Value | Put::Shown => string.take(written, |_| {}),
         }
-        self.string.nested.put();
+        out.cacheable.push_str(entry.placeholder(Suffix::Cache));
+        match what {
+            Put::Value => out.restored.push_str(&entry.in_json(if string.nested == Nested::String { 2 } else { 1 })),
+            Put::Shown => out.restored.push_str(entry.placeholder(Suffix::Wire)),
+            Put::Itself => {}
+        }
+        string.nested.put();
     }
 }
 
@@ -254,6 +275,38 @@ impl AsWritten {
         }
         self.behind = self.behind.saturating_sub(rest.len());
         each(rest);
+    }
+}
+
+/// How deep in JSON the places of a text are, which come in their order.
+#[derive(Debug)]
+pub struct Depths<'a> {
+    text: &'a str,
+    read: usize,
+    json: JsonRestorer,
+    /// Nothing is restored.
+    vault: Vault,
+}
+
+impl<'a> Depths<'a> {
+    /// Of that text.
+    #[must_use]
+    pub fn of(text: &'a str, keys: &Keys) -> Self {
+        let vault = Vault::new(keys, "", Conversation([0; 32]));
+        Self { text, read: 0, json: JsonRestorer::new(Suffix::Wire, Values::Nowhere), vault }
+    }
+
+    /// In how many strings of JSON the byte at `place` stands, one inside the other: what is there was escaped so many times.
+    pub fn at(&mut self, place: usize) -> u8 {
+        if let Some(more) = self.text.get(self.read..place) {
+            let _as_it_was = self.json.push(&self.vault, more);
+            self.read = place;
+        }
+        match self.json.at {
+            At::String(_) if self.json.string.nested == Nested::String => 2,
+            At::String(_) => 1,
+            At::Start | At::Between(_) | At::Done | At::Text => 0,
+        }
     }
 }
 
@@ -305,8 +358,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::classify::Conversation;
-    use crate::keys::Keys;
 
     /// Values that would break JSON if they were put in as they are.
     const VALUES: [(&str, &str); 4] =
@@ -378,9 +429,25 @@ mod tests {
             let everywhere = restore(&vault, Values::Everywhere, &[&text]).restored;
             assert_eq!(everywhere, text.replace(&p[0], VALUES[0].1));
         }
-        let url = format!("{{\"url\":\"https://e.com/?q={0}\",\"to\":\"{0}\"}}", p[0]);
-        let wanted = format!("{{\"url\":\"https://e.com/?q={}\",\"to\":\"ann@example.org\"}}", p[0]);
-        assert_eq!(in_strings(&vault, &url), wanted);
+        let text =
+            |url: &str, to: &str| format!("{{\"url\":\"{}\",\"to\":\"{to}\",\"{to}\":1}}", url.replace('P', &p[0]));
+        for url in [
+            "https://e.com/?q=P",
+            r"https://e.com/?q=\tP",
+            r"  Http\n:\r//e.com/?q=P",
+            "https://e.com/?q= P and P",
+            "https:e.com/?q=P",
+            "e.com/?q=P",
+            "see e.com?P",
+            "![x](P)",
+            "<img src='P",
+            r#"{\"url\":\"https\\u003a\\u002f\\u002fe.com?q=P\"}"#,
+        ] {
+            assert_eq!(in_strings(&vault, &text(url, &p[0])), text(url, VALUES[0].1), "{url}");
+        }
+        let mail = r"See https://e.com/a\n\nRegards, P. Version 1.2, P";
+        let restored = in_strings(&vault, &text(mail, &p[0]));
+        assert_eq!(restored, text(&mail.replace('P', VALUES[0].1), VALUES[0].1));
     }
 
     #[test]
@@ -398,13 +465,27 @@ mod tests {
     #[test]
     fn what_was_cut_out_of_json_goes_back_as_it_was() {
         let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
-        vault.keep_as("words", r#"M\u00fcller \"GmbH\""#, true);
-        let p = vault.placeholder("words", r#"M\u00fcller \"GmbH\""#, Suffix::Wire);
-        let text = r#"{"to":"M\u00fcller \"GmbH\""}"#;
-        assert_eq!(in_strings(&vault, &format!("{{\"to\":\"{p}\"}}")), text);
-        let nested = json!({"body": format!("{{\"to\":\"{p}\"}}")}).to_string();
-        let restored: Value = serde_json::from_str(&in_strings(&vault, &nested)).unwrap();
-        assert_eq!(restored["body"], text);
+        let (flat, deep) = (r#"M\u00fcller \"GmbH\""#, r#"Blue \\\"Heron\\\" \\\\ Sons"#);
+        vault.keep_as("words", flat, 1);
+        vault.keep_as("words", deep, 2);
+        // Not what it would look like there.
+        vault.keep_as("words", r"a\", 1);
+        let all = [flat, deep, r"a\"].map(|value| (value, vault.placeholder("words", value, Suffix::Wire)));
+        let meant = ["Müller \"GmbH\"", r#"Blue "Heron" \ Sons"#, r"a\"];
+        for ((value, p), meant) in all.iter().zip(meant) {
+            let in_one = in_strings(&vault, &format!("{{\"to\":\"{p}\"}}"));
+            assert_eq!(serde_json::from_str::<Value>(&in_one).unwrap()["to"], meant);
+            let nested = json!({"body": format!("{{\"to\":\"{p}\"}}")}).to_string();
+            let in_two: Value = serde_json::from_str(&in_strings(&vault, &nested)).unwrap();
+            assert_eq!(serde_json::from_str::<Value>(in_two["body"].as_str().unwrap()).unwrap()["to"], meant);
+            assert!(*value != deep || in_strings(&vault, &nested).contains(deep), "as it was written");
+            assert!(*value != flat || in_one.contains(flat));
+        }
+        let text = json!({"a": flat, "b": json!({"c": deep}).to_string()}).to_string();
+        let mut depths = Depths::of(&text, &Keys::random());
+        let at = |part: &str| text.find(part).unwrap();
+        assert_eq!([at("M"), at("Blue"), at("}")].map(|place| depths.at(place)), [1, 2, 1]);
+        assert_eq!(Depths::of("plain", &Keys::random()).at(3), 0);
     }
 
     #[test]
@@ -487,7 +568,7 @@ mod tests {
             let masked = with(&value, &placeholders);
             let text = if spaced { serde_json::to_string_pretty(&masked) } else { serde_json::to_string(&masked) }.unwrap();
             let text = if ascii { in_ascii(&text) } else { text };
-            prop_assume!(!is_address(&masked) && !has_nested(&masked));
+            prop_assume!(!strings(&with(&value, &values)).iter().any(|text| may_be_address(text)) && !has_nested(&masked));
             let pieces = pieces(&text, &cuts);
             let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
             let restored = restore(&vault, Values::Strings, &pieces);
@@ -521,9 +602,11 @@ mod tests {
         }
     }
 
-    fn is_address(value: &Value) -> bool {
-        let texts = strings(value);
-        texts.iter().any(|text| ["//", ":/", ":\\", "\\\\", "](", "]:", "<"].iter().any(|mark| text.contains(mark)))
+    fn may_be_address(text: &str) -> bool {
+        let text = text.replace('\n', "");
+        let dotted = |word: &str| word.split_once('.').is_some_and(|(_, rest)| rest.contains(['/', '?', '#', '\\']));
+        ["//", ":/", ":\\", "\\\\", "\\u", "](", "]:", "<"].iter().any(|mark| text.contains(mark))
+            || text.split(' ').any(dotted)
     }
 
     fn has_nested(value: &Value) -> bool {

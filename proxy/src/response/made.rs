@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::screen::{Own, Seen};
 
 /// Bytes of a whole answer that are looked at on a worker's thread as if it were nothing.
-const LARGE: usize = 256 << 10;
+pub(super) const LARGE: usize = 256 << 10;
 
 impl Chain {
     /// Looks at one event. True: the answer ends with what is left of it.
