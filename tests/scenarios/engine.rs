@@ -1,6 +1,8 @@
 //! The engine as a server: many streams, a long prompt beside them, other models, and kills, through the gateway.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -190,7 +192,8 @@ async fn a_beginning_is_used_again_within_a_tenant_and_a_label_only() -> Result<
 }
 
 /// Keeps asking until told to end; how many were answered, and the proper errors.
-async fn load(client: Client, ending: CancellationToken) -> Result<(usize, Vec<String>)> {
+/// Counts answers in `all` as well, as they come.
+async fn load(client: Client, ending: CancellationToken, all: Arc<AtomicUsize>) -> Result<(usize, Vec<String>)> {
     let (mut answered, mut errors) = (0, Vec::new());
     for number in 0.. {
         if ending.is_cancelled() {
@@ -211,6 +214,7 @@ async fn load(client: Client, ending: CancellationToken) -> Result<(usize, Vec<S
         let last = events.last().expect("a stream has events");
         if last.is_done() {
             answered += 1;
+            all.fetch_add(1, Ordering::Relaxed);
         } else {
             ensure!(!last.error_code().is_empty(), "a stream without an end or an error: {events:?}");
             errors.push(last.error_code());
@@ -229,7 +233,8 @@ async fn another_model_takes_over_under_load_and_nobody_loses_an_answer() -> Res
         std::os::unix::fs::symlink(&known, copy)?;
     }
     let ending = CancellationToken::new();
-    let users = (0..3).map(|at| Ok(tokio::spawn(load(postern.client(&format!("clerk/{at}"))?, ending.clone()))));
+    let load = |at| Ok(tokio::spawn(load(postern.client(&format!("clerk/{at}"))?, ending.clone(), Arc::default())));
+    let users = (0..3).map(load);
     let users = users.collect::<Result<Vec<_>>>()?;
     let swaps = if std::env::var_os("POSTERN_TEST_ALL").is_some() { 20 } else { 2 };
     // Engines that still finish are waited for.
@@ -299,11 +304,17 @@ async fn a_schema_that_an_answer_cannot_be_held_to_is_told_in_the_engines_words(
 async fn a_killed_engine_loses_no_request_without_a_word() -> Result<()> {
     let postern = started().await?;
     let ending = CancellationToken::new();
-    let users = (0..32).map(|at| Ok(tokio::spawn(load(postern.client(&format!("clerk/{at}"))?, ending.clone()))));
+    let all = Arc::new(AtomicUsize::new(0));
+    let load = |at| Ok(tokio::spawn(load(postern.client(&format!("clerk/{at}"))?, ending.clone(), all.clone())));
+    let users = (0..32).map(load);
     let users = users.collect::<Result<Vec<_>>>()?;
     let kills = if std::env::var_os("POSTERN_TEST_ALL").is_some() { 20 } else { 2 };
     for _ in 0..kills {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // In the middle of its work: some were answered, and all the others wait for theirs.
+        let (before, deadline) = (all.load(Ordering::Relaxed), Instant::now() + Duration::from_secs(60));
+        while all.load(Ordering::Relaxed) == before && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let killed = Instant::now();
         postern.signal_child("engine", Signal::KILL)?;
         postern.engine_lost().await?;

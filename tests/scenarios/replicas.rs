@@ -459,3 +459,48 @@ async fn requests_at_a_time_are_counted_together_and_those_of_the_dead_are_not()
     assert!(before.elapsed() > Duration::from_secs(5), "not as soon as it does not answer");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_place_that_a_slow_redis_took_for_nobody_is_given_back() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    slow(&cloud).await?;
+    let config = counting(&cloud, &redis.url())
+        .set("/identities/0/limits", json!({"concurrency": 1}))
+        .set("/tenants", json!({"clerks": {"limits": {"concurrency": 2}}}));
+    let (one, two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    for postern in [&one, &two] {
+        connected(postern, "limits", 1.0).await?;
+    }
+    let (amy, bo) = (one.client("clerk/amy")?, one.client("clerk/bo")?);
+    drop(held(&amy, "One").await?.unwrap());
+    let bos = held_within(&bo, SOON).await?;
+    // It is told, and does it when nobody waits any more: here the half of the tenant's is in use.
+    redis.signal(Signal::STOP)?;
+    assert_eq!(held(&amy, "Two").await?.unwrap_err().status, 429);
+    redis.signal(Signal::CONT)?;
+    drop(bos);
+    drop(held_within(&amy, SOON).await?);
+    drop(held_within(&two.client("clerk/amy")?, SOON).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_was_not_heard_of_for_long_tells_again_what_it_holds() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    cloud.switch(json!({"answer": "abcd".repeat(900), "chunk_chars": 4, "token_ms": 100})).await?;
+    let config = counting(&cloud, &redis.url()).set("/tenants", json!({"clerks": {"limits": {"concurrency": 2}}}));
+    let (one, two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    for postern in [&one, &two] {
+        connected(postern, "limits", 1.0).await?;
+    }
+    let (amy, bo) = (one.client("clerk/amy")?, two.client("clerk/bo")?);
+    let _amys = (held(&amy, "One").await?.unwrap(), held(&amy, "Two").await?.unwrap());
+    one.signal_child("gateway", Signal::STOP)?;
+    let bos = (held_within(&bo, Duration::from_secs(30)).await?, held(&bo, "Four").await?.unwrap());
+    one.signal_child("gateway", Signal::CONT)?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    drop(bos);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(held(&bo, "Five").await?.unwrap_err().status, 429, "both are held by the other one");
+    Ok(())
+}

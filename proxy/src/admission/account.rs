@@ -484,10 +484,22 @@ impl Account {
                     *heard = Heard { others: bounded(others), own: *spent };
                 }
                 Filling::Calendar { .. } => {}
-                Filling::Running { others: elsewhere, unsure, .. } => {
+                Filling::Running { running, others: elsewhere, unsure } => {
                     *elsewhere = u64::try_from(*others).unwrap_or_default().min(gauge.rule.most);
-                    *unsure = false;
+                    // All goes through one queue, so they should agree; if they do not, they are told with the next request.
+                    *unsure = u64::try_from(*own).ok() != Some(*running);
+                    self.is_told &= !*unsure;
                 }
+            }
+        }
+    }
+
+    /// Those who count together may have done something that nobody here has heard of.
+    pub fn doubt(&mut self) {
+        self.is_told = false;
+        for gauge in &mut self.gauges {
+            if let Filling::Running { unsure, .. } = &mut gauge.filling {
+                *unsure = true;
             }
         }
     }

@@ -208,10 +208,7 @@ impl Books {
         }
         // Here it is known at least; those who count together are told with the next request.
         self.correct_here(payers, &mut bill.clone(), change);
-        let mut books = self.open();
-        for (who, _) in &payers.0 {
-            books.accounts.get_mut(who).into_iter().for_each(|account| account.is_told = false);
-        }
+        self.doubt(payers);
     }
 
     /// Takes so much of each payer's account, if all have room for it, going by what is known here.
@@ -302,6 +299,14 @@ impl Books {
     pub(super) fn note_untold(&self, payers: &Payers) {
         let mut books = self.open();
         books.untold.extend(payers.0.iter().map(|(who, _)| who.clone()));
+    }
+
+    /// It is not known what came of something that was asked for the payers.
+    pub(super) fn doubt(&self, payers: &Payers) {
+        let mut books = self.open();
+        for (who, _) in &payers.0 {
+            books.accounts.get_mut(who).into_iter().for_each(Account::doubt);
+        }
     }
 
     /// Corrects what was taken when it is known what was used.

@@ -46,24 +46,31 @@ const BEAT: Duration = Duration::from_secs(5);
 /// `ARGV`: who asks; 1 if there must be room; who it is as long as it runs, and for how many milliseconds it is alive from now on; then for each rule its kind (`c` a day or
 /// month, `b` a minute, `p` places), its limit, how much is
 /// wanted, what is known (see [`Known::own`]), how that is meant (`=` it replaces what the Redis has, `^` the larger counts, `-` only if it
-/// has nothing), how many milliseconds it is kept, and what was heard of the others.
+/// has nothing), how many milliseconds it is kept, and what was heard of the others. Numbers that somebody else wrote there are none below 0.
 ///
 /// Where it has nothing at all, it has lost it: what was heard of the others is kept as `?` until they come and tell it themselves. Places
 /// are held by those who are alive.
 ///
 /// Returns for each key: what this gateway has used, or how full the bucket is; what the others have used; if there was no room,
-/// after how many milliseconds there may be, or -1; and how much was taken.
+/// after how many milliseconds there may be, or -1; and how much was taken. Behind them 1, if this gateway was not taken to be alive: then others may
+/// have forgotten what it holds.
 const SCRIPT: &str = r"
 local me, must = ARGV[1], ARGV[2] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function count(value)
+  local number = tonumber(value) or 0
+  if number ~= number or number < 0 then return 0 end
+  return number
+end
 local holder = ARGV[3]
+local lapsed = count(redis.call('HGET', KEYS[1], holder)) <= now and 1 or 0
 redis.call('HSET', KEYS[1], holder, string.format('%.0f', now + ARGV[4]))
 redis.call('PEXPIRE', KEYS[1], 86400000)
 if #KEYS == 1 then
   local all = redis.call('HGETALL', KEYS[1])
   for j = 1, #all, 2 do
-    if tonumber(all[j + 1]) <= now then redis.call('HDEL', KEYS[1], all[j]) end
+    if count(all[j + 1]) <= now then redis.call('HDEL', KEYS[1], all[j]) end
   end
 end
 local room, all = true, {}
@@ -90,10 +97,10 @@ for i = 2, #KEYS do
   elseif one.kind == 'p' then
     local fields, mine = redis.call('HGETALL', key), nil
     for j = 1, #fields, 2 do
-      local holds = tonumber(fields[j + 1])
+      local holds = count(fields[j + 1])
       if fields[j] == holder then
         mine = holds
-      elseif tonumber(redis.call('HGET', KEYS[1], fields[j]) or '0') > now then
+      elseif count(redis.call('HGET', KEYS[1], fields[j])) > now then
         one.others = one.others + holds
       else
         redis.call('HDEL', key, fields[j])
@@ -139,6 +146,7 @@ for i = 2, #KEYS do
   told[#told + 1] = must and one.wait or 0
   told[#told + 1] = math.max(0, math.ceil(took))
 end
+told[#told + 1] = lapsed
 return told
 ";
 
@@ -298,7 +306,12 @@ impl Op {
                     Some(told) => {
                         told.refusal(now).map_or_else(|| books.take_all(&payers, amount, &mut bill, now), Err)
                     }
-                    None => books.take_here(&payers, amount, &mut bill, now),
+                    None => {
+                        let taken = books.take_here(&payers, amount, &mut bill, now);
+                        // It may have been done there.
+                        books.doubt(&payers);
+                        taken
+                    }
                 };
                 told.iter().for_each(|told| books.hear(&told.parts, &told.said, now));
                 if let Some(Told { parts, said }) = &told {
@@ -360,8 +373,11 @@ impl Together {
                 // The others should know at once what was used while it was away.
                 _ = lines.changed() => {}
                 _ = beat.tick() => {
-                    if let Ok(line) = self.store.line() && knows.all_over == Some(line.number()) {
-                        self.say_alive(&line).await;
+                    if let Ok(line) = self.store.line()
+                        && knows.all_over == Some(line.number())
+                        && self.say_alive(&line).await.is_ok_and(|lapsed| lapsed)
+                    {
+                        knows = Knows::default();
                     }
                 }
                 received = queue.ops.recv_many(&mut ops, BATCH) => if received == 0 { return },
@@ -372,13 +388,17 @@ impl Together {
                 Ok(line) if knows.all_over == Some(line.number()) => self.ask(&line, books, &ops, now).await,
                 _ => Err(Away),
             };
-            let mut told = told.unwrap_or_default().into_iter();
+            let (told, lapsed) = told.unwrap_or_default();
+            let mut told = told.into_iter();
             for op in ops.drain(..) {
                 // Else all is told when there is a connection.
                 if !knows.pending.is_empty() {
                     books.note_untold(op.payers());
                 }
                 op.done(told.next(), books, &queue.counter, now);
+            }
+            if lapsed {
+                knows = Knows::default();
             }
             // Nobody waits for this: meanwhile it goes by what it knows.
             if let Ok(line) = self.store.line()
@@ -390,12 +410,12 @@ impl Together {
         }
     }
 
-    /// For the places that this gateway holds.
-    async fn say_alive(&self, line: &Line) {
+    /// For the places that this gateway holds. True: they were not taken to be held any more.
+    async fn say_alive(&self, line: &Line) -> Result<bool, Away> {
         let mut asked = redis::pipe();
         asked.add_command(self.script_call([].into_iter(), false));
-        // If it fails, the connection is given up, and all is told over the next one.
-        let _away: Result<(), Away> = self.store.ask(line, asked.ignore(), WITHIN).await;
+        let [[lapsed]]: [[i64; 1]; 1] = self.store.ask(line, &asked, WITHIN).await?;
+        Ok(lapsed != 0)
     }
 
     /// The script, for rules of these names; up to what each of them takes.
@@ -416,6 +436,7 @@ impl Together {
             let mut load = redis::pipe();
             load.cmd("SCRIPT").arg("LOAD").arg(SCRIPT).ignore();
             let () = self.store.ask(line, &load, WITHIN).await?;
+            self.say_alive(line).await?;
             drop(books.take_untold());
             *knows = Knows { begun_over: Some(line.number()), all_over: None, pending: books.to_tell(now) };
         }
@@ -446,9 +467,9 @@ impl Together {
     }
 
     /// Asks for all of `ops`. What has come of each, or nothing: then nobody knows.
-    async fn ask(&self, line: &Line, books: &Books, ops: &[Op], now: Moment) -> Result<Vec<Told>, Away> {
+    async fn ask(&self, line: &Line, books: &Books, ops: &[Op], now: Moment) -> Result<(Vec<Told>, bool), Away> {
         if ops.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let (mut asked, mut all, mut seen) = (redis::pipe(), Vec::with_capacity(ops.len()), HashSet::new());
         for op in ops {
@@ -462,10 +483,13 @@ impl Together {
         let told = |(parts, reply): (Vec<Part>, Vec<i64>)| {
             let (said, rest) = reply.as_chunks::<4>();
             let rules: usize = parts.iter().map(|part| part.known.len()).sum();
-            (said.len() == rules && rest.is_empty()).then(|| Told { parts, said: said.to_vec() })
+            let [lapsed] = rest else { return None };
+            (said.len() == rules).then(|| (Told { parts, said: said.to_vec() }, *lapsed != 0))
         };
-        let told: Option<Vec<Told>> = all.into_iter().zip(replies).map(told).collect();
-        told.filter(|told| told.len() == ops.len()).ok_or_else(|| self.store.give_up(line))
+        let told: Option<Vec<(Told, bool)>> = all.into_iter().zip(replies).map(told).collect();
+        let told = told.filter(|told| told.len() == ops.len()).ok_or_else(|| self.store.give_up(line))?;
+        let lapsed = told.iter().any(|(_, lapsed)| *lapsed);
+        Ok((told.into_iter().map(|(told, _)| told).collect(), lapsed))
     }
 
     fn call(&self, op: &Op, parts: &[Part]) -> redis::Cmd {

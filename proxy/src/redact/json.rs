@@ -35,6 +35,8 @@ pub struct JsonRestorer {
     /// An escape that is not all there.
     escape: String,
     string: AsWritten,
+    /// Nothing stands on this line yet.
+    is_new_line: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +57,8 @@ impl JsonRestorer {
     pub fn new(from: Suffix, values: Values) -> Self {
         let mut restorer = Restorer::new(from);
         restorer.begin(values == Values::Everywhere, Kind::Part);
-        Self { values, at: At::Start, restorer, escape: String::new(), string: AsWritten::default() }
+        let (escape, string) = (String::new(), AsWritten::default());
+        Self { values, at: At::Start, restorer, escape, string, is_new_line: true }
     }
 
     /// One text as a whole.
@@ -115,18 +118,23 @@ impl JsonRestorer {
     }
 
     fn read(&mut self, vault: &Vault, c: char, run: &mut String, out: &mut Piece) {
+        self.read_as(vault, c, run, out);
+        self.is_new_line = c == '\n' || (self.is_new_line && c.is_whitespace());
+    }
+
+    fn read_as(&mut self, vault: &Vault, c: char, run: &mut String, out: &mut Piece) {
         match (self.at, c) {
             (At::String(_), _) => self.within(vault, c, run, out),
-            (At::Start, '{') => {
+            (At::Start, '{') if self.values != Values::Everywhere || self.is_new_line => {
                 self.at = At::Between(1);
                 run.push(c);
             }
-            // An answer may be a list; an object of arguments is none. What stands before it, such as a fence, is no JSON yet.
-            (At::Start, '[') if self.values == Values::Everywhere => {
+            // An answer may be a list, and stand in a fence or behind some words; an object of arguments does neither.
+            (At::Start | At::Done | At::Text, '{' | '[') if self.values == Values::Everywhere && self.is_new_line => {
                 self.at = At::Between(1);
                 run.push(c);
             }
-            (At::Start, _) if self.values == Values::Everywhere => run.push(c),
+            (At::Start | At::Done, _) if self.values == Values::Everywhere => run.push(c),
             (At::Between(open), '"') => {
                 run.push(c);
                 self.change(vault, At::String(open), run, out);
@@ -293,7 +301,8 @@ impl<'a> Depths<'a> {
     #[must_use]
     pub fn of(text: &'a str, keys: &Keys) -> Self {
         let vault = Vault::new(keys, "", Conversation([0; 32]));
-        Self { text, read: 0, json: JsonRestorer::new(Suffix::Wire, Values::Nowhere), vault }
+        // It is looked for wherever it may stand; there is nothing to put in.
+        Self { text, read: 0, json: JsonRestorer::new(Suffix::Wire, Values::Everywhere), vault }
     }
 
     /// In how many strings of JSON the byte at `place` stands, one inside the other: what is there was escaped so many times.
@@ -317,6 +326,8 @@ enum Nested {
     Start,
     /// Brackets alone so far.
     Opened,
+    /// And a number, or a word, behind them.
+    Bare,
     Between,
     String,
     Escape,
@@ -333,7 +344,7 @@ impl Nested {
 
     /// A placeholder stands here.
     fn put(&mut self) {
-        if matches!(self, Self::Start | Self::Opened) {
+        if matches!(self, Self::Start | Self::Opened | Self::Bare) {
             *self = Self::Not;
         }
     }
@@ -343,7 +354,10 @@ impl Nested {
             (Self::Start | Self::Opened, '{' | '[') => Self::Opened,
             (Self::Start | Self::Opened, c) if c.is_whitespace() => self,
             (Self::Opened | Self::Between, '"') => Self::String,
-            (Self::Start | Self::Opened, _) => Self::Not,
+            (Self::Opened | Self::Bare, c) if c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.') => Self::Bare,
+            (Self::Bare, c) if c.is_whitespace() => Self::Bare,
+            (Self::Bare, ',') => Self::Between,
+            (Self::Start | Self::Opened | Self::Bare, _) => Self::Not,
             (Self::String, '"') => Self::Between,
             (Self::String, '\\') => Self::Escape,
             (Self::Escape, _) => Self::String,
@@ -439,15 +453,29 @@ mod tests {
             "https:e.com/?q=P",
             "e.com/?q=P",
             "see e.com?P",
+            "2130706433/?q=P",
+            "ftp:2130706433/?q=P",
+            "evil:8080/?q=P",
+            "[::1]/?q=P",
+            "localhost/?q=P",
+            "evil%2ecom/?q=P",
+            "evil。com/?q=P",
             "![x](P)",
             "<img src='P",
             r#"{\"url\":\"https\\u003a\\u002f\\u002fe.com?q=P\"}"#,
         ] {
             assert_eq!(in_strings(&vault, &text(url, &p[0])), text(url, VALUES[0].1), "{url}");
         }
-        let mail = r"See https://e.com/a\n\nRegards, P. Version 1.2, P";
-        let restored = in_strings(&vault, &text(mail, &p[0]));
-        assert_eq!(restored, text(&mail.replace('P', VALUES[0].1), VALUES[0].1));
+        for mail in [
+            r"See https://e.com/a\n\nRegards, P. Version 1.2, P",
+            "您好，价格是3.5元/月，请联系P 谢谢 P",
+            "Wait...what? please write to P",
+            "24/7: P and/or P?",
+            "[1] see P",
+        ] {
+            let restored = in_strings(&vault, &text(mail, &p[0]));
+            assert_eq!(restored, text(&mail.replace('P', VALUES[0].1), VALUES[0].1));
+        }
     }
 
     #[test]
@@ -458,6 +486,12 @@ mod tests {
         let restored: Value = serde_json::from_str(&in_strings(&vault, &nested(&masked))).unwrap();
         let inner: Value = serde_json::from_str(restored["body"].as_str().unwrap()).unwrap();
         assert_eq!(inner, json!({"pw": VALUES[1].1, "list": [{"of": VALUES[2].1}]}));
+        for (open, close) in [("[1, ", "]"), ("[true,{\"x\":", "}]"), ("[-1.5, [", "]]")] {
+            let inner = |value: &str| format!("{open}{}{close}", Value::from(value));
+            let restored: Value =
+                serde_json::from_str(&in_strings(&vault, &json!({"b": inner(&p[1])}).to_string())).unwrap();
+            assert_eq!(restored["b"], inner(VALUES[1].1));
+        }
         let prose = |secret: &str| json!({"note": format!("[{secret} is \"{secret}\"")}).to_string();
         assert_eq!(in_strings(&vault, &prose(&p[1])), prose(VALUES[1].1));
     }
@@ -485,7 +519,13 @@ mod tests {
         let mut depths = Depths::of(&text, &Keys::random());
         let at = |part: &str| text.find(part).unwrap();
         assert_eq!([at("M"), at("Blue"), at("}")].map(|place| depths.at(place)), [1, 2, 1]);
-        assert_eq!(Depths::of("plain", &Keys::random()).at(3), 0);
+        let of = |text: &str| Depths::of(text, &Keys::random()).at(text.find('V').unwrap());
+        for text in [r#"[{"a":"V"}]"#, "{\"a\":1}\n{\"b\":\"V\"}", "```json\n[\"V\"]\n```", "See:\n  {\"a\":\"V\"}"] {
+            assert_eq!(of(text), 1, "{text}");
+        }
+        for text in ["V", "\"V\"", "as in \"a{\"V\"", "{} V", "{\"a\":1}\n\"V\""] {
+            assert_eq!(of(text), 0, "{text}");
+        }
     }
 
     #[test]
@@ -606,7 +646,7 @@ mod tests {
         let text = text.replace('\n', "");
         let dotted = |word: &str| word.split_once('.').is_some_and(|(_, rest)| rest.contains(['/', '?', '#', '\\']));
         ["//", ":/", ":\\", "\\\\", "\\u", "](", "]:", "<"].iter().any(|mark| text.contains(mark))
-            || text.split(' ').any(dotted)
+            || text.split(' ').any(|word| dotted(word) || (word.starts_with('[') && word.contains(':')))
     }
 
     fn has_nested(value: &Value) -> bool {

@@ -360,25 +360,23 @@ struct Place {
     read: [char; TAIL],
 }
 
-/// Which word of an argument it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Word {
-    /// None yet.
-    #[default]
-    Before,
-    /// The first, which makes the whole an address if it is one.
-    First {
-        dotted: bool,
-    },
-    Later {
-        dotted: bool,
-    },
+/// The word of an argument that is being read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Word {
+    /// There was one before it.
+    is_later: bool,
+    /// As far as it may be a host.
+    text: String,
 }
 
 /// Characters that are looked back at.
 const TAIL: usize = 7;
 /// What makes a word an address, in lower case.
 const ADDRESSES: [&str; 9] = ["//", ":/", ":\\", "\\\\", "www.", "mailto:", "data:", "http:", "https:"];
+/// What does at the beginning of a word.
+const SCHEMES: [&str; 6] = ["http", "https", "ftp", "ws", "wss", "file"];
+/// The longest host that is looked at.
+const MAX_HOST: usize = 260;
 /// What makes one of an argument's an address besides: it may be JSON, with escapes of its own.
 const ESCAPED: &str = "\\u";
 
@@ -427,22 +425,42 @@ impl Place {
             return;
         }
         add(&mut self.read, c);
-        self.word = match (self.word, c) {
-            (Word::Before, ' ') => Word::Before,
-            (Word::First { .. }, ' ') if self.in_url => self.word,
-            (_, ' ') => {
-                self.in_url = false;
-                Word::Later { dotted: false }
+        if c == ' ' {
+            if self.in_url && !self.word.is_later {
+                return;
             }
-            (Word::Before, c) => Word::First { dotted: c == '.' },
-            (Word::First { dotted }, c) => Word::First { dotted: dotted || c == '.' },
-            (Word::Later { dotted }, c) => Word::Later { dotted: dotted || c == '.' },
-        };
-        let (Word::First { dotted } | Word::Later { dotted }) = self.word else { return };
+            self.in_url = false;
+            self.word.is_later |= !self.word.text.is_empty();
+            self.word.text.clear();
+            return;
+        }
         self.in_url |= ADDRESSES.iter().chain([&ESCAPED]).any(|mark| ends_with(&self.read, mark));
-        // `example.org/?q=`
-        self.in_url |= dotted && matches!(c, '/' | '?' | '#' | '\\');
+        self.in_url |= match c {
+            '/' | '?' | '#' | '\\' => is_host(&self.word.text),
+            ':' => SCHEMES.contains(&self.word.text.to_ascii_lowercase().as_str()),
+            _ => false,
+        };
+        if self.word.text.len() < MAX_HOST {
+            self.word.text.push(c);
+        }
     }
+}
+
+/// May a program take this for the host of an address that has no scheme? Source: the WHATWG's URL standard, 3.5.
+fn is_host(text: &str) -> bool {
+    let is_dot = |c: char| matches!(c, '.' | '。' | '．' | '｡');
+    if !text.chars().all(|c| c.is_alphanumeric() || is_dot(c) || matches!(c, '-' | '_' | ':' | '%' | '@' | '[' | ']')) {
+        return false;
+    }
+    let lower = text.to_ascii_lowercase();
+    let dotted = lower.replace("%2e", ".");
+    let mut labels = dotted.split(is_dot);
+    let has_labels = dotted.contains(is_dot) && labels.by_ref().next().is_some_and(|label| !label.is_empty());
+    let has_port =
+        lower.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
+    let is_number = lower.len() > 7 && lower.bytes().all(|b| b.is_ascii_digit()) || lower.starts_with("0x");
+    let is_ipv6 = lower.starts_with('[') && lower.contains(':');
+    (has_labels && !dotted.contains("..")) || has_port || is_number || lower == "localhost" || is_ipv6
 }
 
 fn add(tail: &mut [char; TAIL], c: char) {

@@ -78,6 +78,15 @@ struct Called {
     input: Input,
 }
 
+/// Whose a piece is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    /// The call's that is under way.
+    Same,
+    /// Another one's, under the same number. It may be doubtful which tool it calls.
+    Another { doubtful: bool },
+}
+
 #[derive(Debug)]
 enum Input {
     /// Nothing of it came yet.
@@ -114,14 +123,23 @@ impl Called {
         }
     }
 
-    /// Notes what the next piece says of its call. True: it is of another one, under the same number.
-    fn note(&mut self, call: Call<'_>, id: Option<u64>) -> Result<bool, Malformed> {
-        let is_awaited = matches!(self.input, Input::Awaited { .. });
+    /// Notes what the next piece says of its call; `has_text`: it has more of the arguments.
+    fn note(&mut self, call: Call<'_>, id: Option<u64>, has_text: bool) -> Result<Noted, Malformed> {
+        let (is_awaited, is_complete) = (matches!(self.input, Input::Awaited { .. }), self.is_complete());
         let is_named = !call.tool.is_empty();
         let is_other = id.is_some() && self.id.is_some() && id != self.id;
-        // Some servers tell calls apart by their id alone, or by nothing but that each is whole.
-        if (is_other || (!call.is_numbered && is_named)) && (self.is_complete() || (is_awaited && self.is_begun())) {
-            return Ok(true);
+        // Some servers give several calls one number, or none. A client that goes by it puts both together: that is no JSON if both have arguments.
+        if is_complete && (is_other || is_named) {
+            if has_text || !self.gave() || call.tool == self.name {
+                return Ok(Noted::Another { doubtful: false });
+            }
+            if is_named {
+                return Err(Malformed);
+            }
+        }
+        if is_awaited && self.is_begun() && (is_other || (is_named && !call.is_numbered)) {
+            let is_renamed = !self.name.is_empty() && call.tool != self.name;
+            return Ok(Noted::Another { doubtful: self.doubtful || is_renamed });
         }
         // A client may take it for more of the name, or for another one: then another tool would get what was meant for this one.
         if is_named && self.tool.is_some() && call.tool != self.name {
@@ -136,7 +154,7 @@ impl Called {
             call.tool.clone_into(&mut self.name);
         }
         self.id = self.id.or(id);
-        Ok(false)
+        Ok(Noted::Same)
     }
 
     fn doubt(&mut self) {
@@ -145,6 +163,15 @@ impl Called {
             Input::Awaited { .. } => {}
             Input::Json(json) => json.no_more_values(),
             Input::Text(restorer) => restorer.no_more_values(),
+        }
+    }
+
+    /// Has it been given a value?
+    fn gave(&self) -> bool {
+        match &self.input {
+            Input::Awaited { .. } => false,
+            Input::Json(json) => json.restored() > 0,
+            Input::Text(restorer) => restorer.restored() > 0,
         }
     }
 
@@ -295,11 +322,15 @@ impl Restoration {
         };
         if let (Some(call), Reading::Called(called)) = (call, &mut *reading) {
             let id = Some(call.id).filter(|id| !id.is_empty()).map(|id| self.ids.hash_one(id));
-            if called.note(call, id)? {
+            let has_text = !text.trim().is_empty();
+            if let Noted::Another { doubtful } = called.note(call, id, has_text)? {
                 // Nothing of it is held back.
                 self.counts.add(reading);
                 let mut new = Called::new(key.1);
-                new.note(call, id)?;
+                new.note(call, id, has_text)?;
+                if doubtful {
+                    new.doubt();
+                }
                 *reading = Reading::Called(new);
             }
         }
@@ -704,6 +735,30 @@ mod tests {
         let lists =
             [json!([call(Value::Null, "web_", json!({}))]), json!([call(Value::Null, "send_mail", json!(masked))])];
         assert_eq!(given(&lists).unwrap()[0], masked);
+        // Several calls under one number: whole ones are told apart, whatever their ids.
+        for (one, two) in [("a", "b"), ("", "")] {
+            let whole = json!([call(json!(one), "send_mail", json!(masked))]);
+            let other = json!([call(json!(two), "web_search", json!(masked))]);
+            assert_eq!(given(&[whole.clone(), other.clone()]).unwrap()[0], format!("{plain}{masked}"));
+            assert_eq!(given(&[other, whole]).unwrap()[0], format!("{masked}{plain}"));
+            // But a client that keeps one of the names, and puts the arguments together, must not be led astray.
+            let named = json!([call(json!(one), "web_search", json!(""))]);
+            let mail = json!([call(json!(two), "send_mail", json!(masked))]);
+            assert_eq!(given(&[named, mail]).unwrap()[0], masked);
+            let mail = json!([call(json!(one), "send_mail", json!(masked))]);
+            for blank in [json!(""), json!(" "), Value::Null, json!({})] {
+                assert!(given(&[mail.clone(), json!([call(json!(two), "web_search", blank)])]).is_err());
+            }
+            let again = json!([call(json!(two), "send_mail", json!(""))]);
+            let more = json!([call(json!(two), "", json!(masked))]);
+            assert_eq!(given(&[mail, again, more]).unwrap()[0], format!("{plain}{plain}"));
+        }
+        for unnumbered in [
+            [json!([unnumbered("a", "web_search", "")]), whole.clone()],
+            [json!([call(json!("a"), "web_search", json!(""))]), whole],
+        ] {
+            assert_eq!(given(&unnumbered).unwrap()[0], masked);
+        }
         // What is no object never ends, so nothing begins behind it.
         let lists = [
             json!([call(json!("a"), "web_search", json!("[ "))]),
