@@ -99,9 +99,14 @@ fn texts(answer: &Value) -> Vec<String> {
             vec![message["content"].as_str().unwrap().to_owned()]
         }
         Some(calls) => {
-            assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
             assert!(calls.iter().all(|call| call["function"]["name"] == "weather"), "{answer}");
-            calls.iter().map(|call| call["function"]["arguments"].as_str().unwrap().to_owned()).collect()
+            // So small a model may not come to an end where it may call as often as it likes: the last call may be cut then.
+            let whole = match choice["finish_reason"].as_str() {
+                Some("length") if calls.len() > 1 => calls.split_last().map_or(&[][..], |(_, whole)| whole),
+                Some("tool_calls") => calls,
+                _ => panic!("{answer}"),
+            };
+            whole.iter().map(|call| call["function"]["arguments"].as_str().unwrap().to_owned()).collect()
         }
     }
 }
