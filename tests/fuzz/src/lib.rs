@@ -20,6 +20,7 @@ mod certificates;
 mod configuration;
 mod policies;
 mod requests;
+mod sealed;
 mod streams;
 mod texts;
 
@@ -35,7 +36,7 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 20] = [
+pub const TARGETS: [Target; 21] = [
     Target { name: "spiffe", seeds: certificates::id_seeds, read: certificates::id },
     Target { name: "certificate", seeds: certificates::certificate_seeds, read: certificates::certificate },
     Target { name: "revocation-list", seeds: certificates::list_seeds, read: certificates::list },
@@ -52,6 +53,7 @@ pub const TARGETS: [Target; 20] = [
     Target { name: "answer", seeds: streams::answer_seeds, read: streams::answer },
     Target { name: "vectors", seeds: streams::vectors_seeds, read: streams::vectors },
     Target { name: "restore", seeds: streams::restore_seeds, read: streams::restore },
+    Target { name: "sealed", seeds: sealed::sealed_seeds, read: sealed::sealed },
     Target { name: "text", seeds: texts::seeds, read: texts::text },
     Target { name: "component", seeds: policies::component_seeds, read: policies::component },
     Target { name: "policy-answer", seeds: policies::answer_seeds, read: policies::answer },
