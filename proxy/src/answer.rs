@@ -46,16 +46,27 @@ pub struct Call<'a> {
     pub id: &'a str,
     /// The tool's; empty: it does not say.
     pub tool: &'a str,
-    /// It says its number, or is a whole call: else it is the one of its place, perhaps.
-    pub is_numbered: bool,
+    /// How it says which call of the answer it is.
+    pub number: Numbered,
     /// Its arguments are no text.
     pub is_odd: bool,
+}
+
+/// How a piece says which call of an answer it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbered {
+    /// By its number; or it is a whole call, in its place.
+    Surely,
+    /// Not at all: it is the one of its place, perhaps.
+    No,
+    /// By what is no number, which each client may take for another one.
+    Oddly,
 }
 
 /// Calls `look` with every text of a delta, in their order; with an empty one for a call that has none here.
 ///
 /// # Errors
-/// The first of `look`; or a call has a number that is none.
+/// The first of `look`.
 pub fn each(
     delta: &mut Map<String, Value>,
     look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
@@ -85,29 +96,30 @@ fn each_of(
         }
     }
     if let Some(call) = message.get_mut("function_call") {
-        called(("", true), call, "arguments", Place::Function, look)?;
+        called(("", Numbered::Surely), call, "arguments", Place::Function, look)?;
     }
     let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
     for (position, call) in calls.enumerate() {
         let Some(call) = call.as_object_mut() else { continue };
-        let (number, is_numbered) = match call.get("index") {
-            _ if is_whole => (position as u64, true),
-            None | Some(Value::Null) => (position as u64, false),
-            Some(number) => (number.as_u64().ok_or(Malformed)?, true),
+        let (place, number) = match call.get("index").map(|index| (index, index.as_u64())) {
+            _ if is_whole => (position as u64, Numbered::Surely),
+            Some((_, Some(index))) => (index, Numbered::Surely),
+            None | Some((Value::Null, _)) => (position as u64, Numbered::No),
+            Some(_) => (position as u64, Numbered::Oddly),
         };
         let id = call.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
         if let Some(function) = call.get_mut("function") {
-            called((&id, is_numbered), function, "arguments", Place::Call(number), look)?;
+            called((&id, number), function, "arguments", Place::Call(place), look)?;
         }
         if let Some(custom) = call.get_mut("custom") {
-            called((&id, is_numbered), custom, "input", Place::Input(number), look)?;
+            called((&id, number), custom, "input", Place::Input(place), look)?;
         }
     }
     Ok(())
 }
 
 fn called(
-    (id, is_numbered): (&str, bool),
+    (id, number): (&str, Numbered),
     tool: &mut Value,
     field: &'static str,
     place: Place,
@@ -119,7 +131,7 @@ fn called(
         Some(_) => (String::new(), true),
     };
     let name = tool.get("name").and_then(Value::as_str).unwrap_or_default();
-    let looked = look(Text { place, call: Some(Call { id, tool: name, is_numbered, is_odd }), text: &mut text });
+    let looked = look(Text { place, call: Some(Call { id, tool: name, number, is_odd }), text: &mut text });
     if (!text.is_empty() && !is_odd) || tool.get(field).is_some_and(Value::is_string) {
         *member(tool, field) = Value::String(text);
     }

@@ -2,6 +2,7 @@
 //! is given out.
 
 mod beginning;
+mod called;
 mod event;
 mod events;
 mod gate;

@@ -285,19 +285,18 @@ async fn requests_at_a_time_are_counted_until_they_have_ended() -> Result<()> {
         .set("/tenants", json!({"clerks": {"limits": {"concurrency": 3, "requests_per_day": 5}}}));
     let postern = Postern::start(&config).await?;
     let (amy, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
-    let (first, _second) = (held(&amy, "1").await?.unwrap(), held(&amy, "2").await?.unwrap());
-    for (client, whose) in [(&amy, "your identity"), (&bo, "your tenant")] {
-        if whose == "your tenant" {
-            std::mem::forget(held(&bo, "3").await?.unwrap());
-        }
-        let refused = held(client, "4").await?.unwrap_err();
-        assert_eq!((refused.status, refused.header("retry-after")), (429, "1"));
+    let refused = |reply: Reply, whose: &str| {
+        assert_eq!((reply.status, reply.header("retry-after")), (429, "1"));
         let words = format!("requests at a time for {whose}");
-        assert!(refused.error_message().contains(&words), "{}", refused.text());
-    }
+        assert!(reply.error_message().contains(&words), "{}", reply.text());
+    };
+    let (first, _second) = (held(&amy, "1").await?.unwrap(), held(&amy, "2").await?.unwrap());
+    refused(held(&amy, "3").await?.unwrap_err(), "your identity");
+    let _third = held(&bo, "3").await?.unwrap();
+    refused(held(&bo, "4").await?.unwrap_err(), "your tenant");
     drop(first);
     // What was refused took nothing of the day: this is the fourth.
-    let _third = held_within(&amy, SOON).await?;
+    let _fourth = held_within(&amy, SOON).await?;
     assert_eq!(held(&bo, "5").await?.unwrap_err().status, 429);
     Ok(())
 }

@@ -69,14 +69,6 @@ impl KeyKey {
         Self(Zeroizing::new(key))
     }
 
-    /// A new key of a tenant and a label.
-    #[must_use]
-    pub fn draw(tenant: &str, label: &str, rng: &mut impl CryptoRng) -> DataKey {
-        let mut key = Zeroizing::new([0; KEY]);
-        rng.fill_bytes(key.as_mut_slice());
-        DataKey { key, tenant: tenant.to_owned(), label: label.to_owned() }
-    }
-
     /// A key as it is kept.
     ///
     /// # Errors
@@ -97,6 +89,14 @@ impl KeyKey {
 }
 
 impl DataKey {
+    /// A new one, of a tenant and a label.
+    #[must_use]
+    pub fn draw(tenant: &str, label: &str, rng: &mut impl CryptoRng) -> Self {
+        let mut key = Zeroizing::new([0; KEY]);
+        rng.fill_bytes(key.as_mut_slice());
+        Self { key, tenant: tenant.to_owned(), label: label.to_owned() }
+    }
+
     /// An entry as it is kept.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn an_entry_opens_as_itself_and_as_nothing_else() {
         let mut rng = rand::rng();
-        let key = KeyKey::draw("clerks", "internal", &mut rng);
+        let key = DataKey::draw("clerks", "internal", &mut rng);
         let kept = key.seal(ENTRY, b"the answer", &mut rng).unwrap();
         assert_eq!(kept.len(), b"the answer".len() + OVERHEAD);
         assert_eq!(key.open(ENTRY, &kept).unwrap(), b"the answer");
@@ -188,7 +188,7 @@ mod tests {
             changed[at] ^= 1;
             assert!(key.open(ENTRY, &changed).is_err() && key.open(ENTRY, &kept[..at]).is_err());
         }
-        let stranger = KeyKey::draw("clerks", "internal", &mut rng);
+        let stranger = DataKey::draw("clerks", "internal", &mut rng);
         assert_eq!(stranger.open(ENTRY, &kept), Err(NotOpened), "the key that was destroyed had no copy");
     }
 
@@ -196,7 +196,7 @@ mod tests {
     fn a_key_is_kept_for_its_tenant_and_label() {
         let mut rng = rand::rng();
         let above = KeyKey::new([7; KEY]);
-        let key = KeyKey::draw("clerks", "internal", &mut rng);
+        let key = DataKey::draw("clerks", "internal", &mut rng);
         let kept = key.seal(ENTRY, b"the answer", &mut rng).unwrap();
         let wrapped = above.wrap(&key, &mut rng).unwrap();
         assert_eq!(above.unwrap("clerks", "internal", &wrapped).unwrap().open(ENTRY, &kept).unwrap(), b"the answer");

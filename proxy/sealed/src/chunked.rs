@@ -258,20 +258,18 @@ mod tests {
         Keys::new(vec![SecretKey::generate(1, &mut rand::rng())])
     }
 
+    fn written(write: impl FnOnce(&mut Vec<u8>) -> Result<(), SealError>) -> Vec<u8> {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        out
+    }
+
     fn sealed_request(keys: &Keys, parts: &[&[u8]]) -> (Vec<Vec<u8>>, ResponseOpener) {
         let config = PublicConfig::from_list(&keys.list()).unwrap();
         let mut begun = Vec::new();
         let (mut sealer, response) = RequestSealer::begin(&config, &mut rand::rng(), &mut begun).unwrap();
-        let mut all = vec![begun];
-        for part in parts {
-            let mut out = Vec::new();
-            sealer.push(part, &mut out).unwrap();
-            all.push(out);
-        }
-        let mut end = Vec::new();
-        sealer.finish(&mut end).unwrap();
-        all.push(end);
-        (all, response)
+        let pieces = parts.iter().map(|part| written(|out| sealer.push(part, out))).collect::<Vec<_>>();
+        ([vec![begun], pieces, vec![written(|out| sealer.finish(out))]].concat(), response)
     }
 
     /// What comes of bytes that come so.
@@ -287,16 +285,8 @@ mod tests {
     fn sealed_response(exchange: &Exchange, parts: &[&[u8]]) -> Vec<Vec<u8>> {
         let mut begun = Vec::new();
         let mut sealer = ResponseSealer::begin(exchange, &mut rand::rng(), &mut begun).unwrap();
-        let mut all = vec![begun];
-        for part in parts {
-            let mut out = Vec::new();
-            sealer.push(part, &mut out).unwrap();
-            all.push(out);
-        }
-        let mut end = Vec::new();
-        sealer.finish(&mut end).unwrap();
-        all.push(end);
-        all
+        let pieces = parts.iter().map(|part| written(|out| sealer.push(part, out))).collect::<Vec<_>>();
+        [vec![begun], pieces, vec![written(|out| sealer.finish(out))]].concat()
     }
 
     fn response_of<'a>(

@@ -504,11 +504,11 @@ impl Account {
         }
     }
 
-    /// Would a new account be the same?
+    /// Would a new account be the same? `together`: others are told of it.
     #[must_use]
-    pub fn is_fresh(&mut self, now: Moment) -> bool {
+    pub fn is_fresh(&mut self, together: bool, now: Moment) -> bool {
         self.gauges.iter_mut().all(|gauge| match gauge.filling {
-            Filling::Running { running, unsure, .. } => running == 0 && !unsure,
+            Filling::Running { running, unsure, .. } => running == 0 && !(together && unsure),
             _ => gauge.standing(now).left >= gauge.rule.most,
         })
     }
@@ -603,9 +603,9 @@ mod tests {
             account.correct(&mut taken, tokens(10, 30));
             assert!(account.room(tokens(60, 0), now).is_ok() && account.room(tokens(61, 0), now).is_err());
         }
-        assert!(!account.is_fresh(now));
+        assert!(!account.is_fresh(false, now));
         account.correct(&mut taken, Amount::default());
-        assert!(account.is_fresh(now));
+        assert!(account.is_fresh(false, now));
     }
 
     #[test]
@@ -673,6 +673,15 @@ mod tests {
         assert_eq!(account.to_tell().map(|(spent, _)| spent.spent).collect::<Vec<_>>(), [0, 12]);
         let mut small = Account::new(&[Rule { most: 1, ..places }], &[], two, now);
         assert!(small.room(one, now).is_ok(), "everybody may ask");
+        // Who holds nothing makes room for others, unless there is something to tell of it.
+        let mut taken = Taken::default();
+        small.take(one, &mut taken, now);
+        assert!(!small.is_fresh(false, now));
+        small.leave(&mut taken);
+        assert!(small.is_fresh(false, now) && !small.is_fresh(true, now));
+        let known: Vec<Known> = small.known(now).collect();
+        small.hear(&known, &[[0, 0, 0, 0]], now);
+        assert!(small.is_fresh(true, now));
     }
 
     proptest! {

@@ -138,6 +138,8 @@ pub(super) struct Telling {
 struct Open {
     /// How many gateways there are.
     parts: NonZeroU16,
+    /// They count together.
+    together: bool,
     accounts: HashMap<Who, Account>,
     /// Of those who did not come yet since the start.
     before: HashMap<Who, Vec<Spent>>,
@@ -152,8 +154,8 @@ impl Books {
     /// With what was spent before the start, of one of `parts` gateways.
     #[must_use]
     pub fn new(before: HashMap<Who, Vec<Spent>>, parts: NonZeroU16, counter: Option<Counter>) -> Self {
-        let open =
-            Open { parts, accounts: HashMap::new(), before, swept: None, changed: false, untold: HashSet::new() };
+        let (together, accounts, untold) = (counter.is_some(), HashMap::new(), HashSet::new());
+        let open = Open { parts, together, accounts, before, swept: None, changed: false, untold };
         Self { open: Mutex::new(open), counter }
     }
 
@@ -391,7 +393,8 @@ impl Open {
         }
         if self.swept.is_none_or(|at| now.instant.saturating_duration_since(at) >= SWEEP_EVERY) {
             self.swept = Some(now.instant);
-            self.accounts.retain(|_, account| !account.is_fresh(now));
+            let together = self.together;
+            self.accounts.retain(|_, account| !account.is_fresh(together, now));
             self.before.retain(|_, spent| spent.iter().any(|spent| !spent.is_over(now)));
         }
         if self.len() < ACCOUNTS { Ok(()) } else { Err(NotTaken::Full) }

@@ -43,6 +43,7 @@ impl Tools {
     }
 }
 
+#[cfg(test)]
 impl<const N: usize> From<[&str; N]> for Tools {
     fn from(names: [&str; N]) -> Self {
         Self(names.map(str::to_owned).into())

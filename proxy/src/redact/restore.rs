@@ -434,12 +434,13 @@ impl Place {
             self.word.text.clear();
             return;
         }
-        self.in_url |= ADDRESSES.iter().chain([&ESCAPED]).any(|mark| ends_with(&self.read, mark));
-        self.in_url |= match c {
-            '/' | '?' | '#' | '\\' => is_host(&self.word.text),
-            ':' => SCHEMES.contains(&self.word.text.to_ascii_lowercase().as_str()),
-            _ => false,
-        };
+        self.in_url = self.in_url
+            || ADDRESSES.iter().chain([&ESCAPED]).any(|mark| ends_with(&self.read, mark))
+            || match c {
+                '/' | '?' | '#' | '\\' => is_host(&self.word.text),
+                ':' => SCHEMES.iter().any(|scheme| scheme.eq_ignore_ascii_case(&self.word.text)),
+                _ => false,
+            };
         if self.word.text.len() < MAX_HOST {
             self.word.text.push(c);
         }
