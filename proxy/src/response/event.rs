@@ -605,7 +605,10 @@ mod tests {
         // Numbers that are none, and arguments that are no text.
         for number in [json!(1.5), json!("1"), json!(-1)] {
             let odd = json!([{"index": number, "function": {"arguments": masked}}]);
-            assert!(given(&[json!([call(json!("a"), "send_mail", json!(""))]), odd]).is_err());
+            assert!(given(&[json!([call(json!("a"), "send_mail", json!(""))]), odd.clone()]).is_err());
+            // Where nothing was masked there is nothing to give away.
+            let empty = Vault::new(&Keys::random(), "t", Conversation([0; 32]));
+            assert_eq!(by_place(&[odd], &empty).unwrap()[0], masked);
         }
         let odd = call(json!("a"), "_to_all", json!({}));
         assert!(given(&[json!([call(json!("a"), "send_mail", json!(start))]), json!([odd])]).is_err());
