@@ -12,6 +12,7 @@
 //! | [`rotate`] | when to renew a leaf, when to worry, how far a root switch is; pure |
 //! | [`trust`] | roots and revocation lists, and the one function that judges a chain |
 //! | [`verify`], [`refusal`] | what a certificate says about its holder, read strictly; why one was refused, in a word |
+//! | [`signature`] | what a leaf's holder has signed outside of TLS |
 //! | [`tls`] | server and client configurations built from a leaf and a trust bundle |
 //! | [`backup`], [`export`] | an authority in one encrypted file; its roots for others |
 //!
@@ -62,6 +63,7 @@ pub mod prefix;
 pub mod refusal;
 pub mod rotate;
 pub mod serial;
+pub mod signature;
 mod signer;
 pub mod spiffe;
 mod store;
@@ -78,6 +80,7 @@ pub use join::JoinToken;
 pub use prefix::PathPrefix;
 pub use refusal::Reason;
 pub use serial::Serial;
+pub use signature::Signatory;
 pub use spiffe::SpiffeId;
 pub use tls::{client_config, enrol_server_config, node_server_config, server_config};
 pub use trust::Trust;

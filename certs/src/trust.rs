@@ -32,7 +32,7 @@ pub const MAX_ROOTS: usize = 32;
 pub const MAX_CRLS: usize = 32;
 
 /// Kept, since a provider is put together anew at each call.
-static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> =
+pub(crate) static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> =
     LazyLock::new(|| aws_lc_rs::default_provider().signature_verification_algorithms);
 
 /// The trust bundle of one trust domain and the revocation lists that go with it. Never changed: a change of either is

@@ -10,6 +10,8 @@ use rand::CryptoRng;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::signed::parts;
+
 /// Bytes of every key.
 const KEY: usize = 32;
 /// What each entry draws: of it its key and nonce are made.
@@ -124,11 +126,6 @@ impl DataKey {
 
 fn wrapping(tenant: &str, label: &str) -> Vec<u8> {
     parts(&[b"key", tenant.as_bytes(), label.as_bytes()])
-}
-
-/// Each with its length in front of it.
-fn parts(parts: &[&[u8]]) -> Vec<u8> {
-    parts.iter().flat_map(|part| [&(part.len() as u64).to_be_bytes(), *part].concat()).collect()
 }
 
 fn seal(key: &[u8; KEY], aad: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, NotOpened> {

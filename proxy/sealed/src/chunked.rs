@@ -42,6 +42,7 @@ pub struct RequestOpener {
 }
 
 struct Opening {
+    key: u8,
     enc: [u8; ENC],
     context: Receiver<AesGcm256>,
     frames: Frames,
@@ -89,7 +90,7 @@ impl RequestSealer {
         let (_, enc) = begun.split_last_chunk::<ENC>().ok_or(SealError::Config)?;
         let secret = exported::<AesGcm256>(|label, out| context.export(label, out), RESPONSE_LABEL)?;
         out.extend_from_slice(&begun);
-        Ok((Self { context }, ResponseOpener::new(Exchange::new(*enc, secret))))
+        Ok((Self { context }, ResponseOpener::new(Exchange::new(config.id(), *enc, secret))))
     }
 
     /// More of it.
@@ -118,12 +119,6 @@ impl RequestOpener {
         Self { keys, begun: Vec::new(), opening: None }
     }
 
-    /// The encapsulated key, when it is there: a request that has one that was seen before is a replay.
-    #[must_use]
-    pub fn encapsulated(&self) -> Option<&[u8; ENC]> {
-        self.opening.as_ref().map(|opening| &opening.enc)
-    }
-
     /// Takes the next bytes; what is certain by now goes to `out`.
     ///
     /// # Errors
@@ -137,8 +132,8 @@ impl RequestOpener {
                 self.begun.extend_from_slice(more);
                 bytes = rest;
                 let Some(begun) = self.begun.first_chunk::<{ HEADER + ENC }>() else { return Ok(()) };
-                let (enc, context) = self.keys.receiver::<AesGcm256>(REQUEST_LABEL, begun)?;
-                none.insert(Opening { enc, context, frames: Frames::default() })
+                let (key, enc, context) = self.keys.receiver::<AesGcm256>(REQUEST_LABEL, begun)?;
+                none.insert(Opening { key, enc, context, frames: Frames::default() })
             }
         };
         let Opening { context, frames, .. } = opening;
@@ -153,11 +148,11 @@ impl RequestOpener {
     /// # Errors
     /// It was cut, or is not authentic.
     pub fn finish(self, out: &mut Vec<u8>) -> Result<Exchange, SealError> {
-        let Opening { enc, mut context, frames } = self.opening.ok_or(SealError::Cut)?;
+        let Opening { key, enc, mut context, frames } = self.opening.ok_or(SealError::Cut)?;
         let last = context.open(frames.last()?, FINAL).map_err(|_| SealError::NotAuthentic)?;
         out.extend_from_slice(&last);
         let secret = exported::<AesGcm256>(|label, out| context.export(label, out), RESPONSE_LABEL)?;
-        Ok(Exchange::new(enc, secret))
+        Ok(Exchange::new(key, enc, secret))
     }
 }
 
@@ -195,6 +190,12 @@ impl ResponseSealer {
 impl ResponseOpener {
     fn new(exchange: Exchange) -> Self {
         Self { exchange, begun: Vec::new(), key: None, frames: Frames::default() }
+    }
+
+    /// What the request encapsulates, for its sender's signature.
+    #[must_use]
+    pub fn encapsulated(&self) -> &[u8; ENC] {
+        self.exchange.encapsulated()
     }
 
     /// Takes the next bytes; what is certain by now goes to `out`.

@@ -145,6 +145,11 @@ impl SecretKey {
     pub fn id(&self) -> u8 {
         self.id
     }
+
+    #[cfg(test)]
+    pub(crate) fn public_key(&self) -> PublicKey {
+        Kem::sk_to_pk(&self.key)
+    }
 }
 
 impl Keys {
@@ -160,11 +165,25 @@ impl Keys {
         self.0.iter().flat_map(|key| key.public().to_bytes()).collect()
     }
 
+    /// For a request that does not say which key it means.
+    pub(crate) fn receivers<A: Cipher>(
+        &self,
+        info: &[u8],
+        enc: &[u8; ENC],
+    ) -> Result<Vec<(u8, Receiver<A>)>, SealError> {
+        let encapped = <Kem as hpke::Kem>::EncappedKey::from_bytes(enc).map_err(|_| SealError::NotAuthentic)?;
+        let receiver = |key: &SecretKey| {
+            let context = setup_receiver::<A, Kdf, Kem>(&OpModeR::Base, &key.key, &encapped, info);
+            context.map(|context| (key.id, context)).map_err(|_| SealError::NotAuthentic)
+        };
+        self.0.iter().map(receiver).collect()
+    }
+
     pub(crate) fn receiver<A: Cipher>(
         &self,
         label: &str,
         begun: &[u8; HEADER + ENC],
-    ) -> Result<([u8; ENC], Receiver<A>), SealError> {
+    ) -> Result<(u8, [u8; ENC], Receiver<A>), SealError> {
         let [id, rest @ ..] = begun;
         let (algorithms, enc) = rest.split_first_chunk::<{ HEADER - 1 }>().ok_or(SealError::Cut)?;
         let header = header::<A>(*id);
@@ -175,7 +194,7 @@ impl Keys {
         let encapped = <Kem as hpke::Kem>::EncappedKey::from_bytes(enc).map_err(|_| SealError::NotAuthentic)?;
         let context = setup_receiver::<A, Kdf, Kem>(&OpModeR::Base, &key.key, &encapped, &info(label, header))
             .map_err(|_| SealError::NotAuthentic)?;
-        Ok((enc.try_into().map_err(|_| SealError::Cut)?, context))
+        Ok((*id, enc.try_into().map_err(|_| SealError::Cut)?, context))
     }
 }
 

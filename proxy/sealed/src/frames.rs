@@ -81,7 +81,7 @@ impl Frames {
 }
 
 /// The length that is written so; `None`: it is not all there.
-fn length(written: &[u8]) -> Option<u64> {
+pub(crate) fn length(written: &[u8]) -> Option<u64> {
     let (first, rest) = written.split_first()?;
     let more = (1_usize << (first >> 6)) - 1;
     (rest.len() == more)

@@ -18,6 +18,7 @@ const RESPONSE_LABEL: &str = "message/bhttp response";
 
 /// What whoever sealed a request, or opened it, has of it for the response. Wiped when it is dropped.
 pub struct Exchange {
+    key: u8,
     enc: [u8; ENC],
     secret: Zeroizing<Vec<u8>>,
 }
@@ -29,8 +30,14 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(enc: [u8; ENC], secret: Zeroizing<Vec<u8>>) -> Self {
-        Self { enc, secret }
+    pub(crate) fn new(key: u8, enc: [u8; ENC], secret: Zeroizing<Vec<u8>>) -> Self {
+        Self { key, enc, secret }
+    }
+
+    /// The number of the key that the request was sealed for.
+    #[must_use]
+    pub fn key_id(&self) -> u8 {
+        self.key
     }
 
     /// The encapsulated key: no two requests that are sealed as they should be have the same.
@@ -89,15 +96,15 @@ fn seal_request_with<A: Cipher>(
     let sealed = context.seal(request, b"").map_err(|_| SealError::TooLarge)?;
     let secret = exported::<A>(|label, out| context.export(label, out), RESPONSE_LABEL)?;
     let (_, enc) = begun.split_last_chunk::<ENC>().ok_or(SealError::Config)?;
-    Ok(([begun.as_slice(), &sealed].concat(), Exchange::new(*enc, secret)))
+    Ok(([begun.as_slice(), &sealed].concat(), Exchange::new(config.id(), *enc, secret)))
 }
 
 fn open_request_with<A: Cipher>(keys: &Keys, sealed: &[u8]) -> Result<(Vec<u8>, Exchange), SealError> {
     let (begun, sealed) = sealed.split_first_chunk::<{ HEADER + ENC }>().ok_or(SealError::Cut)?;
-    let (enc, mut context) = keys.receiver::<A>(REQUEST_LABEL, begun)?;
+    let (key, enc, mut context) = keys.receiver::<A>(REQUEST_LABEL, begun)?;
     let request = context.open(sealed, b"").map_err(|_| SealError::NotAuthentic)?;
     let secret = exported::<A>(|label, out| context.export(label, out), RESPONSE_LABEL)?;
-    Ok((request, Exchange::new(enc, secret)))
+    Ok((request, Exchange::new(key, enc, secret)))
 }
 
 fn seal_response_with<A: Cipher>(
