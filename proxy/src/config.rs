@@ -132,12 +132,23 @@ pub struct Config {
     pub audit_dir: PathBuf,
     /// How long records are kept; of the files that are older, the oldest is deleted at start and once a day.
     pub audit_retention: Duration,
+    /// Sealed payloads.
+    pub payload: Payload,
     /// Bounds on what a client sends.
     pub limits: file::Limits,
     /// Refuse every target but the engine.
     pub offline: bool,
     /// As it was written, to tell later what has changed.
     pub sections: Sections,
+}
+
+/// Sealed payloads.
+#[derive(Debug, Clone, Default)]
+pub struct Payload {
+    /// Those in clear are refused.
+    pub required: bool,
+    /// Over whose connections those of others may come.
+    pub relays: Vec<spiffe::Pattern>,
 }
 
 /// One entry of `identities`.
@@ -297,6 +308,12 @@ impl Config {
     #[must_use]
     pub fn gateway_id(&self) -> String {
         format!("spiffe://{}{}/gateway", self.trust_domain, self.prefix)
+    }
+
+    /// May sealed requests of others come over connections of `id`?
+    #[must_use]
+    pub fn carries(&self, id: &SpiffeId) -> bool {
+        self.payload.relays.iter().any(|relay| relay.matches(id))
     }
 
     /// Keys and certificates of the embedded authority.

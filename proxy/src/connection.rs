@@ -24,9 +24,11 @@ use self::session::{DRAIN_TIMEOUT, End, Session};
 use crate::enrol::{RENEW_PATH, Registrar};
 use crate::error::Error;
 use crate::gateway::Gateway;
+use crate::open::{self, Form, Opened, Payload};
 use crate::pipeline;
 use crate::request::{Peer, discard};
 use crate::response::{self, Body};
+use crate::seal::{self, Sender};
 
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
@@ -67,9 +69,10 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) {
     let bounds = Bounds { receive: front.gateway.config.limits.receive.0, streams: MAX_STREAMS };
     let sessions = session.clone();
+    let watched = trust.clone();
     let service = service_fn(move |request| {
-        let (front, session) = (front.clone(), sessions.clone());
-        async move { Ok::<_, Infallible>(handle(&front, &session, request).await) }
+        let (front, session, trust) = (front.clone(), sessions.clone(), watched.clone());
+        async move { Ok::<_, Infallible>(handle(&front, &session, trust, request).await) }
     });
     drive(stream, service, &session, (trust, drain), version, bounds).await;
 }
@@ -133,10 +136,58 @@ fn note(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     }
 }
 
-async fn handle(front: &Front, session: &Arc<Session>, request: Request<Incoming>) -> Response<Body> {
+async fn handle(
+    front: &Front,
+    session: &Arc<Session>,
+    trust: watch::Receiver<Arc<Trust>>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     if !session.is_current() {
         return response::error(&Error::ConnectionExpired);
     }
+    if *request.method() == Method::GET && [open::GATEWAY, open::HPKE_KEYS].contains(&request.uri().path()) {
+        return payload_keys(front, request.uri().path() == open::HPKE_KEYS);
+    }
+    match Form::of(&request) {
+        Ok(None) => route(front, session, request.map(Payload::Plain)).await,
+        Ok(Some(form)) => sealed(front, session, trust, form, request).await,
+        Err(error) => response::error(&error),
+    }
+}
+
+/// Opens a request, and seals whatever its response is.
+async fn sealed(
+    front: &Front,
+    session: &Arc<Session>,
+    trust: watch::Receiver<Arc<Trust>>,
+    form: Form,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let (gateway, now) = (&front.gateway, trust.borrow().clone());
+    match open::open(gateway, &now, session, form, request).await {
+        Ok(Opened { request, session: sender, exchange }) => {
+            gateway.metrics.payload(form.word(), "opened");
+            let response = route(front, &sender, request).await;
+            let sender = sender.relay().is_some().then_some(Sender { session: sender, trust });
+            seal::seal(form, &exchange, response, sender).await
+        }
+        Err(error) => {
+            gateway.metrics.payload(form.word(), error.code());
+            pipeline::refuse(gateway, session, Some(form.word()), &error).await
+        }
+    }
+}
+
+fn payload_keys(front: &Front, alone: bool) -> Response<Body> {
+    let (gateway, current) = (&front.gateway, front.registrar.certificate().current());
+    gateway.payload_keys.published(alone, &gateway.config.gateway_id(), &current).unwrap_or_else(|error| {
+        tracing::error!(%error, "the payload keys cannot be signed");
+        response::error(&Error::AuthorityUnavailable)
+    })
+}
+
+/// Answers a request that is in clear by now.
+async fn route(front: &Front, session: &Arc<Session>, request: Request<Payload>) -> Response<Body> {
     if request.uri().path() == RENEW_PATH {
         return match *request.method() {
             Method::POST => front.registrar.renew(session, request).await,
@@ -148,8 +199,11 @@ async fn handle(front: &Front, session: &Arc<Session>, request: Request<Incoming
     let peer = match Peer::resolve(&gateway.config, &session.peer.id) {
         Ok(peer) => peer,
         Err(error) => {
-            discard(request.into_body()).await;
-            return pipeline::refuse_unknown(gateway, session, &error).await;
+            let sealed = request.body().form();
+            if let Payload::Plain(body) | Payload::Inside(body) = request.into_body() {
+                discard(body).await;
+            }
+            return pipeline::refuse(gateway, session, sealed, &error).await;
         }
     };
     if let Some(endpoint) = Endpoint::of(request.uri().path()) {

@@ -38,6 +38,7 @@ use crate::connection::session::Session;
 use crate::error::Error;
 use crate::listener::anonymous_handshake;
 use crate::listener::places::{Places, network};
+use crate::open::Payload;
 use crate::response::{self, Body};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
@@ -102,14 +103,22 @@ impl Registrar {
         }
     }
 
+    /// The gateway's own.
+    pub(crate) fn certificate(&self) -> &Arc<Certificate> {
+        &self.certificate
+    }
+
     /// Answers `POST` [`RENEW_PATH`].
-    pub(crate) async fn renew(&self, session: &Session, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn renew(&self, session: &Session, request: Request<Payload>) -> Response<Body> {
         let id = session.peer.id.to_string();
         let limiter = || Arc::new(RateLimiter::direct(Quota::per_minute(RENEWALS)));
         let limiter = self.renewals.get_with_by_ref(&id, limiter);
         let signed = async {
             check(&limiter, "renewals a minute")?;
-            let Renewal { csr } = read(request).await?;
+            let Renewal { csr } = match request.into_body() {
+                Payload::Plain(body) | Payload::Inside(body) => read(body).await?,
+                Payload::Opened(unsealed) => parse(&unsealed.body)?,
+            };
             let (authority, peer) = (self.certificate.clone(), session.peer.clone());
             let csr = der(&csr)?;
             self.sign(authority, move |authority| authority.renew(&peer, &csr)).await
@@ -128,7 +137,7 @@ impl Registrar {
         let limiter = self.tries_per_address.get_with(network(address), limiter);
         let signed = async {
             check(&limiter, "enrolments a minute")?;
-            let Enrolment { token, csr } = read(request).await?;
+            let Enrolment { token, csr } = read(request.into_body()).await?;
             let token = JoinToken::parse(token.trim()).map_err(|error| Error::from(&error))?;
             let csr = der(&csr)?;
             let authority = self.certificate.clone();
@@ -216,11 +225,17 @@ fn check(limiter: &DefaultDirectRateLimiter, what: &'static str) -> Result<(), E
     })
 }
 
-async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Error> {
-    let body = tokio::time::timeout(WITHIN, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
+    let body = tokio::time::timeout(WITHIN, Limited::new(body, MAX_BODY).collect()).await;
     let body = body.map_err(|_| Error::ReceiveTimeout(WITHIN))?;
-    let body = body.map_err(|_| Error::TooLarge { limit: MAX_BODY as u64 })?.to_bytes();
-    serde_json::from_slice(&body).map_err(|_| Error::EnrolBody)
+    parse(&body.map_err(|_| Error::TooLarge { limit: MAX_BODY as u64 })?.to_bytes())
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    if body.len() > MAX_BODY {
+        return Err(Error::TooLarge { limit: MAX_BODY as u64 });
+    }
+    serde_json::from_slice(body).map_err(|_| Error::EnrolBody)
 }
 
 fn der(csr: &str) -> Result<Vec<u8>, Error> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use postern_certs::CertsError;
+use postern_sealed::{SealError, ehbp};
 use postern_wire::chat::Invalid;
 use postern_wire::error::ErrorBody;
 use postern_wire::json::JsonError;
@@ -27,11 +28,30 @@ pub enum Error {
     /// The body is not announced as JSON.
     #[error("Send the body as `Content-Type: application/json`.")]
     MediaType,
-    /// A sealed payload, which this version cannot open.
+    /// Where Oblivious HTTP is spoken came something else.
     #[error(
-        "This gateway does not open sealed payloads yet. Send plain JSON over the mutually authenticated connection."
+        "Only sealed requests are taken here: message/ohttp-chunked-req, or message/ohttp-req. Plain ones go to their own endpoint."
     )]
-    SealedUnsupported,
+    SealedMediaType,
+    /// This gateway takes sealed payloads only.
+    #[error(
+        "This gateway takes sealed payloads only. Send it through `postern connect`, or with another client that seals (see docs/sealed.md)."
+    )]
+    PayloadNotSealed,
+    /// A sealed payload that cannot be opened.
+    #[error("{}", sealed_in_words(*.0))]
+    Payload(SealError),
+    /// It was sealed too long ago, or does not say when.
+    #[error(
+        "The sealed request must say in `Date` when it was sealed, and that must be within 60 s of this gateway's clock. Set the workstation's clock, and seal it anew."
+    )]
+    PayloadDate,
+    /// It was accepted before.
+    #[error("This sealed request was sent before. Seal each request anew.")]
+    PayloadReplayed,
+    /// Its sender is not known.
+    #[error("The sender of the sealed request is not accepted: {0}.")]
+    PayloadSender(&'static str),
     /// The body is larger than the bound.
     #[error("The body is larger than {limit} bytes, which is the most that is accepted here.")]
     TooLarge {
@@ -234,6 +254,8 @@ pub struct Reply {
     pub body: ErrorBody,
     /// For the header of that name.
     pub retry_after: Option<Duration>,
+    /// The type of the problem for clients that look for one (RFC 9457); the body says it as well.
+    pub problem: Option<&'static str>,
 }
 
 impl Error {
@@ -298,7 +320,23 @@ impl Error {
             }
             _ => None,
         };
-        Reply { status, body: ErrorBody { message: self.to_string(), kind, param, code: Some(code) }, retry_after }
+        Reply {
+            status,
+            body: ErrorBody { message: self.to_string(), kind, param, code: Some(code) },
+            retry_after,
+            problem: self.problem(),
+        }
+    }
+
+    /// A client whose key is not in use asks for the keys anew when it reads this: RFC 9458, 5.3; EHBP, 5.
+    fn problem(&self) -> Option<&'static str> {
+        match self {
+            Self::Payload(SealError::UnknownKey(_)) => {
+                Some("https://iana.org/assignments/http-problem-types#ohttp-key")
+            }
+            Self::Payload(SealError::NoKey) => Some(ehbp::UNKNOWN_KEY),
+            _ => None,
+        }
     }
 
     fn class(&self) -> (StatusCode, &'static str, &'static str) {
@@ -310,7 +348,12 @@ impl Error {
             Self::NotFound => (S::NOT_FOUND, "unknown_endpoint", INVALID),
             Self::Method(_) => (S::METHOD_NOT_ALLOWED, "method_not_allowed", INVALID),
             Self::MediaType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", INVALID),
-            Self::SealedUnsupported => (S::UNSUPPORTED_MEDIA_TYPE, "sealed_payload_unsupported", INVALID),
+            Self::SealedMediaType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", INVALID),
+            Self::PayloadNotSealed => (S::BAD_REQUEST, "payload_not_sealed", INVALID),
+            Self::Payload(why) => (sealed_status(*why), sealed_code(*why), INVALID),
+            Self::PayloadDate => (S::BAD_REQUEST, "payload_expired", INVALID),
+            Self::PayloadReplayed => (S::BAD_REQUEST, "payload_replayed", INVALID),
+            Self::PayloadSender(_) => (S::FORBIDDEN, "payload_sender_refused", DENIED),
             Self::TooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "request_too_large", INVALID),
             Self::ReceiveTimeout(_) => (S::REQUEST_TIMEOUT, "request_timeout", INVALID),
             Self::ReceiveBroken => (S::BAD_REQUEST, "request_incomplete", INVALID),
@@ -363,6 +406,45 @@ fn in_words(span: Duration) -> String {
         seconds @ 121..=7200 => format!("{} minutes", seconds.div_ceil(60)),
         seconds @ 7201..=172_800 => format!("{} hours", seconds.div_ceil(3600)),
         seconds => format!("{} days", seconds.div_ceil(86_400)),
+    }
+}
+
+fn sealed_in_words(error: SealError) -> &'static str {
+    match error {
+        SealError::UnknownKey(_) | SealError::NoKey => {
+            "The request is sealed for a key that is not in use here. Ask for the gateway's keys anew, and seal it again."
+        }
+        SealError::NotAuthentic | SealError::Ended => {
+            "The sealed request is not authentic: it was changed on the way, or sealed for another gateway. Seal it again; if this stays so, somebody on the way changes it."
+        }
+        SealError::Cut => "The sealed request ended before its end. Send it again.",
+        SealError::Algorithms => {
+            "The request is sealed with other algorithms than this gateway's: X25519, HKDF-SHA256 and AES-256-GCM."
+        }
+        SealError::TooLarge => "A piece of the sealed message is larger than pieces may be. Seal it in smaller ones.",
+        SealError::Message | SealError::Config => {
+            "What was sealed is not an HTTP request in binary form (RFC 9292), or its head is too long."
+        }
+    }
+}
+
+fn sealed_code(error: SealError) -> &'static str {
+    match error {
+        SealError::UnknownKey(_) | SealError::NoKey => "payload_key_unknown",
+        SealError::NotAuthentic | SealError::Ended => "payload_not_authentic",
+        SealError::Cut => "payload_cut",
+        SealError::Algorithms => "payload_algorithms",
+        SealError::TooLarge => "payload_piece_too_large",
+        SealError::Message | SealError::Config => "payload_malformed",
+    }
+}
+
+/// Of EHBP the clients look for 422; the rest as RFC 9458, 5.2 and 5.3, has it.
+fn sealed_status(error: SealError) -> StatusCode {
+    match error {
+        SealError::NoKey => StatusCode::UNPROCESSABLE_ENTITY,
+        SealError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        _ => StatusCode::BAD_REQUEST,
     }
 }
 

@@ -52,7 +52,8 @@ impl Exchange {
         prices: Arc<Prices>,
     ) -> Self {
         let in_flight = metrics.request_begins();
-        let outcome = Outcome { identity: session.peer.id.to_string(), ..Outcome::default() };
+        let (identity, relay) = (session.peer.id.to_string(), session.relay().map(ToString::to_string));
+        let outcome = Outcome { identity, relay, ..Outcome::default() };
         Self {
             record,
             started,

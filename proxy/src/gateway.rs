@@ -25,6 +25,7 @@ use crate::config::read::bounded;
 use crate::cost::Prices;
 use crate::dispatch::Dispatcher;
 use crate::keys::{Keys, write_once};
+use crate::open::keys::PayloadKeys;
 use crate::route::load::Loader;
 use crate::route::reload::Live;
 use crate::route::shadow::Places;
@@ -70,6 +71,8 @@ pub struct Gateway {
     pub large: Arc<Semaphore>,
     /// Who answers.
     pub dispatcher: Dispatcher,
+    /// What payloads are sealed for.
+    pub payload_keys: PayloadKeys,
     /// The records.
     pub audit: AuditLog,
     /// The metrics.
@@ -123,6 +126,7 @@ impl Gateway {
             flights: Arc::default(),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,
+            payload_keys: PayloadKeys::default(),
             audit,
             metrics,
             config,

@@ -34,6 +34,7 @@ pub mod request;
 pub mod response;
 pub mod route;
 pub mod screen;
+mod seal;
 pub mod serve;
 pub mod store;
 pub mod supervise;

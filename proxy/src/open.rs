@@ -1,17 +1,68 @@
-//! Sealed payload → plain. This version opens none: a sealed payload is refused in words, never passed on unread.
+//! Sealed payload → plain. What is not authentic, was sent before, or is not from whom it says, goes no further, and nothing is done with it.
+//!
+//! | form | where | what is sealed | who sent it |
+//! | --- | --- | --- | --- |
+//! | Oblivious HTTP, in pieces | `POST` [`GATEWAY`], `message/ohttp-chunked-req` | the whole request and response, to their authentic ends | signed inside |
+//! | Oblivious HTTP, whole | there, `message/ohttp-req` | the same, in one piece | signed inside |
+//! | EHBP | any endpoint, `Ehbp-Encapsulated-Key` | the two bodies | mutual TLS |
+
+pub mod keys;
+mod sender;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, header};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use postern_certs::Trust;
+use postern_sealed::binary::{self, Decoder, Part};
+use postern_sealed::whole::{self, Exchange};
+use postern_sealed::{SealError, chunked, ehbp, signed};
 
+use crate::admission::Admitted;
+use crate::connection::session::Session;
 use crate::error::Error;
+use crate::gateway::Gateway;
+use crate::request::{Peer, discard};
 
-/// A request as it arrived: its payload may be sealed.
+/// Where Oblivious HTTP is spoken, and its keys are (RFC 9540, section 4).
+pub(crate) const GATEWAY: &str = "/.well-known/ohttp-gateway";
+/// Where EHBP's keys are.
+pub(crate) const HPKE_KEYS: &str = "/.well-known/hpke-keys";
+
+/// A request's body: as it comes, or opened.
 #[derive(Debug)]
-pub struct SealedRequest {
-    /// The client's headers.
-    pub headers: HeaderMap,
-    /// The whole body.
+pub enum Payload {
+    /// In clear, inside of TLS.
+    Plain(Incoming),
+    /// In clear, of the gateway itself: it leaves no machine.
+    Inside(Incoming),
+    /// It was sealed.
+    Opened(Unsealed),
+}
+
+impl Payload {
+    /// How it was sealed.
+    #[must_use]
+    pub fn form(&self) -> Option<&'static str> {
+        match self {
+            Self::Plain(_) | Self::Inside(_) => None,
+            Self::Opened(unsealed) => Some(unsealed.form),
+        }
+    }
+}
+
+/// What was sealed.
+#[derive(Debug)]
+pub struct Unsealed {
+    /// The whole body, in clear.
     pub body: Bytes,
+    /// Whoever sent it was admitted before it was read.
+    pub admitted: Admitted,
+    /// In one word, for the record.
+    pub form: &'static str,
 }
 
 /// A request whose payload is plain.
@@ -23,23 +74,237 @@ pub struct OpenedRequest {
     pub body: Bytes,
 }
 
-impl SealedRequest {
-    /// Opens the payload.
+impl OpenedRequest {
+    /// # Errors
+    /// It is not announced as JSON.
+    pub fn new(headers: HeaderMap, body: Bytes) -> Result<Self, Error> {
+        let is_json = essence(&headers) == "application/json";
+        if is_json { Ok(Self { headers, body }) } else { Err(Error::MediaType) }
+    }
+}
+
+/// How a request is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Pieces,
+    Whole,
+    Bodies,
+}
+
+impl Form {
+    /// `None`: it is not.
     ///
     /// # Errors
-    /// It is sealed, or it is not announced as JSON.
-    pub fn open(self) -> Result<OpenedRequest, Error> {
-        let media_type =
-            self.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-        let essence = media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        if essence.starts_with("message/ohttp") || self.headers.contains_key("ehbp-encapsulated-key") {
-            return Err(Error::SealedUnsupported);
+    /// It comes where only sealed requests come, and is none.
+    pub(crate) fn of<B>(request: &Request<B>) -> Result<Option<Self>, Error> {
+        if request.headers().contains_key(ehbp::ENCAPSULATED_KEY) {
+            return Ok(Some(Self::Bodies));
         }
-        if essence != "application/json" {
-            return Err(Error::MediaType);
+        if request.uri().path() != GATEWAY {
+            return Ok(None);
         }
-        Ok(OpenedRequest { headers: self.headers, body: self.body })
+        match (request.method(), essence(request.headers()).as_str()) {
+            (&Method::POST, chunked::REQUEST) => Ok(Some(Self::Pieces)),
+            (&Method::POST, whole::REQUEST) => Ok(Some(Self::Whole)),
+            (&Method::POST, _) => Err(Error::SealedMediaType),
+            _ => Err(Error::Method("GET and POST")),
+        }
     }
+
+    /// For records and metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Pieces => "ohttp-chunked",
+            Self::Whole => "ohttp",
+            Self::Bodies => "ehbp",
+        }
+    }
+}
+
+/// A request, opened, and what its response is sealed with.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) request: Request<Payload>,
+    /// Whose it is: of the connection, or carried over it.
+    pub(crate) session: Arc<Session>,
+    pub(crate) exchange: Exchange,
+}
+
+/// Opens a request that came over `session`.
+///
+/// # Errors
+/// It is not authentic, not for a key of ours, was sent before or too long ago, or is from somebody who may not send it here.
+pub(crate) async fn open(
+    gateway: &Gateway,
+    trust: &Trust,
+    session: &Arc<Session>,
+    form: Form,
+    request: Request<Incoming>,
+) -> Result<Opened, Error> {
+    let (mut parts, body) = request.into_parts();
+    let entered = enter(gateway, session, form, &parts).await;
+    let (carries, mut admitted, opener) = match entered {
+        Ok(entered) => entered,
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
+    let (limit, within) = (gateway.config.limits.body.0, gateway.config.limits.receive.0);
+    let (plain, exchange) = tokio::time::timeout(within, read(body, opener, limit, &mut admitted))
+        .await
+        .map_err(|_| Error::ReceiveTimeout(within))??;
+    if form == Form::Bodies {
+        gateway.payload_keys.accept_undated(&exchange)?;
+        [ehbp::ENCAPSULATED_KEY, header::CONTENT_LENGTH.as_str()].into_iter().for_each(|name| {
+            parts.headers.remove(name);
+        });
+        let opened = Unsealed { body: plain.into(), admitted, form: form.word() };
+        let request = Request::from_parts(parts, Payload::Opened(opened));
+        return Ok(Opened { request, session: session.clone(), exchange });
+    }
+
+    let (mut request, body) = message(plain.into())?;
+    if body.len() as u64 > limit {
+        return Err(Error::TooLarge { limit });
+    }
+    sender::check_date(request.headers())?;
+    let sender = sender::of(trust, gateway.config.gateway_id(), &exchange, &request, &body)?;
+    [signed::SENDER, signed::SIGNATURE].into_iter().for_each(|name| {
+        request.headers_mut().remove(name);
+    });
+    // Last of all, so that what is refused is not remembered.
+    gateway.payload_keys.accept(&exchange)?;
+    let (session, admitted) = match sender {
+        Some(sender) if sender.id == session.peer.id => (session.clone(), admitted),
+        Some(sender) if carries => {
+            let session = Arc::new(Session::carried(sender, session));
+            let mut own = gateway.admission.enter(&Peer::resolve(&gateway.config, &session.peer.id)?).await?;
+            own.charge(body.len() as u64)?;
+            (session, own)
+        }
+        Some(_) => {
+            return Err(Error::PayloadSender(
+                "it is signed by somebody else than the certificate of its connection is for",
+            ));
+        }
+        None if carries => {
+            return Err(Error::PayloadSender("it is not signed, and this connection carries others' requests"));
+        }
+        None => (session.clone(), admitted),
+    };
+    let opened = Unsealed { body, admitted, form: form.word() };
+    Ok(Opened { request: request.map(|()| Payload::Opened(opened)), session, exchange })
+}
+
+/// Admits whoever's connection it is: what is read is held on their account.
+async fn enter(
+    gateway: &Gateway,
+    session: &Session,
+    form: Form,
+    parts: &Parts,
+) -> Result<(bool, Admitted, Opener), Error> {
+    let config = &gateway.config;
+    let carries = config.carries(&session.peer.id);
+    if carries && form == Form::Bodies {
+        return Err(Error::PayloadSender(
+            "a body that is sealed alone does not say who sent it, and comes directly only",
+        ));
+    }
+    let opener = Opener::new(gateway, form, &parts.headers)?;
+    let peer = if carries { Peer::carrier(config, &session.peer.id) } else { Peer::resolve(config, &session.peer.id)? };
+    Ok((carries, gateway.admission.enter(&peer).await?, opener))
+}
+
+enum Opener {
+    Pieces(chunked::RequestOpener),
+    Whole(Arc<postern_sealed::Keys>, Vec<u8>),
+    Bodies(ehbp::RequestOpener),
+}
+
+impl Opener {
+    fn new(gateway: &Gateway, form: Form, headers: &HeaderMap) -> Result<Self, Error> {
+        let keys = gateway.payload_keys.keys();
+        Ok(match form {
+            Form::Pieces => Self::Pieces(chunked::RequestOpener::new(postern_sealed::Keys::clone(&keys))),
+            Form::Whole => Self::Whole(keys, Vec::new()),
+            Form::Bodies => {
+                let enc = headers.get(ehbp::ENCAPSULATED_KEY).map(http::HeaderValue::as_bytes).unwrap_or_default();
+                let enc = data_encoding::HEXLOWER_PERMISSIVE.decode(enc).ok().and_then(|enc| enc.try_into().ok());
+                let enc = enc.ok_or(SealError::NotAuthentic)?;
+                let most = usize::try_from(gateway.config.limits.body.0).unwrap_or(usize::MAX);
+                Self::Bodies(ehbp::RequestOpener::new(&keys, enc, most)?)
+            }
+        })
+    }
+}
+
+/// Reads and opens a body. What is sealed and what is clear are in memory at the same time where it comes in one piece, so both are charged.
+async fn read(
+    mut body: Incoming,
+    mut opener: Opener,
+    limit: u64,
+    admitted: &mut Admitted,
+) -> Result<(Vec<u8>, Exchange), Error> {
+    // Pieces of a few bytes are mostly tags.
+    let limit_sealed = limit.saturating_mul(2).saturating_add(binary::MAX_HEAD as u64);
+    if body.size_hint().lower() > limit_sealed {
+        return Err(Error::TooLarge { limit });
+    }
+    let (mut plain, mut came) = (Vec::new(), 0_u64);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Error::ReceiveBroken)?.into_data() else { continue };
+        came += data.len() as u64;
+        if came > limit_sealed || plain.len() as u64 > limit + binary::MAX_HEAD as u64 {
+            return Err(Error::TooLarge { limit });
+        }
+        admitted.charge(came)?;
+        match &mut opener {
+            Opener::Pieces(opener) => opener.push(&data, &mut plain)?,
+            Opener::Bodies(opener) => opener.push(&data, &mut plain)?,
+            Opener::Whole(_, sealed) => sealed.extend_from_slice(&data),
+        }
+    }
+    let exchange = match opener {
+        Opener::Pieces(opener) => opener.finish(&mut plain)?,
+        Opener::Bodies(opener) => opener.finish()?,
+        Opener::Whole(keys, sealed) => {
+            admitted.charge(came.saturating_mul(2))?;
+            let (request, exchange) = whole::open_request(&keys, &sealed)?;
+            plain = request;
+            exchange
+        }
+    };
+    if plain.len() as u64 > limit + binary::MAX_HEAD as u64 {
+        return Err(Error::TooLarge { limit });
+    }
+    Ok((plain, exchange))
+}
+
+/// Reads what was sealed. The content is a part of `plain`, unless it was cut into pieces.
+fn message(plain: Bytes) -> Result<(Request<()>, Bytes), Error> {
+    let (mut decoder, mut request) = (Decoder::request(), None);
+    let (mut body, mut pieces) = (Bytes::new(), Vec::new());
+    decoder.push(&plain, &mut |part| match part {
+        Part::Request(asked) => request = Some(asked),
+        Part::Content(content) if body.is_empty() => body = plain.slice_ref(content),
+        Part::Content(content) => {
+            if pieces.is_empty() {
+                pieces.extend_from_slice(&body);
+            }
+            pieces.extend_from_slice(content);
+        }
+        Part::Response(_) => {}
+    })?;
+    decoder.finish()?;
+    let request = request.ok_or(SealError::Message)?;
+    Ok((request, if pieces.is_empty() { body } else { pieces.into() }))
+}
+
+/// What stands in `Content-Type`, without its parameters.
+fn essence(headers: &HeaderMap) -> String {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -51,11 +316,40 @@ mod tests {
         let open = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());
-            SealedRequest { headers, body: Bytes::new() }.open().map(|_| ())
+            OpenedRequest::new(headers, Bytes::new()).map(|_| ())
         };
         assert!(open("content-type", "application/json; charset=utf-8").is_ok());
         assert!(matches!(open("content-type", "text/plain"), Err(Error::MediaType)));
         assert!(matches!(open("accept", "application/json"), Err(Error::MediaType)));
-        assert!(matches!(open("content-type", "message/ohttp-chunked-req"), Err(Error::SealedUnsupported)));
+    }
+
+    #[test]
+    fn sealed_requests_are_known_by_where_they_come() {
+        let form = |method: &str, path: &str, header: (&'static str, &str)| {
+            let request = Request::builder().method(method).uri(path).header(header.0, header.1).body(()).unwrap();
+            Form::of(&request)
+        };
+        let json = ("content-type", "application/json");
+        assert_eq!(form("POST", "/v1/chat/completions", json).unwrap(), None);
+        assert_eq!(form("POST", GATEWAY, ("content-type", "message/ohttp-req")).unwrap(), Some(Form::Whole));
+        assert_eq!(form("POST", GATEWAY, ("content-type", "message/ohttp-chunked-req")).unwrap(), Some(Form::Pieces));
+        assert!(matches!(form("POST", GATEWAY, json), Err(Error::SealedMediaType)));
+        assert!(matches!(form("PUT", GATEWAY, ("content-type", "message/ohttp-req")), Err(Error::Method(_))));
+        assert_eq!(form("POST", "/v1/embeddings", (ehbp::ENCAPSULATED_KEY, "00")).unwrap(), Some(Form::Bodies));
+    }
+
+    #[test]
+    fn content_is_found_whether_it_is_in_one_piece_or_not() {
+        let mut known = Vec::new();
+        let request = Request::builder().method("POST").uri("/v1/x").body(()).unwrap();
+        binary::put_request(&request, "", 4, &mut known);
+        known.extend_from_slice(b"abcd");
+        // The same, indeterminate: POST, https, no authority, the path, no fields, two pieces, no trailers.
+        let pieces =
+            [&[2, 4][..], b"POST", &[5], b"https", &[0, 5], b"/v1/x", &[0, 2], b"ab", &[2], b"cd", &[0, 0]].concat();
+        for plain in [known, pieces] {
+            let (request, body) = message(plain.into()).unwrap();
+            assert_eq!((request.uri().path(), &body[..]), ("/v1/x", &b"abcd"[..]));
+        }
     }
 }

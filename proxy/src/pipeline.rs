@@ -1,11 +1,11 @@
 //! The way of a request, top to bottom.
 //!
 //! ```text
-//! admission → open → request → classify → redact → route → decide → cache → record (intent) → dispatch → response
+//! open → admission → request → classify → redact → route → decide → cache → record (intent) → dispatch → response → seal
 //! ```
 //!
 //! Each step takes the type that the step before made, so none can be left out or turned round:
-//! `SealedRequest → OpenedRequest → ParsedRequest → ClassifiedRequest → MaskedRequest → PlannedRequest`.
+//! `OpenedRequest → ParsedRequest → ClassifiedRequest → MaskedRequest → PlannedRequest`.
 
 mod answering;
 mod way;
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use http::Request;
 use http::Response;
-use hyper::body::Incoming;
 use postern_plugins::{CallContext, Header};
 use postern_wire::call::{Call, Endpoint};
 use postern_wire::vectors::Wanted;
@@ -36,7 +35,7 @@ use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::facts;
 use crate::gateway::Gateway;
-use crate::open::SealedRequest;
+use crate::open::{OpenedRequest, Payload, Unsealed};
 use crate::redact::{self, MaskedRequest};
 use crate::request::{CacheUse, ParsedRequest, Peer, discard, read_body};
 use crate::response::{self, Body, Fill, GoingOn, Head, Others};
@@ -58,7 +57,7 @@ pub async fn call(
     session: &Arc<Session>,
     peer: Peer,
     endpoint: Endpoint,
-    request: Request<Incoming>,
+    request: Request<Payload>,
 ) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
     // Room for the outcome comes first: nothing is done that could not be recorded.
@@ -66,7 +65,8 @@ pub async fn call(
         Ok(place) => place,
         Err(error) => return named(response::error(&error), record, gateway.config.labels.name(peer.floor)),
     };
-    let exchange = open(gateway, record, started, place, session);
+    let mut exchange = open(gateway, record, started, place, session);
+    exchange.outcome.sealed = request.body().form();
     let rates = gateway.admission.rates(&peer);
     let named = |mut response: Response<Body>, label: &str| {
         rates.add_to(response.headers_mut());
@@ -95,7 +95,7 @@ pub async fn call(
 async fn respond(
     gateway: Arc<Gateway>,
     (peer, endpoint): (Peer, Endpoint),
-    request: Request<Incoming>,
+    request: Request<Payload>,
     mut exchange: Exchange,
     known: Arc<Known>,
 ) -> Responded {
@@ -121,15 +121,23 @@ async fn respond(
     }
 }
 
-/// Answers who has a certificate and no rule. Nothing was read of what they sent; that they came is recorded.
-pub async fn refuse_unknown(gateway: &Gateway, session: &Arc<Session>, error: &Error) -> Response<Body> {
+/// Answers who has a certificate and no rule, or whose sealed request was not opened. Nothing was done with what they sent; that they came is
+/// recorded.
+pub async fn refuse(
+    gateway: &Gateway,
+    session: &Arc<Session>,
+    sealed: Option<&'static str>,
+    error: &Error,
+) -> Response<Body> {
     let (record, started) = (RecordId::new(), Instant::now());
     let label = gateway.config.labels.name(gateway.config.labels.lowest());
     let place = match gateway.audit.place().await {
         Ok(place) => place,
         Err(error) => return named(response::error(&error), record, label),
     };
-    open(gateway, record, started, place, session).refused(error);
+    let mut exchange = open(gateway, record, started, place, session);
+    exchange.outcome.sealed = sealed;
+    exchange.refused(error);
     named(response::error(error), record, label)
 }
 
@@ -150,7 +158,7 @@ struct Ready {
 async fn answer(
     gateway: &Arc<Gateway>,
     (peer, endpoint): (Peer, Endpoint),
-    request: Request<Incoming>,
+    request: Request<Payload>,
     exchange: &mut Exchange,
     label: &mut Label,
     known: &Known,
@@ -160,16 +168,26 @@ async fn answer(
     let policies = gateway.live.policies();
     let mut going_on = GoingOn { policies: policies.clone(), past: Past::default() };
 
-    let (parts, body) = request.into_parts();
-    let admitted = match gateway.admission.enter(&peer).await {
-        Ok(admitted) => exchange.admitted.insert(admitted),
-        Err(error) => {
+    let (parts, payload) = request.into_parts();
+    let (admitted, body) = match payload {
+        Payload::Opened(Unsealed { body, admitted, .. }) => (exchange.admitted.insert(admitted), body),
+        Payload::Plain(body) if config.payload.required => {
             discard(body).await;
-            return Err(error);
+            return Err(Error::PayloadNotSealed);
+        }
+        Payload::Plain(body) | Payload::Inside(body) => {
+            let admitted = match gateway.admission.enter(&peer).await {
+                Ok(admitted) => exchange.admitted.insert(admitted),
+                Err(error) => {
+                    discard(body).await;
+                    return Err(error);
+                }
+            };
+            let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
+            (admitted, body)
         }
     };
-    let body = read_body(body, config.limits.body.0, config.limits.receive.0, admitted).await?;
-    let opened = SealedRequest { headers: parts.headers, body }.open()?;
+    let opened = OpenedRequest::new(parts.headers, body)?;
     let parsed = ParsedRequest::parse(config, peer, endpoint, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
     admitted.charge_values(opened.body.len() as u64, parsed.call.values())?;

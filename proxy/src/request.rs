@@ -69,6 +69,14 @@ impl Peer {
         Ok(Self { id: id.clone(), tenant, floor, ceiling, limits, tenant_limits })
     }
 
+    /// Who carries requests of others. No rule is of them: what they carry is admitted by whose it is.
+    #[must_use]
+    pub fn carrier(config: &Config, id: &SpiffeId) -> Self {
+        let (floor, ceiling) = (config.labels.lowest(), config.labels.lowest());
+        let (limits, tenant_limits) = (IdentityLimits::default(), IdentityLimits::default());
+        Self { id: id.clone(), tenant: id.to_string().into(), floor, ceiling, limits, tenant_limits }
+    }
+
     /// For their own account.
     #[must_use]
     pub fn who(&self) -> Who {

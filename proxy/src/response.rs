@@ -119,10 +119,14 @@ pub fn full(bytes: Bytes) -> Body {
 #[must_use]
 pub fn error(error: &Error) -> Response<Body> {
     let reply = error.reply();
-    let mut response = Response::new(full(reply.body.to_bytes()));
+    let (body, media_type) = match reply.problem {
+        Some(kind) => (reply.body.as_problem(kind), "application/problem+json"),
+        None => (reply.body.to_bytes(), "application/json"),
+    };
+    let mut response = Response::new(full(body));
     *response.status_mut() = reply.status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     if let Some(after) = reply.retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000).max(1) as u64));
     }

@@ -120,6 +120,8 @@ async fn serve(
             together.keep_up(counting.admission.books()).await;
         }
     });
+    let sealing = gateway.clone();
+    tokio::spawn(async move { sealing.payload_keys.keep_up().await });
     if let Some(cache) = gateway.cache.clone() {
         tokio::spawn(async move {
             if let Some(redis) = &cache.redis {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Health, Schedule};
 use postern_certs::{
-    Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, Serial, SpiffeId, SystemClock,
-    Trust, clock, verify,
+    Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, Serial, Signatory, SpiffeId,
+    SystemClock, Trust, clock, verify,
 };
 use rustls::{ClientConfig, ServerConfig};
 use time::OffsetDateTime;
@@ -57,6 +57,7 @@ pub struct Current {
     /// No connection outlives it.
     pub not_after: OffsetDateTime,
     leaf: Arc<IssuedLeaf>,
+    signatory: Signatory,
     trust: Arc<Trust>,
     schedule: Schedule,
     withdrawn: AtomicBool,
@@ -76,6 +77,11 @@ impl Current {
     /// No root is valid now.
     pub(crate) fn towards(&self, server: SpiffeId) -> Result<Arc<ClientConfig>, CertsError> {
         postern_certs::client_config(&self.leaf, &self.trust, server)
+    }
+
+    /// Signs with the leaf, for those whose connection it does not secure.
+    pub(crate) fn signatory(&self) -> &Signatory {
+        &self.signatory
     }
 
     fn withdraw(&self) {
@@ -101,8 +107,8 @@ impl Current {
         let tls = postern_certs::server_config(&leaf, trust)?;
         let enrol = enrols.then(|| postern_certs::enrol_server_config(&leaf, &trust.roots())).transpose()?;
         let withdrawn = AtomicBool::new(false);
-        let trust = Arc::clone(trust);
-        Ok(Self { tls, enrol, not_after: leaf.not_after, leaf, trust, schedule, withdrawn })
+        let (signatory, trust) = (Signatory::new(&leaf)?, Arc::clone(trust));
+        Ok(Self { tls, enrol, not_after: leaf.not_after, leaf, signatory, trust, schedule, withdrawn })
     }
 }
 

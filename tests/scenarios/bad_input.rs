@@ -81,7 +81,7 @@ async fn paths_methods_and_media_types_are_checked() -> Result<()> {
     };
     let reply = send("text/plain").await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (415, "unsupported_media_type"));
-    assert_eq!(send("message/ohttp-req").await?.error_code(), "sealed_payload_unsupported");
+    assert_eq!(send("message/ohttp-req").await?.error_code(), "unsupported_media_type");
     assert_eq!(send("application/json; charset=utf-8").await?.status, 200);
     Ok(())
 }

@@ -11,12 +11,12 @@ use crate::config;
 
 const SCENES: [&str; 8] = ["plain", "streamed", "tools", "structured", "embeddings", "completions", "models", "errors"];
 
-fn target(path: &str) -> PathBuf {
+pub(crate) fn target(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")).join(path)
 }
 
 /// Node, with this as a module. What it imports is found from the folder that it runs in.
-fn node(script: &str) -> Command {
+pub(crate) fn node(script: &str) -> Command {
     let installed = target("node/bin/node");
     let mut node = if installed.is_file() { Command::new(installed) } else { Command::new("node") };
     node.current_dir(target("node")).args(["--input-type=module", "--eval", script]);

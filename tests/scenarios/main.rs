@@ -47,6 +47,7 @@ mod readme;
 mod redaction;
 mod replicas;
 mod rotation;
+mod sealed;
 mod semantic;
 mod tools;
 mod upstreams;

@@ -20,6 +20,7 @@ pub mod postern;
 pub mod process;
 pub mod records;
 pub mod redis;
+pub mod sealed;
 pub mod tls;
 pub mod workload_api;
 
@@ -32,4 +33,5 @@ pub use node::Node;
 pub use postern::Postern;
 pub use records::{Record, Records};
 pub use redis::Redis;
+pub use sealed::{Draft, Workstation};
 pub use workload_api::WorkloadApi;

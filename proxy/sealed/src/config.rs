@@ -57,17 +57,24 @@ impl PublicConfig {
         self.key.to_bytes().into()
     }
 
-    /// As it is published; a length in front of it, as in a list.
+    /// As it stands in a list: with its length in front of it.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
+        let config = self.alone();
+        let length = u16::try_from(config.len()).unwrap_or(u16::MAX);
+        [length.to_be_bytes().as_slice(), &config].concat()
+    }
+
+    /// As it is published alone, for [`ehbp`](crate::ehbp).
+    #[must_use]
+    pub fn alone(&self) -> Vec<u8> {
         let mut config = vec![self.id];
         config.extend_from_slice(&KEM_ID.to_be_bytes());
         config.extend_from_slice(&self.public_key());
         config.extend_from_slice(&4_u16.to_be_bytes());
         config.extend_from_slice(&KDF_ID.to_be_bytes());
         config.extend_from_slice(&<AesGcm256 as hpke::aead::Aead>::AEAD_ID.to_be_bytes());
-        let length = u16::try_from(config.len()).unwrap_or(u16::MAX);
-        [length.to_be_bytes().as_slice(), &config].concat()
+        config
     }
 
     /// The first of a published list that has our algorithms. Others are passed over, as the RFC asks for.
@@ -157,6 +164,18 @@ impl Keys {
     #[must_use]
     pub fn new(keys: Vec<SecretKey>) -> Self {
         Self(keys)
+    }
+
+    /// Is there one of this number?
+    #[must_use]
+    pub fn has(&self, id: u8) -> bool {
+        self.0.iter().any(|key| key.id == id)
+    }
+
+    /// What is published of the newest, alone.
+    #[must_use]
+    pub fn newest(&self) -> Vec<u8> {
+        self.0.first().map(|key| key.public().alone()).unwrap_or_default()
     }
 
     /// What is published: the newest first.

@@ -3,6 +3,9 @@
 //! A request says inside when it was sealed, and is refused if that is more than [`SKEW`] away; so what was accepted needs to be known for twice as long,
 //! and no longer. By the monotonic clock: one that is set back opens no window. What is known has a bound; when it is full, requests are
 //! refused rather than forgotten.
+//!
+//! Bodies that are sealed alone ([`ehbp`](crate::ehbp)) say no date, so they are known for as long as their key is in use; a key that has opened as many as
+//! can be known is replaced.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -79,9 +82,64 @@ impl Replays {
     }
 }
 
+/// Which requests without a date have been accepted, by the number of their key.
+#[derive(Debug)]
+pub struct Undated {
+    most: usize,
+    hash: RandomState,
+    known: Vec<(u8, HashSet<u64>)>,
+}
+
+impl Undated {
+    /// Knows of so many at most of each key.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self { most, hash: RandomState::new(), known: Vec::new() }
+    }
+
+    /// Accepts a request that was authenticated. True: it is the last one that its key may open, and the key has to be replaced.
+    ///
+    /// # Errors
+    /// It was accepted before, or its key has opened too many.
+    pub fn accept(&mut self, key: u8, encapsulated: &[u8; ENC]) -> Result<bool, NotAccepted> {
+        let hash = self.hash.hash_one(encapsulated);
+        if !self.known.iter().any(|(of, _)| *of == key) {
+            self.known.push((key, HashSet::new()));
+        }
+        let Some((_, known)) = self.known.iter_mut().find(|(of, _)| *of == key) else { return Err(NotAccepted::Full) };
+        if known.contains(&hash) {
+            return Err(NotAccepted::Replayed);
+        }
+        if known.len() >= self.most {
+            return Err(NotAccepted::Full);
+        }
+        known.insert(hash);
+        Ok(known.len() >= self.most)
+    }
+
+    /// Forgets those of keys that are not in use any more.
+    pub fn forget(&mut self, is_in_use: impl Fn(u8) -> bool) {
+        self.known.retain(|(key, _)| is_in_use(*key));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_date_it_is_known_as_long_as_its_key_and_a_full_key_is_replaced() {
+        let mut undated = Undated::new(2);
+        assert_eq!(undated.accept(1, &encapsulated(1)), Ok(false));
+        assert_eq!(undated.accept(1, &encapsulated(1)), Err(NotAccepted::Replayed));
+        assert_eq!(undated.accept(1, &encapsulated(2)), Ok(true));
+        assert_eq!(undated.accept(1, &encapsulated(3)), Err(NotAccepted::Full));
+        assert_eq!(undated.accept(1, &encapsulated(1)), Err(NotAccepted::Replayed));
+        assert_eq!(undated.accept(2, &encapsulated(1)), Ok(false));
+        undated.forget(|key| key == 2);
+        assert_eq!(undated.accept(2, &encapsulated(1)), Err(NotAccepted::Replayed));
+        assert_eq!(undated.known.len(), 1);
+    }
 
     fn encapsulated(n: u32) -> [u8; ENC] {
         let mut all = [0; ENC];

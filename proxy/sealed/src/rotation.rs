@@ -28,25 +28,29 @@ impl Rotation {
         Self { keys: vec![(SecretKey::generate(id, rng), Duration::ZERO)] }
     }
 
+    /// A new key now: the newest has been used too often. The one before is accepted as long as it would be anyway; no third one is.
+    pub fn renew(&mut self, rng: &mut impl CryptoRng) {
+        let id = self.keys.first().map_or(0, |(key, _)| key.id().wrapping_add(1));
+        self.keys.insert(0, (SecretKey::generate(id, rng), Duration::ZERO));
+        self.keys.truncate(2);
+    }
+
     /// Time has passed. True: there is a new key to publish, or one less is accepted.
     pub fn pass(&mut self, elapsed: Duration, rng: &mut impl CryptoRng) -> bool {
         self.keys.iter_mut().for_each(|(_, age)| *age = age.saturating_add(elapsed));
-        let (before, newest) = (self.keys.len(), self.keys.first());
-        let next = newest.filter(|(_, age)| *age >= NEWEST).map(|(key, _)| key.id().wrapping_add(1));
-        self.keys.retain(|(_, age)| *age < ACCEPTED);
-        let changed = self.keys.len() < before;
-        if let Some(id) = next {
-            self.keys.insert(0, (SecretKey::generate(id, rng), Duration::ZERO));
+        let is_due = self.keys.first().is_none_or(|(_, age)| *age >= NEWEST);
+        if is_due {
+            self.renew(rng);
         }
-        changed || next.is_some()
+        let before = self.keys.len();
+        self.keys.retain(|(_, age)| *age < ACCEPTED);
+        is_due || self.keys.len() < before
     }
 
-    /// How long until [`pass`](Self::pass) has something to do.
+    /// For how long the newest will be accepted.
     #[must_use]
-    pub fn due_in(&self) -> Duration {
-        let ends = self.keys.iter().map(|(_, age)| ACCEPTED.saturating_sub(*age));
-        let renewal = self.keys.first().map_or(Duration::ZERO, |(_, age)| NEWEST.saturating_sub(*age));
-        ends.chain([renewal]).min().unwrap_or_default()
+    pub fn newest_for(&self) -> Duration {
+        self.keys.first().map_or(Duration::ZERO, |(_, age)| ACCEPTED.saturating_sub(*age))
     }
 
     /// Those that are accepted.
@@ -70,9 +74,9 @@ mod tests {
         let newest = |rotation: &Rotation| PublicConfig::from_list(&rotation.keys().list()).unwrap();
         let first = newest(&rotation);
         let (sealed, _) = whole::seal_request(&first, b"a", &mut rng).unwrap();
-        assert_eq!(rotation.due_in(), NEWEST);
+        assert_eq!(rotation.newest_for(), ACCEPTED);
         assert!(!rotation.pass(HOUR * 23, &mut rng) && newest(&rotation) == first);
-        assert_eq!(rotation.due_in(), HOUR);
+        assert_eq!(rotation.newest_for(), HOUR * 25);
         assert!(rotation.pass(HOUR, &mut rng));
         let second = newest(&rotation);
         assert_eq!(second.id(), first.id().wrapping_add(1));
@@ -86,6 +90,10 @@ mod tests {
         let third = newest(&rotation);
         assert!(rotation.pass(HOUR * 1000, &mut rng) && rotation.keys.len() == 1);
         assert_eq!(newest(&rotation).id(), third.id().wrapping_add(1));
-        assert_eq!(rotation.due_in(), NEWEST);
+        // Used too often: the third one is not accepted any more.
+        rotation.renew(&mut rng);
+        rotation.renew(&mut rng);
+        assert_eq!((rotation.keys.len(), rotation.newest_for()), (2, ACCEPTED));
+        assert!(!rotation.pass(HOUR, &mut rng));
     }
 }

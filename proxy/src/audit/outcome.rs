@@ -16,6 +16,12 @@ pub struct Outcome {
     pub result: &'static str,
     /// SPIFFE ID.
     pub identity: String,
+    /// How the payload was sealed: `ohttp-chunked`, `ohttp` or `ehbp`; absent: it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<&'static str>,
+    /// Over whose connection it came, if that is somebody else's: a SPIFFE ID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
     /// HTTP status; absent if the client went before there was one.
     pub status: Option<u16>,
     /// Error code, if it was not answered.

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
 use http::Request;
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use postern_certs::SpiffeId;
@@ -23,6 +24,7 @@ use crate::config::Config;
 use crate::connection::session::Session;
 use crate::demo::client::{Answer, exchange};
 use crate::gateway::Gateway;
+use crate::open::Payload;
 use crate::pipeline;
 use crate::request::Peer;
 
@@ -219,8 +221,9 @@ async fn ask_inside(gateway: Arc<Gateway>, line: Arc<Line>) -> anyhow::Result<An
     let until = OffsetDateTime::now_utc() + DAY;
     let session = Arc::new(Session::new(Leaf::inside(id, until), until));
     let (ours, theirs) = tokio::io::duplex(PIPE);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let (gateway, session, peer) = (gateway.clone(), session.clone(), peer.clone());
+        let request = request.map(Payload::Inside);
         async move { Ok::<_, std::convert::Infallible>(pipeline::call(&gateway, &session, peer, endpoint, request).await) }
     });
     let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service);

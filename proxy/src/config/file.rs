@@ -96,12 +96,27 @@ pub struct File {
     /// The records of what happened.
     #[serde(default)]
     pub audit: Audit,
+    /// Sealed payloads.
+    #[serde(default)]
+    pub payload: Payload,
     /// Bounds on what a client may send.
     #[serde(default)]
     pub limits: Limits,
     /// Refuse every target but the engine on this machine.
     #[serde(default)]
     pub offline: bool,
+}
+
+/// Sealed payloads: what leaves a workstation is for the gateway alone, also where somebody breaks TLS open on the way.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Payload {
+    /// Requests in clear are refused.
+    pub required: bool,
+    /// SPIFFE IDs, `*` at the end allowed, of those over whose connections sealed requests of others may come: middleboxes that break TLS open.
+    /// Each request has to be signed then by whoever sent it.
+    #[schemars(with = "Vec<String>")]
+    pub relays: Vec<Placed>,
 }
 
 /// Who issues certificates.

@@ -152,6 +152,12 @@ impl Resolver<'_> {
             }),
             audit_dir: state_dir.join(&file.audit.dir),
             audit_retention: file.audit.retention.0,
+            payload: super::Payload {
+                required: file.payload.required,
+                relays: (file.payload.relays.iter())
+                    .map(|relay| self.pattern(relay, &file.trust.domain.value))
+                    .collect::<Result<_, _>>()?,
+            },
             limits: file.limits,
             offline: file.offline,
             names: file.names,

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use postern_certs::verify::Peer;
-use postern_certs::{Clock as _, SystemClock, Trust, clock};
+use postern_certs::{Clock as _, SpiffeId, SystemClock, Trust, clock};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -43,6 +43,8 @@ pub struct Session {
     /// Whoever is in the middle of an answer says so, and ends it.
     last_words: CancellationToken,
     cut: OnceLock<&'static str>,
+    /// Whose connection it is, if it is somebody else's.
+    over: Option<Arc<Session>>,
 }
 
 /// How a connection is to end.
@@ -69,7 +71,29 @@ impl Session {
         let (soft_end, hard_end) = (now + soft, now + hard);
         let drain = life.drain;
         let (overdue, last_words) = (CancellationToken::new(), CancellationToken::new());
-        Self { peer, until, soft_end, hard_end, drain, overdue, last_words, cut: OnceLock::new() }
+        Self { peer, until, soft_end, hard_end, drain, overdue, last_words, cut: OnceLock::new(), over: None }
+    }
+
+    /// Of somebody whose signed request came over the connection of somebody else. It ends with that.
+    #[must_use]
+    pub(crate) fn carried(peer: Peer, over: &Arc<Self>) -> Self {
+        Self {
+            until: over.until.min(peer.not_after),
+            peer,
+            soft_end: over.soft_end,
+            hard_end: over.hard_end,
+            drain: over.drain,
+            overdue: over.overdue.clone(),
+            last_words: over.last_words.clone(),
+            cut: OnceLock::new(),
+            over: Some(over.clone()),
+        }
+    }
+
+    /// Over whose connection it came, if that is somebody else's.
+    #[must_use]
+    pub(crate) fn relay(&self) -> Option<&SpiffeId> {
+        self.over.as_ref().map(|over| &over.peer.id)
     }
 
     /// False if a leaf has ended meanwhile; the connection is then asked to end. By wall time, which goes on while a machine
@@ -85,7 +109,7 @@ impl Session {
     /// Why it was cut; a code for the records.
     #[must_use]
     pub fn cut(&self) -> Option<&'static str> {
-        self.cut.get().copied()
+        self.cut.get().copied().or_else(|| self.over.as_ref()?.cut())
     }
 
     /// Notes why it is about to be cut. The first reason counts.

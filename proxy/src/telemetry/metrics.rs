@@ -66,6 +66,7 @@ pub struct Metrics {
     cache_identities: Identities,
     redis: Family<Words<1>, Gauge>,
     egress_refused: Family<Words<2>, Counter>,
+    payloads: Family<Words<2>, Counter>,
     costs: Family<Words<1>, Counter<f64, AtomicU64>>,
     fallbacks: Family<Words<3>, Counter>,
     races: Family<Words<2>, Counter>,
@@ -117,6 +118,7 @@ impl Default for Metrics {
             redis: Family::default(),
             cache_identities: Identities::default(),
             egress_refused: Family::default(),
+            payloads: Family::default(),
             costs: Family::default(),
             fallbacks: Family::default(),
             races: Family::default(),
@@ -199,6 +201,7 @@ impl Metrics {
             "Sends that were refused, by label and reason",
             self.egress_refused.clone(),
         );
+        r.register("postern_payloads", "Sealed requests, by form and whether they were opened", self.payloads.clone());
         r.register("postern_cost", "What answers cost, in the currency of the prices", self.costs.clone());
         r.register("postern_fallbacks", "Attempts that failed and went on elsewhere", self.fallbacks.clone());
         r.register("postern_races", "Clouds that were asked beside a slow edge, by result", self.races.clone());
@@ -365,6 +368,11 @@ impl Metrics {
     /// A Redis came or went; `used_for` is `cache` or `limits`.
     pub fn redis_is(&self, used_for: &'static str, connected: bool) {
         self.redis.get_or_create(&[("for", used_for.to_owned())]).set(i64::from(connected));
+    }
+
+    /// A sealed request was opened, or why not: an error's code.
+    pub fn payload(&self, form: &'static str, result: &'static str) {
+        self.payloads.get_or_create(&[("form", form.to_owned()), ("result", result.to_owned())]).inc();
     }
 
     /// A send was refused.

@@ -25,6 +25,16 @@ impl ErrorBody {
         json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
     }
 
+    /// The same as a problem of a type that clients look for (RFC 9457): `type` and `title` beside `error`.
+    #[must_use]
+    pub fn as_problem(&self, kind: &str) -> Bytes {
+        let mut problem = json!({"type": kind, "title": self.message});
+        if let (Some(problem), Value::Object(error)) = (problem.as_object_mut(), self.to_json()) {
+            problem.extend(error);
+        }
+        Bytes::from(problem.to_string())
+    }
+
     /// [`to_json`](Self::to_json) as text.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use postern::admin::guard::{Access, check_origin};
 use postern::config::{self, Config};
-use postern::open::SealedRequest;
+use postern::open::OpenedRequest;
 use postern::redact;
 use postern::request::{ParsedRequest, Peer};
 use postern_wire::call::Endpoint;
@@ -106,8 +106,7 @@ fn call_to(endpoint: Endpoint, bytes: &[u8]) -> bool {
     let (headers, body) = split(bytes);
     let peer = Peer::resolve(&CONFIG, &"spiffe://fuzz.test/clerk".parse().unwrap()).unwrap();
     let marked = headers.contains_key("postern-label");
-    let sealed = SealedRequest { headers, body: Bytes::copy_from_slice(body) };
-    let Ok(opened) = sealed.open() else { return false };
+    let Ok(opened) = OpenedRequest::new(headers, Bytes::copy_from_slice(body)) else { return false };
     let Ok(request) = ParsedRequest::parse(&CONFIG, peer, endpoint, &opened) else { return false };
     assert_eq!(request.marks.label.is_some(), marked, "a label was overheard");
     let call = &request.call;

@@ -116,7 +116,7 @@ impl EngineRefusal {
     #[must_use]
     pub fn reply(&self) -> Reply {
         let Self { status, code, kind, message, param, retry_after } = self.clone();
-        Reply { status, body: ErrorBody { message, kind, param, code: Some(code) }, retry_after }
+        Reply { status, body: ErrorBody { message, kind, param, code: Some(code) }, retry_after, problem: None }
     }
 }
 

@@ -1,0 +1,201 @@
+//! Plain → sealed: the response, as it comes, for whoever sealed the request.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Frame;
+use postern_certs::Trust;
+use postern_sealed::whole::{self, Exchange};
+use postern_sealed::{SealError, binary, chunked, ehbp};
+use tokio::sync::watch;
+
+use crate::connection::session::Session;
+use crate::error::Error;
+use crate::open::Form;
+use crate::response::{self, Body, Cut};
+
+/// Bytes of an answer that is sealed as a whole, so it is in memory three times. Larger ones are asked for in pieces.
+const MAX_WHOLE: usize = 16 << 20;
+
+/// Seals `response`; `sender` is whose it is, if it goes over somebody else's connection.
+pub(crate) async fn seal(
+    form: Form,
+    exchange: &Exchange,
+    response: Response<Body>,
+    sender: Option<Sender>,
+) -> Response<Body> {
+    let sealed = match form {
+        Form::Pieces => in_pieces(exchange, response, sender),
+        Form::Bodies => bodies(exchange, response),
+        Form::Whole => as_a_whole(exchange, response).await,
+    };
+    // Nothing of it has been sent.
+    sealed.unwrap_or_else(|error| response::error(&error.into()))
+}
+
+/// Who gets a response over somebody else's connection. That connection is not cut when their certificate is revoked, so this is.
+pub(crate) struct Sender {
+    pub(crate) session: Arc<Session>,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+}
+
+impl Sender {
+    fn is_revoked(&mut self) -> bool {
+        let changed = self.trust.has_changed().unwrap_or(false);
+        let revoked = changed && self.trust.borrow_and_update().is_revoked(&self.session.peer);
+        if revoked {
+            self.session.set_cut("certificate_revoked");
+        }
+        revoked
+    }
+}
+
+fn in_pieces(
+    exchange: &Exchange,
+    response: Response<Body>,
+    sender: Option<Sender>,
+) -> Result<Response<Body>, SealError> {
+    let (parts, body) = response.into_parts();
+    let (mut begun, mut head) = (Vec::with_capacity(1024), Vec::with_capacity(512));
+    let mut sealer = chunked::ResponseSealer::begin(exchange, &mut rand::rng(), &mut begun)?;
+    binary::begin_response(parts.status, &parts.headers, &mut head);
+    sealer.push(&head, &mut begun)?;
+    let body =
+        Sealed { inner: body, begun: Some(begun), sealer: Some(Sealer::Pieces(sealer)), plain: Vec::new(), sender };
+    let mut headers = outer(chunked::RESPONSE);
+    // Whoever passes it on should not wait for all of it (draft-ietf-httpbis-incremental).
+    headers.insert("incremental", HeaderValue::from_static("?1"));
+    Ok(answered(StatusCode::OK, headers, body.boxed_unsync()))
+}
+
+fn bodies(exchange: &Exchange, response: Response<Body>) -> Result<Response<Body>, SealError> {
+    let (mut parts, body) = response.into_parts();
+    let (sealer, nonce) = ehbp::ResponseSealer::begin(exchange, &mut rand::rng())?;
+    let nonce = HeaderValue::try_from(data_encoding::HEXLOWER.encode(&nonce)).map_err(|_| SealError::Ended)?;
+    parts.headers.insert(ehbp::RESPONSE_NONCE, nonce);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let body =
+        Sealed { inner: body, begun: None, sealer: Some(Sealer::Bodies(sealer)), plain: Vec::new(), sender: None };
+    Ok(answered(parts.status, parts.headers, body.boxed_unsync()))
+}
+
+async fn as_a_whole(exchange: &Exchange, response: Response<Body>) -> Result<Response<Body>, SealError> {
+    let (parts, mut body) = response.into_parts();
+    let mut content = Vec::new();
+    while let Some(frame) = body.frame().await {
+        // An answer that was cut has no whole.
+        let data = frame.map_err(|_| SealError::Cut)?.into_data().unwrap_or_default();
+        if content.len() + data.len() > MAX_WHOLE {
+            return Err(SealError::TooLarge);
+        }
+        content.extend_from_slice(&data);
+    }
+    let mut message = Vec::with_capacity(content.len() + 1024);
+    binary::put_response(parts.status, &parts.headers, &content, &mut message);
+    let sealed = whole::seal_response(exchange, &message, &mut rand::rng())?;
+    Ok(answered(StatusCode::OK, outer(whole::RESPONSE), response::full(sealed.into())))
+}
+
+/// All that anybody on the way is told.
+fn outer(media_type: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers
+}
+
+fn answered(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    (*response.status_mut(), *response.headers_mut()) = (status, headers);
+    response
+}
+
+/// Seals what comes, each frame when it comes.
+struct Sealed {
+    inner: Body,
+    begun: Option<Vec<u8>>,
+    /// `None`: the end has been sent, or there will be none.
+    sealer: Option<Sealer>,
+    plain: Vec<u8>,
+    sender: Option<Sender>,
+}
+
+enum Sealer {
+    Pieces(chunked::ResponseSealer),
+    Bodies(ehbp::ResponseSealer),
+}
+
+impl Sealed {
+    fn sealed(&mut self, data: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut out = Vec::new();
+        match &mut self.sealer {
+            Some(Sealer::Pieces(sealer)) => {
+                self.plain.clear();
+                binary::put_content(data, &mut self.plain);
+                sealer.push(&self.plain, &mut out)?;
+            }
+            Some(Sealer::Bodies(sealer)) => sealer.push(data, &mut out)?,
+            None => {}
+        }
+        Ok(out)
+    }
+
+    fn end(&mut self) -> Result<Option<Vec<u8>>, SealError> {
+        let Some(Sealer::Pieces(mut sealer)) = self.sealer.take() else { return Ok(None) };
+        let mut out = Vec::new();
+        self.plain.clear();
+        binary::end_response(&mut self.plain);
+        sealer.push(&self.plain, &mut out)?;
+        sealer.finish(&mut out)?;
+        Ok(Some(out))
+    }
+}
+
+impl http_body::Body for Sealed {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let this = self.get_mut();
+        if let Some(begun) = this.begun.take() {
+            return Poll::Ready(Some(Ok(Frame::data(begun.into()))));
+        }
+        if this.sealer.is_none() {
+            return Poll::Ready(None);
+        }
+        loop {
+            let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+            let frame = if this.sender.as_mut().is_some_and(Sender::is_revoked) { Some(Err(Cut)) } else { frame };
+            let sealed = match frame {
+                Some(Ok(frame)) => {
+                    let data = frame.into_data().unwrap_or_default();
+                    this.sealed(&data).map(Some)
+                }
+                // Without its end: whoever reads it sees that it was cut.
+                Some(Err(cut)) => {
+                    this.sealer = None;
+                    return Poll::Ready(Some(Err(cut)));
+                }
+                None => this.end(),
+            };
+            return Poll::Ready(match sealed {
+                Ok(Some(bytes)) if bytes.is_empty() => continue,
+                Ok(bytes) => bytes.map(|bytes| Ok(Frame::data(bytes.into()))),
+                Err(_) => {
+                    this.sealer = None;
+                    Some(Err(Cut))
+                }
+            });
+        }
+    }
+}
+
+impl From<SealError> for Error {
+    fn from(error: SealError) -> Self {
+        Self::Payload(error)
+    }
+}
