@@ -59,6 +59,18 @@ check_units() {
   for name in postern postern-node; do
     check_unit "$name.service"
   done
+  check_user_unit postern-connect.service
+}
+
+# A user's own manager has no say over mounts and devices, so there is no number for it.
+check_user_unit() {
+  local unit=$scratch/$1 said
+  sed "s#/usr/bin/postern #$program #" "deploy/systemd/$1" >"$unit"
+  said=$(XDG_RUNTIME_DIR=$scratch systemd-analyze --user verify --man=no "$unit" 2>&1) || { echo "$said"; return 1; }
+  if grep -F "$scratch/$1" <<<"$said"; then
+    return 1
+  fi
+  echo "deploy/systemd/$1: good"
 }
 
 check_unit() {

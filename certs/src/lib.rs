@@ -82,6 +82,6 @@ pub use refusal::Reason;
 pub use serial::Serial;
 pub use signature::Signatory;
 pub use spiffe::SpiffeId;
-pub use tls::{client_config, enrol_server_config, node_server_config, server_config};
+pub use tls::{client_config, client_config_through, enrol_server_config, node_server_config, server_config};
 pub use trust::Trust;
 pub use verify::Peer;

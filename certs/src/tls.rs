@@ -12,9 +12,9 @@ mod pinned_verifier;
 use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, ServerConfig,
-    client::Resumption,
-    crypto::{CryptoProvider, aws_lc_rs},
+    ClientConfig, RootCertStore, ServerConfig,
+    client::{Resumption, WebPkiServerVerifier},
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs},
     pki_types::{CertificateDer, UnixTime},
     server::NoServerSessionStorage,
     time_provider::TimeProvider,
@@ -87,10 +87,35 @@ fn server_config_for(
 /// - [`CertsError::EmptyBundle`]: no root is valid now.
 /// - [`CertsError::Tls`]: leaf and key do not belong together.
 pub fn client_config(leaf: &IssuedLeaf, trust: &Arc<Trust>, server: SpiffeId) -> Result<Arc<ClientConfig>, CertsError> {
+    client_config_with(leaf, trust, |algorithms| Ok(GatewayVerifier::new(Arc::clone(trust), algorithms, server)))
+}
+
+/// As [`client_config`], where somebody on the way breaks TLS open: a server is accepted too that has a certificate of one of these
+/// `authorities` for the host name that is connected to. It is not the gateway, so nothing that it says is the gateway's word.
+///
+/// # Errors
+/// Those of [`client_config`], and that there are no `authorities`.
+pub fn client_config_through(
+    leaf: &IssuedLeaf,
+    trust: &Arc<Trust>,
+    server: SpiffeId,
+    authorities: Arc<RootCertStore>,
+) -> Result<Arc<ClientConfig>, CertsError> {
+    client_config_with(leaf, trust, |algorithms| {
+        let middlebox = WebPkiServerVerifier::builder_with_provider(authorities, provider()).build();
+        let middlebox = middlebox.map_err(|error| CertsError::certificate(error.to_string()))?;
+        Ok(GatewayVerifier::new(Arc::clone(trust), algorithms, server).or(middlebox))
+    })
+}
+
+fn client_config_with(
+    leaf: &IssuedLeaf,
+    trust: &Arc<Trust>,
+    verifier: impl FnOnce(WebPkiSupportedAlgorithms) -> Result<GatewayVerifier, CertsError>,
+) -> Result<Arc<ClientConfig>, CertsError> {
     let provider = provider();
     trust.check_not_empty(clock::steady_now())?;
-    let algorithms = provider.signature_verification_algorithms;
-    let verifier = GatewayVerifier::new(Arc::clone(trust), algorithms, server);
+    let verifier = verifier(provider.signature_verification_algorithms)?;
     let mut config = ClientConfig::builder_with_details(provider, Arc::new(SteadyTime))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()

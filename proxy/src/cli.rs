@@ -9,6 +9,7 @@ mod model;
 mod plugin;
 
 pub(crate) use certs::workstation;
+pub(crate) use engine::host_and_port;
 pub(crate) use model::pull;
 
 use std::io::Write as _;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::supervise::EXIT_CONFIG;
-use crate::{config, demo, serve, supervise, telemetry};
+use crate::{config, connect, demo, serve, supervise, telemetry};
 
 /// The AI egress point of a branch office: an mTLS gateway that decides for each request where a prompt may be answered.
 #[derive(Debug, Parser)]
@@ -68,6 +69,8 @@ enum Command {
     /// Fill the cache of a running gateway.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// On a workstation: let applications that speak the OpenAI API reach the gateway, sealed, at a loopback address.
+    Connect(connect::ConnectArguments),
     /// A guided run of the real thing in a scratch folder.
     Demo(demo::DemoArguments),
 }
@@ -129,6 +132,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Cache(command) => cache::run(command),
+        Command::Connect(arguments) => connect::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

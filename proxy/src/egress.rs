@@ -40,7 +40,8 @@ use crate::config::read::bounded;
 use crate::config::{Secret, Target, Timeouts};
 use crate::tls::Certificate;
 use crate::upstream::local::origin_headers;
-use complaints::{Complaints, in_words};
+use complaints::Complaints;
+pub(crate) use complaints::in_words;
 use node::Node;
 use pools::Pools;
 pub(crate) use pools::Seat;
@@ -329,7 +330,8 @@ fn bearer(secret: &Secret) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-fn authority(path: &std::path::Path) -> Result<rustls::RootCertStore, String> {
+/// The authorities in a file.
+pub(crate) fn authority(path: &std::path::Path) -> Result<rustls::RootCertStore, String> {
     let bad = |error: &dyn std::fmt::Display| format!("the authority in {} cannot be used: {error}", path.display());
     let mut roots = rustls::RootCertStore::empty();
     let text = bounded(path, MAX_AUTHORITIES).map_err(|error| bad(&error))?;

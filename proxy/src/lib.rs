@@ -12,6 +12,7 @@ pub mod cache;
 pub mod classify;
 pub mod cli;
 pub mod config;
+pub mod connect;
 mod connection;
 pub mod cost;
 pub mod decide;

@@ -1,10 +1,14 @@
-//! Which server a workstation accepts: one gateway, by its SPIFFE ID. rustls has no server name of that kind.
+//! Which server a workstation accepts: one gateway, by its SPIFFE ID. rustls has no server name of that kind. Or, where it is told to,
+//! a middlebox that breaks TLS open, by its host name.
 
 use std::sync::Arc;
 
 use rustls::{
     DigitallySignedStruct, Error, PeerIncompatible, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
@@ -16,11 +20,17 @@ pub(super) struct GatewayVerifier {
     trust: Arc<Trust>,
     algorithms: WebPkiSupportedAlgorithms,
     gateway: SpiffeId,
+    middlebox: Option<Arc<WebPkiServerVerifier>>,
 }
 
 impl GatewayVerifier {
     pub(super) fn new(trust: Arc<Trust>, algorithms: WebPkiSupportedAlgorithms, gateway: SpiffeId) -> Self {
-        Self { trust, algorithms, gateway }
+        Self { trust, algorithms, gateway, middlebox: None }
+    }
+
+    /// Whoever is not the gateway may be what this accepts.
+    pub(super) fn or(self, middlebox: Arc<WebPkiServerVerifier>) -> Self {
+        Self { middlebox: Some(middlebox), ..self }
     }
 }
 
@@ -44,12 +54,17 @@ impl ServerCertVerifier for GatewayVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        check_gateway(&self.trust, &self.gateway, end_entity, intermediates, now).map_err(to_rustls)?;
-        Ok(ServerCertVerified::assertion())
+        match (check_gateway(&self.trust, &self.gateway, end_entity, intermediates, now), &self.middlebox) {
+            (Ok(()), _) => Ok(ServerCertVerified::assertion()),
+            (Err(error), None) => Err(to_rustls(error)),
+            (Err(_), Some(middlebox)) => {
+                middlebox.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            }
+        }
     }
 
     fn verify_tls12_signature(

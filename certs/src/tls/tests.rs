@@ -336,6 +336,21 @@ fn only_the_exact_gateway_is_the_gateway() {
 }
 
 /// A leaf that our authority would not issue, below a root that the branch trusts.
+#[test]
+fn a_middlebox_is_accepted_by_its_host_name_only_where_that_was_asked_for() {
+    let (ours, theirs) = (branch(), branch());
+    let trust = Arc::new(Trust::from_roots(&ours.bundle).unwrap());
+    let gateway = id("spiffe://td/gateway");
+    let through = super::client_config_through(&ours.ada, &trust, gateway, theirs.roots()).unwrap();
+    let plain = ours.client();
+    let middlebox = |leaf: &IssuedLeaf| server_config(leaf, &ours.bundle).unwrap();
+    assert!(handshake(&middlebox(&theirs.gateway), &through).is_ok(), "it has a certificate for this host name");
+    assert!(handshake(&middlebox(&ours.gateway), &through).is_ok(), "the gateway itself");
+    refused(&middlebox(&theirs.gateway), &plain);
+    refused(&middlebox(&theirs.node), &through);
+    refused(&middlebox(&branch().gateway), &through);
+}
+
 fn odd_leaf(change: impl FnOnce(&mut CertificateParams)) -> (IssuedLeaf, Vec<CertificateDer<'static>>) {
     let now = OffsetDateTime::now_utc();
     let root = Signer::create_root(&id("spiffe://td"), now).unwrap();

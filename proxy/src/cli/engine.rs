@@ -80,7 +80,8 @@ struct ServedArguments {
     gateway: Option<String>,
 }
 
-fn host_and_port(text: &str) -> Result<String, String> {
+/// Reads `HOST:PORT`.
+pub(crate) fn host_and_port(text: &str) -> Result<String, String> {
     let port =
         text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
     port.filter(|port| *port > 0)

@@ -36,7 +36,7 @@ impl Complaints {
 }
 
 /// The reason of ours, if it was TLS; else all that the library says, the cause last.
-pub(super) fn in_words(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn in_words(error: &(dyn Error + 'static)) -> String {
     let (mut next, mut said) = (Some(error), Vec::new());
     while let Some(error) = next {
         if let Some(tls) = error.downcast_ref() {

@@ -60,14 +60,19 @@ pub(crate) struct Renew {
 }
 
 pub(super) fn enrol(arguments: &Enrol) -> anyhow::Result<()> {
-    let token = JoinToken::parse(&secret(&arguments.token_file)?)?;
+    told(&arguments.out, &enrol_in(&arguments.out, &arguments.gateway, &arguments.token_file)?)
+}
+
+/// Makes a key, and gets a certificate for it with a token.
+pub(crate) fn enrol_in(dir: &Path, gateway: &str, token_file: &Path) -> anyhow::Result<IssuedLeaf> {
+    let token = JoinToken::parse(&secret(token_file)?)?;
     let csr = Csr::generate(token.id())?;
     let body = json!({"token": token.to_string(), "csr": postern_certs::pem::request(&csr.der)});
-    let answer = exchange(&arguments.gateway, token.client_config()?, ENROL_PATH, &body)?;
+    let answer = exchange(gateway, token.client_config()?, ENROL_PATH, &body)?;
     let roots = certificates(&answer, "ca")?;
     let trusted = token.pinned(&roots);
     ensure!(!trusted.is_empty(), "none of the gateway's roots is the one that the token names");
-    told(&arguments.out, &finish(&arguments.out, &csr, &answer, &trusted, token.gateway())?)
+    finish(dir, &csr, &answer, &trusted, token.gateway())
 }
 
 pub(super) fn renew(arguments: &Renew) -> anyhow::Result<()> {
@@ -96,10 +101,20 @@ fn renew_leaf(dir: &Path, leaf: &IssuedLeaf, address: &str) -> anyhow::Result<Is
     let trust = Arc::new(Trust::from_roots(&roots)?);
     let tls = postern_certs::client_config(leaf, &trust, gateway.clone())?;
     let csr = Csr::generate(&leaf.id)?;
-    let answer = exchange(address, tls, RENEW_PATH, &json!({"csr": postern_certs::pem::request(&csr.der)}))?;
-    // Over a connection that the present roots vouch for, so new roots may be taken up.
-    let roots = certificates(&answer, "ca")?;
-    finish(dir, &csr, &answer, &roots, &gateway)
+    let answer = exchange(address, tls, RENEW_PATH, &renewal(&csr))?;
+    take_up(dir, &csr, &answer, &gateway)
+}
+
+/// What a renewal asks for.
+pub(crate) fn renewal(csr: &Csr) -> Value {
+    json!({"csr": postern_certs::pem::request(&csr.der)})
+}
+
+/// Takes up the answer to a renewal. It came over a connection that the present roots vouch for, or was sealed by whom they vouch for, so
+/// new roots may be taken up too.
+pub(crate) fn take_up(dir: &Path, csr: &Csr, answer: &Value, gateway: &SpiffeId) -> anyhow::Result<IssuedLeaf> {
+    let roots = certificates(answer, "ca")?;
+    finish(dir, csr, answer, &roots, gateway)
 }
 
 fn finish(
@@ -128,7 +143,8 @@ fn told(dir: &Path, leaf: &IssuedLeaf) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read_leaf(dir: &Path) -> anyhow::Result<IssuedLeaf> {
+/// The certificate in a folder, also one that has ended.
+pub(crate) fn read_leaf(dir: &Path) -> anyhow::Result<IssuedLeaf> {
     let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).context("key.pem")?;
     let leaf = material::leaf(certificates_of(&dir.join("cert.pem"))?, key)?;
     material::check_key(&leaf).context("key.pem does not belong to cert.pem")?;
@@ -187,7 +203,8 @@ fn certificates(answer: &Value, field: &str) -> anyhow::Result<Vec<CertificateDe
     certificates.with_context(|| format!("`{field}` of the answer"))
 }
 
-fn certificates_of(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+/// Those in a file.
+pub(crate) fn certificates_of(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>();
     read().with_context(|| path.display().to_string())
 }
