@@ -18,9 +18,11 @@ const shape = (properties) => ({
 });
 
 const { POSTERN_URL, POSTERN_CA, POSTERN_CERT, POSTERN_KEY } = process.env;
-const connect = { ca: readFileSync(POSTERN_CA), cert: readFileSync(POSTERN_CERT), key: readFileSync(POSTERN_KEY) };
-const dispatcher = new Agent({ connect });
-const client = new OpenAI({ baseURL: POSTERN_URL, apiKey: "not-used", maxRetries: 0, fetchOptions: { dispatcher } });
+const files = () => ({ ca: readFileSync(POSTERN_CA), cert: readFileSync(POSTERN_CERT), key: readFileSync(POSTERN_KEY) });
+// Through `postern connect` there is neither an authority nor a certificate, but a key.
+const dispatcher = new Agent({ connect: POSTERN_CA ? files() : {} });
+const apiKey = process.env.POSTERN_API_KEY ?? "not-used";
+const client = new OpenAI({ baseURL: POSTERN_URL, apiKey, maxRetries: 0, fetchOptions: { dispatcher } });
 
 const scenes = {
   async plain() {

@@ -28,9 +28,12 @@ WEATHER = {
     },
 }
 
-tls = ssl.create_default_context(cafile=os.environ["POSTERN_CA"])
-tls.load_cert_chain(os.environ["POSTERN_CERT"], os.environ["POSTERN_KEY"])
-reached = {"base_url": os.environ["POSTERN_URL"], "api_key": "not-used", "max_retries": 0}
+tls = ssl.create_default_context()
+# Through `postern connect` there is neither an authority nor a certificate, but a key.
+if "POSTERN_CA" in os.environ:
+    tls.load_verify_locations(os.environ["POSTERN_CA"])
+    tls.load_cert_chain(os.environ["POSTERN_CERT"], os.environ["POSTERN_KEY"])
+reached = {"base_url": os.environ["POSTERN_URL"], "api_key": os.environ.get("POSTERN_API_KEY", "not-used"), "max_retries": 0}
 client = openai.OpenAI(**reached, http_client=openai.DefaultHttpxClient(verify=tls))
 
 

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use postern_tests::{BusyCloud, Postern};
+use postern_tests::{BusyCloud, Config, Postern};
 use serde_json::json;
 
 use crate::config;
 
-const SCENES: [&str; 8] = ["plain", "streamed", "tools", "structured", "embeddings", "completions", "models", "errors"];
+pub(crate) const SCENES: [&str; 8] =
+    ["plain", "streamed", "tools", "structured", "embeddings", "completions", "models", "errors"];
 
 pub(crate) fn target(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")).join(path)
@@ -25,13 +26,16 @@ pub(crate) fn node(script: &str) -> Command {
 
 /// A gateway with a cloud and the real model.
 async fn office(cloud: &BusyCloud) -> Result<Postern> {
-    let config = config(cloud)
-        .engine()
-        .set("/engine/models", json!(["chat"]))
-        .set("/targets/0/models", json!({"chat": "busy-large", "embed": "busy-embed"}));
-    let postern = Postern::start(&config).await?;
+    let postern = Postern::start(&office_config(cloud)).await?;
     postern.engine_ready().await?;
     Ok(postern)
+}
+
+pub(crate) fn office_config(cloud: &BusyCloud) -> Config {
+    config(cloud)
+        .engine()
+        .set("/engine/models", json!(["chat"]))
+        .set("/targets/0/models", json!({"chat": "busy-large", "embed": "busy-embed"}))
 }
 
 fn run(postern: &Postern, mut command: Command) -> Result<String> {

@@ -21,6 +21,7 @@ mod canaries;
 mod clients;
 mod compile_fail;
 mod completions;
+mod connect;
 mod connections;
 mod day;
 mod demo;
