@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use arc_swap::ArcSwap;
@@ -26,8 +26,6 @@ use crate::tls::Told;
 
 /// How often it is looked whether a renewal is due; also the time that a sleeping machine needs after it woke.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// For new files to be noticed; after that, what was renewed and not taken over is renewed again.
-const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 /// For a whole renewal.
 const RENEWED_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of an answer to one.
@@ -142,29 +140,20 @@ impl Identity {
 
     async fn renew_when_due(&self, link: &Link) {
         let mut told = Told::of("this workstation's certificate");
-        let (mut failures, mut renewed): (_, Option<(Arc<Current>, Instant)>) = (Failures::default(), None);
+        let mut failures = Failures::default();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let (current, now) = (self.current(), SystemClock.now());
             told.tell(current.schedule.health(now), current.not_after, now);
-            let is_noticed_soon =
-                renewed.as_ref().is_some_and(|(from, at)| Arc::ptr_eq(from, &current) && at.elapsed() < NOTICED_WITHIN);
-            let is_due = current.is_valid() && current.schedule.next(now, failures) == Action::RenewNow;
-            if is_noticed_soon || !is_due {
+            if !current.is_valid() || current.schedule.next(now, failures) != Action::RenewNow {
                 continue;
             }
             let renewal = tokio::time::timeout(RENEWED_WITHIN, self.renew(link)).await;
             let ended = renewal.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long")));
             let failed = ended.err().map(|error| format!("{error:#}"));
-            match &failed {
-                None => (failures, renewed) = (Failures::default(), Some((current, Instant::now()))),
-                Some(error) => {
-                    failures = failures.and_at(now);
-                    tracing::error!(
-                        error,
-                        "this workstation's certificate could not be renewed; it will be tried again"
-                    );
-                }
+            failures = if failed.is_some() { failures.and_at(now) } else { Failures::default() };
+            if let Some(error) = &failed {
+                tracing::error!(error, "this workstation's certificate could not be renewed; it will be tried again");
             }
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = failed;
         }

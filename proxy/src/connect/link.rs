@@ -50,6 +50,9 @@ const MAX_SEND_BUFFER: usize = 256 << 10;
 /// Between two attempts that nobody waits for.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(15);
+/// How often it is looked whether the machine has slept, and for how long that counts.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const SLEPT: Duration = Duration::from_secs(5);
 /// How often the same reason is told.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -142,6 +145,12 @@ impl Link {
     /// The connection that is there.
     pub(crate) fn present(&self) -> Option<Arc<Held>> {
         self.held.load_full().filter(|held| held.is_good(&self.identity.current()))
+    }
+
+    /// Why there is none, if that is so.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.as_ref().map(|(refusal, _)| refusal.to_string())
     }
 
     /// Sends a request sealed, and opens the head of its answer.
@@ -338,7 +347,8 @@ impl Link {
         });
         match fetched.await.unwrap_or(Err(KeysError::Broken)) {
             Ok(key) => Ok(key),
-            Err(error @ (KeysError::Status(_) | KeysError::Broken)) => Err(self.unreachable(error.to_string())),
+            Err(KeysError::Status(status)) => Err(Refusal::NoKeys { gateway: self.address.clone(), status }),
+            Err(error @ KeysError::Broken) => Err(self.unreachable(error.to_string())),
             Err(error) => Err(self.not_the_gateway(error.to_string())),
         }
     }
@@ -370,6 +380,7 @@ impl Link {
                     tokio::select! {
                         () = held.ended.cancelled() => {}
                         () = held.with.replaced.cancelled() => {}
+                        () = slept() => held.give_up(),
                     }
                     if begun.elapsed() > LAST_PAUSE {
                         pause = FIRST_PAUSE;
@@ -385,6 +396,18 @@ impl Link {
 
 fn now() -> u64 {
     postern_certs::clock::steady_now().unix_timestamp().try_into().unwrap_or_default()
+}
+
+/// Resolves when the machine has slept: more time has passed by the clock of the wall than by the one that stands still meanwhile. The
+/// gateway has mostly closed the connection by then, which the first request would notice only after [`PING_EVERY`].
+async fn slept() {
+    loop {
+        let (wall, steady) = (SystemTime::now(), Instant::now());
+        tokio::time::sleep(LOOK_EVERY).await;
+        if wall.elapsed().unwrap_or_default() > steady.elapsed() + SLEPT {
+            return;
+        }
+    }
 }
 
 /// Why there is no connection, in a few words.

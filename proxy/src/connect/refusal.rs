@@ -33,6 +33,12 @@ pub(crate) enum Refusal {
         "The gateway {gateway} cannot be reached ({why}). Check the network; requests will work again as soon as it answers."
     )]
     Unreachable { gateway: String, why: String },
+    /// It publishes no keys.
+    #[error(
+        "The gateway {gateway} takes no sealed payloads: it publishes no keys for them (status {}). Ask the operator.",
+        status.as_u16()
+    )]
+    NoKeys { gateway: String, status: StatusCode },
     /// Somebody else answers there, or its keys are not signed.
     #[error(
         "What answers at {gateway} did not prove to be the gateway: {why}. If a middlebox of your network breaks TLS open, name its authority with --middlebox-ca."
@@ -167,7 +173,9 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         use StatusCode as S;
         match self {
-            Self::Unreachable { .. } | Self::CertificateExpired { .. } | Self::Busy => S::SERVICE_UNAVAILABLE,
+            Self::Unreachable { .. } | Self::NoKeys { .. } | Self::CertificateExpired { .. } | Self::Busy => {
+                S::SERVICE_UNAVAILABLE
+            }
             Self::NotTheGateway { .. } | Self::Broken { .. } | Self::NotSealed | Self::NotAuthentic => S::BAD_GATEWAY,
             Self::Slow { .. } => S::GATEWAY_TIMEOUT,
             Self::Outside { status, .. } => *status,
@@ -187,6 +195,7 @@ impl Refusal {
     fn code(&self) -> Option<&str> {
         Some(match self {
             Self::Unreachable { .. } | Self::Broken { .. } => "gateway_unreachable",
+            Self::NoKeys { .. } => "gateway_keys_missing",
             Self::NotTheGateway { .. } => "gateway_not_authentic",
             Self::Slow { .. } => "gateway_timeout",
             Self::CertificateExpired { .. } => "certificate_expired",

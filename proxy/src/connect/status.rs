@@ -134,6 +134,9 @@ fn in_words(status: &Value, place: &Place) -> Vec<String> {
             text("/certificate/renew_due")
         ),
     ];
+    if !is_connected && text("/last_error") != "-" {
+        lines.insert(3, format!("             {}", text("/last_error")));
+    }
     if text("/certificate/last_error") != "-" {
         lines.push(format!("             the last renewal failed: {}", text("/certificate/last_error")));
     }
@@ -158,6 +161,7 @@ pub(super) fn of(front: &Front) -> Value {
         "gateway_address": front.link.address(),
         "connected": held.is_some(),
         "since": held.as_ref().map(|held| moment(held.since())),
+        "last_error": front.link.trouble(),
         "certificate": {
             "not_after": moment(current.not_after),
             "renew_due": moment(current.schedule.due()),

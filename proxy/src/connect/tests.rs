@@ -277,6 +277,83 @@ async fn a_gateway_that_is_away_is_told_and_found_again() {
 }
 
 #[tokio::test]
+async fn a_request_is_sent_again_only_if_nobody_has_looked_at_it() {
+    let office = Office::new();
+    let gateway = Gateway::of(&office.authority).await;
+    let connector = Connector::of(&office, gateway.address).await;
+    assert_eq!(connector.ask("{}").await.0, StatusCode::OK);
+    gateway.plan(Plan::Resets(h2::Reason::REFUSED_STREAM));
+    assert_eq!(connector.ask("{}").await.0, StatusCode::OK);
+    assert_eq!((gateway.posts(), gateway.connections()), (3, 2));
+    for reason in [h2::Reason::INTERNAL_ERROR, h2::Reason::NO_ERROR, h2::Reason::CANCEL] {
+        let before = gateway.posts();
+        gateway.plan(Plan::Resets(reason));
+        assert_eq!(code(&connector.ask("{}").await), (502, "gateway_unreachable"), "{reason:?}");
+        assert_eq!(gateway.posts(), before + 1, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_connection_is_made_again_without_being_asked_for() {
+    let office = Office::new();
+    let gateway = Gateway::of(&office.authority).await;
+    let connector = Connector::of(&office, gateway.address).await;
+    let link = connector.front.link.clone();
+    let keeping = tokio::spawn(link.clone().keep());
+    let becomes = async |connected: bool| {
+        let waited = async {
+            while link.present().is_some() != connected {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), waited).await.unwrap();
+    };
+    becomes(true).await;
+    let address = gateway.stop().await;
+    becomes(false).await;
+    let again = Gateway::at(&office.authority, address).await;
+    becomes(true).await;
+    assert_eq!(again.posts(), 0);
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn without_a_token_programs_are_served_and_pages_are_not() {
+    let office = Office::new();
+    let gateway = Gateway::of(&office.authority).await;
+    let mut connector = Connector::of(&office, gateway.address).await;
+    let front = Front::new(connector.front.link.clone(), connector.front.identity.clone(), None);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    connector.address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        Arc::new(front).serve(&listener, CancellationToken::new(), TaskTracker::new()).await;
+    });
+    let answer = connector.ask("{}").await;
+    assert_eq!((answer.0, answer.1.get("access-control-allow-origin")), (StatusCode::OK, None));
+    for (name, value) in [("origin", "https://evil.example"), ("host", "evil.example")] {
+        let mut request = connector.request("POST", CHAT, "{}");
+        request.headers_mut().insert(name, value.parse().unwrap());
+        assert_eq!(code(&whole(connector.send(request).await.0).await), (403, "connector_origin"));
+    }
+    assert_eq!(gateway.posts(), 1);
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_by_itself_when_it_is_due() {
+    // Due after four to five of its ten seconds.
+    let office = Office::with(AuthorityOptions::new("b.example", Duration::from_secs(10)));
+    let gateway = Gateway::of(&office.authority).await;
+    let connector = Connector::of(&office, gateway.address).await;
+    let identity = connector.front.identity.clone();
+    let before = identity.current();
+    let keeping = tokio::spawn(identity.clone().keep(connector.front.link.clone()));
+    tokio::time::timeout(Duration::from_secs(9), before.replaced.cancelled()).await.unwrap();
+    assert!(identity.current().not_after > before.not_after && identity.last_error().is_none());
+    assert_eq!(gateway.seen().last().unwrap().line, "POST /.well-known/postern/renew");
+    keeping.abort();
+}
+
+#[tokio::test]
 async fn a_stream_whose_gateway_goes_away_ends_with_an_error() {
     let office = Office::new();
     let gateway = Gateway::of(&office.authority).await;
@@ -300,6 +377,16 @@ async fn many_requests_share_one_connection_and_one_failed_attempt() {
         assert_eq!(answer.0, StatusCode::OK);
     }
     assert_eq!((gateway.connections(), gateway.fetches()), (1, 1));
+    // Somebody takes connections and says nothing: one after the other would take half a minute.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let connector = Connector::of(&office, silent.local_addr().unwrap()).await;
+    let begun = std::time::Instant::now();
+    let asks = (0..6).map(|_| connector.ask("{}"));
+    for answer in futures_util::future::join_all(asks).await {
+        assert_eq!(code(&answer), (503, "gateway_unreachable"));
+        assert!(answer.2.to_string().contains("no answer within 5 s"));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(9));
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ pub(super) enum Plan {
     SwapsKeys,
     AnswersInClear,
     AnswersWithAnothersSeal,
+    /// The next request is reset.
+    Resets(h2::Reason),
 }
 
 /// A request as it was opened.
@@ -134,7 +136,7 @@ impl Gateway {
                     state.connections.fetch_add(1, Ordering::Relaxed);
                     let service = service_fn(|request| {
                         let state = state.clone();
-                        async move { Ok::<_, Infallible>(state.answer(request).await) }
+                        async move { state.answer(request).await }
                     });
                     let http = http2::Builder::new(TokioExecutor::new());
                     let _ended = stop.run_until_cancelled(http.serve_connection(TokioIo::new(stream), service)).await;
@@ -201,7 +203,24 @@ fn leaf(authority: &Authority) -> postern_certs::IssuedLeaf {
 }
 
 impl State {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, h2::Error> {
+        if let Some(reason) = self.reset(request.method()) {
+            self.posts.fetch_add(1, Ordering::Relaxed);
+            return Err(reason.into());
+        }
+        Ok(self.answer_at_all(request).await)
+    }
+
+    fn reset(&self, method: &Method) -> Option<h2::Reason> {
+        let mut plan = self.plan.lock().unwrap();
+        let Plan::Resets(reason) = *plan else { return None };
+        (method == Method::POST).then(|| {
+            *plan = Plan::Answers;
+            reason
+        })
+    }
+
+    async fn answer_at_all(&self, request: Request<Incoming>) -> Response<Body> {
         assert_eq!(request.uri().path(), PATH);
         if request.method() == Method::GET {
             self.fetches.fetch_add(1, Ordering::Relaxed);
