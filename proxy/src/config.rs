@@ -183,6 +183,8 @@ pub struct Target {
     pub ca: Option<PathBuf>,
     /// A node of our own: whom it must prove to be, and the gateway shows it its own certificate. `None`: a service of others.
     pub node: Option<SpiffeId>,
+    /// What such a node is asked is sealed.
+    pub sealed: bool,
     /// Our name → theirs; empty: names pass through.
     pub models: std::collections::BTreeMap<String, String>,
     /// Requests that we may send in any minute.

@@ -180,10 +180,13 @@ async fn sealed(
 
 fn payload_keys(front: &Front, alone: bool) -> Response<Body> {
     let (gateway, current) = (&front.gateway, front.registrar.certificate().current());
-    gateway.payload_keys.published(alone, &gateway.config.gateway_id(), &current).unwrap_or_else(|error| {
-        tracing::error!(%error, "the payload keys cannot be signed");
-        response::error(&Error::AuthorityUnavailable)
-    })
+    gateway
+        .payload_keys
+        .published(alone, &gateway.config.gateway_id(), (current.signatory(), current.not_after))
+        .unwrap_or_else(|error| {
+            tracing::error!(%error, "the payload keys cannot be signed");
+            response::error(&Error::AuthorityUnavailable)
+        })
 }
 
 /// Answers a request that is in clear by now.

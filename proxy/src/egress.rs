@@ -12,6 +12,7 @@ mod complaints;
 mod node;
 mod pools;
 pub(crate) mod redis;
+mod sealed;
 
 use std::future::Future;
 use std::io;
@@ -45,6 +46,7 @@ pub(crate) use complaints::in_words;
 use node::Node;
 use pools::Pools;
 pub(crate) use pools::Seat;
+pub(crate) use sealed::Answer;
 
 /// Idle connections kept to one target, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
@@ -185,7 +187,10 @@ impl Remote {
             None => None,
         };
         let way = match &target.node {
-            Some(id) => Way::Node(Arc::new(Node::new(name(), id.clone(), certificate.clone(), timeouts.connect))),
+            Some(id) => {
+                let node = Node::new(name(), (id.clone(), target.sealed), certificate.clone(), timeouts.connect);
+                Way::Node(Arc::new(node))
+            }
             None => {
                 let roots = match &target.ca {
                     Some(path) => authority(path),
@@ -213,7 +218,7 @@ impl Remote {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn look(&self) -> Option<Result<Response<Incoming>, SendError>> {
+    pub(crate) async fn look(&self) -> Option<Result<Response<Answer>, SendError>> {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = self.page.clone()?;
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/plain"));
@@ -224,7 +229,7 @@ impl Remote {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn send(&self, permit: EgressPermit) -> Result<Response<Incoming>, SendError> {
+    pub(crate) async fn send(&self, permit: EgressPermit) -> Result<Response<Answer>, SendError> {
         let asks = permit.asks();
         let accept = if asks.stream() { "text/event-stream" } else { "application/json" };
         // Only a permit for a node of our own has an origin, and only there it goes.
@@ -239,19 +244,22 @@ impl Remote {
         self.ask(request).await
     }
 
-    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Answer>, SendError> {
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         let response = match &self.way {
-            Way::Service(pools, complaints) => pools.request(request).await.map_err(|error| {
-                if error.is_connect() {
-                    complaints.tell(&in_words(&error));
-                }
-                SendError::from(error)
-            }),
+            Way::Service(pools, complaints) => {
+                let sent = pools.request(request).await;
+                sent.map(|response| response.map(Answer::Plain)).map_err(|error| {
+                    if error.is_connect() {
+                        complaints.tell(&in_words(&error));
+                    }
+                    SendError::from(error)
+                })
+            }
             Way::Node(node) => node.request(request).await,
         }?;
         self.refusals.look_at(response.status());

@@ -31,12 +31,17 @@ use crate::connection::{self, Bounds};
 use crate::error::Error;
 use crate::listener::places::{Place, Places};
 use crate::listener::{self, HANDSHAKES, HANDSHAKES_PER_ADDRESS, handshake};
+use crate::open::keys::PayloadKeys;
+use crate::open::{self, Form};
 use crate::response;
+use crate::seal;
 
 /// Connections at a time. A gateway needs one, and one more while a certificate is replaced.
 const CONNECTIONS: usize = 1024;
 /// Per connection. All requests together are bounded by [`Node::new`].
 const BOUNDS: Bounds = Bounds { receive: Duration::from_secs(20), streams: 1024 };
+/// Bounds of a sealed request. What the engine reads of one is its own affair.
+const LIMITS: open::Limits = open::Limits { body: 32 << 20, receive: Duration::from_secs(20) };
 /// Requests beyond those that the engine has places for: being read, or about to be refused by it with a time to come again.
 const ARRIVING: usize = 64;
 /// For answers under way when it is asked to end.
@@ -50,6 +55,7 @@ pub(crate) struct Node {
     identity: Arc<Identity>,
     router: Router,
     requests: Arc<Semaphore>,
+    payload_keys: PayloadKeys,
     refused: Mutex<HashMap<&'static str, Instant>>,
 }
 
@@ -57,7 +63,7 @@ impl Node {
     /// `places` is how many requests the engine runs or keeps waiting.
     pub(crate) fn new(identity: Arc<Identity>, router: Router, places: usize) -> Arc<Self> {
         let requests = Arc::new(Semaphore::new(places.saturating_add(ARRIVING).min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { identity, router, requests, refused: Mutex::default() })
+        Arc::new(Self { identity, router, requests, payload_keys: PayloadKeys::default(), refused: Mutex::default() })
     }
 
     /// Serves until `drain`, and then lets answers under way end.
@@ -65,6 +71,8 @@ impl Node {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let handshakes = Places::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
         let connections = TaskTracker::new();
+        let node = self.clone();
+        let keeping = tokio::spawn(async move { node.payload_keys.keep_up().await });
         while let Some((stream, address)) = listener::next(&listener, &drain).await {
             let Some(place) = handshakes.take(address.ip()) else {
                 self.tell("too_many", "too many handshakes are under way", address);
@@ -72,6 +80,7 @@ impl Node {
             };
             connections.spawn(self.clone().greet((stream, address), place, places.clone(), drain.clone()));
         }
+        keeping.abort();
         // Whoever comes now is refused, so that the gateway asks another target at once.
         drop(listener);
         connections.close();
@@ -128,10 +137,40 @@ impl Node {
         }
     }
 
-    async fn answer(&self, session: &Session, mut request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, session: &Session, request: Request<Incoming>) -> Response<Body> {
         if !session.is_current() {
             return refuse(&Error::ConnectionExpired);
         }
+        if *request.method() == Method::GET && request.uri().path() == open::GATEWAY {
+            let (own, current) = (self.identity.own().to_string(), self.identity.current());
+            let keys = self.payload_keys.published(false, &own, (&current.signatory, current.not_after));
+            return keys.map_or_else(|_| refuse(&Error::AuthorityUnavailable), |keys| keys.map(Body::new));
+        }
+        match Form::of(&request) {
+            Ok(None) => self.route(session, request.map(Body::new)).await,
+            Ok(Some(form)) => self.sealed(session, form, request).await,
+            Err(error) => refuse(&error),
+        }
+    }
+
+    /// Opens a request, and seals whatever its response is.
+    async fn sealed(&self, session: &Session, form: Form, request: Request<Incoming>) -> Response<Body> {
+        // What is being read is bounded as what is being answered is.
+        let Ok(reading) = self.requests.clone().try_acquire_owned() else { return refuse(&Error::Busy) };
+        let trust = self.identity.trust().borrow().clone();
+        let whose = (&*trust, self.identity.own());
+        match open::open_directly(&self.payload_keys, whose, &session.peer.id, form, request, LIMITS).await {
+            Ok((request, exchange)) => {
+                drop(reading);
+                let response = self.route(session, request.map(Body::from)).await;
+                let response = response.map(|body| body.map_err(|_| response::Cut).boxed_unsync());
+                seal::seal(form, &exchange, response, None).await.map(Body::new)
+            }
+            Err(error) => refuse(&error),
+        }
+    }
+
+    async fn route(&self, session: &Session, mut request: Request<Body>) -> Response<Body> {
         if !session.peer.id.is_gateway() {
             take_away_origin(request.headers_mut());
         }
@@ -143,7 +182,7 @@ impl Node {
             // Health, state and metrics are small, and wanted most when there is much to do.
             _ => None,
         };
-        let Ok(response) = self.router.clone().call(request.map(Body::new)).await;
+        let Ok(response) = self.router.clone().call(request).await;
         // The place is free again when the last byte of the answer is out.
         response.map(|body| {
             Body::new(body.map_frame(move |frame| {

@@ -10,13 +10,14 @@ pub mod keys;
 mod sender;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-use postern_certs::Trust;
+use postern_certs::{SpiffeId, Trust, verify};
 use postern_sealed::binary::{self, Decoder, Part};
 use postern_sealed::whole::{self, Exchange};
 use postern_sealed::{SealError, chunked, ehbp, signed};
@@ -26,9 +27,12 @@ use crate::connection::session::Session;
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::request::{Peer, discard};
+use keys::PayloadKeys;
 
 /// Where Oblivious HTTP is spoken, and its keys are (RFC 9540, section 4).
 pub(crate) const GATEWAY: &str = "/.well-known/ohttp-gateway";
+const SOMEBODY_ELSE: Error =
+    Error::PayloadSender("it is signed by somebody else than the certificate of its connection is for");
 /// Where EHBP's keys are.
 pub(crate) const HPKE_KEYS: &str = "/.well-known/hpke-keys";
 
@@ -150,10 +154,8 @@ pub(crate) async fn open(
             return Err(error);
         }
     };
-    let (limit, within) = (gateway.config.limits.body.0, gateway.config.limits.receive.0);
-    let (plain, exchange) = tokio::time::timeout(within, read(body, opener, limit, &mut admitted))
-        .await
-        .map_err(|_| Error::ReceiveTimeout(within))??;
+    let limits = Limits { body: gateway.config.limits.body.0, receive: gateway.config.limits.receive.0 };
+    let (plain, exchange) = read(body, opener, limits, &mut |bytes| admitted.charge(bytes)).await?;
     if form == Form::Bodies {
         gateway.payload_keys.accept_undated(&exchange)?;
         [ehbp::ENCAPSULATED_KEY, header::CONTENT_LENGTH.as_str()].into_iter().for_each(|name| {
@@ -164,15 +166,7 @@ pub(crate) async fn open(
         return Ok(Opened { request, session: session.clone(), exchange });
     }
 
-    let (mut request, body) = message(plain.into())?;
-    if body.len() as u64 > limit {
-        return Err(Error::TooLarge { limit });
-    }
-    sender::check_date(request.headers())?;
-    let sender = sender::of(trust, gateway.config.gateway_id(), &exchange, &request, &body)?;
-    [signed::SENDER, signed::SIGNATURE].into_iter().for_each(|name| {
-        request.headers_mut().remove(name);
-    });
+    let (request, body, sender) = said(plain, limits.body, trust, &gateway.config.gateway_id(), &exchange)?;
     // Last of all, so that what is refused is not remembered.
     gateway.payload_keys.accept(&exchange)?;
     let (session, admitted) = match sender {
@@ -183,11 +177,7 @@ pub(crate) async fn open(
             own.charge(body.len() as u64)?;
             (session, own)
         }
-        Some(_) => {
-            return Err(Error::PayloadSender(
-                "it is signed by somebody else than the certificate of its connection is for",
-            ));
-        }
+        Some(_) => return Err(SOMEBODY_ELSE),
         None if carries => {
             return Err(Error::PayloadSender("it is not signed, and this connection carries others' requests"));
         }
@@ -195,6 +185,51 @@ pub(crate) async fn open(
     };
     let opened = Unsealed { body, admitted, form: form.word() };
     Ok(Opened { request: request.map(|()| Payload::Opened(opened)), session, exchange })
+}
+
+/// Opens a request of whoever is at the other end of a connection: what a node does, where nobody carries anything for others.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) async fn open_directly(
+    keys: &PayloadKeys,
+    (trust, own): (&Trust, &SpiffeId),
+    peer: &SpiffeId,
+    form: Form,
+    request: Request<Incoming>,
+    limits: Limits,
+) -> Result<(Request<Bytes>, Exchange), Error> {
+    if form == Form::Bodies {
+        return Err(Error::SealedMediaType);
+    }
+    let opener = Opener::new(keys, form, request.headers(), limits)?;
+    let (plain, exchange) = read(request.into_body(), opener, limits, &mut |_| Ok(())).await?;
+    let (request, body, sender) = said(plain, limits.body, trust, &own.to_string(), &exchange)?;
+    if sender.is_some_and(|sender| sender.id != *peer) {
+        return Err(SOMEBODY_ELSE);
+    }
+    keys.accept(&exchange)?;
+    Ok((request.map(|()| body), exchange))
+}
+
+/// What was sealed says of itself what it is, when, and from whom.
+fn said(
+    plain: Vec<u8>,
+    limit: u64,
+    trust: &Trust,
+    own: &str,
+    exchange: &Exchange,
+) -> Result<(Request<()>, Bytes, Option<verify::Peer>), Error> {
+    let (mut request, body) = message(plain.into())?;
+    if body.len() as u64 > limit {
+        return Err(Error::TooLarge { limit });
+    }
+    sender::check_date(request.headers())?;
+    let sender = sender::of(trust, own, exchange, &request, &body)?;
+    [signed::SENDER, signed::SIGNATURE].into_iter().for_each(|name| {
+        request.headers_mut().remove(name);
+    });
+    Ok((request, body, sender))
 }
 
 /// Admits whoever's connection it is: what is read is held on their account.
@@ -211,7 +246,8 @@ async fn enter(
             "a body that is sealed alone does not say who sent it, and comes directly only",
         ));
     }
-    let opener = Opener::new(gateway, form, &parts.headers)?;
+    let limits = Limits { body: config.limits.body.0, receive: config.limits.receive.0 };
+    let opener = Opener::new(&gateway.payload_keys, form, &parts.headers, limits)?;
     let peer = if carries { Peer::carrier(config, &session.peer.id) } else { Peer::resolve(config, &session.peer.id)? };
     Ok((carries, gateway.admission.enter(&peer).await?, opener))
 }
@@ -223,8 +259,8 @@ enum Opener {
 }
 
 impl Opener {
-    fn new(gateway: &Gateway, form: Form, headers: &HeaderMap) -> Result<Self, Error> {
-        let keys = gateway.payload_keys.keys();
+    fn new(keys: &PayloadKeys, form: Form, headers: &HeaderMap, limits: Limits) -> Result<Self, Error> {
+        let keys = keys.keys();
         Ok(match form {
             Form::Pieces => Self::Pieces(chunked::RequestOpener::new(postern_sealed::Keys::clone(&keys))),
             Form::Whole => Self::Whole(keys, Vec::new()),
@@ -232,19 +268,41 @@ impl Opener {
                 let enc = headers.get(ehbp::ENCAPSULATED_KEY).map(http::HeaderValue::as_bytes).unwrap_or_default();
                 let enc = data_encoding::HEXLOWER_PERMISSIVE.decode(enc).ok().and_then(|enc| enc.try_into().ok());
                 let enc = enc.ok_or(SealError::NotAuthentic)?;
-                let most = usize::try_from(gateway.config.limits.body.0).unwrap_or(usize::MAX);
+                let most = usize::try_from(limits.body).unwrap_or(usize::MAX);
                 Self::Bodies(ehbp::RequestOpener::new(&keys, enc, most)?)
             }
         })
     }
 }
 
-/// Reads and opens a body. What is sealed and what is clear are in memory at the same time where it comes in one piece, so both are charged.
+/// Bounds of a body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Bytes, in clear.
+    pub(crate) body: u64,
+    /// For all of it to come.
+    pub(crate) receive: Duration,
+}
+
+type Charge<'a> = &'a mut (dyn FnMut(u64) -> Result<(), Error> + Send);
+
+/// Reads and opens a body, and charges it as it comes. What is sealed and what is clear are in memory at the same time where it comes in one
+/// piece, so both are charged.
 async fn read(
+    body: Incoming,
+    opener: Opener,
+    limits: Limits,
+    charge: Charge<'_>,
+) -> Result<(Vec<u8>, Exchange), Error> {
+    let reading = tokio::time::timeout(limits.receive, collect(body, opener, limits.body, charge)).await;
+    reading.map_err(|_| Error::ReceiveTimeout(limits.receive))?
+}
+
+async fn collect(
     mut body: Incoming,
     mut opener: Opener,
     limit: u64,
-    admitted: &mut Admitted,
+    charge: Charge<'_>,
 ) -> Result<(Vec<u8>, Exchange), Error> {
     // Pieces of a few bytes are mostly tags.
     let limit_sealed = limit.saturating_mul(2).saturating_add(binary::MAX_HEAD as u64);
@@ -258,7 +316,7 @@ async fn read(
         if came > limit_sealed || plain.len() as u64 > limit + binary::MAX_HEAD as u64 {
             return Err(Error::TooLarge { limit });
         }
-        admitted.charge(came)?;
+        charge(came)?;
         match &mut opener {
             Opener::Pieces(opener) => opener.push(&data, &mut plain)?,
             Opener::Bodies(opener) => opener.push(&data, &mut plain)?,
@@ -269,7 +327,7 @@ async fn read(
         Opener::Pieces(opener) => opener.finish(&mut plain)?,
         Opener::Bodies(opener) => opener.finish()?,
         Opener::Whole(keys, sealed) => {
-            admitted.charge(came.saturating_mul(2))?;
+            charge(came.saturating_mul(2))?;
             let (request, exchange) = whole::open_request(&keys, &sealed)?;
             plain = request;
             exchange

@@ -84,6 +84,11 @@ impl Current {
         &self.signatory
     }
 
+    /// Whom the gateway trusts.
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     fn withdraw(&self) {
         if !self.withdrawn.swap(true, Ordering::Relaxed) {
             tracing::error!(

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use postern_tests::client::text;
 use postern_tests::pki::Authority;
+use postern_tests::sealed;
 use postern_tests::tls::Identity;
-use postern_tests::{BusyCloud, Client, Config, Event, Node, Postern, Records, Reply, chat_body};
+use postern_tests::{
+    BusyCloud, Client, Config, Draft, Event, Node, Postern, Records, Reply, Wire, Workstation, chat_body,
+};
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -127,6 +130,49 @@ async fn what_the_cloud_may_not_see_is_answered_by_the_node() -> Result<()> {
     // With the highest label nothing leaves this machine, not even to a node.
     let reply = officer.with_header("postern-label", "classified").chat("The vault").await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (403, "no_permitted_target"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_node_is_asked_is_sealed_and_another_in_its_place_has_keys_of_its_own() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let office = Office::new(&cloud)?;
+    let node = office.node().await?;
+    let wire = Wire::to(node.address).await?;
+    let with = |openai: Value| {
+        let target = json!({
+            "name": "gpu", "placement": "edge", "clearance": "confidential", "openai": openai, "models": {"chat": "engine"},
+        });
+        office.config.clone().push("/targets", target)
+    };
+    let base_url = format!("https://{}/v1", wire.address);
+    let postern = Postern::start(&with(json!({"base_url": base_url, "identity": NODE}))).await?;
+    let officer = postern.client("officer/cy")?.with_header("cache-control", "no-store");
+    let asked = async || officer.post_json("/v1/chat/completions", &short("What is the river called?")).await;
+    assert_eq!(asked().await?.status, 200, "{}", postern.log());
+    let sealed = || postern.log().matches("what this node is asked is sealed").count();
+    assert_eq!(sealed(), 1, "{}", postern.log());
+    assert_eq!((asked().await?.status, sealed()), (200, 1), "with the same key");
+    // The same machine, started anew: its payload keys are others, and no request is lost over that.
+    let probe = "spiffe://branch.test/ops/probe";
+    let allow = ["--allow", "spiffe://branch.test/gateway", "--allow", probe];
+    let again = Node::start(&office.issue(NODE, "gpu-1")?, &allow).await?;
+    wire.lead_to(again.address);
+    drop(node);
+    until("the other one answers", async || Ok(asked().await?.status == 200)).await?;
+    assert_eq!(sealed(), 2, "{}", postern.log());
+    // Who is not asked sealed is asked in clear, inside of TLS.
+    drop(postern);
+    let postern = Postern::start(&with(json!({"base_url": base_url, "identity": NODE, "sealed": false}))).await?;
+    let reply = postern.client("officer/cy")?.post_json("/v1/chat/completions", &short("And the sea?")).await?;
+    assert_eq!(reply.status, 200, "{}", postern.log());
+    assert!(!postern.log().contains("what this node is asked is sealed"));
+    // A node opens what was sealed by whoever's connection it is, and nobody else's.
+    let direct = again.client(Some(identity(&office.issue(probe, "probe")?)?));
+    assert_eq!(direct.get(sealed::PLACE).await?.status, 200);
+    let other = Workstation::of(&direct, &office.issue("spiffe://branch.test/clerk/eve", "eve")?)?;
+    let refused = other.ask(&Draft { gateway: NODE.into(), ..Draft::chat("Hello") }).await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (403, "payload_sender_refused"));
     Ok(())
 }
 

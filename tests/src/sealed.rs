@@ -44,6 +44,8 @@ pub struct Draft {
     pub date: SystemTime,
     /// Its content.
     pub body: Bytes,
+    /// For whom it says that it is.
+    pub gateway: String,
     /// Is it signed?
     pub is_signed: bool,
     /// What was signed instead of its label.
@@ -70,6 +72,7 @@ impl Draft {
             label: String::new(),
             date: SystemTime::now(),
             body: chat_body(prompt).to_string().into(),
+            gateway: format!("spiffe://{TRUST_DOMAIN}/gateway"),
             is_signed: true,
             signed_label: None,
             signed_path: None,
@@ -121,7 +124,7 @@ impl Workstation {
             let sent = signed::Sent {
                 encapsulated: opener.encapsulated(),
                 key: key.id(),
-                gateway: &format!("spiffe://{TRUST_DOMAIN}/gateway"),
+                gateway: &draft.gateway,
                 method: draft.method.as_str(),
                 path: draft.signed_path.as_ref().unwrap_or(&draft.path),
                 date: &date,

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State {
     passes: bool,
+    to: SocketAddr,
     /// Connections of an earlier one are closed.
     generation: u64,
 }
@@ -40,10 +41,10 @@ impl Wire {
     pub async fn to(to: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let (state, watched) = watch::channel(State { passes: true, generation: 0 });
+        let (state, watched) = watch::channel(State { passes: true, to, generation: 0 });
         let serving = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(join(near, to, watched.clone()));
+                tokio::spawn(join(near, watched.clone()));
             }
         });
         Ok(Self { address, state, serving })
@@ -59,14 +60,21 @@ impl Wire {
         self.state.send_modify(|state| state.passes = true);
     }
 
+    /// It ends elsewhere from now on; connections that were are closed.
+    pub fn lead_to(&self, to: SocketAddr) {
+        self.state.send_modify(|state| (state.to, state.generation) = (to, state.generation + 1));
+    }
+
     /// All connections are closed; new ones go through.
     pub fn reset(&self) {
         self.state.send_modify(|state| state.generation += 1);
     }
 }
 
-async fn join(near: TcpStream, to: SocketAddr, mut state: watch::Receiver<State>) {
-    let Ok(State { generation, .. }) = state.wait_for(|state| state.passes).await.map(|state| *state) else { return };
+async fn join(near: TcpStream, mut state: watch::Receiver<State>) {
+    let Ok(State { generation, to, .. }) = state.wait_for(|state| state.passes).await.map(|state| *state) else {
+        return;
+    };
     let Ok(far) = TcpStream::connect(to).await else { return };
     let _nodelay = (near.set_nodelay(true), far.set_nodelay(true));
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());

@@ -368,6 +368,10 @@ pub struct OpenAi {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub identity: Option<Placed>,
+    /// With `identity`: what it is asked, and its answers, are sealed inside of TLS; true unless it is said.
+    #[serde(default)]
+    #[schemars(with = "Option<bool>")]
+    pub sealed: Option<Spanned<bool>>,
     /// How it is asked to go on with an answer that another target began and broke off; absent: a node of ours can, others cannot.
     #[serde(default)]
     pub continues: Option<Continues>,

@@ -319,6 +319,7 @@ impl Resolver<'_> {
             api_key: target.openai.api_key.clone().map(|secret| secret.below(self.base)),
             ca: target.openai.ca.as_ref().map(|path| self.base.join(path)),
             node: target.openai.identity.as_ref().map(|id| self.node(target, id, domain)).transpose()?,
+            sealed: self.sealed(&target.openai)?,
             models: target.models.clone(),
             requests_per_minute: target.limits.requests_per_minute,
             tokens_per_minute: target.limits.tokens_per_minute,
@@ -329,6 +330,17 @@ impl Resolver<'_> {
                 .continues
                 .or_else(|| target.openai.identity.as_ref().map(|_| file::Continues::FinalMessage)),
         }))
+    }
+
+    fn sealed(&self, openai: &file::OpenAi) -> Result<bool, ConfigError> {
+        match (&openai.sealed, &openai.identity) {
+            (Some(sealed), None) => {
+                let what =
+                    "`sealed` is for a node of our own, which `identity` names: others do not open what is sealed";
+                Err(self.error(&sealed.referenced, what))
+            }
+            (sealed, identity) => Ok(identity.is_some() && sealed.as_ref().is_none_or(|sealed| sealed.value)),
+        }
     }
 
     fn health(&self, target: &file::Target) -> Result<Option<Health>, ConfigError> {

@@ -8,7 +8,6 @@ use data_encoding::BASE64;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Limited};
-use postern_certs::material::MAX_CHAIN;
 use postern_certs::{CertsError, SpiffeId, Trust};
 use postern_sealed::config::MEDIA_TYPE;
 use postern_sealed::signed::{self, KEYS_SENDER, KEYS_SIGNATURE, KEYS_UNTIL};
@@ -17,6 +16,8 @@ use rustls::pki_types::CertificateDer;
 
 /// Where keys are published, and where what is sealed goes (RFC 9540).
 pub(crate) const PATH: &str = "/.well-known/ohttp-gateway";
+/// Certificates beside a signature, at most: a leaf, and what leads from it to a root.
+const MAX_CHAIN: usize = 4;
 /// Bytes of a list of keys.
 const MAX_LIST: usize = 16 << 10;
 /// A key is not used for so many seconds before its end, so that what is under way arrives in time.
@@ -117,7 +118,8 @@ pub(crate) fn chain_to_text(chain: &[CertificateDer<'_>]) -> String {
 /// The same, read.
 pub(crate) fn chain_of_text(text: &str) -> Option<Vec<CertificateDer<'static>>> {
     let one = |part: &str| BASE64.decode(part.trim().as_bytes()).ok().map(CertificateDer::from);
-    text.split(',').take(MAX_CHAIN + 1).map(one).collect()
+    let chain: Vec<_> = text.split(',').take(MAX_CHAIN + 1).map(one).collect::<Option<_>>()?;
+    (chain.len() <= MAX_CHAIN).then_some(chain)
 }
 
 #[cfg(test)]

@@ -157,6 +157,20 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+impl Sealed {
+    /// All of it at once, for a body that may be sent in a frame.
+    ///
+    /// # Errors
+    /// It has more pieces than can be counted.
+    pub(crate) fn whole(mut self) -> Result<Bytes, SealError> {
+        let mut all = BytesMut::with_capacity(self.content.len() + self.begun.len() + (4 << 10));
+        while let Some(sealer) = self.sealer.take() {
+            all.extend_from_slice(&self.piece(sealer)?);
+        }
+        Ok(all.freeze())
+    }
+}
+
 /// The body of a sealed request. What was not sent yet is not sealed yet, so that it is in memory once.
 pub(crate) struct Sealed {
     begun: Vec<u8>,

@@ -13,9 +13,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Method, Request, Response, Uri};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -25,6 +24,7 @@ use tower_service::Service;
 
 use super::complaints::{Complaints, in_words};
 use super::pools::Pools;
+use super::sealed::{Answer, Ends, NodeKey, Unsealed};
 use super::{Bounded, ConnectError, SendError, pool, tcp};
 use crate::connection::session::{NODE, Session};
 use crate::tls::{Certificate, Current};
@@ -32,12 +32,13 @@ use crate::tls::{Certificate, Current};
 /// How often a silent connection is asked whether the node is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
-type Requests = Arc<Pools<Watched>>;
+type Requests = Pools<Watched>;
 
 /// One node.
 #[derive(Debug)]
 pub(super) struct Node {
     identity: SpiffeId,
+    is_sealed: bool,
     certificate: Arc<Certificate>,
     connect_within: Duration,
     held: ArcSwapOption<Held>,
@@ -49,39 +50,52 @@ pub(super) struct Node {
 struct Held {
     with: Arc<Current>,
     requests: Requests,
+    key: NodeKey,
 }
 
 impl Node {
-    /// Connects to nothing yet. `identity` is whom the node must prove to be.
+    /// Connects to nothing yet. `identity` is whom the node must prove to be, and whether what it is asked is sealed.
     pub(super) fn new(
         target: String,
-        identity: SpiffeId,
+        (identity, is_sealed): (SpiffeId, bool),
         certificate: Arc<Certificate>,
         connect_within: Duration,
     ) -> Self {
         let complaints = Complaints::of(target, format!("the node of our own {identity} cannot be used"));
-        Self { identity, certificate, connect_within, held: ArcSwapOption::empty(), complaints }
+        Self { identity, is_sealed, certificate, connect_within, held: ArcSwapOption::empty(), complaints }
     }
 
-    pub(super) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Answer>, SendError> {
         let current = self.certificate.current();
         if !current.is_valid() {
             self.complaints.tell("the gateway's own certificate has ended");
             return Err(SendError::Connect);
         }
-        let requests = self.requests(&current).map_err(|error| {
+        let held = self.held(&current).map_err(|error| {
             self.complaints.tell(&error.to_string());
             SendError::Connect
         })?;
-        requests.request(request).await.map_err(|error| {
+        let broken = |error| {
             self.complaints.tell(&in_words(&error));
             SendError::from(error)
+        };
+        // A page of metrics holds nothing of anybody.
+        if !self.is_sealed || request.method() == Method::GET {
+            return held.requests.request(request).await.map(|response| response.map(Answer::Plain)).map_err(broken);
+        }
+        let ends = Ends { requests: &held.requests, own: &held.with, node: &self.identity, key: &held.key };
+        ends.ask(request).await.map_err(|why| match why {
+            Unsealed::Sending(error) => broken(error),
+            Unsealed::Refused(why) => {
+                self.complaints.tell(&why);
+                SendError::Connect
+            }
         })
     }
 
-    fn requests(&self, current: &Arc<Current>) -> Result<Requests, CertsError> {
+    fn held(&self, current: &Arc<Current>) -> Result<Arc<Held>, CertsError> {
         if let Some(held) = self.held.load().as_ref().filter(|held| Arc::ptr_eq(&held.with, current)) {
-            return Ok(held.requests.clone());
+            return Ok(held.clone());
         }
         let mut tls = rustls::ClientConfig::clone(&*current.towards(self.identity.clone())?);
         // The builder of the connector says itself what is offered.
@@ -92,9 +106,10 @@ impl Node {
         let connector = Watched { inner, certificate: self.certificate.clone(), with: current.clone() };
         let mut pool = pool();
         pool.timer(TokioTimer::new()).http2_keep_alive_interval(PING_EVERY).http2_keep_alive_timeout(PING_EVERY);
-        let requests = Arc::new(Pools::new(connector, pool));
-        self.held.store(Some(Arc::new(Held { with: current.clone(), requests: requests.clone() })));
-        Ok(requests)
+        let requests = Pools::new(connector, pool);
+        let held = Arc::new(Held { with: current.clone(), requests, key: NodeKey::default() });
+        self.held.store(Some(held.clone()));
+        Ok(held)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Schedule};
-use postern_certs::{CertsError, Clock as _, IssuedLeaf, SpiffeId, SystemClock, Trust, clock, material};
+use postern_certs::{CertsError, Clock as _, IssuedLeaf, Signatory, SpiffeId, SystemClock, Trust, clock, material};
 use rustls::ServerConfig;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -32,6 +32,8 @@ pub(crate) struct Current {
     pub(crate) not_after: OffsetDateTime,
     /// Cancelled when another takes its place.
     pub(crate) replaced: CancellationToken,
+    /// Signs with the leaf.
+    pub(crate) signatory: Signatory,
     schedule: Schedule,
 }
 
@@ -41,6 +43,7 @@ impl Current {
             tls: postern_certs::node_server_config(leaf, trust, allowed)?,
             not_after: leaf.not_after,
             replaced: CancellationToken::new(),
+            signatory: Signatory::new(leaf)?,
             schedule: Schedule::new(leaf.not_before, leaf.not_after, rand::random()),
         })
     }

@@ -6,17 +6,16 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Response, header};
-use postern_certs::{CertsError, clock};
+use postern_certs::{CertsError, Signatory, clock};
 use postern_sealed::replays::{NotAccepted, Replays, Undated};
 use postern_sealed::rotation::Rotation;
 use postern_sealed::whole::Exchange;
 use postern_sealed::{Keys, SealError, config, signed};
 use time::OffsetDateTime;
 
-use super::sender;
+use crate::connect::keys::chain_to_text;
 use crate::error::Error;
 use crate::response::{self, Body};
-use crate::tls::Current;
 
 /// Requests that are known, of the two minutes in which their dates would pass.
 const DATED: usize = 1 << 20;
@@ -110,15 +109,15 @@ impl PayloadKeys {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The list, or for EHBP the newest alone, signed by `gateway`; and until when it may be used.
+    /// The list, or for EHBP the newest alone, signed by whose they are; and until when it may be used.
     ///
     /// # Errors
     /// The gateway's key cannot sign.
     pub(crate) fn published(
         &self,
         alone: bool,
-        gateway: &str,
-        current: &Current,
+        own: &str,
+        (signatory, not_after): (&Signatory, OffsetDateTime),
     ) -> Result<Response<Body>, CertsError> {
         let (keys, newest_for) = {
             let state = self.state();
@@ -126,17 +125,16 @@ impl PayloadKeys {
         };
         let list = if alone { keys.newest() } else { keys.list() };
         // Nobody believes a signature for longer than the certificate behind it.
-        let until = (clock::steady_now() + newest_for).min(current.not_after).unix_timestamp();
+        let until = (clock::steady_now() + newest_for).min(not_after).unix_timestamp();
         let until = u64::try_from(until).unwrap_or(0);
-        let signatory = current.signatory();
-        let signature = signatory.sign(&signed::keys(gateway, until, &list))?;
+        let signature = signatory.sign(&signed::keys(own, until, &list))?;
         let mut response = Response::new(response::full(list.into()));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(config::MEDIA_TYPE));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(signed::KEYS_UNTIL, until.into());
         for (name, value) in [
-            (signed::KEYS_SENDER, sender::written_chain(signatory.chain())),
+            (signed::KEYS_SENDER, chain_to_text(signatory.chain())),
             (signed::KEYS_SIGNATURE, data_encoding::BASE64.encode(&signature)),
         ] {
             if let Ok(value) = HeaderValue::try_from(value) {

@@ -7,12 +7,9 @@ use postern_certs::{SpiffeId, Trust, clock, verify};
 use postern_sealed::replays::SKEW;
 use postern_sealed::signed::{SENDER, SIGNATURE, Sent};
 use postern_sealed::whole::Exchange;
-use rustls::pki_types::CertificateDer;
 
+use crate::connect::keys::chain_of_text;
 use crate::error::Error;
-
-/// Certificates that are sent with a request, at most: a leaf, and the authorities between it and a root.
-const MAX_CHAIN: usize = 4;
 
 /// Refuses what was not sealed just now. Without a date a request could be sent again when nobody remembers it any more.
 pub(super) fn check_date(headers: &HeaderMap) -> Result<(), Error> {
@@ -28,7 +25,7 @@ pub(super) fn check_date(headers: &HeaderMap) -> Result<(), Error> {
 /// Who signed it; `None`: nobody.
 pub(super) fn of(
     trust: &Trust,
-    gateway: String,
+    own: &str,
     exchange: &Exchange,
     request: &Request<()>,
     body: &[u8],
@@ -42,36 +39,24 @@ pub(super) fn of(
         }
     };
     let unread = || Error::PayloadSender("its certificates or its signature cannot be read");
-    let decode = |text: &str| data_encoding::BASE64.decode(text.trim().as_bytes()).map_err(|_| unread());
-    let chain: Vec<_> = chain
-        .split(',')
-        .take(MAX_CHAIN + 1)
-        .map(|one| decode(one).map(CertificateDer::from))
-        .collect::<Result<_, _>>()?;
-    if chain.len() > MAX_CHAIN {
-        return Err(unread());
-    }
+    let signature = data_encoding::BASE64.decode(signature.trim().as_bytes()).map_err(|_| unread())?;
+    let chain = chain_of_text(chain).ok_or_else(unread)?;
     let sent = Sent {
         encapsulated: exchange.encapsulated(),
         key: exchange.key_id(),
-        gateway: &gateway,
+        gateway: own,
         method: request.method().as_str(),
         path: request.uri().path_and_query().map_or("/", |path| path.as_str()),
         date: one(headers, header::DATE.as_str())?.unwrap_or_default(),
         label: one(headers, "postern-label")?.unwrap_or_default(),
         body,
     };
-    let gateway: SpiffeId = gateway.parse().map_err(|_| unread())?;
-    let sender = trust.signed_by_client(&chain, gateway.trust_domain(), &sent.to_bytes(), &decode(signature)?);
+    let own: SpiffeId = own.parse().map_err(|_| unread())?;
+    let sender = trust.signed_by_client(&chain, own.trust_domain(), &sent.to_bytes(), &signature);
     sender.map(Some).map_err(|error| {
         tracing::warn!(%error, "the signature of a sealed request is refused");
         Error::PayloadSender("its signature is not good, or its certificate is not valid now")
     })
-}
-
-/// Certificates as they are sent: DER in Base64, between commas.
-pub(super) fn written_chain(chain: &[CertificateDer<'_>]) -> String {
-    chain.iter().map(|one| data_encoding::BASE64.encode(one)).collect::<Vec<_>>().join(",")
 }
 
 /// A header that may stand once.

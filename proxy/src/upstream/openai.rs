@@ -27,7 +27,7 @@ use super::progress::Progress;
 use super::standing::{Said, Turn};
 use super::{Asks, AttemptError, Reply, Upstream, members, scrape, tokens_used};
 use crate::classify::clearance::EgressPermit;
-use crate::egress::{Remote, Seat, SendError};
+use crate::egress::{Answer, Remote, Seat, SendError};
 
 /// The most bytes of a whole answer.
 const MAX_ANSWER: usize = 16 << 20;
@@ -103,7 +103,7 @@ impl Upstream for OpenAi {
 /// # Errors
 /// As [`read`]. Within the answer, why the engine does not go on is said in its own words.
 pub(super) async fn read_own(response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
-    let mut reply = read(response, asks, idle).await?;
+    let mut reply = read(response.map(Answer::Plain), asks, idle).await?;
     if let Reply::Stream(events) = &mut reply {
         events.is_own = true;
     }
@@ -114,7 +114,7 @@ pub(super) async fn read_own(response: Response<Incoming>, asks: Asks, idle: Dur
 ///
 /// # Errors
 /// Its status is not 200, or it is not what was asked for.
-pub async fn read(mut response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
+pub(crate) async fn read(mut response: Response<Answer>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
     let status = response.status();
     if status != StatusCode::OK {
         let wait = retry_after(response.headers(), OffsetDateTime::now_utc());
@@ -134,7 +134,7 @@ pub async fn read(mut response: Response<Incoming>, asks: Asks, idle: Duration) 
     }
 }
 
-async fn whole(body: Incoming, asks: Asks) -> Result<Value, AttemptError> {
+async fn whole(body: Answer, asks: Asks) -> Result<Value, AttemptError> {
     let Asks::Vectors(wanted) = asks else {
         return message(&collected(body, MAX_ANSWER).await?, asks.endpoint());
     };
@@ -148,7 +148,7 @@ async fn whole(body: Incoming, asks: Asks) -> Result<Value, AttemptError> {
     tokio::task::spawn_blocking(read).await.unwrap_or(Err(AttemptError::Malformed("vectors")))
 }
 
-async fn collected(body: Incoming, limit: usize) -> Result<Bytes, AttemptError> {
+async fn collected(body: Answer, limit: usize) -> Result<Bytes, AttemptError> {
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(AttemptError::Malformed("size")),
@@ -186,7 +186,7 @@ fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     (wait <= NOBODY_MEANS).then(|| wait.min(MAX_WAIT))
 }
 
-async fn refused(status: StatusCode, wait: Option<Duration>, body: Incoming) -> AttemptError {
+async fn refused(status: StatusCode, wait: Option<Duration>, body: Answer) -> AttemptError {
     match status.as_u16() {
         429 => AttemptError::RateLimited(wait),
         503 => AttemptError::Busy(wait),
@@ -199,7 +199,7 @@ async fn refused(status: StatusCode, wait: Option<Duration>, body: Incoming) -> 
 }
 
 /// Only the code is looked at, and only for this one word.
-async fn says_context_length(body: Incoming) -> bool {
+async fn says_context_length(body: Answer) -> bool {
     let Ok(Ok(bytes)) = tokio::time::timeout(ERROR_WITHIN, Limited::new(body, MAX_ERROR).collect()).await else {
         return false;
     };
@@ -209,7 +209,7 @@ async fn says_context_length(body: Incoming) -> bool {
 
 /// The events of one answer.
 pub struct EventStream {
-    body: Incoming,
+    body: Answer,
     endpoint: Endpoint,
     decoder: Box<Decoder>,
     ready: VecDeque<sse::Event>,
@@ -234,7 +234,7 @@ impl std::fmt::Debug for EventStream {
 }
 
 impl EventStream {
-    fn new(body: Incoming, endpoint: Endpoint, idle: Duration) -> Self {
+    fn new(body: Answer, endpoint: Endpoint, idle: Duration) -> Self {
         Self {
             body,
             endpoint,
