@@ -44,7 +44,7 @@ pub enum Payload {
     /// In clear, of the gateway itself: it leaves no machine.
     Inside(Incoming),
     /// It was sealed.
-    Opened(Unsealed),
+    Opened(Box<Unsealed>),
 }
 
 impl Payload {
@@ -162,7 +162,7 @@ pub(crate) async fn open(
             parts.headers.remove(name);
         });
         let opened = Unsealed { body: plain.into(), admitted, form: form.word() };
-        let request = Request::from_parts(parts, Payload::Opened(opened));
+        let request = Request::from_parts(parts, Payload::Opened(Box::new(opened)));
         return Ok(Opened { request, session: session.clone(), exchange });
     }
 
@@ -184,7 +184,7 @@ pub(crate) async fn open(
         None => (session.clone(), admitted),
     };
     let opened = Unsealed { body, admitted, form: form.word() };
-    Ok(Opened { request: request.map(|()| Payload::Opened(opened)), session, exchange })
+    Ok(Opened { request: request.map(|()| Payload::Opened(Box::new(opened))), session, exchange })
 }
 
 /// Opens a request of whoever is at the other end of a connection: what a node does, where nobody carries anything for others.
@@ -253,7 +253,7 @@ async fn enter(
 }
 
 enum Opener {
-    Pieces(chunked::RequestOpener),
+    Pieces(Box<chunked::RequestOpener>),
     Whole(Arc<postern_sealed::Keys>, Vec<u8>),
     Bodies(ehbp::RequestOpener),
 }
@@ -262,7 +262,7 @@ impl Opener {
     fn new(keys: &PayloadKeys, form: Form, headers: &HeaderMap, limits: Limits) -> Result<Self, Error> {
         let keys = keys.keys();
         Ok(match form {
-            Form::Pieces => Self::Pieces(chunked::RequestOpener::new(postern_sealed::Keys::clone(&keys))),
+            Form::Pieces => Self::Pieces(Box::new(chunked::RequestOpener::new(postern_sealed::Keys::clone(&keys)))),
             Form::Whole => Self::Whole(keys, Vec::new()),
             Form::Bodies => {
                 let enc = headers.get(ehbp::ENCAPSULATED_KEY).map(http::HeaderValue::as_bytes).unwrap_or_default();

@@ -170,7 +170,10 @@ async fn answer(
 
     let (parts, payload) = request.into_parts();
     let (admitted, body) = match payload {
-        Payload::Opened(Unsealed { body, admitted, .. }) => (exchange.admitted.insert(admitted), body),
+        Payload::Opened(unsealed) => {
+            let Unsealed { body, admitted, .. } = *unsealed;
+            (exchange.admitted.insert(admitted), body)
+        }
         Payload::Plain(body) if config.payload.required => {
             discard(body).await;
             return Err(Error::PayloadNotSealed);
