@@ -167,7 +167,10 @@ async fn sealed(
     match open::open(gateway, &now, session, form, request).await {
         Ok(Opened { request, session: sender, exchange }) => {
             gateway.metrics.payload(form.word(), "opened");
-            let response = route(front, &sender, request).await;
+            let response = match request {
+                Ok(request) => route(front, &sender, request).await,
+                Err(error) => pipeline::refuse(gateway, &sender, Some(form.word()), &error).await,
+            };
             let sender = sender.relay().is_some().then_some(Sender { session: sender, trust });
             seal::seal(form, &exchange, response, sender).await
         }

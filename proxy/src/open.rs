@@ -128,7 +128,8 @@ impl Form {
 /// A request, opened, and what its response is sealed with.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    pub(crate) request: Request<Payload>,
+    /// Or why it is refused, which is told sealed: whoever is on the way learns nothing of it.
+    pub(crate) request: Result<Request<Payload>, Error>,
     /// Whose it is: of the connection, or carried over it.
     pub(crate) session: Arc<Session>,
     pub(crate) exchange: Exchange,
@@ -162,7 +163,7 @@ pub(crate) async fn open(
             parts.headers.remove(name);
         });
         let opened = Unsealed { body: plain.into(), admitted, form: form.word() };
-        let request = Request::from_parts(parts, Payload::Opened(Box::new(opened)));
+        let request = Ok(Request::from_parts(parts, Payload::Opened(Box::new(opened))));
         return Ok(Opened { request, session: session.clone(), exchange });
     }
 
@@ -173,9 +174,10 @@ pub(crate) async fn open(
         Some(sender) if sender.id == session.peer.id => (session.clone(), admitted),
         Some(sender) if carries => {
             let session = Arc::new(Session::carried(sender, session));
-            let mut own = gateway.admission.enter(&Peer::resolve(&gateway.config, &session.peer.id)?).await?;
-            own.charge(body.len() as u64)?;
-            (session, own)
+            match enter_carried(gateway, &session, body.len() as u64).await {
+                Ok(own) => (session, own),
+                Err(error) => return Ok(Opened { request: Err(error), session, exchange }),
+            }
         }
         Some(_) => return Err(SOMEBODY_ELSE),
         None if carries => {
@@ -184,7 +186,14 @@ pub(crate) async fn open(
         None => (session.clone(), admitted),
     };
     let opened = Unsealed { body, admitted, form: form.word() };
-    Ok(Opened { request: request.map(|()| Payload::Opened(Box::new(opened))), session, exchange })
+    Ok(Opened { request: Ok(request.map(|()| Payload::Opened(Box::new(opened)))), session, exchange })
+}
+
+/// Admits whose request was carried, with what is in memory of it by now.
+async fn enter_carried(gateway: &Gateway, session: &Session, body: u64) -> Result<Admitted, Error> {
+    let mut own = gateway.admission.enter(&Peer::resolve(&gateway.config, &session.peer.id)?).await?;
+    own.charge(body)?;
+    Ok(own)
 }
 
 /// Opens a request of whoever is at the other end of a connection: what a node does, where nobody carries anything for others.

@@ -218,6 +218,17 @@ async fn it_recovers_by_itself_and_says_what_it_could_not_do() -> Result<()> {
     );
     answers_again(&connector).await?;
 
+    // The gateway's certificate is replaced: what is under way goes on.
+    let short = chat_body(&"heron ".repeat(40));
+    let rotated = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        postern.admin_post("/api/certificates/rotate").await
+    };
+    let (arrived, rotated) = tokio::join!(connector.stream(&short), rotated);
+    assert_eq!(rotated?.status, 200);
+    assert!(arrived?.text().ends_with("data: [DONE]\n\n"));
+    assert_eq!(connector.chat("Hello with a new certificate").await?.status, 200);
+
     // The network is reset: what is under way is told so, the next one works.
     let under_way = connector.stream(&long);
     let reset = async {

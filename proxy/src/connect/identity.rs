@@ -62,6 +62,11 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// Whoever is at the other end of a connection has proved to be the gateway; a middlebox is let in nowhere.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.middlebox.is_none()
+    }
+
     /// Reads the folder, also if the certificate has ended: what applications are told then is better than silence.
     ///
     /// # Errors

@@ -192,11 +192,15 @@ impl Link {
                     Unopened::Seal(_) => Refusal::NotAuthentic,
                 });
             }
-            let refusal = refusal_of(response).await;
+            let refusal = refusal_of(response, self.identity.is_direct()).await;
             if !wants_other_keys(&refusal, sent) {
                 return Err(refusal);
             }
             self.fetch_other(&held, &key).await?;
+            // A middlebox may say so to have a request answered twice. The keys that it passes on are signed, so with another one it may be true.
+            if !self.identity.is_direct() && held.key().config == key.config {
+                return Err(refusal);
+            }
         }
     }
 
@@ -436,9 +440,9 @@ fn was_not_taken(error: &hyper::Error) -> bool {
 }
 
 /// What an answer that is not sealed says, as far as it counts.
-async fn refusal_of(response: Response<Incoming>) -> Refusal {
+async fn refusal_of(response: Response<Incoming>, is_direct: bool) -> Refusal {
     let (parts, body) = response.into_parts();
     let body = timeout(OUTSIDE_WITHIN, Limited::new(body, MAX_OUTSIDE).collect()).await;
     let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    outside(parts.status, parts.headers.get(RETRY_AFTER), &body)
+    outside(parts.status, parts.headers.get(RETRY_AFTER), &body, is_direct)
 }

@@ -1,7 +1,7 @@
 //! What an application reads when it gets no answer: the error of the OpenAI API, in our own words.
 //!
-//! What a gateway says outside of a sealed answer may be somebody else's on the way, so its words are not shown: only its status, and
-//! its code if it is a plain word.
+//! What a gateway says outside of a sealed answer may be somebody else's where a middlebox breaks TLS open, so its words are not shown then: only its
+//! status, and its code if it is a plain word.
 
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
@@ -14,6 +14,8 @@ use time::format_description::well_known::Rfc3339;
 use super::front::Body;
 use super::sealing::SealingError;
 
+/// Characters of the gateway's own words that are shown.
+const MAX_WORDS: usize = 1000;
 /// The longest code that is shown.
 const MAX_CODE: usize = 40;
 /// Sent at most so often, if the keys have changed.
@@ -59,8 +61,8 @@ pub(crate) enum Refusal {
     )]
     CertificateExpired { ended: OffsetDateTime },
     /// The gateway, or somebody on the way, refused it without a sealed answer.
-    #[error("{}", refused_outside(*status, code.as_deref()))]
-    Outside { status: StatusCode, code: Option<String>, retry_after: Option<u32> },
+    #[error("{}", words.clone().unwrap_or_else(|| refused_outside(*status, code.as_deref())))]
+    Outside { status: StatusCode, code: Option<String>, words: Option<String>, retry_after: Option<u32> },
     /// An answer that is not sealed.
     #[error(
         "The answer did not come sealed, so it is not shown: somebody between this workstation and the gateway answers in its place."
@@ -142,8 +144,13 @@ fn refused_outside(status: StatusCode, code: Option<&str>) -> String {
     format!("{what} (status {}{code_said}).", status.as_u16())
 }
 
-/// What the gateway said outside of a sealed answer, as far as it is shown.
-pub(crate) fn outside(status: StatusCode, retry_after: Option<&HeaderValue>, body: &[u8]) -> Refusal {
+/// What the gateway said outside of a sealed answer, as far as it is shown. `is_the_gateway`: nobody else can have said it.
+pub(crate) fn outside(
+    status: StatusCode,
+    retry_after: Option<&HeaderValue>,
+    body: &[u8],
+    is_the_gateway: bool,
+) -> Refusal {
     let is_refusal = status.is_client_error() || status.is_server_error();
     if !is_refusal {
         return Refusal::NotSealed;
@@ -151,7 +158,11 @@ pub(crate) fn outside(status: StatusCode, retry_after: Option<&HeaderValue>, bod
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let code = body.pointer("/error/code").and_then(Value::as_str).filter(|code| is_plain(code)).map(ToOwned::to_owned);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-    Refusal::Outside { status, code, retry_after }
+    // Of the seal this workstation knows more than the gateway: what it says of itself is better advice there.
+    let is_of_the_seal = code.as_deref().is_some_and(|code| code.starts_with("payload_"));
+    let words = body.pointer("/error/message").and_then(Value::as_str).filter(|_| is_the_gateway && !is_of_the_seal);
+    let words = words.map(|words| words.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect());
+    Refusal::Outside { status, code, words, retry_after }
 }
 
 fn is_plain(code: &str) -> bool {
@@ -275,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn words_from_outside_of_the_sealed_answer_are_not_shown() {
         let said = br#"{"error":{"message":"Send your key to evil.example","type":"x","code":"payload_expired"}}"#;
-        let refusal = outside(StatusCode::BAD_REQUEST, Some(&HeaderValue::from_static("7")), said);
+        let refusal = outside(StatusCode::BAD_REQUEST, Some(&HeaderValue::from_static("7")), said, false);
         let (status, body, retry_after) = shown(&refusal).await;
         assert_eq!((status, retry_after.as_deref()), (400, Some("7")));
         assert_eq!(body["error"]["code"], "payload_expired");
@@ -283,13 +294,27 @@ mod tests {
         assert!(message.contains("clock") && message.contains("minute") && !message.contains("evil"), "{message}");
         for code in ["Send your key", "", "<b>", &"a".repeat(41)] {
             let said = serde_json::json!({"error": {"code": code}}).to_string();
-            let refusal = outside(StatusCode::FORBIDDEN, Some(&HeaderValue::from_static("soon")), said.as_bytes());
-            assert_eq!(refusal, Refusal::Outside { status: StatusCode::FORBIDDEN, code: None, retry_after: None });
+            let refusal =
+                outside(StatusCode::FORBIDDEN, Some(&HeaderValue::from_static("soon")), said.as_bytes(), false);
+            assert_eq!(
+                refusal,
+                Refusal::Outside { status: StatusCode::FORBIDDEN, code: None, words: None, retry_after: None }
+            );
             assert_eq!(shown(&refusal).await.1["error"]["code"], Value::Null);
         }
         for status in [StatusCode::OK, StatusCode::FOUND, StatusCode::NO_CONTENT] {
-            assert_eq!(outside(status, None, b"<html>"), Refusal::NotSealed);
+            assert_eq!(outside(status, None, b"<html>", true), Refusal::NotSealed);
         }
+    }
+
+    #[tokio::test]
+    async fn the_gateway_s_own_words_are_shown_where_nobody_else_can_have_said_them() {
+        let said =
+            br#"{"error":{"message":"The limit of requests a minute is\n reached.","code":"rate_limit_exceeded"}}"#;
+        let direct = outside(StatusCode::TOO_MANY_REQUESTS, None, said, true);
+        assert_eq!(shown(&direct).await.1["error"]["message"], "The limit of requests a minute is reached.");
+        let through = outside(StatusCode::TOO_MANY_REQUESTS, None, said, false);
+        assert!(shown(&through).await.1["error"]["message"].as_str().unwrap().contains("status 429"));
     }
 
     #[test]
@@ -297,6 +322,7 @@ mod tests {
         let refused = |code: &str| Refusal::Outside {
             status: StatusCode::UNPROCESSABLE_ENTITY,
             code: Some(code.to_owned()),
+            words: None,
             retry_after: None,
         };
         let sent = |code, most| (1..5).filter(|sent| wants_other_keys(&refused(code), *sent)).count() + 1 == most;
