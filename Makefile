@@ -4,7 +4,7 @@
 #   make test    every test; of the example policies, the one in Rust
 #   make test-all  with the example policies in JavaScript, Python, C and Zig; fetches their compilers
 #   make lint    formatting, clippy, licences and bans of dependencies
-#   make bench   beside nginx and haproxy, in one run; the engine beside llama.cpp and candle, in another; and calls of policies
+#   make bench   beside nginx and haproxy, in one run; the engine beside llama.cpp and candle, in another; calls of policies; sealing
 #   make bench-peers  beside LiteLLM and Portkey as well, with paced streams; 10,000 silent streams (25 minutes)
 #   make fuzz    broken input for the parsers of foreign bytes, a minute each
 #   make check-cuda  builds the engine for NVIDIA GPUs and runs its tests; needs no GPU
@@ -103,6 +103,7 @@ bench: build examples model
 	tests/load/policies.sh
 	tests/load/bench.sh
 	tests/load/added.sh
+	tests/load/sealed.sh
 	tests/load/handshakes.sh
 	tests/load/engine.sh
 

@@ -51,17 +51,24 @@ async fn keep(stage: &Stage, json: bool) -> anyhow::Result<ExitCode> {
         let line = serde_json::json!({
             "gateway": format!("https://{gateway}"), "admin": format!("http://{admin}"), "ca": file("ca.pem"),
             "cert": file("cert.pem"), "key": file("key.pem"), "config": config,
+            "connect": format!("http://{}/v1", stage.connect), "connect_token": stage.connect_token(),
         });
         say(&line.to_string());
     } else {
         let (ca, cert, key) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
+        let (connect, token) = (stage.connect, stage.connect_token().display().to_string());
+        let question = r#"-H 'Content-Type: application/json' \
+  -d '{"model":"chat","messages":[{"role":"user","content":"Hello"}]}'"#;
         say(&format!(
             "\nPostern serves on https://{gateway} (a fake cloud behind it), operators' side on http://{admin}\n\
              configuration: {config}\n\n\
              export POSTERN_URL=https://{gateway}/v1 POSTERN_CA={ca} POSTERN_CERT={cert} POSTERN_KEY={key}\n\n\
              curl --cacert $POSTERN_CA --cert $POSTERN_CERT --key $POSTERN_KEY $POSTERN_URL/chat/completions \\\n  \
-             -H 'Content-Type: application/json' \\\n  \
-             -d '{{\"model\":\"chat\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n\n\
+             {question}\n\n\
+             For applications without certificates, `postern connect` serves on http://{connect}/v1 and seals what they ask. \
+             Their API key is in {token}\n\n\
+             curl http://{connect}/v1/chat/completions -H \"Authorization: Bearer $(cat {token})\" \\\n  \
+             {question}\n\n\
              Ctrl-C ends everything and removes the folder."
         ));
     }

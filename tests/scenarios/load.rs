@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use postern_tests::BusyCloud;
 use postern_tests::process::program;
+use postern_tests::{BusyCloud, Connector, Postern, chat_body};
 use serde_json::{Value, json};
 
 struct Load {
@@ -22,14 +22,18 @@ impl Load {
     }
 
     fn run(&self, arguments: &[&str]) -> Value {
-        let mut command = Command::new(program("postern-load").unwrap());
-        command.arg("--url").arg(format!("{}/chat/completions", self.cloud.base_url()));
-        command.arg("--ca").arg(self.cloud.ca()).arg("--body").arg(&self.body);
-        command.args(["--header", "Authorization: Bearer k", "--warmup", "0", "--json"]).args(arguments);
-        let output = command.output().unwrap();
-        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
-        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out:?} {err}"))
+        let (url, ca) = (format!("{}/chat/completions", self.cloud.base_url()), self.cloud.ca().display().to_string());
+        let own = ["--url", &url, "--ca", &ca, "--header", "Authorization: Bearer k"];
+        run(&[&own, arguments].concat(), &self.body)
     }
+}
+
+fn run(arguments: &[&str], body: &Path) -> Value {
+    let mut command = Command::new(program("postern-load").unwrap());
+    command.args(["--warmup", "0", "--json", "--body"]).arg(body).args(arguments);
+    let output = command.output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out:?} {err}"))
 }
 
 fn question(stream: bool) -> Value {
@@ -79,4 +83,16 @@ async fn shows_a_client_certificate() {
     let report = load.run(&["--seconds", "0.3", "--cert", &cert, "--key", &key]);
     assert!(report["completed"].as_u64().unwrap() > 10 && Path::new(&cert).exists(), "{report}");
     assert_eq!(load.run(&["--seconds", "0.3"])["completed"], 0);
+}
+
+#[tokio::test]
+async fn asks_a_connector_over_plain_http() {
+    let load = Load::on(&[], json!({}), chat_body("hello")).await;
+    let postern = Postern::start(&crate::config(&load.cloud)).await.unwrap();
+    let connector = Connector::start(postern.gateway, &postern.issue("clerk/amy").unwrap(), &[]).await.unwrap();
+    let url = format!("http://{}/v1/chat/completions", connector.address);
+    let key = format!("Authorization: Bearer {}", connector.token().unwrap());
+    let report = run(&["--url", &url, "--seconds", "0.3", "--header", &key], &load.body);
+    assert!(report["completed"].as_u64().unwrap() > 10 && report["errors"] == 0, "{report}");
+    assert_eq!(run(&["--url", &url, "--seconds", "0.1"], &load.body)["statuses"]["200"], Value::Null);
 }

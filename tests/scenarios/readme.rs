@@ -51,6 +51,15 @@ async fn the_snippets_of_the_readme_work() -> Result<()> {
     let said = run(sdk, &kept)?;
     assert!(said.contains("ann.lee@example.org"), "{said}");
 
+    // What is sealed for applications without certificates; docs/connect.md has the line.
+    let field = |name: &str| kept[name].as_str().context("a field of the line");
+    let (connect, token) = (field("connect")?, std::fs::read_to_string(field("connect_token")?)?);
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "-H", "Content-Type: application/json", "-H", &format!("Authorization: Bearer {}", token.trim())]);
+    curl.args(["-d", r#"{"model": "chat", "messages": [{"role": "user", "content": "Good morning"}]}"#]);
+    curl.arg(format!("{connect}/chat/completions"));
+    assert!(run(curl, &kept)?.contains("Good morning"));
+
     let folder = kept["config"].as_str().context("config")?.to_owned();
     assert_eq!(demo.stop(END_WITHIN).await?.code(), Some(0), "{}", demo.log());
     assert!(!std::path::Path::new(&folder).exists(), "the scratch folder is removed");

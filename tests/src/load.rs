@@ -31,10 +31,10 @@ pub const MAX_IDLE: usize = 20_000;
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `https://HOST:PORT/PATH`.
+    /// `https://HOST:PORT/PATH`, or `http://…` for a port on this machine.
     pub url: Uri,
-    /// PEM file of the authority to trust.
-    pub ca: PathBuf,
+    /// PEM file of the authority to trust; none for `http://`.
+    pub ca: Option<PathBuf>,
     /// Client certificate and key, if the server asks for one.
     pub identity: Option<(PathBuf, PathBuf)>,
     /// How many at a time.
@@ -94,8 +94,8 @@ pub struct Report {
 #[derive(Debug)]
 struct Target {
     address: SocketAddr,
-    name: ServerName<'static>,
-    tls: Arc<ClientConfig>,
+    /// And the server's name; none for `http://`.
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     options: Options,
     /// Answers that arrive from here to `end` are counted.
     begin: Instant,
@@ -135,17 +135,24 @@ pub async fn idle(options: Options, count: usize, open: impl FnOnce(), end: impl
 
 fn prepare(options: Options) -> Result<Target> {
     ensure!((1..=MAX_CONNECTIONS).contains(&options.connections), "from 1 to {MAX_CONNECTIONS} connections");
-    ensure!(options.url.scheme_str() == Some("https"), "the URL begins with https://");
+    let has_tls = options.url.scheme_str() == Some("https");
+    ensure!(has_tls || options.url.scheme_str() == Some("http"), "the URL begins with https:// or http://");
     let host = options.url.host().context("a URL without a host")?.trim_matches(['[', ']']).to_owned();
-    let port = options.url.port_u16().unwrap_or(443);
+    let port = options.url.port_u16().unwrap_or(if has_tls { 443 } else { 80 });
     let address = (host.as_str(), port).to_socket_addrs()?.next().with_context(|| format!("{host} has no address"))?;
+    let tls = if has_tls { Some((tls_client(&options)?, host.try_into()?)) } else { None };
+    ensure!(has_tls || !options.http2, "HTTP/2 needs https://");
+    let begin = Instant::now() + options.warmup;
+    let end = begin + options.measure;
+    Ok(Target { address, tls, options, begin, end })
+}
+
+fn tls_client(options: &Options) -> Result<Arc<ClientConfig>> {
+    let ca = options.ca.as_deref().context("https:// needs an authority to trust")?;
     let identity = options.identity.as_ref().map(|(cert, key)| Identity::read(cert, key)).transpose()?;
     let http = if options.http2 { Http::Two } else { Http::One };
     let client = if options.classical { tls::classical_client } else { tls::client };
-    let tls = client(&options.ca, identity.as_ref(), http)?;
-    let begin = Instant::now() + options.warmup;
-    let end = begin + options.measure;
-    Ok(Target { address, name: host.try_into()?, tls, options, begin, end })
+    client(ca, identity.as_ref(), http)
 }
 
 fn report(options: &Options, sum: &worker::Tally) -> Report {

@@ -68,11 +68,7 @@ impl Client {
         stream: bool,
         headers: &[(&'static str, &'static str)],
     ) -> anyhow::Result<Answer> {
-        let body = json!({
-            "model": model, "stream": stream, "max_tokens": 24, "temperature": 0,
-            "messages": [{"role": "user", "content": prompt}],
-        });
-        self.post("/v1/chat/completions", body.to_string(), headers).await
+        self.post("/v1/chat/completions", question(model, prompt, stream), headers).await
     }
 
     /// Sends a request as it is.
@@ -92,6 +88,18 @@ impl Client {
         let stream = self.tls.connect(ServerName::try_from("localhost")?, socket).await?;
         exchange(stream, request).await
     }
+}
+
+/// Asks as an application does that has no certificate: over plain HTTP on this machine, with a key.
+pub(super) async fn ask_with_key(to: SocketAddr, key: &str, model: &str, prompt: &str) -> anyhow::Result<Answer> {
+    let request = Request::post("/v1/chat/completions").header("host", to.to_string());
+    let request = request.header("content-type", "application/json").header("authorization", format!("Bearer {key}"));
+    exchange(dial(to).await?, request.body(Full::new(question(model, prompt, false).into()))?).await
+}
+
+fn question(model: &str, prompt: &str, stream: bool) -> String {
+    let messages = json!([{"role": "user", "content": prompt}]);
+    json!({"model": model, "stream": stream, "max_tokens": 24, "temperature": 0, "messages": messages}).to_string()
 }
 
 /// Plain HTTP/1.1 on a loopback address: status and text.

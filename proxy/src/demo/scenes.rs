@@ -13,6 +13,9 @@ use crate::cli::say;
 const GENERAL: &str = "Write one friendly line for the notice board of the kitchen.";
 const PERSONAL: &str = "Draft a note to Ann: mail ann.lee@example.org, phone +86 138 0013 8000.";
 
+/// What went through `postern connect`.
+const SEALED: &str = "general, by postern connect";
+
 /// One row of the table.
 struct Row {
     prompt: &'static str,
@@ -42,7 +45,7 @@ pub(super) async fn play(stage: &Stage) -> anyhow::Result<ExitCode> {
     let clerk = stage.client("clerk")?;
     let mut claims = Claims::default();
     let mut rows = Vec::new();
-    say("\nEight requests through the TLS port …");
+    say("\nEight requests through the TLS port, and one through `postern connect`, sealed …");
     stage.cloud_behaves(well_behaved()).await?;
 
     let answer = clerk.ask("chat", GENERAL, false, &[]).await?;
@@ -85,6 +88,10 @@ pub(super) async fn play(stage: &Stage) -> anyhow::Result<ExitCode> {
     claims.check(requests(&stage.cloud_saw().await?) == before, "and the cloud was not asked");
     rows.push(Row { prompt: "general, again", answer });
 
+    let answer = stage.ask_through_connector("chat", GENERAL).await?;
+    claims.header(&answer, "postern-cache", "exact", "postern connect answers an application that has no certificate");
+    rows.push(Row { prompt: SEALED, answer });
+
     let answer =
         clerk.ask("chat", "The codename of the project is Heron.", false, &[("postern-label", "classified")]).await?;
     claims.header(&answer, "postern-target", "engine", "a classified prompt is answered on this machine");
@@ -111,6 +118,7 @@ pub(super) async fn play(stage: &Stage) -> anyhow::Result<ExitCode> {
     table(&rows);
     say(&format!("\nWhat the cloud received:  {seen}\nWhat the client reads:    {restored}"));
     records(stage, &rows, &mut claims).await?;
+    sealed(stage, &rows, &mut claims)?;
     say("");
     for (holds, claim) in &claims.0 {
         say(&format!("{} {claim}", if *holds { "ok    " } else { "FAILED" }));
@@ -161,6 +169,21 @@ async fn records(stage: &Stage, rows: &[Row], claims: &mut Claims) -> anyhow::Re
     if let Some(intent) = stage.records()?.iter().find(|record| record["label"] == "classified") {
         say(&format!("\nOne record, of the classified prompt:\n{}", serde_json::to_string_pretty(intent)?));
     }
+    Ok(())
+}
+
+/// What its record says of the one that went through `postern connect`.
+fn sealed(stage: &Stage, rows: &[Row], claims: &mut Claims) -> anyhow::Result<()> {
+    let id = rows.iter().find(|row| row.prompt == SEALED).map(|row| row.answer.header("postern-record"));
+    let outcome =
+        stage.records()?.into_iter().find(|record| record["kind"] == "outcome" && record["record"].as_str() == id);
+    let field = |name: &str| outcome.as_ref().and_then(|outcome| outcome.get(name)?.as_str()).unwrap_or("nothing");
+    let (form, identity) = (field("sealed"), field("identity"));
+    say(&format!("\nOn record of the one by postern connect:  sealed: {form}, identity: {identity}"));
+    claims.check(
+        form == "ohttp-chunked" && identity.ends_with("/office/workstation"),
+        "what went through postern connect was sealed for the gateway, in the workstation's name",
+    );
     Ok(())
 }
 

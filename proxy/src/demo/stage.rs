@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use super::UP_WITHIN;
-use super::client::{Client, plain};
+use super::client::{Answer, Client, ask_with_key, plain};
 use crate::cli::{pull, say};
 use crate::{config, tls};
 
@@ -21,7 +21,9 @@ use crate::{config, tls};
 const MODEL: &str = "smollm2-135m-instruct";
 /// The trust domain of the demo.
 const DOMAIN: &str = "demo.postern.example";
-/// For the gateway to end by itself.
+/// Who `postern connect` asks as.
+const WORKSTATION: &str = "workstation";
+/// For a process to end by itself.
 const END_WITHIN: Duration = Duration::from_secs(45);
 /// For the folder to be free.
 const REMOVED_WITHIN: Duration = Duration::from_secs(5);
@@ -31,17 +33,25 @@ pub(super) struct Stage {
     pub(super) folder: PathBuf,
     pub(super) gateway: SocketAddr,
     pub(super) admin: SocketAddr,
+    /// Of `postern connect`.
+    pub(super) connect: SocketAddr,
     control: SocketAddr,
-    cloud: Child,
-    postern: Child,
+    cloud: Running,
+    postern: Running,
+    connector: Running,
+}
+
+/// A process. Dropping it kills it.
+struct Running {
+    child: Child,
     // Read no further, but kept: a closed pipe would end whoever writes into it.
-    _outputs: [Lines<BufReader<ChildStdout>>; 2],
+    _output: Lines<BufReader<ChildStdout>>,
 }
 
 impl Stage {
     pub(super) async fn set(busy_cloud: Option<&Path>, quiet: bool) -> anyhow::Result<Self> {
         let say = |line: &str| if quiet { tracing::info!("{line}") } else { say(line) };
-        say("1/4  the language model for this machine");
+        say("1/5  the language model for this machine");
         let model = tokio::task::spawn_blocking(|| pull(MODEL)).await??;
         say(&format!("     {}", model.display()));
 
@@ -56,62 +66,48 @@ impl Stage {
     }
 
     async fn set_in(folder: &Path, busy_cloud: Option<&Path>, say: &impl Fn(&str)) -> anyhow::Result<Self> {
-        say(&format!("2/4  a busy cloud, in a process of its own (scratch folder {})", folder.display()));
+        say(&format!("2/5  a busy cloud, in a process of its own (scratch folder {})", folder.display()));
         let program = match busy_cloud {
             Some(path) => path.to_owned(),
             None => std::env::current_exe()?.with_file_name("busy-cloud"),
         };
         ensure!(program.is_file(), "there is no {}; `make build` builds it", program.display());
-        let mut cloud = Command::new(program)
-            .args(["--parent-death", "--listen", "127.0.0.1:0", "--out"])
-            .arg(folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("starting the busy cloud")?;
-        let mut cloud_output = lines(&mut cloud)?;
-        let ready: Value = serde_json::from_str(&next_line(&mut cloud_output).await?)?;
+        let mut cloud = Command::new(program);
+        cloud.args(["--parent-death", "--listen", "127.0.0.1:0", "--out"]).arg(folder);
+        let (cloud, line) = Running::start(cloud).await.context("the busy cloud did not come up")?;
+        let ready: Value = serde_json::from_str(&line)?;
         let text = |field: &str| ready.get(field).and_then(Value::as_str).context("the busy cloud's first line");
         let control = text("control")?.trim_start_matches("http://").parse()?;
 
-        say("3/4  the gateway, with an authority of its own");
+        say("3/5  the gateway, with an authority of its own");
         let path = folder.join("postern.yaml");
         std::fs::write(&path, configuration(text("base_url")?, text("ca")?))?;
-        let mut postern = Command::new(std::env::current_exe()?)
-            .arg("run")
-            .arg("--config")
-            .arg(&path)
-            .env("DEMO_CLOUD_KEY", "demo-key")
-            .env("POSTERN_LOG", std::env::var("POSTERN_LOG").unwrap_or_else(|_| "warn".into()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("starting postern")?;
-        let mut postern_output = lines(&mut postern)?;
-        let line =
-            next_line(&mut postern_output).await.context("the gateway did not come up; its messages are above")?;
-        let address = |name: &str| {
-            let word = line.split(' ').find_map(|word| word.strip_prefix(name)).context("the ready line")?;
-            word.parse::<SocketAddr>().context("the ready line")
-        };
-        let (gateway, admin) = (address("gateway=")?, address("admin=")?);
+        let mut postern = this_program()?;
+        postern.arg("run").arg("--config").arg(&path).env("DEMO_CLOUD_KEY", "demo-key");
+        let came_up = Running::start(postern).await;
+        let (postern, line) = came_up.context("the gateway did not come up; its messages are above")?;
+        let (gateway, admin) = (address(&line, "gateway=")?, address(&line, "admin=")?);
+        issue(folder, "clerk")?;
+        say(&format!("     https://{gateway}"));
+
+        say("4/5  `postern connect`, as a workstation has it");
+        issue(folder, WORKSTATION)?;
+        let mut connector = this_program()?;
+        connector.args(["connect", "--listen", "127.0.0.1:0", "--gateway", &gateway.to_string(), "--dir"]);
+        connector.arg(folder.join(WORKSTATION));
+        let came_up = Running::start(connector).await;
+        let (connector, line) = came_up.context("`postern connect` did not come up; its messages are above")?;
+        let connect = address(&line, "url=http://")?;
+        say(&format!("     http://{connect}/v1"));
+
         let folder = folder.to_owned();
-        let mut stage =
-            Self { folder, gateway, admin, control, cloud, postern, _outputs: [cloud_output, postern_output] };
-        let ready = stage.make_ready(say).await;
+        let mut stage = Self { folder, gateway, admin, connect, control, cloud, postern, connector };
+        say("5/5  the engine loads its model");
+        let ready = stage.wait_for_engine().await;
         if ready.is_err() {
             stage.end().await;
         }
         ready.map(|()| stage)
-    }
-
-    async fn make_ready(&self, say: &impl Fn(&str)) -> anyhow::Result<()> {
-        self.issue("clerk")?;
-        say(&format!("     https://{}", self.gateway));
-        say("4/4  the engine loads its model");
-        self.wait_for_engine().await
     }
 
     /// A client with the certificate of `spiffe://…/NAME`.
@@ -119,12 +115,15 @@ impl Stage {
         Client::new(self.gateway, &self.folder.join(name))
     }
 
-    fn issue(&self, name: &str) -> anyhow::Result<()> {
-        let config = config::load(&self.folder.join("postern.yaml"))?;
-        let authority = tls::authority(&config)?;
-        let id = format!("spiffe://{DOMAIN}/office/{name}").parse()?;
-        let request = postern_certs::LeafRequest { id, role: postern_certs::Role::Workload };
-        Ok(authority.issue(request)?.write(&self.folder.join(name), &authority.trust_bundle())?)
+    /// The file with the key for `postern connect`.
+    pub(super) fn connect_token(&self) -> PathBuf {
+        self.folder.join(WORKSTATION).join("token")
+    }
+
+    /// Asks the model called `model` through `postern connect`.
+    pub(super) async fn ask_through_connector(&self, model: &str, prompt: &str) -> anyhow::Result<Answer> {
+        let key = std::fs::read_to_string(self.connect_token())?;
+        ask_with_key(self.connect, key.trim(), model, prompt).await
     }
 
     async fn wait_for_engine(&self) -> anyhow::Result<()> {
@@ -170,12 +169,51 @@ impl Stage {
     }
 
     async fn end(&mut self) {
-        if let Some(pid) = self.postern.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+        self.connector.stop().await;
+        self.postern.stop().await;
+        let _gone = self.cloud.child.kill().await;
+    }
+}
+
+impl Running {
+    /// Starts it, and waits for its first line.
+    async fn start(mut command: Command) -> anyhow::Result<(Self, String)> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let mut output = BufReader::new(child.stdout.take().context("no output")?).lines();
+        let _shown = std::io::stdout().flush();
+        let line = tokio::time::timeout(UP_WITHIN, output.next_line()).await??;
+        Ok((Self { child, _output: output }, line.context("it ended before it was ready")?))
+    }
+
+    /// Asks it to end, and waits until it has.
+    async fn stop(&mut self) {
+        if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             let _gone = kill_process(pid, Signal::TERM);
         }
-        let _ended = tokio::time::timeout(END_WITHIN, self.postern.wait()).await;
-        let _gone = self.cloud.kill().await;
+        let _ended = tokio::time::timeout(END_WITHIN, self.child.wait()).await;
     }
+}
+
+/// Warnings of it are shown, since they say what is wrong.
+fn this_program() -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env("POSTERN_LOG", std::env::var("POSTERN_LOG").unwrap_or_else(|_| "warn".into()));
+    Ok(command)
+}
+
+/// What stands behind `name` in a ready line.
+fn address(line: &str, name: &str) -> anyhow::Result<SocketAddr> {
+    let word = line.split(' ').find_map(|word| word.strip_prefix(name)).context("the ready line")?;
+    word.trim_end_matches("/v1").parse().context("the ready line")
+}
+
+/// The certificate of `spiffe://…/NAME`, into a folder of that name.
+fn issue(folder: &Path, name: &str) -> anyhow::Result<()> {
+    let config = config::load(&folder.join("postern.yaml"))?;
+    let authority = tls::authority(&config)?;
+    let id = format!("spiffe://{DOMAIN}/office/{name}").parse()?;
+    let request = postern_certs::LeafRequest { id, role: postern_certs::Role::Workload };
+    Ok(authority.issue(request)?.write(&folder.join(name), &authority.trust_bundle())?)
 }
 
 /// A process that is just ending may still write there, so it is tried for a while.
@@ -190,16 +228,6 @@ async fn remove(folder: &Path) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-fn lines(child: &mut Child) -> anyhow::Result<Lines<BufReader<ChildStdout>>> {
-    let output = child.stdout.take().ok_or_else(|| anyhow!("no output"))?;
-    Ok(BufReader::new(output).lines())
-}
-
-async fn next_line(output: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<String> {
-    let _shown = std::io::stdout().flush();
-    tokio::time::timeout(UP_WITHIN, output.next_line()).await??.context("it ended before it was ready")
 }
 
 /// Two things are not as in the mission, since the machine may be small and busy building something else. The latency goal

@@ -12,12 +12,12 @@ use postern_tests::load::{self, Options, Report};
 /// Keeps a number of connections busy with one request each and says how fast the answers came.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Such as https://127.0.0.1:8443/v1/chat/completions.
+    /// Such as https://127.0.0.1:8443/v1/chat/completions; http:// for a port on this machine, such as a connector's.
     #[arg(long)]
     url: Uri,
-    /// The authority to trust (PEM).
+    /// The authority to trust (PEM); not needed for http://.
     #[arg(long, value_name = "FILE")]
-    ca: PathBuf,
+    ca: Option<PathBuf>,
     /// The client certificate with its chain (PEM).
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,

@@ -12,12 +12,13 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// An HTTP connection over TLS.
+/// An HTTP connection, over TLS or without.
 #[derive(Debug)]
 pub(crate) struct Connection {
     sender: Sender,
@@ -36,18 +37,20 @@ impl Connection {
     }
 
     pub(crate) async fn over(stream: TlsStream<TcpStream>) -> Result<Self> {
-        let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let stream = TokioIo::new(stream);
-        // How a connection ends is told to whoever waits for an answer on it.
-        if two {
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
-            let task = tokio::spawn(async { drop(connection.await) });
-            Ok(Self { sender: Sender::Two(sender), task })
-        } else {
-            let (sender, connection) = http1::handshake(stream).await?;
-            let task = tokio::spawn(async { drop(connection.await) });
-            Ok(Self { sender: Sender::One(sender), task })
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Self::one(stream).await;
         }
+        // How a connection ends is told to whoever waits for an answer on it.
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+        let task = tokio::spawn(async { drop(connection.await) });
+        Ok(Self { sender: Sender::Two(sender), task })
+    }
+
+    /// HTTP/1.1, whatever is below.
+    pub(crate) async fn one<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Result<Self> {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let task = tokio::spawn(async { drop(connection.await) });
+        Ok(Self { sender: Sender::One(sender), task })
     }
 
     pub(crate) async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {

@@ -163,6 +163,6 @@ fn request(target: &Target) -> Result<Request<Full<bytes::Bytes>>> {
 pub(super) async fn connect(target: &Target) -> Result<Connection> {
     let stream = TcpStream::connect(target.address).await?;
     stream.set_nodelay(true)?;
-    let stream = TlsConnector::from(target.tls.clone()).connect(target.name.clone(), stream).await?;
-    Connection::over(stream).await
+    let Some((tls, name)) = &target.tls else { return Connection::one(stream).await };
+    Connection::over(TlsConnector::from(tls.clone()).connect(name.clone(), stream).await?).await
 }
