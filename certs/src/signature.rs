@@ -61,6 +61,14 @@ impl Signatory {
 }
 
 impl Trust {
+    /// Whose chain this is: somebody who could connect as a client now. What they have signed is [`check`]'s question.
+    ///
+    /// # Errors
+    /// [`CertsError::Refused`] and [`CertsError::Certificate`]: the chain leads to no root, has ended, was revoked, or is of another trust domain.
+    pub fn client(&self, chain: &[CertificateDer<'_>], trust_domain: &str) -> Result<Peer, CertsError> {
+        self.judged(chain, Purpose::Client, trust_domain)
+    }
+
     /// Who signed `message`: somebody who could connect as a client now.
     ///
     /// # Errors
@@ -102,17 +110,25 @@ impl Trust {
         message: &[u8],
         signature: &[u8],
     ) -> Result<Peer, CertsError> {
+        let peer = self.judged(chain, purpose, trust_domain)?;
+        check(refusal::split(chain)?.0, message, signature)?;
+        Ok(peer)
+    }
+
+    fn judged(&self, chain: &[CertificateDer<'_>], purpose: Purpose, trust_domain: &str) -> Result<Peer, CertsError> {
         if chain.len() > MAX_CHAIN {
             return Err(CertsError::certificate(format!("its chain is longer than {MAX_CHAIN}")));
         }
         let (leaf, intermediates) = refusal::split(chain)?;
-        let peer = self.verify(leaf, intermediates, purpose, trust_domain, unix_time(clock::steady_now()))?;
-        check(leaf, message, signature)?;
-        Ok(peer)
+        self.verify(leaf, intermediates, purpose, trust_domain, unix_time(clock::steady_now()))
     }
 }
 
-fn check(leaf: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> Result<(), CertsError> {
+/// Whether the key of `leaf` has signed `message`.
+///
+/// # Errors
+/// [`CertsError::Certificate`]: it has not, or in a way that nobody should.
+pub fn check(leaf: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> Result<(), CertsError> {
     let refuse = || CertsError::certificate("the signature is not of its key");
     let (scheme, signature) = signature.split_first_chunk::<2>().ok_or_else(refuse)?;
     let scheme = SignatureScheme::from(u16::from_be_bytes(*scheme));

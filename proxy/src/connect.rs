@@ -157,6 +157,15 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// Whether a connector runs with this folder.
+fn is_locked(dir: &Path) -> anyhow::Result<bool> {
+    match File::open(dir.join(LOCK_FILE)) {
+        Ok(file) => Ok(flock(&file, FlockOperation::NonBlockingLockShared).is_err()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| dir.join(LOCK_FILE).display().to_string()),
+    }
+}
+
 async fn serve(front: Arc<Front>, arguments: &StartArguments) -> anyhow::Result<()> {
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     // What could be read again is read every second; without somebody who listens it would end this process.
@@ -173,7 +182,9 @@ async fn serve(front: Arc<Front>, arguments: &StartArguments) -> anyhow::Result<
         socket: arguments.socket.as_ref().map(|path| path.display().to_string()),
         pid: std::process::id(),
     };
-    place.write(&arguments.dir)?;
+    if let Err(error) = place.write(&arguments.dir) {
+        tracing::warn!(%error, "where it serves cannot be noted, so `postern connect status` does not find it");
+    }
     let keeping =
         [tokio::spawn(front.link.clone().keep()), tokio::spawn(front.identity.clone().keep(front.link.clone()))];
     announce(&front, &place, arguments);

@@ -151,7 +151,10 @@ async fn handle(
     match Form::of(&request) {
         Ok(None) => route(front, session, request.map(Payload::Plain)).await,
         Ok(Some(form)) => sealed(front, session, trust, form, request).await,
-        Err(error) => response::error(&error),
+        Err(error) => {
+            discard(request.into_body()).await;
+            pipeline::refuse(&front.gateway, session, None, &error).await
+        }
     }
 }
 
@@ -172,7 +175,7 @@ async fn sealed(
                 Err(error) => pipeline::refuse(gateway, &sender, Some(form.word()), &error).await,
             };
             let sender = sender.relay().is_some().then_some(Sender { session: sender, trust });
-            seal::seal(form, &exchange, response, sender).await
+            seal::seal(form, &exchange, response, sender, &gateway.sealed_whole).await
         }
         Err(error) => {
             gateway.metrics.payload(form.word(), error.code());

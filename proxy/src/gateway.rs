@@ -37,6 +37,10 @@ use crate::upstream::local;
 /// Large answers at a time: each may take some hundreds of MB while it is read and written.
 const LARGE_ANSWERS: usize = 4;
 
+/// The part of all requests at a time that relays may be bringing.
+const CARRIED_SHARE: usize = 4;
+/// Answers at a time that are sealed as a whole, each of which is in memory until it has been sent.
+const SEALED_WHOLE: usize = 8;
 /// Bytes of the name of a replica.
 const MAX_ID: usize = 64;
 
@@ -71,6 +75,10 @@ pub struct Gateway {
     pub large: Arc<Semaphore>,
     /// Who answers.
     pub dispatcher: Dispatcher,
+    /// For sealed requests that relays bring, while they are being read: whose they are is not known yet, and others have places left.
+    pub carried: Arc<Semaphore>,
+    /// For answers that are sealed as a whole.
+    pub sealed_whole: Arc<Semaphore>,
     /// What payloads are sealed for.
     pub payload_keys: PayloadKeys,
     /// The records.
@@ -126,6 +134,8 @@ impl Gateway {
             flights: Arc::default(),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             dispatcher,
+            carried: Arc::new(Semaphore::new((config.limits.requests / CARRIED_SHARE).max(1))),
+            sealed_whole: Arc::new(Semaphore::new(SEALED_WHOLE)),
             payload_keys: PayloadKeys::default(),
             audit,
             metrics,

@@ -40,8 +40,10 @@ use crate::seal;
 const CONNECTIONS: usize = 1024;
 /// Per connection. All requests together are bounded by [`Node::new`].
 const BOUNDS: Bounds = Bounds { receive: Duration::from_secs(20), streams: 1024 };
-/// Bounds of a sealed request. What the engine reads of one is its own affair.
-const LIMITS: open::Limits = open::Limits { body: 32 << 20, receive: Duration::from_secs(20) };
+/// Bounds of a sealed request, as the engine has them of any.
+const LIMITS: open::Limits = open::Limits { body: 8 << 20, receive: Duration::from_secs(30) };
+/// Answers at a time that are sealed as a whole. The gateway asks for none.
+const SEALED_WHOLE: usize = 2;
 /// Requests beyond those that the engine has places for: being read, or about to be refused by it with a time to come again.
 const ARRIVING: usize = 64;
 /// For answers under way when it is asked to end.
@@ -56,6 +58,7 @@ pub(crate) struct Node {
     router: Router,
     requests: Arc<Semaphore>,
     payload_keys: PayloadKeys,
+    sealed_whole: Arc<Semaphore>,
     refused: Mutex<HashMap<&'static str, Instant>>,
 }
 
@@ -63,7 +66,14 @@ impl Node {
     /// `places` is how many requests the engine runs or keeps waiting.
     pub(crate) fn new(identity: Arc<Identity>, router: Router, places: usize) -> Arc<Self> {
         let requests = Arc::new(Semaphore::new(places.saturating_add(ARRIVING).min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { identity, router, requests, payload_keys: PayloadKeys::default(), refused: Mutex::default() })
+        Arc::new(Self {
+            identity,
+            router,
+            requests,
+            payload_keys: PayloadKeys::default(),
+            sealed_whole: Arc::new(Semaphore::new(SEALED_WHOLE)),
+            refused: Mutex::default(),
+        })
     }
 
     /// Serves until `drain`, and then lets answers under way end.
@@ -158,13 +168,13 @@ impl Node {
         // What is being read is bounded as what is being answered is.
         let Ok(reading) = self.requests.clone().try_acquire_owned() else { return refuse(&Error::Busy) };
         let trust = self.identity.trust().borrow().clone();
-        let whose = (&*trust, self.identity.own());
+        let whose = (&trust, self.identity.own());
         match open::open_directly(&self.payload_keys, whose, &session.peer.id, form, request, LIMITS).await {
             Ok((request, exchange)) => {
                 drop(reading);
                 let response = self.route(session, request.map(Body::from)).await;
                 let response = response.map(|body| body.map_err(|_| response::Cut).boxed_unsync());
-                seal::seal(form, &exchange, response, None).await.map(Body::new)
+                seal::seal(form, &exchange, response, None, &self.sealed_whole).await.map(Body::new)
             }
             Err(error) => refuse(&error),
         }

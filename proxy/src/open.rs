@@ -21,6 +21,7 @@ use postern_certs::{SpiffeId, Trust, verify};
 use postern_sealed::binary::{self, Decoder, Part};
 use postern_sealed::whole::{self, Exchange};
 use postern_sealed::{SealError, chunked, ehbp, signed};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Admitted;
 use crate::connection::session::Session;
@@ -141,14 +142,14 @@ pub(crate) struct Opened {
 /// It is not authentic, not for a key of ours, was sent before or too long ago, or is from somebody who may not send it here.
 pub(crate) async fn open(
     gateway: &Gateway,
-    trust: &Trust,
+    trust: &Arc<Trust>,
     session: &Arc<Session>,
     form: Form,
     request: Request<Incoming>,
 ) -> Result<Opened, Error> {
     let (mut parts, body) = request.into_parts();
     let entered = enter(gateway, session, form, &parts).await;
-    let (carries, mut admitted, opener) = match entered {
+    let (place, mut admitted, opener) = match entered {
         Ok(entered) => entered,
         Err(error) => {
             discard(body).await;
@@ -157,6 +158,8 @@ pub(crate) async fn open(
     };
     let limits = Limits { body: gateway.config.limits.body.0, receive: gateway.config.limits.receive.0 };
     let (plain, exchange) = read(body, opener, limits, &mut |bytes| admitted.charge(bytes)).await?;
+    let carries = place.is_some();
+    drop(place);
     if form == Form::Bodies {
         gateway.payload_keys.accept_undated(&exchange)?;
         [ehbp::ENCAPSULATED_KEY, header::CONTENT_LENGTH.as_str()].into_iter().for_each(|name| {
@@ -167,23 +170,26 @@ pub(crate) async fn open(
         return Ok(Opened { request, session: session.clone(), exchange });
     }
 
-    let (request, body, sender) = said(plain, limits.body, trust, &gateway.config.gateway_id(), &exchange)?;
-    // Last of all, so that what is refused is not remembered.
-    gateway.payload_keys.accept(&exchange)?;
-    let (session, admitted) = match sender {
-        Some(sender) if sender.id == session.peer.id => (session.clone(), admitted),
-        Some(sender) if carries => {
-            let session = Arc::new(Session::carried(sender, session));
-            match enter_carried(gateway, &session, body.len() as u64).await {
-                Ok(own) => (session, own),
-                Err(error) => return Ok(Opened { request: Err(error), session, exchange }),
-            }
-        }
+    let (request, body, sender) =
+        said(plain, limits.body, &gateway.payload_keys, (trust, &gateway.config.gateway_id()), &exchange)?;
+    let session = match sender {
+        Some(sender) if sender.id == session.peer.id => session.clone(),
+        Some(sender) if carries => Arc::new(Session::carried(sender, session)),
         Some(_) => return Err(SOMEBODY_ELSE),
         None if carries => {
             return Err(Error::PayloadSender("it is not signed, and this connection carries others' requests"));
         }
-        None => (session.clone(), admitted),
+        None => session.clone(),
+    };
+    // Last of all, so that what is refused is not remembered.
+    gateway.payload_keys.accept(&exchange)?;
+    let admitted = if carries {
+        match enter_carried(gateway, &session, body.len() as u64).await {
+            Ok(own) => own,
+            Err(error) => return Ok(Opened { request: Err(error), session, exchange }),
+        }
+    } else {
+        admitted
     };
     let opened = Unsealed { body, admitted, form: form.word() };
     Ok(Opened { request: Ok(request.map(|()| Payload::Opened(Box::new(opened)))), session, exchange })
@@ -202,7 +208,7 @@ async fn enter_carried(gateway: &Gateway, session: &Session, body: u64) -> Resul
 /// As [`open`].
 pub(crate) async fn open_directly(
     keys: &PayloadKeys,
-    (trust, own): (&Trust, &SpiffeId),
+    (trust, own): (&Arc<Trust>, &SpiffeId),
     peer: &SpiffeId,
     form: Form,
     request: Request<Incoming>,
@@ -213,7 +219,7 @@ pub(crate) async fn open_directly(
     }
     let opener = Opener::new(keys, form, request.headers(), limits)?;
     let (plain, exchange) = read(request.into_body(), opener, limits, &mut |_| Ok(())).await?;
-    let (request, body, sender) = said(plain, limits.body, trust, &own.to_string(), &exchange)?;
+    let (request, body, sender) = said(plain, limits.body, keys, (trust, &own.to_string()), &exchange)?;
     if sender.is_some_and(|sender| sender.id != *peer) {
         return Err(SOMEBODY_ELSE);
     }
@@ -225,8 +231,8 @@ pub(crate) async fn open_directly(
 fn said(
     plain: Vec<u8>,
     limit: u64,
-    trust: &Trust,
-    own: &str,
+    keys: &PayloadKeys,
+    (trust, own): (&Arc<Trust>, &str),
     exchange: &Exchange,
 ) -> Result<(Request<()>, Bytes, Option<verify::Peer>), Error> {
     let (mut request, body) = message(plain.into())?;
@@ -234,20 +240,20 @@ fn said(
         return Err(Error::TooLarge { limit });
     }
     sender::check_date(request.headers())?;
-    let sender = sender::of(trust, own, exchange, &request, &body)?;
+    let sender = sender::of(&keys.senders, trust, own, exchange, &request, &body)?;
     [signed::SENDER, signed::SIGNATURE].into_iter().for_each(|name| {
         request.headers_mut().remove(name);
     });
     Ok((request, body, sender))
 }
 
-/// Admits whoever's connection it is: what is read is held on their account.
+/// Admits whoever's connection it is: what is read is held on their account. With a place among those that relays bring, if it is one.
 async fn enter(
     gateway: &Gateway,
     session: &Session,
     form: Form,
     parts: &Parts,
-) -> Result<(bool, Admitted, Opener), Error> {
+) -> Result<(Option<OwnedSemaphorePermit>, Admitted, Opener), Error> {
     let config = &gateway.config;
     let carries = config.carries(&session.peer.id);
     if carries && form == Form::Bodies {
@@ -257,8 +263,11 @@ async fn enter(
     }
     let limits = Limits { body: config.limits.body.0, receive: config.limits.receive.0 };
     let opener = Opener::new(&gateway.payload_keys, form, &parts.headers, limits)?;
-    let peer = if carries { Peer::carrier(config, &session.peer.id) } else { Peer::resolve(config, &session.peer.id)? };
-    Ok((carries, gateway.admission.enter(&peer).await?, opener))
+    if !carries {
+        return Ok((None, gateway.admission.enter(&Peer::resolve(config, &session.peer.id)?).await?, opener));
+    }
+    let place = gateway.carried.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
+    Ok((Some(place), gateway.admission.enter(&Peer::carrier(config, &session.peer.id)).await?, opener))
 }
 
 enum Opener {

@@ -11,7 +11,7 @@ use hyper::body::Frame;
 use postern_certs::Trust;
 use postern_sealed::whole::{self, Exchange};
 use postern_sealed::{SealError, binary, chunked, ehbp};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::connection::session::Session;
 use crate::error::Error;
@@ -21,36 +21,42 @@ use crate::response::{self, Body, Cut};
 /// Bytes of an answer that is sealed as a whole, so it is in memory three times. Larger ones are asked for in pieces.
 const MAX_WHOLE: usize = 16 << 20;
 
-/// Seals `response`; `sender` is whose it is, if it goes over somebody else's connection.
+/// Seals `response`; `sender` is whose it is, if it goes over somebody else's connection. `whole`: places for answers that are sealed as a whole.
 pub(crate) async fn seal(
     form: Form,
     exchange: &Exchange,
     response: Response<Body>,
     sender: Option<Sender>,
+    whole: &Arc<Semaphore>,
 ) -> Response<Body> {
     let sealed = match form {
         Form::Pieces => in_pieces(exchange, response, sender),
         Form::Bodies => bodies(exchange, response),
-        Form::Whole => as_a_whole(exchange, response).await,
+        Form::Whole => as_a_whole(exchange, response, sender, whole).await,
     };
     // Nothing of it has been sent.
     sealed.unwrap_or_else(|error| response::error(&error.into()))
 }
 
-/// Who gets a response over somebody else's connection. That connection is not cut when their certificate is revoked, so this is.
+/// Who gets a response over somebody else's connection. That connection is not cut when their certificate ends or is revoked, so this is.
 pub(crate) struct Sender {
     pub(crate) session: Arc<Session>,
     pub(crate) trust: watch::Receiver<Arc<Trust>>,
 }
 
 impl Sender {
-    fn is_revoked(&mut self) -> bool {
+    /// Whether it has to end.
+    fn is_over(&mut self) -> bool {
         let changed = self.trust.has_changed().unwrap_or(false);
-        let revoked = changed && self.trust.borrow_and_update().is_revoked(&self.session.peer);
-        if revoked {
+        if changed && self.trust.borrow_and_update().is_revoked(&self.session.peer) {
             self.session.set_cut("certificate_revoked");
+            return true;
         }
-        revoked
+        let ended = !self.session.is_current();
+        if ended {
+            self.session.set_cut("connection_expired");
+        }
+        ended
     }
 }
 
@@ -83,8 +89,15 @@ fn bodies(exchange: &Exchange, response: Response<Body>) -> Result<Response<Body
     Ok(answered(parts.status, parts.headers, body.boxed_unsync()))
 }
 
-async fn as_a_whole(exchange: &Exchange, response: Response<Body>) -> Result<Response<Body>, SealError> {
+async fn as_a_whole(
+    exchange: &Exchange,
+    response: Response<Body>,
+    mut sender: Option<Sender>,
+    places: &Arc<Semaphore>,
+) -> Result<Response<Body>, SealError> {
     let (parts, mut body) = response.into_parts();
+    // Never closed. Whoever waits holds no more of its answer than what waits for any client that does not read.
+    let place = places.clone().acquire_owned().await.map_err(|_| SealError::Cut)?;
     let mut content = Vec::new();
     while let Some(frame) = body.frame().await {
         // An answer that was cut has no whole.
@@ -94,10 +107,18 @@ async fn as_a_whole(exchange: &Exchange, response: Response<Body>) -> Result<Res
         }
         content.extend_from_slice(&data);
     }
+    if sender.as_mut().is_some_and(Sender::is_over) {
+        return Err(SealError::Cut);
+    }
     let mut message = Vec::with_capacity(content.len() + 1024);
     binary::put_response(parts.status, &parts.headers, &content, &mut message);
     let sealed = whole::seal_response(exchange, &message, &mut rand::rng())?;
-    Ok(answered(StatusCode::OK, outer(whole::RESPONSE), response::full(sealed.into())))
+    // In memory until it has been sent, or dropped.
+    let body = response::full(sealed.into()).map_frame(move |frame| {
+        let _held = &place;
+        frame
+    });
+    Ok(answered(StatusCode::OK, outer(whole::RESPONSE), body.boxed_unsync()))
 }
 
 /// All that anybody on the way is told.
@@ -169,7 +190,7 @@ impl http_body::Body for Sealed {
         }
         loop {
             let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
-            let frame = if this.sender.as_mut().is_some_and(Sender::is_revoked) { Some(Err(Cut)) } else { frame };
+            let frame = if this.sender.as_mut().is_some_and(Sender::is_over) { Some(Err(Cut)) } else { frame };
             let sealed = match frame {
                 Some(Ok(frame)) => {
                     let data = frame.into_data().unwrap_or_default();

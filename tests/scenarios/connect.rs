@@ -84,7 +84,7 @@ async fn an_invite_is_all_that_a_workstation_needs() -> Result<()> {
     std::fs::write(&file, token)?;
     let enrol = postern.enrol.context("the enrol address")?.to_string();
     let more = ["--token-file", file.to_str().context("a path")?, "--enrol", &enrol];
-    let mut connector = Connector::start(postern.gateway, &own, &more).await?;
+    let connector = Connector::start(postern.gateway, &own, &more).await?;
     assert_eq!(connector.chat("Hello").await?.status, 200);
     let status = |json: &[&str]| {
         let said =
@@ -99,6 +99,24 @@ async fn an_invite_is_all_that_a_workstation_needs() -> Result<()> {
     // One for a folder; and after its end nothing answers.
     let second = Connector::start(postern.gateway, &own, &[]).await.unwrap_err();
     assert!(format!("{second:?}").contains("another `postern connect` is running"), "{second:?}");
+    // Whoever listens in its place after it was killed is not shown the token.
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(connector.pid().cast_signed()).context("a process")?,
+        Signal::KILL,
+    )?;
+    let until = Instant::now() + SOON;
+    let squatter = loop {
+        match std::net::TcpListener::bind(connector.address) {
+            Ok(listener) => break listener,
+            Err(error) => ensure!(Instant::now() < until, "{error}"),
+        }
+    };
+    squatter.set_nonblocking(true)?;
+    assert_eq!(status(&[])?.0, Some(1));
+    assert!(squatter.accept().is_err(), "nobody came");
+    drop(squatter);
+    let mut connector = Connector::start(postern.gateway, &own, &[]).await?;
+    assert_eq!(connector.chat("Hello").await?.status, 200);
     assert_eq!(connector.stop().await?.code(), Some(0));
     assert_eq!(status(&[])?.0, Some(1));
     Ok(())

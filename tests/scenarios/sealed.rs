@@ -205,6 +205,13 @@ async fn a_request_is_accepted_once_whenever_it_comes_again() -> Result<()> {
     time.advance(2.0 / 3600.0)?;
     assert_eq!(again().await?, ("payload_expired".into(), "payload_replayed".into()));
     assert_eq!(cloud.stats().await?.requests, 1, "the second was answered from the cache");
+    // The clock is set back: what was known by its date would be forgotten too early, so there are other keys.
+    time.advance(-300.0 / 3600.0)?;
+    let (mut code, until) = (String::new(), std::time::Instant::now() + SOON);
+    while code != "payload_key_unknown" && std::time::Instant::now() < until {
+        code = amy.send(sealed.clone()).await?.error_code();
+    }
+    assert_eq!(code, "payload_key_unknown");
     // Twice at the same moment: one of them.
     let now = Draft { date: time.now().into(), ..Draft::chat("Hello, all") };
     let sealed_now = amy.seal(&amy.key().await?, &now)?.bytes;
@@ -326,6 +333,10 @@ async fn who_sent_it_is_whoever_signed_it() -> Result<()> {
     assert_eq!(code(&carried, stripped).await?, refused);
     let moved = Draft { signed_path: Some("/v1/completions".into()), ..hello() };
     assert_eq!(code(&carried, moved).await?, refused);
+    // What somebody else sends in vain is not used up.
+    let sealed_once = amy.seal(&amy.key().await?, &hello())?;
+    assert_eq!(amy.over(&bob.client).send(sealed_once.bytes.clone()).await?.error_code(), refused);
+    assert_eq!(amy.send(sealed_once.bytes.clone()).await?.status, 200);
     // Nobody else is one: not with somebody's signed request, and not for somebody in its own name.
     assert_eq!(code(&amy.over(&bob.client), hello()).await?, refused);
     // On its own connection a workstation need not sign.
@@ -353,6 +364,45 @@ async fn who_sent_it_is_whoever_signed_it() -> Result<()> {
         .await?;
     assert_eq!(record.outcome["code"], "certificate_revoked");
     assert_eq!(code(&carried, hello()).await?, refused);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_is_under_the_limits_of_whom_it_carries_and_leaves_room_for_others() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let two = json!({"requests_per_minute": 2});
+    let config = config(&cloud)
+        .set("/payload/relays", json!([RELAY]))
+        .set("/limits", json!({"requests": 8, "receive": "5s"}))
+        .push("/identities", json!({"match": "spiffe://branch.test/relay/both", "limits": two}))
+        .push("/identities", json!({"match": "spiffe://branch.test/few/*", "limits": two}));
+    let postern = Postern::start(&config).await?;
+    let (both, few) = (workstation(&postern, "relay/both")?, workstation(&postern, "few/fay")?);
+    for (who, over) in [(&both, &both.client), (&few, &both.client)] {
+        let mut statuses = Vec::new();
+        for at in 0..3 {
+            let reply = who.over(over).ask(&Draft::chat(&format!("Hello {at}"))).await?;
+            statuses.push(reply.status);
+            // Told under the seal, in the gateway's words.
+            assert!(reply.status == 200 || reply.error_message().contains("your identity"), "{}", reply.text());
+        }
+        assert_eq!(statuses, [200, 200, 429]);
+    }
+    let record = postern.records().when(SOON, |all| all.last().filter(|one| !one.outcome.is_null()).cloned()).await?;
+    assert_eq!(record.outcome["identity"], "spiffe://branch.test/few/fay");
+    assert_eq!(record.outcome["relay"], "spiffe://branch.test/relay/both");
+    // It begins as many as it can, and others are served all the same.
+    let mut begun = Vec::new();
+    for _ in 0..8 {
+        let mut slow = both.client.raw().await?;
+        let head = "POST /.well-known/ohttp-gateway HTTP/1.1\r\nhost: x\r\ncontent-type: message/ohttp-chunked-req\r\n";
+        slow.send(format!("{head}content-length: 900\r\n\r\nab").as_bytes()).await?;
+        begun.push(slow);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let amy = workstation(&postern, "clerk/amy")?;
+    assert_eq!(amy.ask(&Draft::chat("Hello")).await?.status, 200);
+    assert_eq!(few.over(&both.client).ask(&Draft::chat("Hello")).await?.error_code(), "gateway_busy");
     Ok(())
 }
 

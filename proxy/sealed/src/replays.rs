@@ -1,8 +1,8 @@
 //! A sealed request is accepted once. Pure: the time is handed in.
 //!
 //! A request says inside when it was sealed, and is refused if that is more than [`SKEW`] away; so what was accepted needs to be known for twice as long,
-//! and no longer. By the monotonic clock: one that is set back opens no window. What is known has a bound; when it is full, requests are
-//! refused rather than forgotten.
+//! and no longer. By the monotonic clock. One of the wall that is set back would open a window, so its keys have to be replaced then. What is known has a bound;
+//! when it is full, requests are refused rather than forgotten.
 //!
 //! Bodies that are sealed alone ([`ehbp`](crate::ehbp)) say no date, so they are known for as long as their key is in use; a key that has opened as many as
 //! can be known is replaced.
@@ -17,8 +17,8 @@ use crate::cipher::ENC;
 pub const SKEW: Duration = Duration::from_secs(60);
 /// What is forgotten together.
 const BUCKET: Duration = Duration::from_secs(30);
-/// For how long a request is known at least: from one end of what may be said of its date to the other.
-const KNOWN: Duration = SKEW.saturating_mul(2);
+/// For how long a request is known at least: from one end of what may be said of its date to the other, and as long again as clocks may differ in that.
+const KNOWN: Duration = SKEW.saturating_mul(2).saturating_add(Duration::from_secs(5));
 
 /// Which requests have been accepted.
 #[derive(Debug)]
@@ -160,6 +160,7 @@ mod tests {
         }
         // The one that came last of its bucket is known for as long.
         assert_eq!(replays.accept(1, &encapsulated(102), at(59 + 119)), Err(NotAccepted::Replayed));
+        assert_eq!(replays.accept(1, &encapsulated(102), at(59 + 124)), Err(NotAccepted::Replayed));
     }
 
     #[test]
@@ -168,7 +169,7 @@ mod tests {
         (0..3).for_each(|n| replays.accept(1, &encapsulated(n), now).unwrap());
         assert_eq!(replays.accept(1, &encapsulated(3), now), Err(NotAccepted::Full));
         assert_eq!(replays.accept(1, &encapsulated(0), now), Err(NotAccepted::Replayed));
-        let later = now + Duration::from_secs(151);
+        let later = now + Duration::from_secs(156);
         assert_eq!(replays.accept(1, &encapsulated(3), later), Ok(()));
         assert_eq!((replays.count, replays.buckets.len()), (1, 1));
     }

@@ -28,6 +28,12 @@ impl Rotation {
         Self { keys: vec![(SecretKey::generate(id, rng), Duration::ZERO)] }
     }
 
+    /// A new key now, and none of those before: what was sealed for them is not opened any more.
+    pub fn restart(&mut self, rng: &mut impl CryptoRng) {
+        self.renew(rng);
+        self.keys.truncate(1);
+    }
+
     /// A new key now: the newest has been used too often. The one before is accepted as long as it would be anyway; no third one is.
     pub fn renew(&mut self, rng: &mut impl CryptoRng) {
         let id = self.keys.first().map_or(0, |(key, _)| key.id().wrapping_add(1));
@@ -95,5 +101,7 @@ mod tests {
         rotation.renew(&mut rng);
         assert_eq!((rotation.keys.len(), rotation.newest_for()), (2, ACCEPTED));
         assert!(!rotation.pass(HOUR, &mut rng));
+        rotation.restart(&mut rng);
+        assert_eq!(rotation.keys.len(), 1);
     }
 }

@@ -48,6 +48,7 @@ const MAX_BUFFER: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
 const STATUS_PATH: &str = super::status::PATH;
+const FETCH_SITE: &str = "sec-fetch-site";
 const PRIVATE_ASKED: &str = "access-control-request-private-network";
 const PRIVATE_ALLOWED: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
@@ -108,14 +109,16 @@ pub(crate) struct Front {
     pub(crate) identity: Arc<Identity>,
     pub(crate) counts: Arc<Counts>,
     token: Option<Token>,
-    places: Arc<Semaphore>,
+    /// Of each door, so that nobody without a token keeps out who has the file.
+    places: [Arc<Semaphore>; 2],
     bodies: Arc<Semaphore>,
 }
 
 impl Front {
     /// `token`: what applications show; `None`: nothing.
     pub(crate) fn new(link: Arc<Link>, identity: Arc<Identity>, token: Option<Token>) -> Self {
-        let (places, bodies) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(MAX_BODIES)));
+        let places = [Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(CONNECTIONS))];
+        let bodies = Arc::new(Semaphore::new(MAX_BODIES));
         Self { link, identity, counts: Arc::default(), token, places, bodies }
     }
 
@@ -126,10 +129,12 @@ impl Front {
         drain: CancellationToken,
         tasks: TaskTracker,
     ) {
+        let [loopback, socket] = &self.places;
+        let places = if E::DOOR == Door::Socket { socket } else { loopback };
         loop {
             let next = async {
                 // Whoever is too many waits in the kernel.
-                let place = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
+                let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
                 Ok::<_, io::Error>((entrance.next().await?, place))
             };
             let accepted = tokio::select! {
@@ -188,7 +193,14 @@ impl Front {
                 Err(refusal)
             }
         };
-        let mut response = answered.unwrap_or_else(|refusal| refusal.response());
+        let mut response = answered.unwrap_or_else(|refusal| {
+            let mut response = refusal.response();
+            // Whoever may not ask keeps no place.
+            if matches!(refusal, Refusal::Token | Refusal::Foreign) {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        });
         if is_shared {
             let headers = response.headers_mut();
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -278,7 +290,10 @@ fn is_from_here<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let named = request.uri().authority().map(http::uri::Authority::as_str);
-    !headers.contains_key(header::ORIGIN) && host.is_some_and(is_loopback) && named.is_none_or(is_loopback)
+    // Browsers say where a request comes from; `none` is a person who typed the address.
+    let is_of_a_page =
+        headers.contains_key(header::ORIGIN) || headers.get(FETCH_SITE).is_some_and(|site| site.as_bytes() != b"none");
+    !is_of_a_page && host.is_some_and(is_loopback) && named.is_none_or(is_loopback)
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -180,14 +180,13 @@ impl Link {
                     not_taken = true;
                     continue;
                 }
-                Err(Lost::Slow) => {
-                    return Err(Refusal::Slow { gateway: self.address.clone(), seconds: BEGUN_WITHIN.as_secs() });
-                }
+                Err(Lost::Slow) => return Err(self.slow()),
                 Err(_) => return Err(self.broken()),
             };
             sent += 1;
             if sealing::is_sealed(&response) {
-                return sealing::open(response.into_body(), opener).await.map_err(|error| match error {
+                let opened = timeout(BEGUN_WITHIN, sealing::open(response.into_body(), opener)).await;
+                return opened.map_err(|_| self.slow())?.map_err(|error| match error {
                     Unopened::Broken => self.broken(),
                     Unopened::Seal(_) => Refusal::NotAuthentic,
                 });
@@ -202,6 +201,10 @@ impl Link {
                 return Err(refusal);
             }
         }
+    }
+
+    fn slow(&self) -> Refusal {
+        Refusal::Slow { gateway: self.address.clone(), seconds: BEGUN_WITHIN.as_secs() }
     }
 
     fn broken(&self) -> Refusal {
@@ -229,7 +232,12 @@ impl Link {
         }
         match timeout(BEGUN_WITHIN, requests.clone().try_send_request(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(failed)) if failed.message().is_some() || was_not_taken(failed.error()) => Err(Lost::NotTaken),
+            // Behind a middlebox only what was not sent at all was certainly not looked at.
+            Ok(Err(failed))
+                if failed.message().is_some() || self.identity.is_direct() && was_not_taken(failed.error()) =>
+            {
+                Err(Lost::NotTaken)
+            }
             Ok(Err(_)) => Err(Lost::Broken),
             Err(_) => Err(Lost::Slow),
         }

@@ -14,6 +14,8 @@ use time::format_description::well_known::Rfc3339;
 use super::front::Body;
 use super::sealing::SealingError;
 
+/// Seconds that an application is told to wait, at most.
+const MAX_RETRY_AFTER: u32 = 3600;
 /// Characters of the gateway's own words that are shown.
 const MAX_WORDS: usize = 1000;
 /// The longest code that is shown.
@@ -158,6 +160,7 @@ pub(crate) fn outside(
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let code = body.pointer("/error/code").and_then(Value::as_str).filter(|code| is_plain(code)).map(ToOwned::to_owned);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = retry_after.map(|seconds: u32| seconds.min(MAX_RETRY_AFTER));
     // Of the seal this workstation knows more than the gateway: what it says of itself is better advice there.
     let is_of_the_seal = code.as_deref().is_some_and(|code| code.starts_with("payload_"));
     let words = body.pointer("/error/message").and_then(Value::as_str).filter(|_| is_the_gateway && !is_of_the_seal);

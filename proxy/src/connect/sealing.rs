@@ -92,7 +92,13 @@ impl Parties<'_> {
         let mut begun = Vec::with_capacity(4 << 10);
         let (mut sealer, opener) = RequestSealer::begin(self.key, &mut rand::rng(), &mut begun)?;
         let date = httpdate::fmt_http_date(now);
-        let label = asked.headers().get(LABEL).and_then(|label| label.to_str().ok()).unwrap_or_default();
+        let headers = sent_on(asked.headers());
+        // One that stands there twice is no label; the gateway says so.
+        let mut labels = headers.get_all(LABEL).iter();
+        let label = match (labels.next(), labels.next()) {
+            (Some(label), None) => label.to_str().unwrap_or_default().to_owned(),
+            _ => String::new(),
+        };
         let sent = Sent {
             encapsulated: opener.encapsulated(),
             key: self.key.id(),
@@ -100,13 +106,13 @@ impl Parties<'_> {
             method: asked.method().as_str(),
             path: asked.uri().path_and_query().map_or("/", |path| path.as_str()),
             date: &date,
-            label,
+            label: &label,
             body: &content,
         };
         let signature = BASE64.encode(&self.sender.sign(&sent.to_bytes())?);
         let mut inner = Request::new(());
         (*inner.method_mut(), *inner.uri_mut()) = (asked.method().clone(), asked.uri().clone());
-        *inner.headers_mut() = sent_on(asked.headers());
+        *inner.headers_mut() = headers;
         let own = [(header::DATE.as_str(), date), (SENDER, chain_to_text(self.sender.chain())), (SIGNATURE, signature)];
         for (name, value) in own {
             let value = HeaderValue::try_from(value).map_err(|_| SealingError::Head)?;

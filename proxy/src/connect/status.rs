@@ -75,6 +75,8 @@ pub(super) struct StatusArguments {
 pub(super) fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     let dir = &arguments.dir;
     let stopped = || format!("no `postern connect` is running with {}", dir.display());
+    // Somebody else may listen where it did: nobody is shown the token but who holds the lock in the folder.
+    ensure!(super::is_locked(dir)?, "{}", stopped());
     let place = std::fs::read(dir.join(FILE)).with_context(stopped)?;
     let place: Place = serde_json::from_slice(&place).with_context(stopped)?;
     let token = Token::present(dir)?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 /// In the connector's folder.
 const FILE: &str = "token";
+const NEXT: &str = "token.new";
 const BYTES: usize = 32;
 /// The longest file; somebody may have chosen a token.
 const MAX_FILE: u64 = 1 << 10;
@@ -36,11 +37,15 @@ impl Token {
     /// It cannot be read or written, is none, or others can read it.
     pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(FILE);
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(file) => Self::make(file).with_context(|| format!("writing {}", path.display())),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::read(&path),
-            Err(error) => Err(error).with_context(|| format!("writing {}", path.display())),
+        if path.exists() {
+            return Self::read(&path);
         }
+        // Whole, or not there: a disk may be full. One connector at a time has the folder.
+        let (next, writing) = (dir.join(NEXT), || format!("writing {}", path.display()));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next);
+        let token = Self::make(file.with_context(writing)?).with_context(writing)?;
+        std::fs::rename(&next, &path).with_context(writing)?;
+        Ok(token)
     }
 
     /// The one in a folder, if there is one.

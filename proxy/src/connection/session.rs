@@ -83,7 +83,8 @@ impl Session {
             soft_end: over.soft_end,
             hard_end: over.hard_end,
             drain: over.drain,
-            overdue: over.overdue.clone(),
+            // The connection goes on without this one.
+            overdue: CancellationToken::new(),
             last_words: over.last_words.clone(),
             cut: OnceLock::new(),
             over: Some(over.clone()),

@@ -115,7 +115,7 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
         *asked.headers_mut() = parts.headers.clone();
         let authority = parts.uri.authority().map_or("", |authority| authority.as_str());
         let parties = Parties { sender: self.own.signatory(), recipient: self.node, key: &key.config, authority };
-        let (sealed, opener) = parties.seal(&asked, content.clone(), SystemTime::from(clock::steady_now()))?;
+        let (sealed, opener) = parties.seal(&asked, content.clone(), SystemTime::now())?;
         let mut request = Request::new(Full::new(sealed.whole()?));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = beside(&parts.uri).ok_or("it has no address")?;

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Response, header};
-use postern_certs::{CertsError, Signatory, clock};
+use postern_certs::{CertsError, Clock as _, Signatory, SystemClock};
 use postern_sealed::replays::{NotAccepted, Replays, Undated};
 use postern_sealed::rotation::Rotation;
 use postern_sealed::whole::Exchange;
 use postern_sealed::{Keys, SealError, config, signed};
 use time::OffsetDateTime;
 
+use super::sender::Senders;
 use crate::connect::keys::chain_to_text;
 use crate::error::Error;
 use crate::response::{self, Body};
@@ -22,10 +23,13 @@ const DATED: usize = 1 << 20;
 /// And of each key, those without a date.
 const UNDATED: usize = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What clocks do by themselves.
+const SET_BACK: time::Duration = time::Duration::SECOND;
 
 /// The keys of one gateway.
 #[derive(Debug)]
 pub struct PayloadKeys {
+    pub(super) senders: Senders,
     current: ArcSwap<Keys>,
     state: Mutex<State>,
 }
@@ -33,8 +37,10 @@ pub struct PayloadKeys {
 #[derive(Debug)]
 struct State {
     rotation: Rotation,
-    /// By wall time, which goes on while a machine sleeps, and never back.
-    looked: OffsetDateTime,
+    /// When it was looked at the clocks: timers stand still while a machine sleeps, and the clock of the wall may be set.
+    looked: (Instant, OffsetDateTime),
+    /// The latest that the clock of the wall has said.
+    latest: OffsetDateTime,
     dated: Replays,
     undated: Undated,
 }
@@ -43,8 +49,9 @@ impl Default for PayloadKeys {
     fn default() -> Self {
         let rotation = Rotation::new(&mut rand::rng());
         let current = ArcSwap::from_pointee(rotation.keys());
-        let (dated, undated) = (Replays::new(DATED), Undated::new(UNDATED));
-        Self { current, state: Mutex::new(State { rotation, looked: clock::steady_now(), dated, undated }) }
+        let (dated, undated, now) = (Replays::new(DATED), Undated::new(UNDATED), SystemClock.now());
+        let state = State { rotation, looked: (Instant::now(), now), latest: now, dated, undated };
+        Self { senders: Senders::default(), current, state: Mutex::new(state) }
     }
 }
 
@@ -60,7 +67,13 @@ impl PayloadKeys {
     /// # Errors
     /// It was accepted before, or too many were of late.
     pub fn accept(&self, exchange: &Exchange) -> Result<(), Error> {
-        let accepted = self.state().dated.accept(exchange.key_id(), exchange.encapsulated(), Instant::now());
+        let mut state = self.state();
+        self.look_at_clocks(&mut state);
+        // Replaced while it was read: what its key has opened may be forgotten.
+        if !self.current.load().has(exchange.key_id()) {
+            return Err(SealError::UnknownKey(exchange.key_id()).into());
+        }
+        let accepted = state.dated.accept(exchange.key_id(), exchange.encapsulated(), Instant::now());
         accepted.map_err(|why| match why {
             NotAccepted::Replayed => Error::PayloadReplayed,
             NotAccepted::Full => Error::Busy,
@@ -89,11 +102,25 @@ impl PayloadKeys {
     pub async fn keep_up(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let (mut state, now) = (self.state(), clock::steady_now());
-            let passed = Duration::try_from(now - state.looked).unwrap_or_default();
-            state.looked = now;
+            self.look_at_clocks(&mut self.state());
+        }
+    }
+
+    /// Keys are replaced when it is time; all of them, if the clock of the wall was set back: dates that had passed would be good once more.
+    fn look_at_clocks(&self, state: &mut State) {
+        let (timer, wall) = (Instant::now(), SystemClock.now());
+        if wall + SET_BACK < state.latest {
+            state.rotation.restart(&mut rand::rng());
+            (state.latest, state.looked) = (wall, (timer, wall));
+            return self.publish(state, "the clock was set back");
+        }
+        state.latest = state.latest.max(wall);
+        let (timer_before, wall_before) = state.looked;
+        let passed = Duration::try_from(wall - wall_before).unwrap_or_default().max(timer - timer_before);
+        if passed >= LOOK_EVERY {
+            state.looked = (timer, wall);
             if state.rotation.pass(passed, &mut rand::rng()) {
-                self.publish(&mut state, "it was a day old");
+                self.publish(state, "it was a day old");
             }
         }
     }
@@ -125,7 +152,7 @@ impl PayloadKeys {
         };
         let list = if alone { keys.newest() } else { keys.list() };
         // Nobody believes a signature for longer than the certificate behind it.
-        let until = (clock::steady_now() + newest_for).min(not_after).unix_timestamp();
+        let until = (SystemClock.now() + newest_for).min(not_after).unix_timestamp();
         let until = u64::try_from(until).unwrap_or(0);
         let signature = signatory.sign(&signed::keys(own, until, &list))?;
         let mut response = Response::new(response::full(list.into()));
