@@ -81,6 +81,7 @@ impl Reason {
 pub fn in_words(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.to_string(),
+        rustls::Error::InvalidMessage(_) => "what answers there does not speak TLS".to_owned(),
         error => error.to_string(),
     }
 }

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
+use postern_certs::{Clock as _, SystemClock};
 use rustix::fs::{FlockOperation, Mode, flock};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,7 +76,7 @@ struct StartArguments {
     /// Ask applications for no token. Every user of this machine can ask in your name then.
     #[arg(long)]
     no_token: bool,
-    /// If the folder has no certificate: the token that `postern certs invite` printed; `-` is the standard input.
+    /// If the folder has no certificate, or one that has ended: the token that `postern certs invite` printed; `-` is the standard input.
     #[arg(long, value_name = "FILE", requires = "enrol")]
     token_file: Option<PathBuf>,
     /// With --token-file: the gateway's `enrol` address, such as ai.branch-17.example.org:8444.
@@ -133,6 +134,15 @@ fn start(arguments: StartArguments) -> anyhow::Result<ExitCode> {
 fn invite(arguments: &StartArguments) -> anyhow::Result<Option<(&Path, &str)>> {
     let dir = arguments.dir.as_path();
     if dir.join("cert.pem").exists() || dir.join("renewal.pem").exists() {
+        let (Some(token_file), Some(gateway)) = (&arguments.token_file, &arguments.enrol) else { return Ok(None) };
+        // An invite for a folder whose certificate has ended is meant to be used; where it has not, it is kept.
+        match workstation::read_leaf(dir) {
+            Ok(leaf) if leaf.not_after <= SystemClock.now() => return Ok(Some((token_file, gateway))),
+            Ok(leaf) => {
+                tracing::warn!(until = %leaf.not_after, "there is a certificate, so the token of --token-file was not used")
+            }
+            Err(_) => tracing::warn!("there is a certificate, so the token of --token-file was not used"),
+        }
         return Ok(None);
     }
     let (Some(token_file), Some(gateway)) = (&arguments.token_file, &arguments.enrol) else {

@@ -175,6 +175,7 @@ async fn answer(
             (exchange.admitted.insert(admitted), body)
         }
         Payload::Plain(body) if config.payload.required => {
+            gateway.metrics.payload("none", Error::PayloadNotSealed.code());
             discard(body).await;
             return Err(Error::PayloadNotSealed);
         }

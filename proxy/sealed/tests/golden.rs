@@ -1,5 +1,6 @@
 //! What goes over the wire, as it was written down once: other versions, and other people's programs, have to read it. A change of `golden.json`
 //! is a change of the format; `POSTERN_WRITE_GOLDEN=1` writes it anew.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 use std::convert::Infallible;
 use std::path::Path;

@@ -84,7 +84,7 @@ struct ServedArguments {
 pub(crate) fn host_and_port(text: &str) -> Result<String, String> {
     let port =
         text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
-    port.filter(|port| *port > 0)
+    port.filter(|port| *port > 0 && !text.contains('/'))
         .map(|_| text.to_owned())
         .ok_or_else(|| "it has a host and a port, such as ai.example.org:8443".to_owned())
 }

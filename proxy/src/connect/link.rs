@@ -287,7 +287,7 @@ impl Link {
             Err(refusal) => {
                 // With TLS 1.3 it is only now that a gateway says whether it accepts a certificate.
                 let _in_time = timeout(LAST_WORDS_WITHIN, ended.token.cancelled()).await;
-                return Err(ended.why.get().map_or(refusal, |why| self.unreachable(why.clone())));
+                return Err(ended.why.get().map_or(refusal, |why| self.closed_at_once(why)));
             }
         };
         let (fetching, since, given_up) = (Mutex::default(), SystemClock.now(), AtomicBool::new(false));
@@ -367,6 +367,24 @@ impl Link {
 
     fn unreachable(&self, why: String) -> Refusal {
         Refusal::Unreachable { gateway: self.address.clone(), why }
+    }
+
+    /// An alert about the certificate is the last word of a gateway, if it comes before the end of the connection is noticed.
+    fn closed_at_once(&self, why: &str) -> Refusal {
+        const ABOUT_CERTIFICATES: [&str; 8] = [
+            "CertificateRevoked",
+            "CertificateExpired",
+            "CertificateUnknown",
+            "CertificateRequired",
+            "BadCertificate",
+            "UnsupportedCertificate",
+            "UnknownCA",
+            "AccessDenied",
+        ];
+        if ABOUT_CERTIFICATES.iter().any(|alert| why.contains(&format!("alert: {alert}"))) {
+            return Refusal::NotLetIn { gateway: self.address.clone(), why: why.to_owned() };
+        }
+        self.unreachable(format!("{why}; it closed the connection at once, as it does where it does not accept a certificate, or where --gateway is another of its addresses"))
     }
 
     fn not_the_gateway(&self, why: String) -> Refusal {

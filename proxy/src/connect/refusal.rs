@@ -37,6 +37,11 @@ pub(crate) enum Refusal {
         "The gateway {gateway} cannot be reached ({why}). Check the network; requests will work again as soon as it answers."
     )]
     Unreachable { gateway: String, why: String },
+    /// It does not accept the certificate.
+    #[error(
+        "The gateway {gateway} does not accept the certificate of this workstation ({why}). Ask the operator why; with a new invite, run `postern certs enrol --gateway HOST:PORT --token-file FILE --out FOLDER` with the connector's folder."
+    )]
+    NotLetIn { gateway: String, why: String },
     /// It publishes no keys.
     #[error(
         "The gateway {gateway} takes no sealed payloads: it publishes no keys for them (status {}). Ask the operator.",
@@ -187,9 +192,11 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         use StatusCode as S;
         match self {
-            Self::Unreachable { .. } | Self::NoKeys { .. } | Self::CertificateExpired { .. } | Self::Busy => {
-                S::SERVICE_UNAVAILABLE
-            }
+            Self::Unreachable { .. }
+            | Self::NotLetIn { .. }
+            | Self::NoKeys { .. }
+            | Self::CertificateExpired { .. }
+            | Self::Busy => S::SERVICE_UNAVAILABLE,
             Self::NotTheGateway { .. } | Self::Broken { .. } | Self::NotSealed | Self::NotAuthentic => S::BAD_GATEWAY,
             Self::Slow { .. } => S::GATEWAY_TIMEOUT,
             Self::Outside { status, .. } => *status,
@@ -209,6 +216,7 @@ impl Refusal {
     fn code(&self) -> Option<&str> {
         Some(match self {
             Self::Unreachable { .. } | Self::Broken { .. } => "gateway_unreachable",
+            Self::NotLetIn { .. } => "certificate_refused",
             Self::NoKeys { .. } => "gateway_keys_missing",
             Self::NotTheGateway { .. } => "gateway_not_authentic",
             Self::Slow { .. } => "gateway_timeout",

@@ -42,7 +42,9 @@ pub(crate) fn in_words(error: &(dyn Error + 'static)) -> String {
         if let Some(tls) = error.downcast_ref() {
             return refusal::in_words(tls);
         }
-        said.push(error.to_string());
+        // Libraries add where their manuals are.
+        let words = error.to_string();
+        said.push(words.split(": https://").next().unwrap_or_default().to_owned());
         // What an `io::Error` was made of is not its source.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());

@@ -201,7 +201,7 @@ impl Metrics {
             "Sends that were refused, by label and reason",
             self.egress_refused.clone(),
         );
-        r.register("postern_payloads", "Sealed requests, by form and whether they were opened", self.payloads.clone());
+        r.register("postern_payloads", "Sealed requests, by form and result: opened, or the code of the refusal; of the form none, those that had to be sealed", self.payloads.clone());
         r.register("postern_cost", "What answers cost, in the currency of the prices", self.costs.clone());
         r.register("postern_fallbacks", "Attempts that failed and went on elsewhere", self.fallbacks.clone());
         r.register("postern_races", "Clouds that were asked beside a slow edge, by result", self.races.clone());

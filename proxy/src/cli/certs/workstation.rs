@@ -30,6 +30,7 @@ use crate::enrol::{ENROL_PATH, RENEW_PATH};
 const WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 256 << 10;
+const NOT_PROVED: &str = "did not prove to be the gateway";
 /// Beside the certificate: who the gateway is.
 const GATEWAY_FILE: &str = "gateway.json";
 
@@ -68,7 +69,10 @@ pub(crate) fn enrol_in(dir: &Path, gateway: &str, token_file: &Path) -> anyhow::
     let token = JoinToken::parse(&secret(token_file)?)?;
     let csr = Csr::generate(token.id())?;
     let body = json!({"token": token.to_string(), "csr": postern_certs::pem::request(&csr.der)});
-    let answer = exchange(gateway, token.client_config()?, ENROL_PATH, &body)?;
+    let answer = exchange(gateway, token.client_config()?, ENROL_PATH, &body).map_err(|error| {
+        let what = "it has to be the gateway's `enrol` address, which is another one than `listen`";
+        if error.to_string().ends_with(NOT_PROVED) { error.context(what) } else { error }
+    })?;
     let roots = certificates(&answer, "ca")?;
     let trusted = token.pinned(&roots);
     ensure!(!trusted.is_empty(), "none of the gateway's roots is the one that the token names");
@@ -176,7 +180,7 @@ async fn post(gateway: &str, tls: Arc<ClientConfig>, path: &str, body: &Value) -
     let mut tls = ClientConfig::clone(&tls);
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await;
-    let stream = stream.with_context(|| format!("{gateway} did not prove to be the gateway"))?;
+    let stream = stream.with_context(|| format!("{gateway} {NOT_PROVED}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::builder()
