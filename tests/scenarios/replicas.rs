@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use postern_tests::client::text;
 use postern_tests::postern::check;
 use postern_tests::{BusyCloud, Client, Config, Postern, Redis, chat_body};
@@ -448,8 +448,14 @@ async fn requests_at_a_time_are_counted_together_and_those_of_the_dead_are_not()
     redis.restart().await?;
     connected(&one, "limits", 1.0).await?;
     connected(&two, "limits", 1.0).await?;
+    // Each tells what it holds when it is connected, and the other one may have been quicker by a moment.
     for client in [&amy, &bo] {
-        assert_eq!(held(client, "One more").await?.unwrap_err().status, 429);
+        let until = Instant::now() + SOON;
+        while let Ok(stream) = held(client, "One more").await? {
+            ensure!(Instant::now() < until, "what the other one holds is not known");
+            drop(stream);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
     // Who was killed gives nothing back, and is not heard of any more; it is another one that starts in its place.
     two.signal_child("gateway", Signal::KILL)?;
