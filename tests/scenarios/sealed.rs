@@ -11,7 +11,7 @@ use http::Method;
 use postern_sealed::{PublicConfig, chunked, ehbp};
 use postern_tests::sealed::{self, PLACE};
 use postern_tests::{BusyCloud, Client, Draft, FakeTime, Postern, Workstation, chat_body};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::clients::{node, target};
 use crate::{SOON, config};
@@ -137,6 +137,32 @@ async fn tokens_come_sealed_one_by_one_and_a_cut_is_seen() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_ehbp_stream_that_is_not_taken_to_its_end_is_recorded_as_that() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    cloud.switch(json!({"token_ms": 30})).await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let amy = postern.client("clerk/amy")?;
+    let mut body = chat_body(&"word ".repeat(200));
+    body["stream"] = json!(true);
+    let sealed = ehbp_body(&amy, &body).await?;
+    // Whoever stands between can cut where a piece ends, and its client does not notice; the gateway does.
+    let mut raw = amy.raw().await?;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{}: {}\r\ncontent-length: {}\r\n\r\n",
+        ehbp::ENCAPSULATED_KEY,
+        sealed.enc,
+        sealed.bytes.len()
+    );
+    raw.send(&[head.as_bytes(), &sealed.bytes].concat()).await?;
+    let begun = raw.read_until(ehbp::RESPONSE_NONCE, SOON).await?;
+    assert!(begun.starts_with("HTTP/1.1 200"), "{begun}");
+    drop(raw);
+    let record = postern.records().when(SOON, |all| all.last().filter(|one| !one.outcome.is_null()).cloned()).await?;
+    assert_eq!((&record.outcome["result"], &record.outcome["sealed"]), (&json!("client_gone"), &json!("ehbp")));
+    Ok(())
+}
+
+#[tokio::test]
 async fn whatever_is_changed_on_the_way_is_refused_with_its_own_code() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let postern = Postern::start(&config(&cloud)).await?;
@@ -194,7 +220,7 @@ async fn a_request_is_accepted_once_whenever_it_comes_again() -> Result<()> {
     let amy = workstation(&postern, "clerk/amy")?;
     let amy = amy.over(&amy.client.at(&time));
     let sealed = amy.seal(&amy.key().await?, &Draft::chat("Hello"))?.bytes;
-    let body = ehbp_body(&amy.client).await?;
+    let body = ehbp_body(&amy.client, &chat_body("Hello")).await?;
     let again = async || -> Result<(String, String)> {
         Ok((amy.send(sealed.clone()).await?.error_code(), body.send(&amy.client).await?.error_code()))
     };
@@ -342,7 +368,7 @@ async fn who_sent_it_is_whoever_signed_it() -> Result<()> {
     // On its own connection a workstation need not sign.
     assert_eq!(code(&amy, Draft { is_signed: false, ..hello() }).await?, "");
     // EHBP says nothing of who sent it.
-    let body = ehbp_body(&relay).await?;
+    let body = ehbp_body(&relay, &chat_body("Hello")).await?;
     assert_eq!(body.send(&relay).await?.error_code(), refused);
 
     // Whose certificate was revoked sends nothing over anybody's connection, and an answer under way ends.
@@ -436,7 +462,7 @@ async fn sealed_requests_have_the_bounds_of_all_others() -> Result<()> {
 }
 
 /// As the clients of EHBP seal: all in one piece.
-async fn ehbp_body(client: &Client) -> Result<EhbpBody> {
+async fn ehbp_body(client: &Client, body: &Value) -> Result<EhbpBody> {
     use hpke::aead::AesGcm256;
     use hpke::kdf::HkdfSha256;
     use hpke::kem::{Kem, X25519HkdfSha256};
@@ -451,7 +477,7 @@ async fn ehbp_body(client: &Client) -> Result<EhbpBody> {
         &mut rand::rng(),
     )
     .map_err(|_| anyhow::anyhow!("a sender"))?;
-    let piece = context.seal(chat_body("Hello").to_string().as_bytes(), b"").map_err(|_| anyhow::anyhow!("a piece"))?;
+    let piece = context.seal(body.to_string().as_bytes(), b"").map_err(|_| anyhow::anyhow!("a piece"))?;
     let bytes = [&(piece.len() as u32).to_be_bytes()[..], &piece].concat().into();
     Ok(EhbpBody { enc: data_encoding::HEXLOWER.encode(&enc.to_bytes()), bytes })
 }
