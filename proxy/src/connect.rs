@@ -117,8 +117,17 @@ fn start(arguments: StartArguments) -> anyhow::Result<ExitCode> {
     let invite = invite(&arguments)?;
     let _one_at_a_time = lock(dir)?;
     if let Some((token_file, gateway)) = invite {
-        let leaf = workstation::enrol_in(dir, gateway, token_file).context("enrolling")?;
-        tracing::info!(id = %leaf.id, until = %leaf.not_after, "enrolled");
+        match workstation::enrol_in(dir, gateway, token_file).context("enrolling") {
+            Ok(leaf) => tracing::info!(id = %leaf.id, until = %leaf.not_after, "enrolled"),
+            // With a certificate that has ended, applications can at least be told so.
+            Err(error) if dir.join("cert.pem").exists() => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the certificate has ended, and the invite could not be used"
+                );
+            }
+            Err(error) => return Err(error),
+        }
     }
     let identity = Arc::new(Identity::open(dir, middlebox.map(Arc::new))?);
     let token = if arguments.no_token { None } else { Some(Token::open(dir)?) };

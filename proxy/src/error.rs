@@ -49,6 +49,11 @@ pub enum Error {
     /// It was accepted before.
     #[error("This sealed request was sent before. Seal each request anew.")]
     PayloadReplayed,
+    /// Its answer does not fit into one piece.
+    #[error(
+        "The answer is larger than 16 MiB, the most that is sealed in one piece. Ask for it in pieces: `message/ohttp-chunked-req`."
+    )]
+    SealedAnswerTooLarge,
     /// Its sender is not known.
     #[error("The sender of the sealed request is not accepted: {0}.")]
     PayloadSender(&'static str),
@@ -353,6 +358,7 @@ impl Error {
             Self::Payload(why) => (sealed_status(*why), sealed_code(*why), INVALID),
             Self::PayloadDate => (S::BAD_REQUEST, "payload_expired", INVALID),
             Self::PayloadReplayed => (S::BAD_REQUEST, "payload_replayed", INVALID),
+            Self::SealedAnswerTooLarge => (S::BAD_REQUEST, "payload_answer_too_large", INVALID),
             Self::PayloadSender(_) => (S::FORBIDDEN, "payload_sender_refused", DENIED),
             Self::TooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "request_too_large", INVALID),
             Self::ReceiveTimeout(_) => (S::REQUEST_TIMEOUT, "request_timeout", INVALID),

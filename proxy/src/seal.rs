@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Frame;
 use postern_certs::Trust;
 use postern_sealed::whole::{self, Exchange};
@@ -95,20 +96,11 @@ async fn as_a_whole(
     mut sender: Option<Sender>,
     places: &Arc<Semaphore>,
 ) -> Result<Response<Body>, SealError> {
-    let (parts, mut body) = response.into_parts();
     // Never closed. Whoever waits holds no more of its answer than what waits for any client that does not read.
-    let place = places.clone().acquire_owned().await.map_err(|_| SealError::Cut)?;
-    let mut content = Vec::new();
-    while let Some(frame) = body.frame().await {
-        // An answer that was cut has no whole.
-        let data = frame.map_err(|_| SealError::Cut)?.into_data().unwrap_or_default();
-        if content.len() + data.len() > MAX_WHOLE {
-            return Err(SealError::TooLarge);
-        }
-        content.extend_from_slice(&data);
-    }
+    let place = places.clone().acquire_owned().await.map_err(|_| SealError::Ended)?;
+    let (mut parts, mut content) = collected(response).await;
     if sender.as_mut().is_some_and(Sender::is_over) {
-        return Err(SealError::Cut);
+        (parts, content) = said(&Error::ConnectionExpired);
     }
     let mut message = Vec::with_capacity(content.len() + 1024);
     binary::put_response(parts.status, &parts.headers, &content, &mut message);
@@ -119,6 +111,21 @@ async fn as_a_whole(
         frame
     });
     Ok(answered(StatusCode::OK, outer(whole::RESPONSE), body.boxed_unsync()))
+}
+
+/// A whole response; or that there is none, which is told in its place, under the seal.
+async fn collected(response: Response<Body>) -> (Parts, Bytes) {
+    let (parts, body) = response.into_parts();
+    match Limited::new(body, MAX_WHOLE).collect().await {
+        Ok(content) => (parts, content.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => said(&Error::SealedAnswerTooLarge),
+        Err(_) => said(&Error::StreamBroken),
+    }
+}
+
+fn said(error: &Error) -> (Parts, Bytes) {
+    let (parts, _) = response::error(error).into_parts();
+    (parts, error.reply().body.to_bytes())
 }
 
 /// All that anybody on the way is told.
@@ -218,5 +225,47 @@ impl http_body::Body for Sealed {
 impl From<SealError> for Error {
     fn from(error: SealError) -> Self {
         Self::Payload(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_sealed::{Keys, PublicConfig, SecretKey};
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The status and the code of what is sealed as a whole.
+    async fn whole_of(body: Body) -> (u16, String) {
+        let mut rng = rand::rng();
+        let keys = Keys::new(vec![SecretKey::generate(1, &mut rng)]);
+        let config = PublicConfig::from_list(&keys.list()).unwrap();
+        let (request, asked) = whole::seal_request(&config, b"a", &mut rng).unwrap();
+        let (_, exchange) = whole::open_request(&keys, &request).unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let sealed = seal(Form::Whole, &exchange, Response::new(body), None, &places).await;
+        assert_eq!(sealed.headers()["content-type"], whole::RESPONSE);
+        let plain = whole::open_response(&asked, &sealed.into_body().collect().await.unwrap().to_bytes()).unwrap();
+        let (mut status, mut content) = (0, Vec::new());
+        let mut decoder = binary::Decoder::response();
+        decoder
+            .push(&plain, &mut |part| match part {
+                binary::Part::Response(response) => status = response.status().as_u16(),
+                binary::Part::Content(more) => content.extend_from_slice(more),
+                binary::Part::Request(_) => {}
+            })
+            .unwrap();
+        let said: Value = serde_json::from_slice(&content).unwrap_or_default();
+        (status, said.pointer("/error/code").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_cut_or_too_large_is_told_as_that_under_the_seal() {
+        assert_eq!(whole_of(response::full("{}".into())).await, (200, String::new()));
+        let large = response::full(vec![b'x'; MAX_WHOLE + 1].into());
+        assert_eq!(whole_of(large).await, (400, "payload_answer_too_large".to_owned()));
+        let cut = futures_util::stream::iter([Ok(Frame::data(Bytes::from("{"))), Err(Cut)]);
+        let (status, code) = whole_of(http_body_util::StreamBody::new(cut).boxed_unsync()).await;
+        assert_eq!((status, code.as_str()), (502, "stream_broken"));
     }
 }

@@ -16,8 +16,7 @@ use crate::clients::{SCENES, node, office_config, target};
 use crate::{SOON, config};
 
 /// A gateway that takes nothing in clear.
-async fn gateway(cloud: &BusyCloud, config: Config) -> Result<Postern> {
-    let _same = cloud.base_url();
+async fn gateway(config: Config) -> Result<Postern> {
     Postern::start(&config.set("/payload/required", json!(true))).await
 }
 
@@ -34,7 +33,7 @@ async fn run(connector: &Connector, mut command: Command) -> Result<String> {
 #[tokio::test]
 async fn sdks_curl_and_llm_need_a_base_url_and_a_key() -> Result<()> {
     let cloud = BusyCloud::start().await?;
-    let postern = gateway(&cloud, office_config(&cloud)).await?;
+    let postern = gateway(office_config(&cloud)).await?;
     postern.engine_ready().await?;
     let connector = Connector::start(postern.gateway, &postern.issue("clerk/amy")?, &[]).await?;
     let mut python = Command::new(target("venv/bin/python"));
@@ -77,7 +76,7 @@ async fn sdks_curl_and_llm_need_a_base_url_and_a_key() -> Result<()> {
 #[tokio::test]
 async fn an_invite_is_all_that_a_workstation_needs() -> Result<()> {
     let cloud = BusyCloud::start().await?;
-    let postern = gateway(&cloud, config(&cloud).set("/enrol", json!("127.0.0.1:0"))).await?;
+    let postern = gateway(config(&cloud).set("/enrol", json!("127.0.0.1:0"))).await?;
     let folder = tempfile::tempdir()?;
     let token = postern.certs(&["invite", "--id", "spiffe://branch.test/clerk/amy"])?;
     let (file, own) = (folder.path().join("amy.token"), folder.path().join("own"));
@@ -126,7 +125,7 @@ async fn an_invite_is_all_that_a_workstation_needs() -> Result<()> {
 async fn nobody_else_on_the_workstation_borrows_the_identity() -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let cloud = BusyCloud::start().await?;
-    let postern = gateway(&cloud, config(&cloud)).await?;
+    let postern = gateway(config(&cloud)).await?;
     let socket = tempfile::tempdir()?;
     let path = socket.path().join("c.sock");
     let dir = postern.issue("clerk/amy")?;
@@ -339,7 +338,7 @@ async fn it_renews_its_certificate_and_follows_the_gateway_s_keys() -> Result<()
 /// A middlebox in front of a gateway, and a connector that has to go through it.
 async fn through_a_middlebox(cloud: &BusyCloud) -> Result<(Postern, Middlebox, Connector)> {
     let relays = json!(["spiffe://branch.test/relay/*"]);
-    let postern = gateway(cloud, config(cloud).set("/payload/relays", relays)).await?;
+    let postern = gateway(config(cloud).set("/payload/relays", relays)).await?;
     let (relay, amy) = (postern.issue("relay/box")?, postern.issue("clerk/amy")?);
     let identity = Identity::read(&relay.join("cert.pem"), &relay.join("key.pem"))?;
     let middlebox = Middlebox::start(postern.gateway, &relay.join("ca.pem"), &identity).await?;
@@ -412,7 +411,6 @@ async fn no_trick_of_a_middlebox_is_more_than_an_error() -> Result<()> {
     // Keys of its own: nothing is sealed for them.
     middlebox.plays(Trick::SwapKeys);
     postern.signal_child("gateway", Signal::KILL)?;
-    let before = middlebox.sealed().len();
     let until = Instant::now() + SOON;
     loop {
         let reply = connector.chat(secret).await?;
@@ -423,14 +421,12 @@ async fn no_trick_of_a_middlebox_is_more_than_an_error() -> Result<()> {
         ensure!(Instant::now() < until, "{}", reply.text());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let _few = before;
     middlebox.plays(Trick::None);
     answers_again(&connector).await?;
 
     // What it has recorded is good for nothing: here, at another replica, or with a certificate of its own.
     let recorded = middlebox.sealed();
-    let replica =
-        gateway(&cloud, config(&cloud).set("/payload/relays", json!(["spiffe://branch.test/relay/*"]))).await?;
+    let replica = gateway(config(&cloud).set("/payload/relays", json!(["spiffe://branch.test/relay/*"]))).await?;
     let asked = cloud.stats().await?.requests;
     for (postern, relay) in [(&postern, postern.client("relay/box")?), (&replica, replica.client("relay/box")?)] {
         let dir = postern.issue("clerk/nobody")?;
@@ -447,7 +443,7 @@ async fn no_trick_of_a_middlebox_is_more_than_an_error() -> Result<()> {
 #[tokio::test]
 async fn what_applications_send_has_bounds() -> Result<()> {
     let cloud = BusyCloud::start().await?;
-    let postern = gateway(&cloud, config(&cloud)).await?;
+    let postern = gateway(config(&cloud)).await?;
     let connector = Connector::start(postern.gateway, &postern.issue("clerk/amy")?, &[]).await?;
     let large = connector.ask(Method::POST, "/v1/chat/completions", vec![b'x'; 33 << 20]).await;
     assert!(large.is_err() || large.is_ok_and(|reply| reply.error_code() == "request_too_large"));

@@ -17,6 +17,7 @@ use postern_certs::{Clock as _, SystemClock};
 use postern_sealed::{chunked, config};
 use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
+use tokio::io::AsyncBufReadExt as _;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -32,6 +33,8 @@ use crate::egress;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// For the gateway's keys.
 const KEYS_WITHIN: Duration = Duration::from_secs(5);
+/// For a server to begin to speak. One that waits to be spoken to first costs a new connection this long.
+const FIRST_WORDS_WITHIN: Duration = Duration::from_millis(500);
 /// For a connection that ends to say why.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 /// For an answer to begin; the gateway's own bounds are below it.
@@ -297,7 +300,7 @@ impl Link {
     async fn shake_hands(&self, with: &Current) -> Result<(SendRequest<Sealed>, Ended), Refusal> {
         let stream = egress::dial_gateway(&self.address).await.map_err(|error| self.unreachable(brief(&error)))?;
         let stream = TlsConnector::from(with.tls.clone()).connect(self.name.clone(), stream).await;
-        let stream = stream.map_err(|error| {
+        let mut stream = stream.map_err(|error| {
             let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
             match tls {
                 Some(rustls::Error::InvalidCertificate(_)) => self.not_the_gateway(egress::in_words(&error)),
@@ -307,6 +310,11 @@ impl Link {
         })?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(self.unreachable("what answers there does not speak HTTP/2".to_owned()));
+        }
+        // A client of TLS 1.3 is through before the gateway has looked at its certificate. A gateway begins to speak when it has; read before anything is
+        // written, an alert is not lost to the end of the connection.
+        if let Ok(Err(error)) = timeout(FIRST_WORDS_WITHIN, stream.fill_buf()).await {
+            return Err(self.closed_at_once(&egress::in_words(&error)));
         }
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())

@@ -67,12 +67,7 @@ impl PayloadKeys {
     /// # Errors
     /// It was accepted before, or too many were of late.
     pub fn accept(&self, exchange: &Exchange) -> Result<(), Error> {
-        let mut state = self.state();
-        self.look_at_clocks(&mut state);
-        // Replaced while it was read: what its key has opened may be forgotten.
-        if !self.current.load().has(exchange.key_id()) {
-            return Err(SealError::UnknownKey(exchange.key_id()).into());
-        }
+        let mut state = self.state_for(exchange).ok_or(SealError::UnknownKey(exchange.key_id()))?;
         let accepted = state.dated.accept(exchange.key_id(), exchange.encapsulated(), Instant::now());
         accepted.map_err(|why| match why {
             NotAccepted::Replayed => Error::PayloadReplayed,
@@ -85,7 +80,7 @@ impl PayloadKeys {
     /// # Errors
     /// It was accepted before, or its key has opened too many: another one is in use by now.
     pub fn accept_undated(&self, exchange: &Exchange) -> Result<(), Error> {
-        let mut state = self.state();
+        let mut state = self.state_for(exchange).ok_or(SealError::NoKey)?;
         match state.undated.accept(exchange.key_id(), exchange.encapsulated()) {
             Ok(false) => Ok(()),
             Ok(true) => {
@@ -96,6 +91,13 @@ impl PayloadKeys {
             Err(NotAccepted::Replayed) => Err(Error::PayloadReplayed),
             Err(NotAccepted::Full) => Err(SealError::NoKey.into()),
         }
+    }
+
+    /// `None`: its key was replaced while it was read, and what that has opened may be forgotten.
+    fn state_for(&self, exchange: &Exchange) -> Option<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        self.look_at_clocks(&mut state);
+        self.current.load().has(exchange.key_id()).then_some(state)
     }
 
     /// Replaces them when it is time, for as long as the gateway runs.
@@ -169,5 +171,32 @@ impl PayloadKeys {
             }
         }
         Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_sealed::{PublicConfig, whole};
+
+    use super::*;
+
+    #[test]
+    fn what_a_key_has_opened_is_not_accepted_after_the_key_is_gone() {
+        let keys = PayloadKeys::default();
+        let opened = |keys: &PayloadKeys| {
+            let config = PublicConfig::from_list(&keys.keys().list()).unwrap();
+            let (sealed, _) = whole::seal_request(&config, b"a", &mut rand::rng()).unwrap();
+            whole::open_request(&keys.keys(), &sealed).unwrap().1
+        };
+        let (dated, undated) = (opened(&keys), opened(&keys));
+        assert!(keys.accept(&dated).is_ok() && keys.accept_undated(&undated).is_ok());
+        assert!(matches!(keys.accept(&dated), Err(Error::PayloadReplayed)));
+        assert!(matches!(keys.accept_undated(&undated), Err(Error::PayloadReplayed)));
+        // Who began to send before the clock was set back ends after it.
+        keys.state().latest += time::Duration::MINUTE;
+        keys.look_at_clocks(&mut keys.state());
+        assert!(matches!(keys.accept_undated(&undated), Err(Error::Payload(SealError::NoKey))));
+        assert!(matches!(keys.accept(&dated), Err(Error::Payload(SealError::UnknownKey(_)))));
+        assert!(keys.accept(&opened(&keys)).is_ok());
     }
 }

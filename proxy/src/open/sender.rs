@@ -103,7 +103,8 @@ pub(super) fn of(
 }
 
 fn refused(error: &CertsError) -> Error {
-    tracing::warn!(%error, "the signature of a sealed request is refused");
+    // Whoever has a certificate can have it said as often as it likes; the record says that it was refused.
+    tracing::debug!(%error, "the signature of a sealed request is refused");
     Error::PayloadSender("its signature is not good, or its certificate is not valid now")
 }
 
