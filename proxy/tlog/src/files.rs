@@ -1,0 +1,353 @@
+//! Reading a log's folder, also while it is written: whatever is missing under one name is looked for under the next.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use tlog_tiles::tile::Tile;
+use tlog_tiles::tlog::{Error, HashReader, record_hash};
+
+use crate::layout::{self, HASH, Kind, WIDTH};
+use crate::note::MAX_NOTE;
+use crate::tree::HEIGHT;
+use crate::{Hash, LogError, MAX_ENTRY, journal};
+
+/// Bytes of a bundle at most.
+const MAX_BUNDLE: u64 = WIDTH * (MAX_ENTRY as u64 + 2);
+/// How often what is moved while it is read is looked for again.
+const AGAIN: u32 = 4;
+
+/// A log's folder.
+#[derive(Debug, Clone)]
+pub struct Files {
+    dir: PathBuf,
+}
+
+impl Files {
+    /// Names it.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.dir.join("journal")
+    }
+
+    pub(crate) fn checkpoint_path(&self) -> PathBuf {
+        self.dir.join("checkpoint")
+    }
+
+    /// Where the checkpoint of a segment is kept.
+    pub(crate) fn kept_path(&self, name: &str) -> PathBuf {
+        self.dir.join("checkpoints").join(name)
+    }
+
+    /// The newest checkpoint, as it is there.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn checkpoint(&self) -> Result<Option<Vec<u8>>, LogError> {
+        read(&self.checkpoint_path(), MAX_NOTE as u64)
+    }
+
+    /// The checkpoints at the ends of segments, by name.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn kept(&self) -> Result<BTreeMap<String, Vec<u8>>, LogError> {
+        let dir = self.dir.join("checkpoints");
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(LogError::io(&dir)(error)),
+        };
+        let mut kept = BTreeMap::new();
+        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+            if name.contains('.') {
+                continue;
+            }
+            if let Some(bytes) = read(&dir.join(&name), MAX_NOTE as u64)? {
+                kept.insert(name, bytes);
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The number of the first entry that is kept.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn first(&self) -> Result<u64, LogError> {
+        let bundle = lowest(&self.dir.join("tile/entries"), &mut Vec::new())?;
+        let journal = journal::segments(&self.journal())?.first().copied();
+        let bundle = bundle.map(|index| index.saturating_mul(WIDTH));
+        Ok(bundle.into_iter().chain(journal).min().unwrap_or(0))
+    }
+
+    /// The number of the entry after the last that is there, signed or not.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn end(&self) -> Result<u64, LogError> {
+        let mut end = 0;
+        for first in journal::segments(&self.journal())? {
+            end = end.max(first);
+            journal::read(&self.journal(), first, |number, _| {
+                end = end.max(number + 1);
+                Ok(true)
+            })?;
+        }
+        Ok(end)
+    }
+
+    /// Entries from number `from` on, up to and without `to`.
+    #[must_use]
+    pub fn entries(&self, from: u64, to: u64) -> Entries<'_> {
+        Entries { files: self, next: from, to, held: Vec::new().into_iter() }
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn entry(&self, index: u64) -> Result<Vec<u8>, LogError> {
+        self.entries(index, index.saturating_add(1)).next().unwrap_or(Err(LogError::NoEntry { index, size: index }))
+    }
+
+    /// The entries of the bundle `index`, from its place `from` on; not more than the place `to`.
+    fn bundle(&self, index: u64, from: u64, to: u64) -> Result<Vec<Vec<u8>>, LogError> {
+        let first = index.saturating_mul(WIDTH);
+        for _ in 0..AGAIN {
+            let path = self.dir.join(layout::tile(Kind::Entries, index, WIDTH));
+            if let Some(bytes) = read(&path, MAX_BUNDLE)? {
+                let all = layout::entries(&path, &bytes, WIDTH)?;
+                return Ok(part(all, from, to));
+            }
+            if let Some(entries) = self.journaled(first + from, first + to)? {
+                return Ok(entries);
+            }
+            if let Some((path, width, bytes)) = self.partial(Kind::Entries, index, to, MAX_BUNDLE)? {
+                let all = layout::entries(&path, &bytes, width)?;
+                return Ok(part(all, from, to));
+            }
+        }
+        let first_kept = self.first()?;
+        if first + from < first_kept {
+            return Err(LogError::Forgotten { index: first + from, first: first_kept });
+        }
+        Err(LogError::Missing(format!("the bundle of records {} to {}", first + from, first + to - 1)))
+    }
+
+    /// Entries of the journal, if it has all of them.
+    fn journaled(&self, from: u64, to: u64) -> Result<Option<Vec<Vec<u8>>>, LogError> {
+        let dir = self.journal();
+        let Some(first) = journal::segments(&dir)?.into_iter().rev().find(|first| *first <= from) else {
+            return Ok(None);
+        };
+        let mut entries = Vec::new();
+        let found = journal::read(&dir, first, |number, line| {
+            if number >= from && number < to {
+                entries.push(line);
+            }
+            Ok(number + 1 < to)
+        });
+        match found {
+            Err(LogError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => Ok((entries.len() as u64 == to - from).then_some(entries)),
+        }
+    }
+
+    /// A tile that is not full, and has at least `width` of its places.
+    fn partial(
+        &self,
+        kind: Kind,
+        index: u64,
+        width: u64,
+        max: u64,
+    ) -> Result<Option<(PathBuf, u64, Vec<u8>)>, LogError> {
+        let exact = self.dir.join(layout::tile(kind, index, width.min(WIDTH - 1)));
+        let Some(dir) = exact.parent() else { return Ok(None) };
+        let Ok(there) = std::fs::read_dir(dir) else { return Ok(None) };
+        let widths = there.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
+        let Some(widest) = widths.filter(|found| *found >= width && *found < WIDTH).max() else { return Ok(None) };
+        let path = dir.join(widest.to_string());
+        Ok(read(&path, max)?.map(|bytes| (path, widest, bytes)))
+    }
+
+    /// The first `width` hashes of a tile, one after the other.
+    ///
+    /// # Errors
+    /// Neither the tile nor what it follows from is there.
+    pub(crate) fn hashes(&self, level: u8, index: u64, width: u64) -> Result<Vec<u8>, LogError> {
+        let bytes = width as usize * HASH;
+        let path = self.dir.join(layout::tile(Kind::Level(level), index, WIDTH));
+        if let Some(mut hashes) = read(&path, WIDTH * HASH as u64)? {
+            if hashes.len() as u64 != WIDTH * HASH as u64 {
+                return Err(LogError::malformed(&path, format!("it has {} bytes, and must have 8192", hashes.len())));
+            }
+            hashes.truncate(bytes);
+            return Ok(hashes);
+        }
+        if level > 0 {
+            let below = (0..width).map(|place| {
+                let tile = self.hashes(level - 1, index * WIDTH + place, WIDTH)?;
+                Ok(Tile::subtree_hash(&tile).0)
+            });
+            return Ok(below.collect::<Result<Vec<_>, LogError>>()?.concat());
+        }
+        match self.bundle(index, 0, width) {
+            Ok(entries) => Ok(entries.iter().map(|entry| record_hash(entry).0).collect::<Vec<_>>().concat()),
+            Err(error) => match self.partial(Kind::Level(0), index, width, WIDTH * HASH as u64)? {
+                Some((path, _, hashes)) => {
+                    let part = hashes.get(..bytes).ok_or_else(|| LogError::malformed(&path, "it is cut"))?;
+                    Ok(part.to_vec())
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Hashes of the tree of `size`, for proofs and roots.
+    pub(crate) fn tree(&self, size: u64) -> Stored<'_> {
+        Stored { files: self, size }
+    }
+
+    /// The root of the first `size` entries, as the files have it.
+    ///
+    /// # Errors
+    /// What is needed for it is not there.
+    pub fn root(&self, size: u64) -> Result<Hash, LogError> {
+        let reading = self.tree(size);
+        tlog_tiles::tlog::tree_hash(size, &reading).map_err(|error| LogError::Missing(words(&error)))
+    }
+}
+
+/// The hashes that a tree of one size has.
+#[derive(Debug)]
+pub(crate) struct Stored<'a> {
+    files: &'a Files,
+    size: u64,
+}
+
+impl HashReader for Stored<'_> {
+    fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, Error> {
+        let mut held: Option<((u8, u64), Vec<u8>)> = None;
+        let mut read = |index: &u64| {
+            let tile = Tile::from_index(HEIGHT, *index);
+            let (level, number) = (tile.level(), tile.level_index());
+            // As wide as this tree has it: a wider one may not be there.
+            let places = (self.size >> (u32::from(HEIGHT) * u32::from(level))).saturating_sub(number * WIDTH);
+            let width = places.min(WIDTH);
+            if width == 0 {
+                return Err(Error::IndexesNotInTree);
+            }
+            let hashes = match held.take() {
+                Some((which, hashes)) if which == (level, number) => hashes,
+                _ => self
+                    .files
+                    .hashes(level, number, width)
+                    .map_err(|error| Error::InvalidInput(error.to_string()))?,
+            };
+            let wide = Tile::new(HEIGHT, level, number, width as u32, false);
+            let hash = wide.hash_at_index(&hashes, *index);
+            held = Some(((level, number), hashes));
+            hash
+        };
+        indexes.iter().map(&mut read).collect()
+    }
+}
+
+/// The library's words, without its own in front of ours.
+pub(crate) fn words(error: &Error) -> String {
+    match error {
+        Error::InvalidInput(why) => why.trim_end_matches(" is not there").to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Entries, one after the other.
+#[derive(Debug)]
+pub struct Entries<'a> {
+    files: &'a Files,
+    next: u64,
+    to: u64,
+    held: std::vec::IntoIter<Vec<u8>>,
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<Vec<u8>, LogError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(entry) = self.held.next() {
+            self.next += 1;
+            return Some(Ok(entry));
+        }
+        if self.next >= self.to {
+            return None;
+        }
+        let (index, from) = (self.next / WIDTH, self.next % WIDTH);
+        let to = (self.to - index * WIDTH).min(WIDTH);
+        match self.files.bundle(index, from, to) {
+            Ok(entries) => {
+                self.held = entries.into_iter();
+                self.next()
+            }
+            Err(error) => {
+                self.next = self.to;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+fn part(entries: Vec<Vec<u8>>, from: u64, to: u64) -> Vec<Vec<u8>> {
+    entries.into_iter().skip(from as usize).take((to - from) as usize).collect()
+}
+
+/// A file of `max` bytes at most; `None` if there is none.
+pub(crate) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, LogError> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(LogError::io(path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(max + 1).read_to_end(&mut bytes).map_err(LogError::io(path))?;
+    if bytes.len() as u64 > max {
+        return Err(LogError::malformed(path, format!("it is longer than {max} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// The lowest number of a full tile below `dir`.
+fn lowest(dir: &Path, above: &mut Vec<String>) -> Result<Option<u64>, LogError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(LogError::io(dir)(error)),
+    };
+    let mut least = None;
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let found = if name.starts_with('x') {
+            let inner = dir.join(&name);
+            above.push(name);
+            let found = lowest(&inner, above)?;
+            above.pop();
+            found
+        } else {
+            layout::parse_number(above.iter().map(String::as_str).chain([name.as_str()]))
+        };
+        least = least.into_iter().chain(found).min();
+    }
+    Ok(least)
+}

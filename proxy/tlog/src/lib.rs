@@ -1,0 +1,42 @@
+//! An append-only Merkle log in a folder, which somebody else can check with nothing but its files and a public key.
+//!
+//! ```text
+//! checkpoint                the newest signed checkpoint (C2SP tlog-checkpoint, an Ed25519 signed-note)
+//! checkpoints/NAME          the checkpoint at the end of each segment, kept when its entries are deleted
+//! tile/L/N[.p/W]            hashes (C2SP tlog-tiles: 256 wide, `.p/W` while a tile is not full)
+//! tile/entries/N[.p/W]      entries, 256 to a bundle
+//! journal/FIRST.jsonl       the newest entries, a line each, from number FIRST on
+//! ```
+//!
+//! The tree is that of RFC 6962, section 2.1. What is *durable* is in the journal, which is written and synced before anybody
+//! is told; everything under `tile/` follows from it and is made again after a crash. So a kill at any moment costs at most
+//! entries that nobody was told of, and power that fails in the middle of a tile costs nothing. A journal is deleted when the
+//! disk has all tiles that it covers.
+//!
+//! The arithmetic of trees and proofs is that of the crate `tlog_tiles`, notes are those of `signed_note`; what neither has is
+//! here: the folder, its recovery, its bounds, and the whole check of it.
+
+mod error;
+mod files;
+mod journal;
+mod layout;
+mod log;
+mod note;
+mod proof;
+mod tree;
+mod verify;
+mod witness;
+#[cfg(test)]
+mod tests;
+
+pub use error::LogError;
+pub use files::{Entries, Files};
+pub use log::{Changed, Log};
+pub use note::{Head, Key, SecretKey, Signed};
+pub use proof::Proof;
+pub use tlog_tiles::tlog::Hash;
+pub use verify::{Finding, Report, Trusted, verify};
+pub use witness::{Answer, WitnessKey, add_checkpoint, answer};
+
+/// Bytes of an entry at most: its length is two bytes in a bundle.
+pub const MAX_ENTRY: usize = u16::MAX as usize;

@@ -1,0 +1,457 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn key() -> SecretKey {
+    SecretKey::parse(&SecretKey::generate("branch-17.example.org/audit/0123abcd").unwrap()).unwrap()
+}
+
+fn entry(number: u64) -> Vec<u8> {
+    format!("{{\"record\":{number},\"text\":\"{}\"}}", "x".repeat((number % 37) as usize)).into_bytes()
+}
+
+fn fill(log: &mut Log, upto: u64) {
+    while log.size() < upto {
+        let batch: Vec<_> = (log.size()..upto.min(log.size() + 100)).map(entry).collect();
+        log.append(&batch, false).unwrap();
+    }
+}
+
+fn check(dir: &Path, key: &SecretKey) -> Report {
+    checked(dir, key, &[])
+}
+
+fn checked(dir: &Path, key: &SecretKey, later: &[Vec<u8>]) -> Report {
+    let trusted = Trusted { key: key.public(), later, witnesses: &[] };
+    let mut next = None;
+    verify(&Files::new(dir), &trusted, |number, bytes| {
+        assert!(next.is_none_or(|next| next == number), "each once, in order");
+        next = Some(number + 1);
+        if bytes == entry(number) { /* as it was written */ }
+    })
+    .unwrap()
+}
+
+/// A log of `size` records in three segments.
+fn log(dir: &Path, key: &SecretKey, size: u64) -> Log {
+    let mut log = Log::open(dir, key.clone()).unwrap();
+    for (name, part) in [("2026-11-01", 3), ("2026-11-02", 2), ("2026-11-03", 1)] {
+        fill(&mut log, size / part);
+        log.end_segment(name).unwrap();
+    }
+    log
+}
+
+#[test]
+fn what_is_written_is_found_good_at_any_size_and_after_any_restart() {
+    for size in [0, 1, 2, 255, 256, 257, 511, 512, 700, 1300] {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        drop(log(dir.path(), &key, size));
+        for _ in 0..2 {
+            let report = check(dir.path(), &key);
+            assert!(report.is_good(), "{size}: {report:?}");
+            assert_eq!((report.size, report.checked, report.kept), (size, size, 3));
+            let log = Log::open(dir.path(), key.clone()).unwrap();
+            assert_eq!((log.size(), log.signed()), (size, size));
+        }
+        let files = Files::new(dir.path());
+        let read: Vec<_> = files.entries(0, size).map(Result::unwrap).collect();
+        assert_eq!(read, (0..size).map(entry).collect::<Vec<_>>());
+    }
+}
+
+/// The files of the specification, without ours: what a reader of tlog-tiles needs.
+#[test]
+fn tiles_alone_are_the_whole_log() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    drop(log(dir.path(), &key, 66_000));
+    std::fs::remove_dir_all(dir.path().join("journal")).unwrap();
+    let report = check(dir.path(), &key);
+    assert!(report.is_good(), "{report:?}");
+    assert_eq!(report.checked, 66_000);
+    for path in ["tile/0/257.p/208", "tile/entries/257.p/208", "tile/1/000", "tile/1/001.p/1", "tile/2/000.p/1"] {
+        assert!(dir.path().join(path).exists(), "{path}");
+    }
+}
+
+#[test]
+fn a_proof_needs_the_public_key_alone() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut log = log(dir.path(), &key, 700);
+    fill(&mut log, 1000);
+    let signed = log.checkpoint().unwrap();
+    for index in [0, 1, 255, 256, 699, 767, 768, 999] {
+        let proof = Proof::of(log.files(), &signed.bytes, &signed.head, index).unwrap();
+        let text = proof.to_text();
+        let again = Proof::parse(&text).unwrap();
+        assert_eq!(again, proof);
+        assert_eq!(again.check(key.public()).unwrap(), signed.head);
+        assert_eq!(again.entry, entry(index));
+        // Whatever is changed in it, it does not hold, or says the same.
+        for at in (0..text.len()).step_by(7) {
+            let mut changed = text.clone();
+            changed[at] ^= 4;
+            if let Ok(other) = Proof::parse(&changed).and_then(|proof| proof.check(key.public()).map(|_| proof)) {
+                assert_eq!((&other.entry, other.index), (&proof.entry, proof.index), "{at}");
+            }
+        }
+        let moved = Proof { index: (index + 1) % 1000, ..proof };
+        assert!(moved.check(key.public()).is_err());
+    }
+    assert!(matches!(
+        Proof::of(log.files(), &signed.bytes, &signed.head, 1000),
+        Err(LogError::NoEntry { index: 1000, size: 1000 })
+    ));
+}
+
+/// Every file of the log, by its path.
+fn all_files(dir: &Path) -> BTreeSet<std::path::PathBuf> {
+    let mut found = BTreeSet::new();
+    for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() { found.append(&mut all_files(&path)) } else { drop(found.insert(path)) }
+    }
+    found
+}
+
+#[test]
+fn whatever_is_changed_is_found() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut whole = log(dir.path(), &key, 1300);
+    // Its tiles alone count, as they do when the journal has gone on.
+    whole.forget("2026-11-01").unwrap();
+    drop(whole);
+    std::fs::remove_dir_all(dir.path().join("journal")).unwrap();
+    assert!(check(dir.path(), &key).is_good());
+    let files = all_files(dir.path());
+    assert!(files.len() >= 12, "{files:?}");
+    for path in files {
+        let bytes = std::fs::read(&path).unwrap();
+        let is_bad = |what: &str, how: &str| {
+            let trusted = Trusted { key: key.public(), later: &[], witnesses: &[] };
+            let report = verify(&Files::new(dir.path()), &trusted, |_, _| {});
+            // Whether the first may be gone is for the log's owner to say: see `Report::first`.
+            let is_found = report.as_ref().map_or(true, |report| !report.is_good() || report.first != 256);
+            assert!(is_found, "{what} {how}: {report:?}");
+        };
+        let name = path.strip_prefix(dir.path()).unwrap().display().to_string();
+        // Everywhere in small files, here and there in large ones.
+        for at in (0..bytes.len()).step_by(1 + bytes.len() / 60) {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            std::fs::write(&path, changed).unwrap();
+            // Of partial tiles, what is also in full ones or in entries is not needed.
+            if !name.contains(".p/") || name.contains("entries") {
+                is_bad(&name, &format!("byte {at}"));
+            }
+        }
+        for part in [0, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..part]).unwrap();
+            if !name.contains(".p/") || name.contains("entries") {
+                is_bad(&name, &format!("cut to {part}"));
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        if name.contains("entries") || name == "checkpoint" {
+            is_bad(&name, "deleted");
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert!(check(dir.path(), &key).is_good());
+}
+
+#[test]
+fn records_that_change_places_are_found_and_named() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    drop(log(dir.path(), &key, 600));
+    std::fs::remove_dir_all(dir.path().join("journal")).unwrap();
+    let path = dir.path().join("tile/entries/000");
+    let bytes = std::fs::read(&path).unwrap();
+    let mut entries = layout::entries(&path, &bytes, 256).unwrap();
+    entries.swap(17, 40);
+    std::fs::write(&path, layout::bundle(&entries)).unwrap();
+    let report = check(dir.path(), &key);
+    assert!(report.findings.iter().any(|finding| finding.place == "record 17"), "{report:?}");
+    assert!(report.findings.iter().any(|finding| finding.place == "checkpoint"), "{report:?}");
+    // With a tree of one's own, that is not signed.
+    std::fs::remove_file(dir.path().join("tile/0/000")).unwrap();
+    let report = check(dir.path(), &key);
+    assert!(report.findings.iter().any(|finding| finding.place == "checkpoint"), "{report:?}");
+}
+
+/// A folder as it was, with all it had.
+fn copy(from: &Path, to: &Path) {
+    for path in all_files(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::copy(path, target).unwrap();
+    }
+}
+
+#[test]
+fn a_log_that_is_set_back_is_found_by_a_later_checkpoint_and_by_nothing_else() {
+    let (dir, old, key) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), key());
+    let mut log = log(dir.path(), &key, 500);
+    copy(dir.path(), old.path());
+    fill(&mut log, 800);
+    let later = log.checkpoint().unwrap().bytes;
+    let earlier = std::fs::read(old.path().join("checkpoint")).unwrap();
+
+    let report = checked(dir.path(), &key, &[earlier, later.clone()]);
+    assert!(report.is_good(), "{report:?}");
+    assert_eq!(report.vouched, Some(800));
+
+    let unknowing = check(old.path(), &key);
+    assert!(unknowing.is_good());
+    assert_eq!(unknowing.vouched, None, "consistent, and nobody says that it is all");
+    let report = checked(old.path(), &key, std::slice::from_ref(&later));
+    assert!(report.findings[0].what.contains("300 records are missing"), "{report:?}");
+
+    // The same key, another history.
+    let other = tempfile::tempdir().unwrap();
+    let mut forked = Log::open(other.path(), key.clone()).unwrap();
+    fill(&mut forked, 900);
+    forked.append(&[b"another"], false).unwrap();
+    forked.checkpoint().unwrap();
+    let report = checked(other.path(), &key, &[later]);
+    assert!(report.is_good(), "the same records: {report:?}");
+    let forked = forked.checkpoint().unwrap().bytes;
+    let report = checked(dir.path(), &key, &[forked]);
+    assert!(!report.is_good());
+}
+
+#[test]
+fn what_a_crash_leaves_is_made_whole_and_what_somebody_took_is_told() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut whole = Log::open(dir.path(), key.clone()).unwrap();
+    fill(&mut whole, 700);
+    whole.checkpoint().unwrap();
+    fill(&mut whole, 705);
+    drop(whole);
+    let journal = dir.path().join("journal/00000000000000000000.jsonl");
+    let lines = std::fs::read(&journal).unwrap();
+    let open = || Log::open(dir.path(), key.clone());
+
+    // Half a line, and no tile: what a kill and a failure of power leave.
+    std::fs::write(&journal, [lines.as_slice(), b"{\"torn"].concat()).unwrap();
+    std::fs::remove_dir_all(dir.path().join("tile")).unwrap();
+    let log = open().unwrap();
+    assert_eq!((log.size(), log.signed()), (705, 705));
+    drop(log);
+    assert!(check(dir.path(), &key).is_good());
+
+    // Less than was signed.
+    std::fs::write(&journal, &lines[..lines.len() / 2]).unwrap();
+    let error = open().unwrap_err();
+    assert!(matches!(error, LogError::Lost { signed: 705, .. }), "{error}");
+    assert!(error.to_string().contains("are missing"));
+    // Something else than was signed.
+    let mut changed = lines.clone();
+    let at = changed.iter().position(|byte| *byte == b'x').unwrap();
+    changed[at] = b'y';
+    std::fs::write(&journal, &changed).unwrap();
+    assert!(matches!(open().unwrap_err(), LogError::Changed { size: 705 }));
+    std::fs::remove_file(&journal).unwrap();
+    assert!(open().unwrap_err().to_string().contains("the journal"));
+    std::fs::write(&journal, &lines).unwrap();
+    let checkpoint = std::fs::read(dir.path().join("checkpoint")).unwrap();
+    std::fs::remove_file(dir.path().join("checkpoint")).unwrap();
+    assert!(open().unwrap_err().to_string().contains("checkpoint"));
+    std::fs::write(dir.path().join("checkpoint"), checkpoint).unwrap();
+    assert_eq!(open().unwrap().size(), 705);
+    // Another key is another log.
+    assert!(Log::open(dir.path(), super::tests::key()).unwrap_err().to_string().contains("not signed by"));
+}
+
+#[test]
+fn somebody_elses_hand_in_the_journal_costs_nothing() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 4] = [
+        ("removed", |path| std::fs::remove_file(path).unwrap()),
+        ("cut", |path| std::fs::write(path, "").unwrap()),
+        ("extended", |path| std::fs::write(path, [std::fs::read(path).unwrap(), b"{}\n".to_vec()].concat()).unwrap()),
+        ("replaced", |path| {
+            std::fs::copy(path, path.with_extension("other")).unwrap();
+            std::fs::rename(path.with_extension("other"), path).unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let mut log = Log::open(dir.path(), key.clone()).unwrap();
+        fill(&mut log, 300);
+        assert_eq!(log.changed(), None);
+        change(&dir.path().join("journal/00000000000000000000.jsonl"));
+        assert_eq!(log.changed().unwrap().what, what);
+        log.mend().unwrap();
+        assert_eq!(log.changed(), None);
+        fill(&mut log, 310);
+        drop(log);
+        let log = Log::open(dir.path(), key.clone()).unwrap();
+        assert_eq!(log.size(), 310);
+        drop(log);
+        assert!(check(dir.path(), &key).is_good());
+    }
+}
+
+#[test]
+fn segments_past_their_time_are_deleted_and_the_rest_is_still_proved() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut log = Log::open(dir.path(), key.clone()).unwrap();
+    for (name, upto) in [("2026-05-01", 66_000), ("2026-05-02", 66_500), ("2026-05-03", 67_000)] {
+        fill(&mut log, upto);
+        log.end_segment(name).unwrap();
+    }
+    assert_eq!(log.forget("2026-05-02").unwrap(), 66_304);
+    fill(&mut log, 68_000);
+    let signed = log.checkpoint().unwrap();
+    let files = log.files();
+    assert!(!dir.path().join("tile/entries/000").exists());
+    assert!(!dir.path().join("tile/0/000").exists(), "a full tile above it has its hash");
+    assert!(dir.path().join("tile/0/257").exists(), "a kept checkpoint ends in it");
+    assert_eq!(files.first().unwrap(), 66_304);
+    let report = check(dir.path(), &key);
+    assert!(report.is_good(), "{report:?}");
+    assert_eq!((report.first, report.checked, report.kept), (66_304, 1696, 3));
+    assert!(matches!(files.entry(66_000), Err(LogError::Forgotten { index: 66_000, first: 66_304 })));
+    Proof::of(files, &signed.bytes, &signed.head, 66_400).unwrap().check(key.public()).unwrap();
+    drop(log);
+    assert_eq!(Log::open(dir.path(), key.clone()).unwrap().size(), 68_000);
+    // A bundle in the middle that is not there is no matter of time.
+    std::fs::remove_file(dir.path().join("tile/entries/260")).unwrap();
+    assert!(!check(dir.path(), &key).is_good());
+}
+
+#[test]
+fn journals_go_on_and_are_deleted_when_their_tiles_are_on_the_disk() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut log = Log::open(dir.path(), key.clone()).unwrap();
+    let long = "y".repeat(40_000);
+    let mut written = 0u64;
+    for _ in 0..12 {
+        let batch: Vec<String> = (0..50).map(|place| format!("{place}{long}")).collect();
+        log.append(&batch, true).unwrap();
+        written += 50;
+    }
+    let journals = || std::fs::read_dir(dir.path().join("journal")).unwrap().count();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while journals() > 1 && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(journals(), 1);
+    assert_eq!(log.size(), written);
+    log.checkpoint().unwrap();
+    drop(log);
+    assert_eq!(Log::open(dir.path(), key.clone()).unwrap().size(), written);
+    assert!(check(dir.path(), &key).is_good());
+}
+
+#[test]
+fn what_is_no_record_is_refused() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut log = Log::open(dir.path(), key).unwrap();
+    assert!(log.append(&[b"two\nlines"], true).is_err());
+    assert!(log.append(&[vec![b'x'; MAX_ENTRY + 1]], true).is_err());
+    assert_eq!(log.append(&[vec![b'x'; MAX_ENTRY]], true).unwrap(), 0);
+    assert_eq!(log.append(&["", "a"], true).unwrap(), 1);
+    assert_eq!(log.size(), 3);
+}
+
+#[test]
+fn a_witness_signs_what_goes_on_with_what_it_knows() {
+    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+    use data_encoding::BASE64;
+    use tlog_tiles::tlog::check_tree;
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut log = Log::open(dir.path(), key.clone()).unwrap();
+    fill(&mut log, 300);
+    let first = log.checkpoint().unwrap();
+    fill(&mut log, 900);
+    let second = log.checkpoint().unwrap();
+
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let public = [&[4], pair.public_key().as_ref()].concat();
+    let id = signed_note::key_id("witness.example.org", &public);
+    let witness = WitnessKey::parse(&format!("witness.example.org+{id:08x}+{}", BASE64.encode(&public))).unwrap();
+    assert!(WitnessKey::parse(&key.public().to_string()).is_err(), "a log is no witness");
+
+    let body = String::from_utf8(add_checkpoint(log.files(), &second, 300).unwrap()).unwrap();
+    let (asked, note) = body.split_once("\n\n").unwrap();
+    let mut lines = asked.lines();
+    assert_eq!(lines.next(), Some("old 300"));
+    let proof: Vec<Hash> = lines.map(|line| Hash::parse_hash(line).unwrap()).collect();
+    check_tree(&proof, 900, second.head.root, 300, first.head.root).unwrap();
+    assert_eq!(note.as_bytes(), second.bytes);
+
+    let time = 1_790_000_000u64;
+    let text = key.public().text_of(&second.bytes).unwrap();
+    let message = [format!("cosignature/v1\ntime {time}\n").as_bytes(), &text].concat();
+    let signature = [&id.to_be_bytes()[..], &time.to_be_bytes(), pair.sign(&message).as_ref()].concat();
+    let line = format!("\u{2014} witness.example.org {}\n", BASE64.encode(&signature));
+    let Answer::Signed(both) = answer(&witness, &second, 200, line.as_bytes()) else { panic!("not signed") };
+    assert_eq!(witness.time_of(&both).unwrap(), time);
+    assert!(key.public().checkpoint(&both).is_ok(), "both signatures are good");
+    assert!(matches!(answer(&witness, &first, 200, line.as_bytes()), Answer::Refused(_)), "of another checkpoint");
+    assert_eq!(answer(&witness, &second, 409, b"300\n"), Answer::Knows(300));
+    assert!(matches!(answer(&witness, &second, 422, b""), Answer::Refused(_)));
+
+    let files = Files::new(dir.path());
+    let with = |later: &[Vec<u8>]| {
+        let witnesses = std::slice::from_ref(&witness);
+        verify(&files, &Trusted { key: key.public(), later, witnesses }, |_, _| {}).unwrap()
+    };
+    let report = with(&[both]);
+    assert!(report.is_good(), "{report:?}");
+    assert_eq!((report.vouched, report.witnessed.len()), (Some(900), 1));
+    assert!(!with(&[]).is_good(), "it has signed nothing of this");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Killed at any byte of the journal and with any tiles: what was told to be durable is there.
+    #[test]
+    fn cut_anywhere_after_what_was_durable(durable in 0u64..600, more in 0u64..300, cut in any::<prop::sample::Index>(), without in any::<[bool; 4]>()) {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let mut log = Log::open(dir.path(), key.clone()).unwrap();
+        fill(&mut log, durable);
+        log.sync().unwrap();
+        let journal = dir.path().join("journal/00000000000000000000.jsonl");
+        let kept = std::fs::metadata(&journal).unwrap().len();
+        fill(&mut log, durable + more);
+        drop(log);
+        let mut bytes = std::fs::read(&journal).unwrap();
+        bytes.truncate(kept as usize + cut.index(bytes.len() - kept as usize + 1));
+        std::fs::write(&journal, bytes).unwrap();
+        for (is_lost, tile) in without.into_iter().zip(["tile/0/000", "tile/entries/000", "tile/0/001", "tile/entries/001"]) {
+            if is_lost && dir.path().join(tile).exists() {
+                std::fs::write(dir.path().join(tile), "torn").unwrap();
+            }
+        }
+        let log = Log::open(dir.path(), key.clone()).unwrap();
+        prop_assert!(log.size() >= durable && log.size() <= durable + more);
+        let read: Vec<_> = log.files().entries(0, log.size()).map(Result::unwrap).collect();
+        prop_assert_eq!(read, (0..log.size()).map(entry).collect::<Vec<_>>());
+        drop(log);
+        prop_assert!(check(dir.path(), &key).is_good());
+    }
+
+    /// Whatever is in the folder: an error, never a panic, never without bound.
+    #[test]
+    fn no_bytes_do_harm(checkpoint in prop::collection::vec(any::<u8>(), 0..200), tile in prop::collection::vec(any::<u8>(), 0..9000), journal in prop::collection::vec(any::<u8>(), 0..900), first in 0u64..600) {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        drop(super::tests::log(dir.path(), &key, 600));
+        std::fs::write(dir.path().join("tile/entries/001"), &tile).unwrap();
+        std::fs::write(dir.path().join("tile/0/001"), &tile).unwrap();
+        std::fs::write(dir.path().join(format!("journal/{first:020}.jsonl")), &journal).unwrap();
+        let trusted = Trusted { key: key.public(), later: &[checkpoint.clone(), journal], witnesses: &[] };
+        let report = verify(&Files::new(dir.path()), &trusted, |_, _| {});
+        prop_assert!(report.map_or(true, |report| !report.is_good()));
+        let _either = Log::open(dir.path(), key.clone());
+        std::fs::write(dir.path().join("checkpoint"), &checkpoint).unwrap();
+        let unsigned = verify(&Files::new(dir.path()), &trusted, |_, _| {});
+        prop_assert!(unsigned.is_err());
+        let _not = Proof::parse(&tile);
+    }
+}

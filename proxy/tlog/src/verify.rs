@@ -1,0 +1,252 @@
+//! The whole check of a log, with its files and a public key.
+
+use tlog_tiles::tlog::record_hash;
+
+use crate::layout::{self, HASH, Kind, WIDTH};
+use crate::log::edge;
+use crate::tree::{Full, Tree};
+use crate::witness::is_beginning;
+use crate::{Files, Head, Key, LogError, WitnessKey, files};
+
+/// Findings that are told; there may be as many as records.
+const MAX_FINDINGS: usize = 100;
+
+/// What is believed beside the log's own files.
+#[derive(Debug)]
+pub struct Trusted<'a> {
+    /// Whose log it is.
+    pub key: &'a Key,
+    /// Checkpoints of it that came another way: from a witness, a copy, a note in a safe.
+    pub later: &'a [Vec<u8>],
+    /// Witnesses that must have signed one of those, or the newest of the folder.
+    pub witnesses: &'a [WitnessKey],
+}
+
+/// Something that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Where: a file, or records.
+    pub place: String,
+    /// What.
+    pub what: String,
+}
+
+/// What the check showed.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Records of the newest checkpoint.
+    pub size: u64,
+    /// Its root.
+    pub root: Option<crate::Hash>,
+    /// The first record that is kept. Whether those before were past their time is for the caller to judge.
+    pub first: u64,
+    /// Records that are there and were read.
+    pub checked: u64,
+    /// Records after the newest checkpoint: written, not signed yet.
+    pub unsigned: u64,
+    /// Checkpoints of segments that were compared.
+    pub kept: usize,
+    /// The largest tree that somebody else vouches for, by a later checkpoint or a witness: up to there nothing is missing.
+    pub vouched: Option<u64>,
+    /// For each witness that was asked for and has signed: its name, the size, and when, in seconds since 1970.
+    pub witnessed: Vec<(String, u64, u64)>,
+    /// What is not as it must be.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    fn find(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        if self.findings.len() < MAX_FINDINGS {
+            self.findings.push(Finding { place: place.into(), what: what.into() });
+        }
+    }
+
+    /// Whether everything that is there is what was signed.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// Reads the whole log once, and compares: every record with the hash of its leaf, every tile with what it follows from, every
+/// checkpoint with the tree of its size. `each` gets every record that is there, also those after the newest checkpoint, with
+/// its number.
+///
+/// # Errors
+/// A file cannot be read at all, or the folder has no checkpoint of this key. What is wrong with what can be read is in the report.
+pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[u8])) -> Result<Report, LogError> {
+    let bytes = files.checkpoint()?.ok_or_else(|| {
+        LogError::Missing(format!("a log in {}, at least its checkpoint,", files.dir().display()))
+    })?;
+    let path = files.checkpoint_path();
+    let newest = trusted.key.checkpoint(&bytes).map_err(|error| LogError::malformed(&path, error.to_string()))?;
+    let head = newest.head;
+    let mut report =
+        Report { size: head.size, root: Some(head.root), first: files.first()?.min(head.size), ..Report::default() };
+    let mut heads = kept_heads(files, trusted.key, &mut report)?;
+    heads.push(("checkpoint".into(), head.clone()));
+    heads.sort_by_key(|(_, head)| head.size);
+    read_all(files, &heads, &mut report, &mut each);
+    report.unsigned = files.end()?.saturating_sub(head.size);
+    for entry in files.entries(head.size, head.size + report.unsigned) {
+        match entry {
+            Ok(entry) => each(report.first + report.checked, &entry),
+            Err(error) => report.find("records after the checkpoint", error.to_string()),
+        }
+        report.checked += 1;
+    }
+    compare_later(files, trusted, &head, &mut report);
+    compare_witnesses(trusted, &bytes, &mut report);
+    Ok(report)
+}
+
+fn kept_heads(files: &Files, key: &Key, report: &mut Report) -> Result<Vec<(String, Head)>, LogError> {
+    let mut heads = Vec::new();
+    for (name, bytes) in files.kept()? {
+        let place = format!("checkpoints/{name}");
+        match key.checkpoint(&bytes) {
+            Ok(signed) if signed.head.size > report.size => report.find(
+                place,
+                format!(
+                    "it is a checkpoint of {} records, and the newest has {}: the log was set back",
+                    signed.head.size, report.size
+                ),
+            ),
+            Ok(signed) => {
+                report.kept += 1;
+                heads.push((place, signed.head));
+            }
+            Err(error) => report.find(place, error.to_string()),
+        }
+    }
+    // The names of segments ascend, and so do their ends.
+    let falls = heads.windows(2).find_map(|pair| match pair {
+        [(_, earlier), (place, later)] if later.size < earlier.size => Some(place.clone()),
+        _ => None,
+    });
+    if let Some(place) = falls {
+        report.find(place, "it has fewer records than the segment before it: it was replaced by an older one");
+    }
+    Ok(heads)
+}
+
+/// Builds the tree anew from what is there, and compares it with every head on the way.
+fn read_all(files: &Files, heads: &[(String, Head)], report: &mut Report, each: &mut impl FnMut(u64, &[u8])) {
+    let first = report.first / WIDTH * WIDTH;
+    for (place, head) in heads.iter().filter(|(_, head)| head.size < first) {
+        compare(report, place, head, files.root(head.size).map_err(|error| error.to_string()));
+    }
+    let mut tree = match edge(files, first) {
+        Ok(edge) => Tree::with_edge(first, edge),
+        Err(error) => return report.find(format!("tiles before record {first}"), error.to_string()),
+    };
+    let mut due = heads.iter().filter(|(_, head)| head.size >= first).peekable();
+    let mut entries = files.entries(first, report.size);
+    loop {
+        while let Some((place, head)) = due.next_if(|(_, head)| head.size == tree.size()) {
+            let root = tree.root().map_err(|error| error.to_string());
+            compare(report, place, head, root);
+        }
+        match entries.next() {
+            None => break,
+            Some(Err(error)) => {
+                report.find(format!("records from {} on", tree.size()), error.to_string());
+                break;
+            }
+            Some(Ok(entry)) => {
+                each(tree.size(), &entry);
+                report.checked += 1;
+                let mut full = Vec::new();
+                tree.push(record_hash(&entry), |tile| full.push(tile));
+                for tile in full {
+                    compare_tile(files, &tile, report);
+                }
+            }
+        }
+    }
+}
+
+fn compare(report: &mut Report, place: &str, head: &Head, root: Result<crate::Hash, String>) {
+    match root {
+        Ok(root) if root == head.root => {}
+        Ok(_) => report.find(
+            place,
+            format!("the first {} records are not those that were signed: some were changed, moved or replaced", head.size),
+        ),
+        Err(error) => report.find(place, format!("it cannot be compared: {error}")),
+    }
+}
+
+/// A tile as it follows from the records, and as it is there. A difference says where a record was changed.
+fn compare_tile(files: &Files, tile: &Full, report: &mut Report) {
+    let name = layout::tile(Kind::Level(tile.level), tile.index, WIDTH);
+    let there = match files::read(&files.dir().join(&name), WIDTH * HASH as u64) {
+        Ok(Some(there)) => there,
+        // It is made again from its records.
+        Ok(None) => return,
+        Err(error) => return report.find(name.display().to_string(), error.to_string()),
+    };
+    let pairs = tile.hashes.chunks(HASH).zip(there.chunks(HASH));
+    let different: Vec<u64> =
+        (0u64..).zip(pairs).filter(|(_, (ours, theirs))| ours != theirs).map(|(place, _)| place).collect();
+    let Some(at) = different.first() else {
+        if there.len() != tile.hashes.len() {
+            report.find(name.display().to_string(), "it is cut");
+        }
+        return;
+    };
+    let place = match tile.level {
+        0 => format!("record {}", tile.index * WIDTH + at),
+        _ => name.display().to_string(),
+    };
+    let what = "its hash is not the one that the tree has: the record or the tile was changed";
+    report.find(place, if different.len() == 1 { what.to_owned() } else { format!("{what} ({} in this tile)", different.len()) });
+}
+
+/// What came another way. A later checkpoint than the folder's shows that the log was set back.
+fn compare_later(files: &Files, trusted: &Trusted<'_>, head: &Head, report: &mut Report) {
+    for (number, bytes) in trusted.later.iter().enumerate() {
+        let place = format!("later checkpoint {}", number + 1);
+        let later = match trusted.key.checkpoint(bytes) {
+            Ok(signed) => signed.head,
+            Err(error) => {
+                report.find(place, error.to_string());
+                continue;
+            }
+        };
+        if later.size > head.size {
+            report.find(
+                place,
+                format!(
+                    "it has {} records, and the newest checkpoint of the folder {}: the log was set back, and {} records are missing",
+                    later.size,
+                    head.size,
+                    later.size - head.size
+                ),
+            );
+            continue;
+        }
+        match is_beginning(files, &later) {
+            Ok(true) => report.vouched = report.vouched.max(Some(later.size)),
+            Ok(false) => report.find(place, "it is signed, and of another history than the one that is here"),
+            Err(error) => report.find(place, format!("it cannot be compared: {error}")),
+        }
+    }
+}
+
+fn compare_witnesses(trusted: &Trusted<'_>, newest: &[u8], report: &mut Report) {
+    for witness in trusted.witnesses {
+        let candidates = trusted.later.iter().map(Vec::as_slice).chain([newest]);
+        let signed = candidates.filter_map(|bytes| {
+            let time = witness.time_of(bytes).ok()?;
+            Some((trusted.key.checkpoint(bytes).ok()?.head.size, time))
+        });
+        match signed.max() {
+            Some((size, time)) => {
+                report.witnessed.push((witness.name().to_owned(), size, time));
+                report.vouched = report.vouched.max(Some(size.min(report.size)));
+            }
+            None => report.find(format!("witness {}", witness.name()), "it has signed none of the checkpoints"),
+        }
+    }
+}
