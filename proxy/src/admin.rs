@@ -1,5 +1,6 @@
 //! The operators' side: health, metrics, status. Plain on a loopback address, else over mTLS and with roles: see [`guard`].
 
+mod actions;
 mod certificates;
 mod engine;
 pub mod guard;
@@ -23,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::actions::By;
 use self::guard::{Access, Refusal};
 use crate::config::Config;
 use crate::gateway::Gateway;
@@ -86,6 +88,7 @@ pub fn admin(admin: Admin) -> Router {
         .merge(engine::routes())
         .route("/", get(async || ADMIN_PAGES))
         .route("/api/status", get(status))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), actions::recorded))
         .layer(guard)
         .with_state(admin)
 }
@@ -105,7 +108,7 @@ pub fn probe(admin: Admin) -> Router {
 /// Answers on one listener for as long as the gateway runs. Bounded like the gateway's own: the probe address may be open to
 /// more than friends.
 pub async fn serve(listener: TcpListener, routes: Router) {
-    let routes = routes.layer(Extension(Access::Loopback));
+    let routes = routes.layer(Extension(Access::Loopback)).layer(Extension(By::this_machine()));
     let places = Places::new(MAX_CONNECTIONS, MAX_PER_ADDRESS);
     loop {
         let Ok((stream, address)) = listener.accept().await else {
@@ -144,7 +147,9 @@ pub async fn serve_tls(listener: TcpListener, admin: Admin, routes: Router, drai
                 metrics.handshake_failed("no_role");
                 return tracing::warn!(id = %session.peer.id, "somebody without a role came to the admin address");
             };
-            let serving = connection(stream, routes.layer(Extension(access)), MAX_AGE);
+            let by = By(session.peer.id.to_string().into());
+            let routes = routes.layer(Extension(access)).layer(Extension(by));
+            let serving = connection(stream, routes, MAX_AGE);
             tokio::select! {
                 () = serving => {}
                 _ = session.end(&mut trust, &drain) => {}
@@ -229,7 +234,7 @@ fn checks(admin: &Admin) -> [(&'static str, bool, bool); 3] {
     // With a remote target the gateway can answer something; without one everything depends on the engine.
     let engine_needed = gateway.config.offline || gateway.config.targets.is_empty();
     [
-        ("records", gateway.audit.is_healthy(), true),
+        ("records", gateway.audit.is_healthy(), !gateway.audit.spares_lowest()),
         ("certificate", admin.certificate.health() != Health::Expired, true),
         ("engine", engine, engine_needed),
     ]

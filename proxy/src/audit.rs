@@ -1,14 +1,20 @@
-//! Two records a request. The *intent* is durable before the first byte leaves the machine; the *outcome* is written when
-//! the stream has ended, also when the client went away. Lines of JSON for now, one file a day; never content.
+//! Two records a request, in a Merkle log that a third party can check (`postern-tlog`). The *intent* is durable before the
+//! first byte leaves the machine; the *outcome* is written when the stream has ended, also when the client went away. A record
+//! is a line of JSON; never content.
 
 mod intent;
+mod keys;
+mod line;
 mod log;
 mod outcome;
+mod read;
 
 pub use intent::Intent;
-pub(crate) use log::file_name;
+pub(crate) use keys::LogKeys;
+pub(crate) use line::Action;
 pub use log::{AuditLog, Flushed, Place};
 pub use outcome::{Attempt, Outcome};
+pub(crate) use read::{Records, day_of};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

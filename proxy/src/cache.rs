@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use redis::{Seal, SharedCache};
+use redis::{Owner, SharedCache};
 
 /// The most bytes of one entry; a longer answer is not kept.
 pub const MAX_ENTRY: usize = 1 << 20;
@@ -50,15 +50,15 @@ pub struct Tiers {
 pub struct Slot {
     /// Under which key.
     pub key: CacheKey,
-    /// What it is encrypted with in the second tier; `None`: it is not there.
-    pub seal: Option<Seal>,
+    /// Whose it is in the second tier; `None`: it is not there.
+    pub owner: Option<Owner>,
 }
 
 impl Tiers {
     /// What the second tier has; the first one has it as well then.
     pub async fn fetch(&self, slot: &Slot) -> Option<Entry> {
-        let (redis, seal) = (self.redis.as_ref()?, slot.seal.as_ref()?);
-        let (entry, left) = redis.get(&slot.key, seal).await?;
+        let (redis, owner) = (self.redis.as_ref()?, slot.owner.as_ref()?);
+        let (entry, left) = redis.get(&slot.key, owner).await?;
         self.memory.put(slot.key, entry.clone(), Some(left));
         Some(entry)
     }
@@ -66,8 +66,8 @@ impl Tiers {
     /// Keeps `entry` in both, for `ttl` if that is shorter than the configured life.
     pub fn put(&self, slot: Slot, entry: Entry, ttl: Option<Duration>) {
         let ttl = self.memory.life(ttl);
-        if let (Some(redis), Some(seal)) = (&self.redis, slot.seal) {
-            redis.put(slot.key, seal, entry.clone(), ttl);
+        if let (Some(redis), Some(owner)) = (&self.redis, slot.owner) {
+            redis.put(slot.key, owner, entry.clone(), ttl);
         }
         self.memory.put(slot.key, entry, Some(ttl));
     }

@@ -1,5 +1,6 @@
 //! Arguments → command → exit code.
 
+mod audit;
 mod cache;
 mod certs;
 mod check;
@@ -7,6 +8,7 @@ mod cost;
 mod engine;
 mod model;
 mod plugin;
+mod state;
 
 pub(crate) use certs::workstation;
 pub(crate) use engine::host_and_port;
@@ -66,6 +68,12 @@ enum Command {
     /// What answers cost: a model of a month, and what was paid by the records.
     #[command(subcommand)]
     Cost(cost::CostCommand),
+    /// The records of what happened: check them, prove one, read them.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// What a gateway keeps of a tenant.
+    #[command(subcommand)]
+    State(state::StateCommand),
     /// Fill the cache of a running gateway.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
@@ -131,6 +139,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             cost::run(&command)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Audit(command) => audit::run(command),
+        Command::State(command) => state::run(&command),
         Command::Cache(command) => cache::run(command),
         Command::Connect(arguments) => connect::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),

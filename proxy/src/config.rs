@@ -75,6 +75,21 @@ fn place(line: u64, column: u64) -> String {
     if line == 0 { String::new() } else { format!(":{line}:{column}") }
 }
 
+/// The records.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    /// Folder of the log.
+    pub dir: PathBuf,
+    /// Where its key is.
+    pub state_dir: PathBuf,
+    /// How long records are kept; of the days that are older, the oldest is deleted once a day.
+    pub retention: Duration,
+    /// When the disk must have a record.
+    pub sync: file::Sync,
+    /// What is done with requests while nothing can be recorded.
+    pub unwritable: file::Unwritable,
+}
+
 /// All settings of one gateway.
 #[derive(Debug)]
 pub struct Config {
@@ -128,10 +143,8 @@ pub struct Config {
     pub semantic: Option<Semantic>,
     /// The engine on this machine; `None`: there is none.
     pub engine: Option<Engine>,
-    /// Folder of the records.
-    pub audit_dir: PathBuf,
-    /// How long records are kept; of the files that are older, the oldest is deleted at start and once a day.
-    pub audit_retention: Duration,
+    /// The records.
+    pub audit: Audit,
     /// Sealed payloads.
     pub payload: Payload,
     /// Bounds on what a client sends.

@@ -32,7 +32,8 @@ pub struct Exchange {
     /// Policies were asked, and no remote target may see its label. What was reserved stays spent then however it ends: a policy decides
     /// how, is told what is left, and could spell with it what it has read.
     pub stays: bool,
-    place: Place,
+    /// Where the outcome will be written.
+    pub place: Place,
     session: Arc<Session>,
     metrics: Arc<Metrics>,
     prices: Arc<Prices>,

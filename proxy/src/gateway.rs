@@ -24,10 +24,11 @@ use crate::config::Config;
 use crate::config::read::bounded;
 use crate::cost::Prices;
 use crate::dispatch::Dispatcher;
+use crate::keys::tenants::TenantKeys;
 use crate::keys::{Keys, write_once};
 use crate::open::keys::PayloadKeys;
 use crate::route::load::Loader;
-use crate::route::reload::Live;
+use crate::route::reload::{Live, digest};
 use crate::route::shadow::Places;
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -81,6 +82,8 @@ pub struct Gateway {
     pub sealed_whole: Arc<Semaphore>,
     /// What payloads are sealed for.
     pub payload_keys: PayloadKeys,
+    /// The keys of hashes that stay.
+    pub tenant_keys: Arc<TenantKeys>,
     /// The records.
     pub audit: AuditLog,
     /// The metrics.
@@ -88,6 +91,27 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// Destroys what is kept of a tenant: the key of its hashes, and its cached answers. What is in memory of all tenants goes, since nothing there
+    /// says whose it is; what is remembered of its labels stays until the process ends, or it would protect less.
+    ///
+    /// # Errors
+    /// Why it is not done: it has to be asked for again.
+    pub async fn erase(&self, tenant: &str) -> Result<(), &'static str> {
+        let (keys, name) = (self.tenant_keys.clone(), tenant.to_owned());
+        let erased = tokio::task::spawn_blocking(move || keys.erase(&name)).await;
+        erased.ok().and_then(Result::ok).ok_or("its key in state_dir cannot be removed")?;
+        if let Some(semantic) = &self.semantic {
+            semantic.clear();
+        }
+        let Some(cache) = &self.cache else { return Ok(()) };
+        cache.memory.clear();
+        let labels = self.config.labels.names().iter().map(|name| Arc::from(name.as_str()));
+        match &cache.redis {
+            Some(redis) => redis.erase(&tenant.into(), labels).await.map_err(|_| "the Redis of the cache is away"),
+            None => Ok(()),
+        }
+    }
+
     /// Opens keys and records, compiles the policies. Takes seconds at first start: never call it on a worker thread of
     /// the runtime. `file` is where the configuration was read; `certificate` is what nodes of our own are shown.
     ///
@@ -110,8 +134,9 @@ impl Gateway {
         // Taken out, so that nobody reads there what may have changed since.
         let part = std::mem::take(&mut config.policy_part);
         let live = Live::start(Loader::new(host, metrics.clone()), (file, &config.state_dir), &part, metrics.clone())?;
-        let (audit, flushed) = AuditLog::open(&config.audit_dir, config.audit_retention, metrics.clone())
-            .with_context(|| format!("the records in {}", config.audit_dir.display()))?;
+        let (audit, flushed) =
+            AuditLog::open(&config.audit, (&config.trust_domain, digest(file)), metrics.clone()).context("the records")?;
+        let tenant_keys = TenantKeys::open(&config.state_dir, &keys).context("tenant-keys in state_dir")?;
         let kept = Kept::below(&config.state_dir);
         let spent = kept.read(Moment::now()).context(
             "budgets.json in state_dir, which says what was spent of limits by day and month; if it is lost, remove it: they begin anew",
@@ -137,6 +162,7 @@ impl Gateway {
             carried: Arc::new(Semaphore::new((config.limits.requests / CARRIED_SHARE).max(1))),
             sealed_whole: Arc::new(Semaphore::new(SEALED_WHOLE)),
             payload_keys: PayloadKeys::default(),
+            tenant_keys: Arc::new(tenant_keys),
             audit,
             metrics,
             config,

@@ -1,6 +1,8 @@
 //! Keys of one installation: what is remembered or recorded of a text is a keyed hash of it, and each use has a key of
 //! its own, so that no value from one place can be looked up in another.
 
+pub mod tenants;
+
 use std::io;
 use std::path::Path;
 
@@ -50,6 +52,11 @@ impl Keys {
         let key = key.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
         let expected = "is not 64 hexadecimal digits, such as `openssl rand -hex 32` makes";
         key.map(|key| Self(Zeroizing::new(key))).ok_or_else(|| format!("{} {expected}", secret.place()))
+    }
+
+    /// This key.
+    pub(crate) fn of(key: Zeroizing<[u8; 32]>) -> Self {
+        Self(key)
     }
 
     /// A key for this process only.

@@ -20,6 +20,7 @@ pub mod demo;
 pub mod dispatch;
 mod egress;
 mod enrol;
+pub mod erase;
 pub mod error;
 pub mod exchange;
 pub mod facts;

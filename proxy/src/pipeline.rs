@@ -22,6 +22,7 @@ use postern_wire::vectors::Wanted;
 use serde_json::Value;
 
 use crate::audit::{Intent, Place, RecordId};
+use crate::cache::redis::Owner;
 use crate::cache::{self, CacheKey, Slot, Tiers};
 use crate::classify::clearance::Destination;
 use crate::classify::label::Label;
@@ -196,7 +197,8 @@ async fn answer(
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));
     admitted.charge_values(opened.body.len() as u64, parsed.call.values())?;
     admitted.reserve(parsed.prompt_tokens, &parsed.call).await?;
-    let request_hash = keys.short_hash("request", &[&opened.body]);
+    let of_tenant = gateway.tenant_keys.of(&parsed.peer.tenant).await.map_err(|_| Error::RecordUnavailable)?;
+    let request_hash = of_tenant.short_hash("request", &[&opened.body]);
     let headers = facts::granted_headers(&opened.headers, policies.granted_headers());
     drop(opened);
 
@@ -427,8 +429,9 @@ fn slot(gateway: &Gateway, cache: &Tiers, planned: &PlannedRequest, key: CacheKe
     let classified = planned.masked().classified();
     let (tenant, label) = (&classified.request().peer.tenant, classified.label());
     let leaves = planned.plan().form == Form::Masked && gateway.config.is_cleared(label);
-    let redis = cache.redis.as_ref().filter(|_| leaves);
-    Slot { key, seal: redis.map(|redis| redis.seal(tenant, gateway.config.labels.name(label))) }
+    let owner =
+        || Owner { tenant: (&**tenant).into(), label: gateway.config.labels.name(label).into() };
+    Slot { key, owner: (leaves && cache.redis.is_some()).then(owner) }
 }
 
 /// Keeps what later versions of policies are tried on, and asks the shadows.
@@ -447,7 +450,7 @@ fn remember(gateway: &Arc<Gateway>, scene: Scene, watching: Option<Watching>) {
 
 async fn record_intent(
     gateway: &Gateway,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     planned: &PlannedRequest,
     request_hash: String,
     durable: bool,
@@ -471,7 +474,8 @@ async fn record_intent(
         prompt_tokens_estimated: request.prompt_tokens,
         request_hash,
     };
-    gateway.audit.intent(exchange.record, &intent, durable).await
+    let is_lowest = classified.label() == gateway.config.labels.lowest();
+    gateway.audit.intent((exchange.record, &mut exchange.place), &intent, (durable, is_lowest)).await
 }
 
 fn engine_facts(gateway: &Gateway, classified: &ClassifiedRequest, claim: Claim) -> EngineFacts {

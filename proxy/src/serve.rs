@@ -8,16 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::net::TcpListener;
+use postern_certs::Trust;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
-use crate::audit::Flushed;
+use crate::audit::{Action, Flushed, RecordId};
 use crate::cache;
 use crate::config::{self, Config};
 use crate::connection::Front;
 use crate::enrol::{self, Registrar};
+use crate::erase;
 use crate::gateway::Gateway;
 use crate::listener;
 use crate::supervise::Control;
@@ -68,6 +71,16 @@ fn flush(flushed: Flushed) {
     }
 }
 
+/// What is trusted may be changed on the command line as well as here; each change is on record.
+async fn record_trust(gateway: Arc<Gateway>, mut trust: watch::Receiver<Arc<Trust>>) {
+    while trust.changed().await.is_ok() {
+        let action = Action { by: "authority".into(), action: "trust", subject: None, result: "done" };
+        if gateway.audit.action(RecordId::new(), &action).await.is_err() {
+            tracing::error!("a change of trust could not be recorded");
+        }
+    }
+}
+
 fn inherit(config: &Config) -> anyhow::Result<Inherited> {
     let mut fds = listenfd::ListenFd::from_env();
     let missing = || anyhow!("a socket is missing");
@@ -110,6 +123,8 @@ async fn serve(
     let metrics = gateway.metrics.clone();
     gateway.live.try_all().await;
     tokio::spawn(gateway.live.clone().keep(gateway.clone(), hangup));
+    tokio::spawn(record_trust(gateway.clone(), certificate.trust()));
+    tokio::spawn(erase::keep_up(gateway.clone()));
     let watching = gateway.clone();
     tokio::spawn(async move { watching.dispatcher.watch().await });
     let keeping = gateway.clone();

@@ -13,6 +13,7 @@
 
 mod answers;
 mod at_rest;
+mod audit;
 mod bad_input;
 mod branches;
 mod busy_cloud;

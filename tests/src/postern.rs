@@ -77,10 +77,25 @@ impl Postern {
     /// # Errors
     /// It ends, or is not ready in time; the message has its last words.
     pub async fn start(config: &Config) -> Result<Self> {
+        Self::start_under(&[], config).await
+    }
+
+    /// Starts it as the last arguments of another command, which becomes it.
+    ///
+    /// # Errors
+    /// As for [`Postern::start`].
+    pub async fn start_under(wrapper: &[String], config: &Config) -> Result<Self> {
         // Short, because the path of a UNIX socket has 107 bytes at most.
         let dir = tempfile::Builder::new().prefix("pt").tempdir()?;
         let file = write(config, dir.path())?;
-        let mut command = ends_with_us(&binary()?);
+        let mut command = match wrapper {
+            [] => ends_with_us(&binary()?),
+            [program, arguments @ ..] => {
+                let mut command = ends_with_us(Path::new(program));
+                command.args(arguments).arg(binary()?);
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(file).envs(config.environment().iter().cloned());
         let mut process = Process::start("postern", command)?;
         let ready = process.line(READY_WITHIN, Ready::parse).await?;

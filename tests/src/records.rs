@@ -1,4 +1,5 @@
-//! The records as an auditor reads them: lines of JSON in files by day.
+//! The records as an auditor reads them, who has nothing of ours: bundles of C2SP tlog-tiles, and the journal for what is not in
+//! one yet.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -44,17 +45,35 @@ impl Records {
         whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
     }
 
-    /// Everything as text, to look for what must not be in it.
+    /// Everything as text, a line each, to look for what must not be in it.
     ///
     /// # Errors
     /// A file cannot be read.
     pub fn text(&self) -> Result<String> {
-        let entries = std::fs::read_dir(&self.dir).with_context(|| format!("the folder {}", self.dir.display()))?;
-        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
-        // Their names sort by date.
-        files.sort();
-        Ok(files.iter().map(std::fs::read_to_string).collect::<Result<_, _>>()?)
+        // A journal may be taken away between its name and its lines: then its records are in bundles.
+        let attempt = || -> Result<String> {
+            let mut lines: Vec<String> = Vec::new();
+            let mut journals: Vec<PathBuf> = std::fs::read_dir(self.dir.join("journal"))
+                .with_context(|| format!("the folder {}", self.dir.display()))?
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
+            journals.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+            // Their names sort by the number of their first record.
+            journals.sort();
+            for number in 0.. {
+                let Ok(bundle) = std::fs::read(self.dir.join(bundle_path(number))) else { break };
+                lines.extend(entries(&bundle)?);
+            }
+            for path in journals {
+                let first: usize = path.file_stem().context("a name")?.to_str().context("a name")?.parse()?;
+                let text = std::fs::read_to_string(&path)?;
+                let known = lines.len().checked_sub(first).context("records are missing before this journal")?;
+                lines.extend(text.split_inclusive('\n').skip(known).map(str::to_owned));
+            }
+            Ok(lines.concat())
+        };
+        attempt().or_else(|_| attempt())
     }
 
     /// All requests, in the order of their first line.
@@ -75,6 +94,8 @@ impl Records {
                 "intent" => record.intent = line,
                 "outcome" => record.outcome = line,
                 "shadow" => record.shadows.push(line),
+                // Of no request.
+                "start" | "stop" | "notice" | "action" => drop(records.pop()),
                 other => bail!("a record of kind {other:?}"),
             }
         }
@@ -111,6 +132,25 @@ impl Records {
     }
 }
 
+/// Where a full bundle of 256 records is.
+fn bundle_path(number: u64) -> PathBuf {
+    let (thousands, rest) = (number / 1000, number % 1000);
+    let folder = PathBuf::from("tile/entries");
+    if thousands == 0 { folder.join(format!("{rest:03}")) } else { folder.join(format!("x{thousands:03}/{rest:03}")) }
+}
+
+/// Its records, each with the end of a line.
+fn entries(bundle: &[u8]) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    let mut rest = bundle;
+    while let Some((length, after)) = rest.split_first_chunk::<2>() {
+        let (entry, after) = after.split_at_checked(u16::from_be_bytes(*length).into()).context("a bundle is cut")?;
+        lines.push(format!("{}\n", std::str::from_utf8(entry)?));
+        rest = after;
+    }
+    Ok(lines)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +158,8 @@ mod tests {
     #[tokio::test]
     async fn joins_both_records_and_waits_for_the_outcome() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("records-2026-01-01.jsonl");
+        std::fs::create_dir(dir.path().join("journal")).unwrap();
+        let file = dir.path().join("journal/00000000000000000000.jsonl");
         let text = "{\"record\":\"a\",\"kind\":\"intent\"}\n{\"record\":\"b\",\"kind\":\"outcome\"}\n{\"record\":\"a\",\"kind\":\"out";
         std::fs::write(&file, text).unwrap();
         let records = Records::in_folder(dir.path().to_owned());

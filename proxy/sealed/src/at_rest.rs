@@ -99,6 +99,17 @@ impl DataKey {
         Self { key, tenant: tenant.to_owned(), label: label.to_owned() }
     }
 
+    /// A key of its own for another purpose.
+    ///
+    /// # Errors
+    /// Never, with a length of ours.
+    pub fn derive(&self, purpose: &[u8]) -> Result<Zeroizing<[u8; KEY]>, NotOpened> {
+        let mut derived = Zeroizing::new([0; KEY]);
+        let info = parts(&[b"derived", purpose, self.tenant.as_bytes(), self.label.as_bytes()]);
+        Hkdf::<Sha256>::new(None, self.key.as_slice()).expand(&info, derived.as_mut_slice()).map_err(|_| NotOpened)?;
+        Ok(derived)
+    }
+
     /// An entry as it is kept.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
 use super::Admin;
+use super::actions::Subject;
 use super::guard::{Access, Needs, allowed};
 
 /// What is revoked: one of the two.
@@ -67,6 +68,7 @@ async fn revoke(
         return refusal.into_response();
     }
     let certificate = admin.certificate.clone();
+    let subject = what.id.clone().or_else(|| what.serial.clone());
     let revoked = tokio::task::spawn_blocking(move || {
         let authority = certificate.authority()?;
         Some(match (what.id.map(|id| id.parse::<SpiffeId>()), what.serial.map(|serial| serial.parse::<Serial>())) {
@@ -79,7 +81,8 @@ async fn revoke(
     match revoked.await {
         Ok(Some(Ok(serials))) => {
             let serials: Vec<_> = serials.iter().map(ToString::to_string).collect();
-            Json(json!({"revoked": serials})).into_response()
+            let subject = Extension(Subject(subject.unwrap_or_default()));
+            (subject, Json(json!({"revoked": serials}))).into_response()
         }
         Ok(Some(Err(error @ CertsError::SpiffeId(_)))) => {
             (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response()

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Admin;
+use super::actions::Subject;
 use super::guard::{Access, Needs, allowed};
 use crate::supervise::SwapError;
 
@@ -37,7 +38,7 @@ async fn swap(
         return (StatusCode::NOT_FOUND, "No engine is configured.\n").into_response();
     };
     match control.swap(&wanted.model).await {
-        Ok(()) => Json(json!({"model": engine.model()})).into_response(),
+        Ok(()) => (Extension(Subject(wanted.model)), Json(json!({"model": engine.model()}))).into_response(),
         Err(error @ SwapError::Busy) => (StatusCode::CONFLICT, format!("{error}\n")).into_response(),
         Err(error @ SwapError::Refused(_)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")).into_response(),
         Err(error @ SwapError::Silent) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Admin;
+use super::actions::Subject;
 use super::guard::{Access, Needs, allowed};
 use crate::route::health::Step;
 use crate::route::loaded::Loaded;
@@ -47,7 +48,8 @@ async fn release(
     if released {
         tracing::warn!(policy = loaded.name(), "a policy was released: it is called again");
     }
-    Json(json!({"policy": loaded.name(), "released": released})).into_response()
+    let subject = Extension(Subject(loaded.name().to_owned()));
+    (subject, Json(json!({"policy": loaded.name(), "released": released}))).into_response()
 }
 
 async fn reload(State(admin): State<Admin>, Extension(access): Extension<Access>) -> Response {
@@ -58,7 +60,8 @@ async fn reload(State(admin): State<Admin>, Extension(access): Extension<Access>
         return (StatusCode::CONFLICT, "A reload is under way; ask again when it has ended.\n").into_response();
     };
     let status = if report.result.is_ok() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
-    (status, Json(reported(&report))).into_response()
+    let subject = Extension(Subject(admin.gateway.live.digest().await));
+    (status, subject, Json(reported(&report))).into_response()
 }
 
 /// In a task of its own: who asked may go, and must not leave half a reload behind. One at a time, so that nobody who asks and goes

@@ -48,6 +48,11 @@ impl MemoryCache {
         Self { entries, ttl: config.ttl }
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.entries.invalidate_all();
+    }
+
     /// What was kept under `key`.
     #[must_use]
     pub fn get(&self, key: &CacheKey) -> Option<Entry> {

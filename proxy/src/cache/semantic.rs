@@ -76,6 +76,11 @@ pub struct Asked {
 }
 
 impl Semantic {
+    /// Forgets all questions.
+    pub fn clear(&self) {
+        self.index.clear();
+    }
+
     /// Knows nothing yet.
     #[must_use]
     pub fn new(config: &Config, semantic: &config::Semantic) -> Self {

@@ -1,22 +1,18 @@
 //! What answers cost: as a model of a month, and as it was by the records.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use time::{Date, Month};
 
 use super::say;
-use crate::audit::file_name;
+use crate::audit::Records;
 use crate::classify::clearance::ENGINE;
 use crate::config::{self, Config, file::TargetKind};
 
-/// Longer lines are none of ours.
-const MAX_LINE: u64 = 1 << 20;
 /// Days in a month of the model.
 const DAYS: f64 = 30.0;
 
@@ -205,11 +201,12 @@ fn report(report: &Report) -> anyhow::Result<()> {
     let this_month = || time::OffsetDateTime::now_utc().date().replace_day(1);
     let first = report.month.map_or_else(this_month, Ok)?;
     let mut sums = Sums { month: format!("{}-{:02}", first.year(), u8::from(first.month())), ..Sums::default() };
-    let mut day = first;
-    while day.month() == first.month() {
-        sums.add_file(&config, &config.audit_dir.join(file_name(day)))?;
-        let Some(next) = day.next_day() else { break };
-        day = next;
+    let last = Date::from_calendar_date(first.year(), first.month(), first.month().length(first.year()))?;
+    if config.audit.dir.exists() {
+        let records = Records::in_folder(&config.audit.dir);
+        for record in records.of_days(Some(first), Some(last))? {
+            sums.add_record(&config, &record?.bytes);
+        }
     }
     if report.json {
         say(&serde_json::to_string(&sums)?);
@@ -238,23 +235,11 @@ fn month(written: &str) -> Result<Date, &'static str> {
 }
 
 impl Sums {
-    fn add_file(&mut self, config: &Config, path: &Path) -> anyhow::Result<()> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => bail!("{}: {error}", path.display()),
-        };
-        let (mut lines, mut line) = (BufReader::new(file), Vec::new());
-        loop {
-            line.clear();
-            if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
-                return Ok(());
-            }
-            match serde_json::from_slice::<Outcome>(&line) {
-                Ok(outcome) if outcome.kind == "outcome" => self.add(config, &outcome),
-                Ok(_) => {}
-                Err(_) => self.unreadable += 1,
-            }
+    fn add_record(&mut self, config: &Config, record: &[u8]) {
+        match serde_json::from_slice::<Outcome>(record) {
+            Ok(outcome) if outcome.kind == "outcome" => self.add(config, &outcome),
+            Ok(_) => {}
+            Err(_) => self.unreadable += 1,
         }
     }
 

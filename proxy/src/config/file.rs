@@ -636,15 +636,49 @@ pub struct Audit {
     /// Their folder, below state_dir unless absolute.
     #[serde(default = "default_audit_dir")]
     pub dir: PathBuf,
-    /// How long files are kept. Of those that are older, the oldest is deleted at start and once a day: one a day is what comes
-    /// in, and a clock that is wrong by years cannot delete everything at once.
+    /// How long records are kept. Of the days that are older, the oldest is deleted when a day begins: one a day is what comes
+    /// in, and a clock that is wrong by years cannot delete everything at once. What proves the rest stays.
     #[serde(default = "default_retention")]
     pub retention: Span,
+    /// When the disk must have a record.
+    #[serde(default)]
+    pub sync: Sync,
+    /// What is done with requests while nothing can be recorded.
+    #[serde(default)]
+    pub unwritable: Unwritable,
+}
+
+/// When the disk must have a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sync {
+    /// Before what it records leaves the machine: a failure of power loses nothing that was done.
+    #[default]
+    Each,
+    /// Once a second. What is recorded has left the process, so that its end, however it comes, loses nothing; a failure of power loses
+    /// a second.
+    Interval,
+}
+
+/// What is done with requests while nothing can be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unwritable {
+    /// All are refused.
+    #[default]
+    Refuse,
+    /// Those with the lowest label are answered; how many is recorded when something can be.
+    Public,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { dir: default_audit_dir(), retention: default_retention() }
+        Self {
+            dir: default_audit_dir(),
+            retention: default_retention(),
+            sync: Sync::default(),
+            unwritable: Unwritable::default(),
+        }
     }
 }
 

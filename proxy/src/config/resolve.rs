@@ -150,8 +150,13 @@ impl Resolver<'_> {
                 kv_format: engine.kv_format,
                 hung_after: engine.hung_after.value.0,
             }),
-            audit_dir: state_dir.join(&file.audit.dir),
-            audit_retention: file.audit.retention.0,
+            audit: super::Audit {
+                dir: state_dir.join(&file.audit.dir),
+                state_dir: state_dir.clone(),
+                retention: file.audit.retention.0,
+                sync: file.audit.sync,
+                unwritable: file.audit.unwritable,
+            },
             payload: super::Payload {
                 required: file.payload.required,
                 relays: (file.payload.relays.iter())

@@ -14,6 +14,7 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use super::UP_WITHIN;
 use super::client::{Answer, Client, ask_with_key, plain};
+use crate::audit::Records;
 use crate::cli::{pull, say};
 use crate::{config, tls};
 
@@ -153,13 +154,9 @@ impl Stage {
 
     /// All records so far.
     pub(super) fn records(&self) -> anyhow::Result<Vec<Value>> {
-        let mut records = Vec::new();
-        for entry in std::fs::read_dir(self.folder.join("state/audit"))? {
-            for line in std::fs::read_to_string(entry?.path())?.lines() {
-                records.push(serde_json::from_str(line)?);
-            }
-        }
-        Ok(records)
+        let records = Records::in_folder(&self.folder.join("state/audit"));
+        let all = records.of_days(None, None)?;
+        all.map(|record| Ok(serde_json::from_slice(&record?.bytes)?)).collect()
     }
 
     /// Ends everything and removes the folder.

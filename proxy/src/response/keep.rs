@@ -216,7 +216,7 @@ mod tests {
     fn kept(choices: u64, add: impl FnOnce(&mut Option<Kept>)) -> Option<Vec<Value>> {
         let cache = cache();
         let mut kept = Kept::new(
-            Some(Fill { cache: cache.clone(), slot: Slot { key: [0; 32], seal: None }, ttl: None, asked: None }),
+            Some(Fill { cache: cache.clone(), slot: Slot { key: [0; 32], owner: None }, ttl: None, asked: None }),
             None,
             choices,
         );

@@ -16,6 +16,7 @@ use super::recent::Recent;
 use super::served::Served;
 use super::watch::Marks;
 use super::{Policies, probe};
+use crate::audit::{Action, RecordId};
 use crate::config::{self, Config, ConfigError, PolicyPart};
 use crate::gateway::Gateway;
 use crate::telemetry::metrics::Metrics;
@@ -140,16 +141,32 @@ impl Live {
         let mut before = None;
         loop {
             tokio::select! {
-                _ = hangup.recv() => drop(self.reload(&gateway.config, Cause::Signal).await),
+                _ = hangup.recv() => self.reload_and_record(&gateway, Cause::Signal).await,
                 _ = ticks.tick() => {
                     let now = self.look().await;
                     if now.is_some() && now == before {
-                        self.reload(&gateway.config, Cause::File).await;
+                        self.reload_and_record(&gateway, Cause::File).await;
                     }
                     before = now;
                 }
             }
         }
+    }
+
+    async fn reload_and_record(&self, gateway: &Gateway, cause: Cause) {
+        let report = self.reload(&gateway.config, cause).await;
+        let by = if cause == Cause::Signal { "signal" } else { "file" };
+        let result = if report.result.is_ok() { "done" } else { "failed" };
+        let action = Action { by: by.into(), action: "reload", subject: Some(self.digest().await), result };
+        if gateway.audit.action(RecordId::new(), &action).await.is_err() {
+            tracing::error!("a reload could not be recorded");
+        }
+    }
+
+    /// SHA-256 of the configuration as it is now, for records.
+    pub async fn digest(&self) -> String {
+        let file = self.file.clone();
+        tokio::task::spawn_blocking(move || digest(&file)).await.unwrap_or_default()
     }
 
     /// How the files look, if that is not how they looked when they were read.
@@ -269,3 +286,10 @@ fn version(loaded: &Loaded) -> String {
         number => format!("version {number} ({})", version.digest),
     }
 }
+
+/// SHA-256 of the configuration, as hexadecimal digits; empty if it cannot be read.
+pub(crate) fn digest(file: &std::path::Path) -> String {
+    use sha2::Digest as _;
+    std::fs::read(file).map_or_else(|_| String::new(), |text| data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text)))
+}
+

@@ -77,6 +77,7 @@ pub struct Metrics {
     trust_changes: Counter,
     certificates_signed: Family<Words<2>, Counter>,
     records: Counter,
+    unrecorded: Counter,
     records_writable: Gauge,
     records_changed: Family<Words<1>, Counter>,
     handshakes_failed: Family<Words<1>, Counter>,
@@ -129,6 +130,7 @@ impl Default for Metrics {
             trust_changes: Counter::default(),
             certificates_signed: Family::default(),
             records: Counter::default(),
+            unrecorded: Counter::default(),
             records_writable: Gauge::default(),
             records_changed: Family::default(),
             handshakes_failed: Family::default(),
@@ -232,6 +234,7 @@ impl Metrics {
         );
         r.register("postern_trust_changes", "Changes of roots and revocation lists", self.trust_changes.clone());
         r.register("postern_audit_records", "Records written", self.records.clone());
+        r.register("postern_audit_unrecorded", "Answers of which there is no record", self.unrecorded.clone());
         r.register(
             "postern_handshakes_failed",
             "Clients that could not connect, by reason",
@@ -429,6 +432,11 @@ impl Metrics {
     /// Roots or revocation lists changed.
     pub fn trust_changed(&self) {
         self.trust_changes.inc();
+    }
+
+    /// Requests were answered while nothing could be recorded.
+    pub fn unrecorded(&self, count: u64) {
+        self.unrecorded.inc_by(count);
     }
 
     /// A record was written.

@@ -8,7 +8,7 @@ use tlog_tiles::tile::Tile;
 use tlog_tiles::tlog::{Error, HashReader, record_hash};
 
 use crate::layout::{self, HASH, Kind, WIDTH};
-use crate::note::MAX_NOTE;
+use crate::note::{MAX_NOTE, head};
 use crate::tree::HEIGHT;
 use crate::{Hash, LogError, MAX_ENTRY, journal};
 
@@ -80,6 +80,18 @@ impl Files {
         Ok(kept)
     }
 
+    /// The ends of segments by name: the number of the first entry after each. What is written there, whoever signed it.
+    ///
+    /// # Errors
+    /// As for [`Files::kept`].
+    pub fn ends(&self) -> Result<BTreeMap<String, u64>, LogError> {
+        let size = |bytes: &[u8]| {
+            let end = bytes.windows(2).position(|two| two == b"\n\n")?;
+            Some(head(bytes.get(..=end)?).ok()?.size)
+        };
+        Ok(self.kept()?.into_iter().filter_map(|(name, bytes)| Some((name, size(&bytes)?))).collect())
+    }
+
     /// The number of the first entry that is kept.
     ///
     /// # Errors
@@ -96,15 +108,21 @@ impl Files {
     /// # Errors
     /// The journal cannot be read.
     pub fn end(&self) -> Result<u64, LogError> {
-        let mut end = 0;
-        for first in journal::segments(&self.journal())? {
-            end = end.max(first);
-            journal::read(&self.journal(), first, |number, _| {
-                end = end.max(number + 1);
+        let dir = self.journal();
+        for _ in 0..AGAIN {
+            let Some(first) = journal::segments(&dir)?.pop() else { break };
+            let mut end = first;
+            let read = journal::read(&dir, first, |number, _| {
+                end = number + 1;
                 Ok(true)
-            })?;
+            });
+            match read {
+                Err(LogError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(end),
+            }
         }
-        Ok(end)
+        Ok(0)
     }
 
     /// Entries from number `from` on, up to and without `to`.
@@ -251,10 +269,7 @@ impl HashReader for Stored<'_> {
             }
             let hashes = match held.take() {
                 Some((which, hashes)) if which == (level, number) => hashes,
-                _ => self
-                    .files
-                    .hashes(level, number, width)
-                    .map_err(|error| Error::InvalidInput(error.to_string()))?,
+                _ => self.files.hashes(level, number, width).map_err(|error| Error::InvalidInput(error.to_string()))?,
             };
             let wide = Tile::new(HEIGHT, level, number, width as u32, false);
             let hash = wide.hash_at_index(&hashes, *index);

@@ -23,11 +23,11 @@ mod layout;
 mod log;
 mod note;
 mod proof;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod verify;
 mod witness;
-#[cfg(test)]
-mod tests;
 
 pub use error::LogError;
 pub use files::{Entries, Files};

@@ -84,7 +84,10 @@ impl Log {
         log.write_due()?;
         // With the tiles on the disk, and not before.
         if let [older @ .., _] = recovered.segments.as_slice() {
-            settle(log.files.dir(), older.iter().map(|first| log.files.journal().join(journal::name(*first))).collect());
+            settle(
+                log.files.dir(),
+                older.iter().map(|first| log.files.journal().join(journal::name(*first))).collect(),
+            );
         }
         // Without one, a folder whose journal is lost could not be told from a new one.
         if checkpoint_missing || log.signed < log.size() {
@@ -179,30 +182,38 @@ impl Log {
         Ok(signed)
     }
 
+    /// The number of the first entry that [`Log::forget`] would keep.
+    ///
+    /// # Errors
+    /// There is no such checkpoint of this log.
+    pub fn forgettable(&self, name: &str) -> Result<u64, LogError> {
+        let path = self.files.kept_path(name);
+        let missing = || LogError::Missing(path.display().to_string());
+        let bytes = self.files.kept()?.remove(name).ok_or_else(missing)?;
+        let end =
+            self.key.public().checkpoint(&bytes).map_err(|error| LogError::malformed(&path, error.to_string()))?;
+        Ok(end.head.size.min(self.size()) / WIDTH * WIDTH)
+    }
+
     /// Deletes the entries before the end of the segment `name`, and returns the number of the first that is kept. The
     /// bundle in which the next segment begins stays as a whole, as do all hashes that a kept checkpoint needs.
     ///
     /// # Errors
     /// There is no such checkpoint of this log, or the disk says no.
     pub fn forget(&mut self, name: &str) -> Result<u64, LogError> {
+        let end = self.forgettable(name)? / WIDTH;
+        // The journal may have them as well.
         self.next_segment()?;
         if let Some(thread) = self.settling.take() {
             let _ended = thread.join();
         }
         let kept = self.files.kept()?;
         let sizes = kept.values().filter_map(|bytes| Some(self.key.public().checkpoint(bytes).ok()?.head.size));
-        let needed: Vec<u64> = sizes.collect();
-        let path = self.files.kept_path(name);
-        let bytes = kept.get(name).ok_or_else(|| LogError::Missing(path.display().to_string()))?;
-        let end = self.key.public().checkpoint(bytes).map_err(|error| LogError::malformed(&path, error.to_string()))?;
-        // Only what the disk has as tiles.
-        let end = (end.head.size.min(self.segment.first)) / WIDTH;
+        let needed: Vec<u64> = sizes.filter(|size| size % WIDTH > 0).map(|size| size / WIDTH).collect();
         for index in self.files.first()? / WIDTH..end {
-            let path = self.files.dir().join(layout::tile(Kind::Entries, index, WIDTH));
-            remove(&path)?;
-            let is_needed = needed.iter().any(|size| size / WIDTH == index && size % WIDTH > 0);
+            remove(&self.files.dir().join(layout::tile(Kind::Entries, index, WIDTH)))?;
             let is_covered = (index / WIDTH + 1) * WIDTH * WIDTH <= self.size();
-            if !is_needed && is_covered {
+            if is_covered && !needed.contains(&index) {
                 remove(&self.files.dir().join(layout::tile(Kind::Level(0), index, WIDTH)))?;
             }
         }
@@ -354,7 +365,10 @@ impl Recovered {
         let signed = checkpoint.map_or(0, |head| head.size);
         if segments.is_empty() {
             if signed > 0 {
-                return Err(LogError::Missing(format!("the journal with the newest of {signed} records, {}", dir.display())));
+                return Err(LogError::Missing(format!(
+                    "the journal with the newest of {signed} records, {}",
+                    dir.display()
+                )));
             }
             Segment::make::<&[u8]>(&dir, 0, &[])?;
             segments.push(0);

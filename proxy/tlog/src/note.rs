@@ -175,8 +175,8 @@ impl SecretKey {
     /// # Errors
     /// As for [`SecretKey::sign`].
     pub(crate) fn checkpoint(&self, size: u64, root: Hash) -> Result<Vec<u8>, LogError> {
-        let checkpoint = Checkpoint::new(self.key.name(), size, root, "")
-            .map_err(|_| LogError::Note("its name is none".into()))?;
+        let checkpoint =
+            Checkpoint::new(self.key.name(), size, root, "").map_err(|_| LogError::Note("its name is none".into()))?;
         self.sign(&checkpoint.to_bytes())
     }
 }

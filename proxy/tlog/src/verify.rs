@@ -75,9 +75,9 @@ impl Report {
 /// # Errors
 /// A file cannot be read at all, or the folder has no checkpoint of this key. What is wrong with what can be read is in the report.
 pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[u8])) -> Result<Report, LogError> {
-    let bytes = files.checkpoint()?.ok_or_else(|| {
-        LogError::Missing(format!("a log in {}, at least its checkpoint,", files.dir().display()))
-    })?;
+    let bytes = files
+        .checkpoint()?
+        .ok_or_else(|| LogError::Missing(format!("a log in {}, at least its checkpoint,", files.dir().display())))?;
     let path = files.checkpoint_path();
     let newest = trusted.key.checkpoint(&bytes).map_err(|error| LogError::malformed(&path, error.to_string()))?;
     let head = newest.head;
@@ -171,7 +171,10 @@ fn compare(report: &mut Report, place: &str, head: &Head, root: Result<crate::Ha
         Ok(root) if root == head.root => {}
         Ok(_) => report.find(
             place,
-            format!("the first {} records are not those that were signed: some were changed, moved or replaced", head.size),
+            format!(
+                "the first {} records are not those that were signed: some were changed, moved or replaced",
+                head.size
+            ),
         ),
         Err(error) => report.find(place, format!("it cannot be compared: {error}")),
     }
@@ -200,7 +203,10 @@ fn compare_tile(files: &Files, tile: &Full, report: &mut Report) {
         _ => name.display().to_string(),
     };
     let what = "its hash is not the one that the tree has: the record or the tile was changed";
-    report.find(place, if different.len() == 1 { what.to_owned() } else { format!("{what} ({} in this tile)", different.len()) });
+    report.find(
+        place,
+        if different.len() == 1 { what.to_owned() } else { format!("{what} ({} in this tile)", different.len()) },
+    );
 }
 
 /// What came another way. A later checkpoint than the folder's shows that the log was set back.

@@ -27,7 +27,8 @@ impl WitnessKey {
     /// # Errors
     /// It is not one.
     pub fn parse(text: &str) -> Result<Self, LogError> {
-        let none = || LogError::Note("not the public key of a witness, which is written NAME+8 HEX DIGITS+BASE64".into());
+        let none =
+            || LogError::Note("not the public key of a witness, which is written NAME+8 HEX DIGITS+BASE64".into());
         let mut parts = text.trim().splitn(3, '+');
         let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else { return Err(none()) };
         let key = BASE64.decode(key.as_bytes()).map_err(|_| none())?;

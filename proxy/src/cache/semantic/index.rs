@@ -57,6 +57,12 @@ impl Index {
         self.found.get(request)
     }
 
+    /// Forgets all of them.
+    pub(super) fn clear(&self) {
+        self.groups.invalidate_all();
+        self.found.invalidate_all();
+    }
+
     /// The answer of this request is under `key`: it need not be compared again.
     pub(super) fn note_found(&self, request: CacheKey, key: CacheKey) {
         self.found.insert(request, key);

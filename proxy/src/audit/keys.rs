@@ -1,0 +1,80 @@
+//! The key of each log. A log that begins anew, in an empty folder, is another log with another name and key: so nobody, the
+//! gateway included, can give a second history out for the first.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use postern_tlog::{Key, SecretKey};
+
+use crate::keys::write_once;
+
+/// Where keys are: the secret ones in `state_dir`, the public one beside the log's files.
+#[derive(Debug, Clone)]
+pub(crate) struct LogKeys {
+    secrets: PathBuf,
+    public: PathBuf,
+}
+
+impl LogKeys {
+    pub(crate) fn of(state_dir: &Path, log: &Path) -> Self {
+        Self { secrets: state_dir.join("audit-keys"), public: log.join("key.pub") }
+    }
+
+    /// The public key of the log; `None` if there is none yet.
+    pub(crate) fn public(&self) -> anyhow::Result<Option<Key>> {
+        let text = match std::fs::read_to_string(&self.public) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| self.public.display().to_string()),
+        };
+        Ok(Some(Key::parse(&text).with_context(|| self.public.display().to_string())?))
+    }
+
+    /// The key that signs; made for a log that begins. `domain` is whose log it is.
+    pub(super) fn open(&self, domain: &str) -> anyhow::Result<SecretKey> {
+        let Some(public) = self.public()? else {
+            if ["checkpoint", "journal", "tile"].iter().any(|name| self.public.with_file_name(name).exists()) {
+                bail!("{} is not there, and the log is: put it back", self.public.display());
+            }
+            return self.make(domain);
+        };
+        let path = self.secret(public.name())?;
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "{}, the key that signs the log {}. If it is lost, keep the folder as it is, and name another one for `audit.dir`: a new log begins there",
+                path.display(),
+                public.name()
+            )
+        })?;
+        let key = SecretKey::parse(&text).with_context(|| path.display().to_string())?;
+        if key.public().to_string() != public.to_string() {
+            bail!("{} is not the key of {}", path.display(), self.public.display());
+        }
+        Ok(key)
+    }
+
+    /// How many logs this gateway has begun.
+    pub(super) fn count(&self) -> usize {
+        std::fs::read_dir(&self.secrets).map_or(0, |keys| keys.flatten().count())
+    }
+
+    fn make(&self, domain: &str) -> anyhow::Result<SecretKey> {
+        let id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 4]>());
+        let text = SecretKey::generate(&format!("{domain}/audit/{id}"))?;
+        let key = SecretKey::parse(&text)?;
+        std::fs::create_dir_all(&self.secrets).with_context(|| self.secrets.display().to_string())?;
+        // The secret one first: with the public one there the log has begun.
+        let path = self.secret(key.public().name())?;
+        write_once(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
+        let public = format!("{}\n", key.public());
+        write_once(&self.public, public.as_bytes()).with_context(|| self.public.display().to_string())?;
+        Ok(key)
+    }
+
+    fn secret(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let id = name.rsplit('/').next().filter(|id| id.len() == 8 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let id = id.with_context(|| format!("{}: {name} is no log of a gateway", self.public.display()))?;
+        Ok(self.secrets.join(format!("{id}.key")))
+    }
+}

@@ -1,0 +1,197 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use postern_tlog::{Files, Trusted, verify};
+use serde_json::Value;
+
+use super::*;
+use crate::audit::{LogKeys, Records};
+
+fn settings(dir: &Path) -> config::Audit {
+    config::Audit {
+        dir: dir.join("audit"),
+        state_dir: dir.to_owned(),
+        retention: Duration::MAX,
+        sync: config::file::Sync::Each,
+        unwritable: config::file::Unwritable::Refuse,
+    }
+}
+
+fn open(settings: &config::Audit) -> (AuditLog, Flushed) {
+    AuditLog::open(settings, ("branch.example.org", "c".into()), Arc::default()).unwrap()
+}
+
+fn outcome() -> Outcome {
+    Outcome { result: "answered", ..Outcome::default() }
+}
+
+fn intent(redactions: &BTreeMap<String, u64>) -> Intent<'_> {
+    Intent {
+        identity: "spiffe://branch.example.org/clerk".into(),
+        tenant: "",
+        label: "",
+        label_sources: &[],
+        model: "",
+        placement: "",
+        targets: Vec::new(),
+        reason: "",
+        form: "",
+        policies: &[],
+        redactions,
+        flagged: redactions,
+        prompt_tokens_estimated: 0,
+        request_hash: String::new(),
+    }
+}
+
+async fn write_intent(log: &AuditLog) -> RecordId {
+    let (record, none) = (RecordId::new(), BTreeMap::new());
+    let mut place = log.place().await.unwrap();
+    log.intent((record, &mut place), &intent(&none), (true, false)).await.unwrap();
+    record
+}
+
+fn lines(dir: &Path) -> Vec<Value> {
+    let records = Records::in_folder(dir);
+    records.of_days(None, None).unwrap().map(|record| serde_json::from_slice(&record.unwrap().bytes).unwrap()).collect()
+}
+
+fn kinds(lines: &[Value]) -> Vec<&str> {
+    lines.iter().map(|line| line["kind"].as_str().unwrap()).collect()
+}
+
+fn is_good(settings: &config::Audit) -> bool {
+    let key = LogKeys::of(&settings.state_dir, &settings.dir).public().unwrap().unwrap();
+    let trusted = Trusted { key: &key, later: &[], witnesses: &[] };
+    verify(&Files::new(&settings.dir), &trusted, |_, _| {}).unwrap().is_good()
+}
+
+#[tokio::test]
+async fn a_request_that_a_kill_left_open_is_closed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (log, flushed) = open(&settings);
+    let (open_one, whole) = (write_intent(&log).await, write_intent(&log).await);
+    let mut place = log.place().await.unwrap();
+    place.outcome(whole, &outcome());
+    place.outcome(whole, &outcome());
+    drop((log, place));
+    assert!(flushed.wait(Duration::from_secs(5)));
+    for _ in 0..2 {
+        let (log, flushed) = open(&settings);
+        drop(log);
+        assert!(flushed.wait(Duration::from_secs(5)));
+    }
+    let lines = lines(&settings.dir);
+    let expected =
+        ["start", "intent", "intent", "outcome", "stop", "outcome", "start", "stop", "start", "stop"];
+    assert_eq!(kinds(&lines), expected);
+    assert_eq!((&lines[5]["record"], &lines[5]["result"]), (&open_one.to_string().into(), &"interrupted".into()));
+    assert_eq!(lines[5]["identity"], "spiffe://branch.example.org/clerk");
+    assert_eq!((&lines[6]["interrupted"], &lines[8]["interrupted"]), (&1.into(), &0.into()));
+    assert!(is_good(&settings));
+}
+
+#[tokio::test]
+async fn who_changes_the_journal_is_noticed_and_nothing_is_lost() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 4] = [
+        ("removed", |path| std::fs::remove_file(path).unwrap()),
+        ("cut", |path| std::fs::write(path, "").unwrap()),
+        ("extended", |path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            std::fs::write(path, format!("{text}{text}")).unwrap();
+        }),
+        ("replaced", |path| {
+            let other = path.with_extension("other");
+            std::fs::copy(path, &other).unwrap();
+            std::fs::rename(other, path).unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path());
+        let (log, flushed) = open(&settings);
+        let before = write_intent(&log).await;
+        change(&settings.dir.join("journal/00000000000000000000.jsonl"));
+        write_intent(&log).await;
+        write_intent(&log).await;
+        drop(log);
+        assert!(flushed.wait(Duration::from_secs(5)));
+        let lines = lines(&settings.dir);
+        assert_eq!(kinds(&lines), ["start", "intent", "notice", "intent", "intent", "stop"], "{what}");
+        assert_eq!((&lines[1]["record"], &lines[2]["what"]), (&before.to_string().into(), &what.into()));
+        assert!(is_good(&settings));
+    }
+}
+
+#[test]
+fn two_writers_do_not_share_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = lock::Lock::take(dir.path()).unwrap();
+    let error = lock::Lock::take_within(dir.path(), Duration::from_millis(50)).unwrap_err();
+    assert!(error.to_string().contains("another gateway"), "{error}");
+}
+
+#[tokio::test]
+async fn a_log_that_is_lost_is_not_begun_anew_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (log, flushed) = open(&settings);
+    write_intent(&log).await;
+    drop(log);
+    assert!(flushed.wait(Duration::from_secs(5)));
+    let refused = || format!("{:#}", AuditLog::open(&settings, ("branch.example.org", "c".into()), Arc::default()).unwrap_err());
+    std::fs::rename(settings.dir.join("key.pub"), dir.path().join("aside")).unwrap();
+    assert!(refused().contains("put it back"), "{}", refused());
+    std::fs::rename(dir.path().join("aside"), settings.dir.join("key.pub")).unwrap();
+    std::fs::rename(dir.path().join("audit-keys"), dir.path().join("aside")).unwrap();
+    assert!(refused().contains("name another one for `audit.dir`"), "{}", refused());
+    std::fs::rename(dir.path().join("aside"), dir.path().join("audit-keys")).unwrap();
+    let journal = settings.dir.join("journal/00000000000000000000.jsonl");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    std::fs::write(&journal, text.lines().next().unwrap()).unwrap();
+    assert!(refused().contains("are missing"), "{}", refused());
+    std::fs::write(&journal, text).unwrap();
+    drop(open(&settings));
+    // All of it gone: another log, with another name, that says that there was one.
+    std::fs::remove_dir_all(&settings.dir).unwrap();
+    let (log, flushed) = open(&settings);
+    drop(log);
+    assert!(flushed.wait(Duration::from_secs(5)));
+    assert_eq!(lines(&settings.dir)[0]["logs"], 2);
+}
+
+#[tokio::test]
+async fn what_the_disk_does_not_take_is_refused_or_spared() {
+    for spares in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path());
+        if spares {
+            settings.unwritable = config::file::Unwritable::Public;
+        }
+        let (log, flushed) = open(&settings);
+        log.state.healthy.store(false, Ordering::Relaxed);
+        let none = BTreeMap::new();
+        let place = log.place().await;
+        assert_eq!(place.is_ok(), spares);
+        if let Ok(mut place) = place {
+            let record = RecordId::new();
+            let mut write = async |is_lowest| {
+                log.intent((record, &mut place), &intent(&none), (true, is_lowest)).await.is_ok()
+            };
+            assert!(write(true).await);
+            assert!(!write(false).await, "above the lowest label nothing is done without a record");
+            place.outcome(record, &outcome());
+        }
+        assert!(log.action(RecordId::new(), &Action { by: "x".into(), action: "reload", subject: None, result: "done" }).await.is_err());
+        log.state.healthy.store(true, Ordering::Relaxed);
+        write_intent(&log).await;
+        drop(log);
+        assert!(flushed.wait(Duration::from_secs(5)));
+        let lines = lines(&settings.dir);
+        let unrecorded: Vec<_> = lines.iter().filter(|line| line["what"] == "unrecorded").collect();
+        assert_eq!(unrecorded.len(), usize::from(spares));
+        assert!(unrecorded.iter().all(|line| line["requests"] == 1));
+    }
+}

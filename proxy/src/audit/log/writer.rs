@@ -1,0 +1,229 @@
+//! The thread that writes. Records that come while a sync is under way share the next one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use postern_tlog::{Log, LogError};
+use serde::Deserialize;
+use time::{Date, OffsetDateTime};
+use tokio::sync::mpsc;
+
+use super::lock::Lock;
+use super::{Line, State};
+use crate::audit::line::{Began, Notice, line};
+use crate::audit::{LogKeys, Outcome, RecordId, day_of};
+use crate::config;
+use crate::telemetry::metrics::Metrics;
+
+/// Records written together.
+const BATCH: usize = 256;
+/// How long the writer waits before it tries again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long a record waits for the signature of a checkpoint.
+const SIGN_WITHIN: Duration = Duration::from_secs(1);
+/// How often the writer looks at the calendar when nobody asks for anything.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Records at the end of the log among which requests without an outcome are looked for. No request lives longer than so many are
+/// written, by far.
+const LOOK_BACK: u64 = 32_768;
+/// A longer retention is for ever.
+const MAX_DAYS: i64 = 1_000_000;
+
+pub(super) struct Writer {
+    _lock: Lock,
+    log: Log,
+    dir: PathBuf,
+    retention: Duration,
+    /// Whether the disk must have an intent before anything leaves.
+    syncs_each: bool,
+    logs: usize,
+    /// The day of the newest record.
+    day: Date,
+    /// When the next checkpoint is due, if there is something to be signed.
+    sign_at: Option<Instant>,
+}
+
+impl Writer {
+    pub(super) fn open(settings: &config::Audit, domain: &str) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&settings.dir)?;
+        let lock = Lock::take(&settings.dir)?;
+        let keys = LogKeys::of(&settings.state_dir, &settings.dir);
+        let log = Log::open(&settings.dir, keys.open(domain)?)?;
+        let last = log.size().checked_sub(1).map(|last| log.files().entry(last)).transpose()?;
+        let day = last.and_then(|record| day_of(&record)).unwrap_or_else(today);
+        Ok(Self {
+            _lock: lock,
+            log,
+            dir: settings.dir.clone(),
+            retention: settings.retention,
+            syncs_each: settings.sync == config::file::Sync::Each,
+            logs: keys.count(),
+            day,
+            sign_at: None,
+        })
+    }
+
+    /// Gives an outcome to every request that the last gateway left without one, and says that a gateway begins.
+    pub(super) fn begin(&mut self, configuration: String) -> anyhow::Result<usize> {
+        self.turn_day()?;
+        let open = self.without_outcome()?;
+        let mut records = Vec::with_capacity(open.len() + 1);
+        for (record, identity) in &open {
+            let outcome = Outcome { result: "interrupted", identity: identity.clone(), ..Outcome::default() };
+            records.push(line(record, "outcome", &outcome));
+        }
+        let (version, interrupted) = (env!("CARGO_PKG_VERSION"), open.len());
+        let began = Began { version, configuration, interrupted, logs: self.logs };
+        records.push(line(RecordId::new(), "start", &began));
+        self.log.append(&records, true)?;
+        self.log.checkpoint()?;
+        Ok(open.len())
+    }
+
+    /// Requests that were planned and have no outcome: ID and identity.
+    fn without_outcome(&self) -> Result<BTreeMap<String, String>, LogError> {
+        #[derive(Deserialize)]
+        struct Read {
+            record: String,
+            kind: String,
+            #[serde(default)]
+            identity: String,
+        }
+        let first = self.log.size().saturating_sub(LOOK_BACK).max(self.log.files().first()?);
+        let mut open = BTreeMap::new();
+        for entry in self.log.files().entries(first, self.log.size()) {
+            let Ok(read) = serde_json::from_slice::<Read>(&entry?) else { continue };
+            match read.kind.as_str() {
+                "intent" => drop(open.insert(read.record, read.identity)),
+                "outcome" => drop(open.remove(&read.record)),
+                _ => {}
+            }
+        }
+        Ok(open)
+    }
+
+    pub(super) async fn run(mut self, mut lines: mpsc::Receiver<Line>, state: &State, metrics: &Metrics) {
+        let mut batch = Vec::with_capacity(BATCH);
+        metrics.records_writable(true);
+        loop {
+            let due = self.sign_at.map_or(LOOK_EVERY, |at| at.saturating_duration_since(Instant::now()));
+            match tokio::time::timeout(due, lines.recv_many(&mut batch, BATCH)).await {
+                Ok(0) => break,
+                Ok(_) => self.write(&mut batch, state, metrics),
+                Err(_) => {}
+            }
+            if self.sign_at.is_some_and(|at| at <= Instant::now()) {
+                // What fails here fails for the next record as well, and that one is refused.
+                let signed = self.log.checkpoint();
+                self.sign_at = signed.is_err().then(|| Instant::now() + SIGN_WITHIN);
+            }
+            let _next_time = self.turn_day();
+        }
+        let end = line(RecordId::new(), "stop", &serde_json::Map::new());
+        let ended = self.log.append(&[end], true).and_then(|_| self.log.checkpoint());
+        if let Err(error) = ended {
+            tracing::error!(%error, "the end could not be recorded");
+        }
+    }
+
+    /// Writes a batch, however long that takes.
+    fn write(&mut self, batch: &mut Vec<Line>, state: &State, metrics: &Metrics) {
+        let records: Vec<&[u8]> = batch.iter().map(|line| line.bytes.as_slice()).collect();
+        let durable = self.syncs_each && batch.iter().any(|line| line.written.is_some());
+        // What is written to a file that is no longer there is written nowhere.
+        while let Err(error) = self.look(metrics).and_then(|()| self.log.append(&records, durable)) {
+            metrics.records_writable(false);
+            if state.healthy.swap(false, Ordering::Relaxed) {
+                tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
+            }
+            std::thread::sleep(RETRY_AFTER);
+        }
+        metrics.recorded(records.len() as u64);
+        let unrecorded = state.unrecorded.swap(0, Ordering::Relaxed);
+        if unrecorded > 0 {
+            let notice = Notice { what: "unrecorded", requests: Some(unrecorded), ..Notice::default() };
+            if self.log.append(&[line(RecordId::new(), "notice", &notice)], false).is_err() {
+                state.unrecorded.fetch_add(unrecorded, Ordering::Relaxed);
+            }
+            metrics.unrecorded(unrecorded);
+        }
+        if !state.healthy.swap(true, Ordering::Relaxed) {
+            tracing::info!("records are written again");
+        }
+        metrics.records_writable(true);
+        self.sign_at.get_or_insert_with(|| Instant::now() + SIGN_WITHIN);
+        for line in batch.drain(..) {
+            if let Some(written) = line.written {
+                // The request may have been given up meanwhile.
+                let _gone = written.send(());
+            }
+        }
+    }
+
+    /// Whether the journal is what this writer made of it.
+    fn look(&mut self, metrics: &Metrics) -> Result<(), LogError> {
+        let Some(changed) = self.log.changed() else { return Ok(()) };
+        self.log.mend()?;
+        tracing::error!(
+            what = changed.what,
+            bytes_expected = changed.bytes_expected,
+            bytes_found = changed.bytes_found,
+            "the records were changed by somebody else; they are as they were again, and what was there is kept beside them in `journal`"
+        );
+        metrics.records_changed(changed.what);
+        let notice = Notice {
+            what: changed.what,
+            bytes_expected: Some(changed.bytes_expected),
+            bytes_found: Some(changed.bytes_found),
+            ..Notice::default()
+        };
+        self.log.append(&[line(RecordId::new(), "notice", &notice)], true).map(|_| ())
+    }
+
+    /// A day is a segment: its last checkpoint is kept, and the oldest day past its time is deleted.
+    fn turn_day(&mut self) -> Result<(), LogError> {
+        let today = today();
+        // A clock that goes back changes nothing: the names of segments ascend.
+        if today <= self.day {
+            return Ok(());
+        }
+        if self.log.size() > 0 {
+            self.log.end_segment(&self.day.to_string())?;
+        }
+        self.day = today;
+        if let Err(error) = self.delete_oldest() {
+            tracing::warn!(%error, "records past their retention cannot be deleted");
+        }
+        Ok(())
+    }
+
+    /// Only the oldest day goes, once a day: a clock that is wrong by years must not be able to delete everything at once.
+    fn delete_oldest(&mut self) -> Result<(), LogError> {
+        let days = i64::try_from(self.retention.as_secs() / 86_400).unwrap_or(i64::MAX).min(MAX_DAYS);
+        let Some(oldest) = self.day.checked_sub(time::Duration::days(days)).map(|day| day.to_string()) else {
+            return Ok(());
+        };
+        let first = self.log.files().first()?;
+        for name in self.log.files().kept()?.into_keys().filter(|name| *name < oldest) {
+            let before = self.log.forgettable(&name)?;
+            if before <= first {
+                continue;
+            }
+            // Said first: what is not there and of which nobody said that it would go was taken.
+            let segment = Some(name.clone());
+            let notice = Notice { what: "retention", segment, before: Some(before), ..Notice::default() };
+            self.log.append(&[line(RecordId::new(), "notice", &notice)], true)?;
+            self.log.checkpoint()?;
+            self.log.forget(&name)?;
+            tracing::info!(segment = name, before, folder = %self.dir.display(), "records past their retention are deleted");
+            break;
+        }
+        Ok(())
+    }
+}
+
+fn today() -> Date {
+    OffsetDateTime::now_utc().date()
+}

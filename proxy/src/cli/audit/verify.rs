@@ -1,0 +1,140 @@
+//! `postern audit verify`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+use postern_tlog::{Files, Finding, Key, Report, Trusted, WitnessKey};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Place, key, own_key};
+use crate::cli::say;
+
+/// Requests without an outcome that are named.
+const NAMED: usize = 5;
+
+/// What to check, and against what.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    /// The log's public key, or a file that has it. Absent: the one in the folder, which whoever changed the folder may have changed with it.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// A checkpoint of this log that came another way: from a witness, a copy, a safe. Shows whether the log was set back. Repeat for more.
+    #[arg(long, value_name = "FILE")]
+    later: Vec<PathBuf>,
+    /// The public key of a witness that must have signed the newest checkpoint, or one of --later. Repeat for more.
+    #[arg(long, value_name = "KEY")]
+    witness: Vec<String>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let folder = arguments.place.folder()?;
+    let key = arguments.key.as_deref().map_or_else(|| own_key(&folder), key)?;
+    let later: Vec<Vec<u8>> = (arguments.later.iter())
+        .map(|path| std::fs::read(path).with_context(|| path.display().to_string()))
+        .collect::<Result<_, _>>()?;
+    let witnesses: Vec<WitnessKey> = (arguments.witness.iter())
+        .map(|text| WitnessKey::parse(text).with_context(|| text.clone()))
+        .collect::<Result<_, _>>()?;
+    let files = Files::new(&folder);
+    let mut seen = Seen::default();
+    let trusted = Trusted { key: &key, later: &later, witnesses: &witnesses };
+    let mut report = postern_tlog::verify(&files, &trusted, |_, record| seen.note(record))?;
+    if report.first > 0 && seen.past < report.first {
+        let what = "they are not there, and no record says that they were past their time".to_owned();
+        report.findings.push(Finding { place: format!("records 0 to {}", report.first - 1), what });
+    }
+    if arguments.json {
+        say(&told(&key, &report, &seen).to_string());
+    } else {
+        tell(&key, arguments.key.is_none(), &report, &seen);
+    }
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the records say by themselves.
+#[derive(Debug, Default)]
+struct Seen {
+    kinds: BTreeMap<String, u64>,
+    /// Requests that have an intent, and no outcome so far.
+    open: BTreeSet<String>,
+    /// Records with lower numbers were deleted by the gateway itself.
+    past: u64,
+    unreadable: u64,
+}
+
+impl Seen {
+    fn note(&mut self, record: &[u8]) {
+        #[derive(Deserialize)]
+        struct Read {
+            record: String,
+            kind: String,
+            #[serde(default)]
+            before: u64,
+        }
+        let Ok(read) = serde_json::from_slice::<Read>(record) else {
+            self.unreadable += 1;
+            return;
+        };
+        match read.kind.as_str() {
+            "intent" => drop(self.open.insert(read.record)),
+            "outcome" => drop(self.open.remove(&read.record)),
+            "notice" => self.past = self.past.max(read.before),
+            _ => {}
+        }
+        *self.kinds.entry(read.kind).or_default() += 1;
+    }
+}
+
+fn told(key: &Key, report: &Report, seen: &Seen) -> serde_json::Value {
+    let findings = report.findings.iter().map(|finding| json!({"place": finding.place, "what": finding.what}));
+    let witnessed = report.witnessed.iter();
+    json!({
+        "log": key.name(), "good": report.is_good(), "records": report.size,
+        "root": report.root.map(|root| root.to_string()), "first": report.first, "checked": report.checked, "unsigned": report.unsigned,
+        "kept_checkpoints": report.kept, "complete_to": report.vouched,
+        "witnessed": witnessed.map(|(name, size, time)| json!({"witness": name, "records": size, "time": time})).collect::<Vec<_>>(),
+        "kinds": seen.kinds, "without_outcome": seen.open.len(), "unreadable": seen.unreadable,
+        "findings": findings.collect::<Vec<_>>(),
+    })
+}
+
+fn tell(key: &Key, is_own_key: bool, report: &Report, seen: &Seen) {
+    say(&format!("log          {}", key.name()));
+    if is_own_key {
+        say("key          the folder's own: it shows that the log is of one piece, not whose it is. Give --key as you have it from elsewhere");
+    }
+    let root = report.root.map(|root| root.to_string()).unwrap_or_default();
+    say(&format!("checkpoint   {} records, root {root}", report.size));
+    let kinds: Vec<String> = seen.kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    say(&format!("records      {} read from number {} on: {}", report.checked, report.first, kinds.join(", ")));
+    if report.unsigned > 0 {
+        say(&format!("             {} of them came after the checkpoint, and are not signed yet", report.unsigned));
+    }
+    if !seen.open.is_empty() {
+        let some: Vec<&str> = seen.open.iter().take(NAMED).map(String::as_str).collect();
+        say(&format!("             {} requests have no outcome yet, such as {}", seen.open.len(), some.join(", ")));
+    }
+    say(&format!("days         {} checkpoints of past days, all compared", report.kept));
+    for (name, size, _) in &report.witnessed {
+        say(&format!("witness      {name} has signed the first {size} records"));
+    }
+    for finding in &report.findings {
+        say(&format!("NOT GOOD     {}: {}", finding.place, finding.what));
+    }
+    say(&match (report.is_good(), report.vouched) {
+        (true, Some(size)) => format!("good: consistent, and nothing is missing up to record number {size}"),
+        (true, None) => {
+            "good: consistent, completeness unproven (a log that was set back to an older state looks the same: give --later or --witness)".into()
+        }
+        (false, _) => "not good: this is not the log that was signed".into(),
+    });
+}
