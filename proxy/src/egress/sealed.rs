@@ -112,10 +112,14 @@ struct Believed {
 
 impl Believed {
     fn new(key: SealingKey, at: OffsetDateTime) -> Self {
-        let left: time::Duration = key.owner.not_after - at;
-        let fresh_until = key.owner.not_after - (left / 2_i32).min(BEFORE_THE_END);
+        let fresh_until = fresh_until(key.owner.not_after, at);
         Self { key, at, fresh_until }
     }
+}
+
+fn fresh_until(end: OffsetDateTime, now: OffsetDateTime) -> OffsetDateTime {
+    let left: time::Duration = end - now;
+    end - (left / 2_i32).min(BEFORE_THE_END)
 }
 
 /// Who asks whom.
@@ -299,4 +303,20 @@ async fn code_of(body: Incoming) -> Option<String> {
     let code = error.pointer("/error/code")?.as_str()?;
     let is_word = code.len() <= 40 && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     is_word.then(|| code.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_asked_for_again_long_enough_before_the_end_of_the_leaf_behind_it() {
+        let now = clock::steady_now();
+        for (left, fresh_for) in [(36 * 60, 36 * 60 - 10), (20, 10), (10, 5)] {
+            let until = fresh_until(now + Duration::minutes(left), now);
+            assert_eq!(until - now, Duration::minutes(fresh_for), "{left}");
+        }
+    }
 }
