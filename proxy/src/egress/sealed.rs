@@ -55,7 +55,7 @@ pub(crate) enum Answer {
 /// The body of an answer that came sealed.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    body: OpenBody<Incoming>,
+    body: Box<OpenBody<Incoming>>,
     /// Where the connection is with somebody on the way, it does not end with whom the answer is from.
     lifetime: Option<Lifetime>,
 }
@@ -135,7 +135,7 @@ pub(super) struct Ends<'a, C> {
 
 /// What came of one attempt.
 enum Came {
-    Opened(Response<OpenBody<Incoming>>),
+    Opened(Response<Box<OpenBody<Incoming>>>),
     /// Not sealed, as whoever is too busy to open anything answers.
     Plain(Response<Incoming>),
     /// Refused, with this code.
@@ -271,7 +271,7 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
 async fn opened(
     mut response: Response<Incoming>,
     opener: chunked::ResponseOpener,
-) -> Result<Response<OpenBody<Incoming>>, Unsealed> {
+) -> Result<Response<Box<OpenBody<Incoming>>>, Unsealed> {
     // Kept until the answer has been read.
     let seat = response.extensions_mut().remove::<Seat>();
     let opened = sealing::open(response.into_body(), opener).await;
@@ -279,7 +279,7 @@ async fn opened(
     if let Some(seat) = seat {
         opened.extensions_mut().insert(seat);
     }
-    Ok(opened)
+    Ok(opened.map(Box::new))
 }
 
 fn seconds(at: OffsetDateTime) -> u64 {
