@@ -69,6 +69,18 @@ impl Trust {
         self.judged(chain, Purpose::Client, trust_domain)
     }
 
+    /// Whether this chain is `server`'s, who could serve now. What it has signed is [`check`]'s question.
+    ///
+    /// # Errors
+    /// As [`client`](Self::client), and that it is somebody else.
+    pub fn server(&self, chain: &[CertificateDer<'_>], server: &SpiffeId) -> Result<Peer, CertsError> {
+        let peer = self.judged(chain, Purpose::Server, server.trust_domain())?;
+        if peer.id == *server {
+            return Ok(peer);
+        }
+        Err(CertsError::refused(Reason::Purpose, format!("it is {}, not {server}", peer.id)))
+    }
+
     /// Who signed `message`: somebody who could connect as a client now.
     ///
     /// # Errors
@@ -81,7 +93,9 @@ impl Trust {
         message: &[u8],
         signature: &[u8],
     ) -> Result<Peer, CertsError> {
-        self.signed_by(chain, Purpose::Client, trust_domain, message, signature)
+        let peer = self.client(chain, trust_domain)?;
+        check(refusal::split(chain)?.0, message, signature)?;
+        Ok(peer)
     }
 
     /// Whether it was `server` who signed `message`: who could serve now.
@@ -95,22 +109,7 @@ impl Trust {
         message: &[u8],
         signature: &[u8],
     ) -> Result<Peer, CertsError> {
-        let peer = self.signed_by(chain, Purpose::Server, server.trust_domain(), message, signature)?;
-        if peer.id == *server {
-            return Ok(peer);
-        }
-        Err(CertsError::refused(Reason::Purpose, format!("it is {}, not {server}", peer.id)))
-    }
-
-    fn signed_by(
-        &self,
-        chain: &[CertificateDer<'_>],
-        purpose: Purpose,
-        trust_domain: &str,
-        message: &[u8],
-        signature: &[u8],
-    ) -> Result<Peer, CertsError> {
-        let peer = self.judged(chain, purpose, trust_domain)?;
+        let peer = self.server(chain, server)?;
         check(refusal::split(chain)?.0, message, signature)?;
         Ok(peer)
     }

@@ -192,7 +192,7 @@ pub struct Target {
     pub base_url: http::Uri,
     /// Where its key comes from.
     pub api_key: Option<Secret>,
-    /// A private authority to trust instead of the machine's.
+    /// A private authority to trust instead of the machine's; of a node of our own, that of a middlebox before it.
     pub ca: Option<PathBuf>,
     /// A node of our own: whom it must prove to be, and the gateway shows it its own certificate. `None`: a service of others.
     pub node: Option<SpiffeId>,

@@ -9,6 +9,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place")]
 
 mod complaints;
+mod lifetime;
 mod node;
 mod pools;
 pub(crate) mod redis;
@@ -43,7 +44,7 @@ use crate::tls::Certificate;
 use crate::upstream::local::origin_headers;
 use complaints::Complaints;
 pub(crate) use complaints::in_words;
-use node::Node;
+use node::{Node, Proof};
 use pools::Pools;
 pub(crate) use pools::Seat;
 pub(crate) use sealed::Answer;
@@ -188,8 +189,11 @@ impl Remote {
         };
         let way = match &target.node {
             Some(id) => {
-                let node = Node::new(name(), (id.clone(), target.sealed), certificate.clone(), timeouts.connect);
-                Way::Node(Arc::new(node))
+                let middlebox = target.ca.as_deref().map(authority).transpose();
+                let middlebox = middlebox.map_err(|what| EgressError::Authority { target: name(), what })?;
+                let proof =
+                    Proof { identity: id.clone(), is_sealed: target.sealed, middlebox: middlebox.map(Arc::new) };
+                Way::Node(Arc::new(Node::new(name(), proof, certificate.clone(), timeouts.connect)))
             }
             None => {
                 let roots = match &target.ca {

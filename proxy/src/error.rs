@@ -38,6 +38,11 @@ pub enum Error {
         "This gateway takes sealed payloads only. Send it through `postern connect`, or with another client that seals (see docs/sealed.md)."
     )]
     PayloadNotSealed,
+    /// A relay has no requests of its own.
+    #[error(
+        "This connection carries requests of others, which come sealed and signed; in clear it is answered `GET /livez` and `GET /metrics` only."
+    )]
+    CarriedInClear,
     /// A sealed payload that cannot be opened.
     #[error("{}", sealed_in_words(*.0))]
     Payload(SealError),
@@ -354,7 +359,7 @@ impl Error {
             Self::Method(_) => (S::METHOD_NOT_ALLOWED, "method_not_allowed", INVALID),
             Self::MediaType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", INVALID),
             Self::SealedMediaType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", INVALID),
-            Self::PayloadNotSealed => (S::BAD_REQUEST, "payload_not_sealed", INVALID),
+            Self::PayloadNotSealed | Self::CarriedInClear => (S::BAD_REQUEST, "payload_not_sealed", INVALID),
             Self::Payload(why) => (sealed_status(*why), sealed_code(*why), INVALID),
             Self::PayloadDate => (S::BAD_REQUEST, "payload_expired", INVALID),
             Self::PayloadReplayed => (S::BAD_REQUEST, "payload_replayed", INVALID),

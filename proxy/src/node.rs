@@ -2,6 +2,9 @@
 //!
 //! Who may come in is decided in the handshake, by [`identity`]; what the engine is asked is the engine's own API. On whose
 //! behalf a request comes is believed of gateways alone, so that nothing is shared on the word of somebody else.
+//!
+//! Where a middlebox breaks TLS open on the way, the connection is a relay's: it brings what others have sealed and signed, and the node takes it
+//! as theirs. Of its own it may ask for nothing but health.
 
 pub(crate) mod identity;
 
@@ -20,7 +23,7 @@ use hyper::service::service_fn;
 use postern_certs::verify;
 use postern_engine::ORIGIN_HEADERS;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
@@ -32,12 +35,17 @@ use crate::error::Error;
 use crate::listener::places::{Place, Places};
 use crate::listener::{self, HANDSHAKES, HANDSHAKES_PER_ADDRESS, handshake};
 use crate::open::keys::PayloadKeys;
-use crate::open::{self, Form};
+use crate::open::{self, Form, OpenedAtNode, Senders};
+use crate::request::discard;
 use crate::response;
-use crate::seal;
+use crate::seal::{self, Sender};
 
 /// Connections at a time. A gateway needs one, and one more while a certificate is replaced.
 const CONNECTIONS: usize = 1024;
+/// The part of connections, and of requests that are being read, that relays may have: whose requests they are is not known yet.
+const CARRIED_SHARE: usize = 4;
+/// What a relay may ask for itself, in clear.
+const OPEN_TO_RELAYS: [&str; 2] = ["/livez", "/metrics"];
 /// Per connection. All requests together are bounded by [`Node::new`].
 const BOUNDS: Bounds = Bounds { receive: Duration::from_secs(20), streams: 1024 };
 /// Bounds of a sealed request, as the engine has them of any.
@@ -56,7 +64,11 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 pub(crate) struct Node {
     identity: Arc<Identity>,
     router: Router,
+    connections: Arc<Semaphore>,
+    relay_connections: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    /// For what relays bring, while it is being read.
+    carried: Arc<Semaphore>,
     payload_keys: PayloadKeys,
     sealed_whole: Arc<Semaphore>,
     refused: Mutex<HashMap<&'static str, Instant>>,
@@ -65,20 +77,23 @@ pub(crate) struct Node {
 impl Node {
     /// `places` is how many requests the engine runs or keeps waiting.
     pub(crate) fn new(identity: Arc<Identity>, router: Router, places: usize) -> Arc<Self> {
-        let requests = Arc::new(Semaphore::new(places.saturating_add(ARRIVING).min(Semaphore::MAX_PERMITS)));
+        let requests = places.saturating_add(ARRIVING).min(Semaphore::MAX_PERMITS);
+        let places = |places| Arc::new(Semaphore::new(places));
         Arc::new(Self {
             identity,
             router,
-            requests,
+            connections: places(CONNECTIONS),
+            relay_connections: places(CONNECTIONS / CARRIED_SHARE),
+            requests: places(requests),
+            carried: places(requests / CARRIED_SHARE),
             payload_keys: PayloadKeys::default(),
-            sealed_whole: Arc::new(Semaphore::new(SEALED_WHOLE)),
+            sealed_whole: places(SEALED_WHOLE),
             refused: Mutex::default(),
         })
     }
 
     /// Serves until `drain`, and then lets answers under way end.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, drain: CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
         let handshakes = Places::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
         let connections = TaskTracker::new();
         let node = self.clone();
@@ -88,7 +103,7 @@ impl Node {
                 self.tell("too_many", "too many handshakes are under way", address);
                 continue;
             };
-            connections.spawn(self.clone().greet((stream, address), place, places.clone(), drain.clone()));
+            connections.spawn(self.clone().greet((stream, address), place, drain.clone()));
         }
         keeping.abort();
         // Whoever comes now is refused, so that the gateway asks another target at once.
@@ -103,7 +118,6 @@ impl Node {
         self: Arc<Self>,
         (stream, address): (TcpStream, SocketAddr),
         handshake_place: Place,
-        places: Arc<Semaphore>,
         drain: CancellationToken,
     ) {
         // Before the handshake, so that no change of trust is missed between it and the first request.
@@ -121,10 +135,11 @@ impl Node {
             // The verifier has looked at all of it already.
             return self.tell("no_identity", "its certificate names nobody", address);
         };
-        let Ok(_place) = places.try_acquire_owned() else {
+        let is_relay = self.identity.is_relay(&peer.id);
+        let Some(_place) = self.connection_place(is_relay) else {
             return self.tell("full", "as many connections as there may be are open", address);
         };
-        tracing::info!(id = %peer.id, %address, "connected");
+        tracing::info!(id = %peer.id, %address, is_relay, "connected");
         let version =
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") { Version::HTTP_2 } else { Version::HTTP_11 };
         let session = Arc::new(Session::with(peer, current.not_after, session::NODE));
@@ -147,7 +162,14 @@ impl Node {
         }
     }
 
-    async fn answer(&self, session: &Session, request: Request<Incoming>) -> Response<Body> {
+    /// Of all connections, and if it is a relay's of those of relays.
+    fn connection_place(&self, is_relay: bool) -> Option<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)> {
+        let place = self.connections.clone().try_acquire_owned().ok()?;
+        let among_relays = is_relay.then(|| self.relay_connections.clone().try_acquire_owned()).transpose().ok()?;
+        Some((place, among_relays))
+    }
+
+    async fn answer(&self, session: &Arc<Session>, request: Request<Incoming>) -> Response<Body> {
         if !session.is_current() {
             return refuse(&Error::ConnectionExpired);
         }
@@ -157,6 +179,10 @@ impl Node {
             return keys.map_or_else(|_| refuse(&Error::AuthorityUnavailable), |keys| keys.map(Body::new));
         }
         match Form::of(&request) {
+            Ok(None) if self.identity.is_relay(&session.peer.id) && !is_open_to_relays(&request) => {
+                discard(request.into_body()).await;
+                refuse(&Error::CarriedInClear)
+            }
             Ok(None) => self.route(session, request.map(Body::new)).await,
             Ok(Some(form)) => self.sealed(session, form, request).await,
             Err(error) => refuse(&error),
@@ -164,20 +190,31 @@ impl Node {
     }
 
     /// Opens a request, and seals whatever its response is.
-    async fn sealed(&self, session: &Session, form: Form, request: Request<Incoming>) -> Response<Body> {
-        // What is being read is bounded as what is being answered is.
-        let Ok(reading) = self.requests.clone().try_acquire_owned() else { return refuse(&Error::Busy) };
+    async fn sealed(&self, session: &Arc<Session>, form: Form, request: Request<Incoming>) -> Response<Body> {
+        let is_relay = self.identity.is_relay(&session.peer.id);
+        let Some(reading) = self.reading_place(is_relay) else { return refuse(&Error::Busy) };
+        let senders =
+            if is_relay { Senders::Carried(self.identity.allowed()) } else { Senders::Peer(&session.peer.id) };
         let trust = self.identity.trust().borrow().clone();
         let whose = (&trust, self.identity.own());
-        match open::open_directly(&self.payload_keys, whose, &session.peer.id, form, request, LIMITS).await {
-            Ok((request, exchange)) => {
-                drop(reading);
-                let response = self.route(session, request.map(Body::from)).await;
-                let response = response.map(|body| body.map_err(|_| response::Cut).boxed_unsync());
-                seal::seal(form, &exchange, response, None, &self.sealed_whole).await.map(Body::new)
-            }
-            Err(error) => refuse(&error),
-        }
+        let opened = open::open_at_node(&self.payload_keys, whose, senders, form, request, LIMITS).await;
+        let OpenedAtNode { request, carried, exchange } = match opened {
+            Ok(opened) => opened,
+            Err(error) => return refuse(&error),
+        };
+        drop(reading);
+        // From here on it is under the name of whoever signed it.
+        let sender = carried.map(|peer| Arc::new(Session::carried(peer, session)));
+        let response = self.route(sender.as_ref().unwrap_or(session), request.map(Body::from)).await;
+        let response = response.map(|body| body.map_err(|_| response::Cut).boxed_unsync());
+        let sender = sender.map(|session| Sender { session, trust: self.identity.trust() });
+        seal::seal(form, &exchange, response, sender, &self.sealed_whole).await.map(Body::new)
+    }
+
+    /// What is being read is bounded as what is being answered is.
+    fn reading_place(&self, is_relay: bool) -> Option<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)> {
+        let among_carried = is_relay.then(|| self.carried.clone().try_acquire_owned()).transpose().ok()?;
+        Some((self.requests.clone().try_acquire_owned().ok()?, among_carried))
     }
 
     async fn route(&self, session: &Session, mut request: Request<Body>) -> Response<Body> {
@@ -210,6 +247,10 @@ impl Node {
             tracing::warn!(reason, error, %address, "a connection was refused");
         }
     }
+}
+
+fn is_open_to_relays<B>(request: &Request<B>) -> bool {
+    *request.method() == Method::GET && OPEN_TO_RELAYS.contains(&request.uri().path())
 }
 
 /// Nobody but a gateway may say on whose behalf it asks: with the name of another's tenant, anybody could tell from the time

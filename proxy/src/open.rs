@@ -34,6 +34,7 @@ use keys::PayloadKeys;
 pub(crate) const GATEWAY: &str = "/.well-known/ohttp-gateway";
 const SOMEBODY_ELSE: Error =
     Error::PayloadSender("it is signed by somebody else than the certificate of its connection is for");
+const NOT_SIGNED: Error = Error::PayloadSender("it is not signed, and this connection carries others' requests");
 /// Where EHBP's keys are.
 pub(crate) const HPKE_KEYS: &str = "/.well-known/hpke-keys";
 
@@ -176,9 +177,7 @@ pub(crate) async fn open(
         Some(sender) if sender.id == session.peer.id => session.clone(),
         Some(sender) if carries => Arc::new(Session::carried(sender, session)),
         Some(_) => return Err(SOMEBODY_ELSE),
-        None if carries => {
-            return Err(Error::PayloadSender("it is not signed, and this connection carries others' requests"));
-        }
+        None if carries => return Err(NOT_SIGNED),
         None => session.clone(),
     };
     // Last of all, so that what is refused is not remembered.
@@ -202,29 +201,54 @@ async fn enter_carried(gateway: &Gateway, session: &Session, body: u64) -> Resul
     Ok(own)
 }
 
-/// Opens a request of whoever is at the other end of a connection: what a node does, where nobody carries anything for others.
+/// Who may have sent what comes over a connection to a node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Senders<'a> {
+    /// Whoever's connection it is, who need not sign.
+    Peer(&'a SpiffeId),
+    /// It is a relay's, so these, if they have signed.
+    Carried(&'a [SpiffeId]),
+}
+
+/// A request that a node has opened.
+#[derive(Debug)]
+pub(crate) struct OpenedAtNode {
+    pub(crate) request: Request<Bytes>,
+    /// Who signed what a relay has carried.
+    pub(crate) carried: Option<verify::Peer>,
+    pub(crate) exchange: Exchange,
+}
+
+/// Opens a request at a node.
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) async fn open_directly(
+pub(crate) async fn open_at_node(
     keys: &PayloadKeys,
     (trust, own): (&Arc<Trust>, &SpiffeId),
-    peer: &SpiffeId,
+    senders: Senders<'_>,
     form: Form,
     request: Request<Incoming>,
     limits: Limits,
-) -> Result<(Request<Bytes>, Exchange), Error> {
+) -> Result<OpenedAtNode, Error> {
     if form == Form::Bodies {
         return Err(Error::SealedMediaType);
     }
     let opener = Opener::new(keys, form, request.headers(), limits)?;
     let (plain, exchange) = read(request.into_body(), opener, limits, &mut |_| Ok(())).await?;
     let (request, body, sender) = said(plain, limits.body, keys, (trust, &own.to_string()), &exchange)?;
-    if sender.is_some_and(|sender| sender.id != *peer) {
-        return Err(SOMEBODY_ELSE);
-    }
+    let carried = match (senders, sender) {
+        (Senders::Peer(_), None) => None,
+        (Senders::Peer(peer), Some(sender)) if sender.id == *peer => None,
+        (Senders::Peer(_), Some(_)) => return Err(SOMEBODY_ELSE),
+        (Senders::Carried(allowed), Some(sender)) if allowed.contains(&sender.id) => Some(sender),
+        (Senders::Carried(_), Some(_)) => {
+            return Err(Error::PayloadSender("it is signed by somebody who may not use this node"));
+        }
+        (Senders::Carried(_), None) => return Err(NOT_SIGNED),
+    };
     keys.accept(&exchange)?;
-    Ok((request.map(|()| body), exchange))
+    Ok(OpenedAtNode { request: request.map(|()| body), carried, exchange })
 }
 
 /// What was sealed says of itself what it is, when, and from whom.

@@ -12,7 +12,7 @@ use postern_certs::{
     Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, Serial, Signatory, SpiffeId,
     SystemClock, Trust, clock, verify,
 };
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -77,6 +77,19 @@ impl Current {
     /// No root is valid now.
     pub(crate) fn towards(&self, server: SpiffeId) -> Result<Arc<ClientConfig>, CertsError> {
         postern_certs::client_config(&self.leaf, &self.trust, server)
+    }
+
+    /// The same where somebody on the way may break TLS open, with a certificate of `middlebox` for the host name: then nothing that is
+    /// said inside of TLS alone is `server`'s word.
+    ///
+    /// # Errors
+    /// No root is valid now.
+    pub(crate) fn through(
+        &self,
+        middlebox: Arc<RootCertStore>,
+        server: SpiffeId,
+    ) -> Result<Arc<ClientConfig>, CertsError> {
+        postern_certs::client_config_through(&self.leaf, &self.trust, server, middlebox)
     }
 
     /// Signs with the leaf, for those whose connection it does not secure.

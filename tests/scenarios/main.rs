@@ -41,6 +41,7 @@ mod made;
 mod memory;
 mod models;
 mod nodes;
+mod nodes_relayed;
 mod path;
 mod plugins;
 mod policies;

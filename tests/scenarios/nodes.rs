@@ -18,18 +18,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{SOON, config};
 
-const NODE: &str = "spiffe://branch.test/node/gpu-1";
+pub(crate) const NODE: &str = "spiffe://branch.test/node/gpu-1";
 /// Of a machine that is busy with other scenarios.
 const PATIENCE: [(&str, &str); 4] = [("connect", "60s"), ("first_token", "8m"), ("idle", "8m"), ("total", "10m")];
 
 /// An office whose authority is there before its gateway, since the gateway's configuration names the node's port.
-struct Office {
+pub(crate) struct Office {
     dir: TempDir,
-    config: Config,
+    pub(crate) config: Config,
 }
 
 impl Office {
-    fn new(cloud: &BusyCloud) -> Result<Self> {
+    pub(crate) fn new(cloud: &BusyCloud) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("pt").tempdir()?;
         let patience: Value = PATIENCE.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let config = config(cloud).set("/state_dir", json!(dir.path().join("s"))).set("/timeouts", patience);
@@ -37,7 +37,7 @@ impl Office {
     }
 
     /// Issues a certificate into a folder, in the place of the one that is there.
-    fn issue(&self, id: &str, name: &str) -> Result<PathBuf> {
+    pub(crate) fn issue(&self, id: &str, name: &str) -> Result<PathBuf> {
         let (file, out) = (self.dir.path().join("issue.yaml"), self.dir.path().join(name));
         std::fs::write(&file, self.config.render(self.dir.path()))?;
         let (file, shown) = (file.display().to_string(), out.display().to_string());
@@ -46,7 +46,7 @@ impl Office {
         Ok(out)
     }
 
-    fn records(&self) -> Records {
+    pub(crate) fn records(&self) -> Records {
         Records::in_folder(self.dir.path().join("s/audit"))
     }
 
@@ -64,25 +64,25 @@ impl Office {
     }
 }
 
-fn identity(dir: &Path) -> Result<Identity> {
+pub(crate) fn identity(dir: &Path) -> Result<Identity> {
     Identity::read(&dir.join("cert.pem"), &dir.join("key.pem"))
 }
 
-fn short(prompt: &str) -> Value {
+pub(crate) fn short(prompt: &str) -> Value {
     let mut body = chat_body(prompt);
     body["max_tokens"] = json!(6);
     body
 }
 
 /// At this temperature hardly any answer ends by itself.
-fn long_story() -> Value {
+pub(crate) fn long_story() -> Value {
     let mut body = chat_body("Write a long story.");
     (body["max_tokens"], body["temperature"]) = (json!(4000), json!(2.0));
     body
 }
 
 /// Has a stream come to its end without an error?
-fn is_whole(events: &[Event]) -> bool {
+pub(crate) fn is_whole(events: &[Event]) -> bool {
     events.last().is_some_and(Event::is_done)
 }
 
@@ -93,7 +93,7 @@ async fn leaf(client: &Client) -> Result<Option<CertificateDer<'static>>> {
 }
 
 /// Looks until it is so.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let started = Instant::now();
     while !is_so().await? {
         ensure!(started.elapsed() < SOON * 6, "not so in time: {what}");
@@ -177,7 +177,7 @@ async fn what_a_node_is_asked_is_sealed_and_another_in_its_place_has_keys_of_its
 }
 
 /// Tokens of the prompt that were computed before.
-fn cached(reply: &Reply) -> Result<u64> {
+pub(crate) fn cached(reply: &Reply) -> Result<u64> {
     ensure!(reply.status == 200, "{}", reply.text());
     Ok(reply.json()?["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0))
 }

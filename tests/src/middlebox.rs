@@ -1,5 +1,5 @@
-//! A middlebox that breaks TLS open: it has an authority of its own, for the workstation it is the gateway, and for the gateway it is a relay. It sees all
-//! that is sealed and nothing else, and can play tricks.
+//! A middlebox that breaks TLS open: it has an authority of its own, for the workstation it is the gateway, and for the gateway it is a relay; or it
+//! stands so between a gateway and a node. It sees all that is sealed and nothing else, and can play tricks.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,7 +19,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use postern_sealed::SecretKey;
+use rustls::ClientConfig;
 use tempfile::TempDir;
+use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -50,6 +52,12 @@ pub enum Trick {
     Elsewhere(Method, String),
     /// Answers itself, in clear.
     Answer(u16, String),
+    /// Sends each sealed request twice, and gives out the second answer.
+    Repeat,
+    /// Gives out the first sealed answer that it saw, whatever was asked.
+    OldAnswer,
+    /// Takes the seal for plain JSON: says so of each sealed request.
+    StripSeal,
 }
 
 /// A running middlebox. Dropping it ends it.
@@ -69,6 +77,8 @@ struct Shared {
     trick: Mutex<Trick>,
     /// All requests that were sealed, as they came.
     sealed: Mutex<Vec<Bytes>>,
+    /// The first sealed answer.
+    answer: Mutex<Option<Bytes>>,
     /// All that it has read, to look for what it must not have.
     read: Mutex<Vec<u8>>,
 }
@@ -85,12 +95,24 @@ impl Middlebox {
     /// # Errors
     /// No port is free, or the certificates are of no use.
     pub async fn start(gateway: SocketAddr, ca: &std::path::Path, relay: &Identity) -> Result<Self> {
+        Self::of(gateway, tls::client(ca, Some(relay), Http::Two)?, None).await
+    }
+
+    /// Before a node, which has no name that it could be known by, with the relay's own identity there. Its certificate may end.
+    ///
+    /// # Errors
+    /// No port is free, or the certificates are of no use.
+    pub async fn before_node(node: SocketAddr, relay: &Identity, end: Option<OffsetDateTime>) -> Result<Self> {
+        Self::of(node, tls::client_of_any(Some(relay), Http::Two)?, end).await
+    }
+
+    async fn of(gateway: SocketAddr, client: Arc<ClientConfig>, end: Option<OffsetDateTime>) -> Result<Self> {
         let (authority, dir) = (Authority::new("Inspection")?, tempfile::tempdir()?);
         std::fs::write(dir.path().join("ca.pem"), authority.pem())?;
-        let leaf = authority.server()?;
+        let leaf = end.map_or_else(|| authority.server(), |end| authority.server_until(end))?;
         let own = Identity::from_pem(&leaf.cert_pem, &leaf.key_pem)?;
         let acceptor = TlsAcceptor::from(tls::server(&own, None)?);
-        let mut client = (*tls::client(ca, Some(relay), Http::Two)?).clone();
+        let mut client = (*client).clone();
         client.alpn_protocols.clear();
         let mut http = HttpConnector::new();
         http.enforce_http(false);
@@ -102,6 +124,7 @@ impl Middlebox {
             onward,
             trick: Mutex::default(),
             sealed: Mutex::default(),
+            answer: Mutex::default(),
             read: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -162,7 +185,7 @@ fn plain(status: u16, text: &str) -> Response<Body> {
 }
 
 impl Shared {
-    async fn pass_on(&self, request: Request<Incoming>) -> Result<Response<Body>> {
+    async fn pass_on(self: &Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>> {
         let trick = self.trick.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (mut parts, body) = request.into_parts();
         let mut body = body.collect().await?.to_bytes().to_vec();
@@ -180,12 +203,21 @@ impl Shared {
             }
             Trick::Elsewhere(method, other) if is_sealed => (parts.method, path) = (method.clone(), other.clone()),
             Trick::Answer(status, text) if is_sealed => return Ok(plain(*status, text)),
+            Trick::StripSeal if is_sealed => {
+                path = "/v1/chat/completions".to_owned();
+                parts.headers.insert("content-type", http::HeaderValue::from_static("application/json"));
+            }
             _ => {}
         }
         parts.uri = format!("https://{}{path}", self.gateway).parse::<Uri>()?;
         parts.headers.remove("host");
         parts.version = http::Version::HTTP_2;
-        let answer = self.onward.request(Request::from_parts(parts, Full::new(body.into()))).await?;
+        let request = || Request::from_parts(parts.clone(), Full::new(Bytes::from(body.clone())));
+        let mut answer = self.onward.request(request()).await?;
+        if matches!(trick, Trick::Repeat) && is_sealed {
+            answer.into_body().collect().await?;
+            answer = self.onward.request(request()).await?;
+        }
         let (mut parts, body) = answer.into_parts();
         parts.headers.remove("content-length");
         self.note(format!("{:?}", parts.headers).as_bytes());
@@ -197,17 +229,27 @@ impl Shared {
             return Ok(answer);
         }
         let trick = if is_sealed && parts.status.is_success() { trick } else { Trick::None };
-        Ok(Response::from_parts(parts, self.tricked(trick, body)))
+        let old = self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Trick::OldAnswer, Some(old)) = (&trick, old) {
+            return Ok(Response::from_parts(parts, Full::new(old).map_err(|never| match never {}).boxed_unsync()));
+        }
+        let keeps = is_sealed && parts.status.is_success();
+        Ok(Response::from_parts(parts, self.tricked(trick, body, keeps)))
     }
 
     /// The answer, frame by frame as it comes.
-    fn tricked(&self, trick: Trick, body: Incoming) -> Body {
-        let mut passed = 0;
-        let mut count = 0;
+    fn tricked(self: &Arc<Self>, trick: Trick, body: Incoming, keeps: bool) -> Body {
+        let (mut passed, mut count, mut whole) = (0, 0, Vec::new());
+        let shared = self.clone();
         let frames = body.into_data_stream().flat_map(move |frame| {
             let mut out = Vec::new();
             match frame {
                 Ok(data) => {
+                    shared.note(&data);
+                    if keeps {
+                        whole.extend_from_slice(&data);
+                        shared.keep(&whole);
+                    }
                     let mut data = data.to_vec();
                     let (begun, length) = (passed, data.len());
                     passed += length;
@@ -229,6 +271,14 @@ impl Shared {
             futures_util::stream::iter(out)
         });
         StreamBody::new(frames).boxed_unsync()
+    }
+
+    /// The first sealed answer, as far as it has come: only the first has all of its beginnings.
+    fn keep(&self, so_far: &[u8]) {
+        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        if answer.as_ref().is_none_or(|kept| so_far.starts_with(kept)) {
+            *answer = Some(Bytes::copy_from_slice(so_far));
+        }
     }
 
     fn note(&self, bytes: &[u8]) {

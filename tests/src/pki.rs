@@ -13,6 +13,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
 };
+use time::OffsetDateTime;
 
 /// An authority: its certificate is the trust anchor, there is no intermediate.
 #[derive(Debug)]
@@ -56,12 +57,23 @@ impl Authority {
     /// # Errors
     /// The key cannot be made.
     pub fn server(&self) -> Result<Leaf> {
-        let names = vec![
+        Self::signed(&self.issuer, Self::names()?, ExtendedKeyUsagePurpose::ServerAuth, None)
+    }
+
+    /// The same, which ends at a given time.
+    ///
+    /// # Errors
+    /// The key cannot be made.
+    pub fn server_until(&self, end: OffsetDateTime) -> Result<Leaf> {
+        Self::signed(&self.issuer, Self::names()?, ExtendedKeyUsagePurpose::ServerAuth, Some(end))
+    }
+
+    fn names() -> Result<Vec<SanType>> {
+        Ok(vec![
             SanType::DnsName("localhost".try_into()?),
             SanType::IpAddress(IpAddr::from([127, 0, 0, 1])),
             SanType::IpAddress(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1_u16])),
-        ];
-        self.leaf(names, ExtendedKeyUsagePurpose::ServerAuth)
+        ])
     }
 
     /// A certificate for a client, with these URIs as its names (for SPIFFE: exactly one).
@@ -70,17 +82,23 @@ impl Authority {
     /// A URI is not ASCII, or the key cannot be made.
     pub fn client(&self, uris: &[&str]) -> Result<Leaf> {
         let names = uris.iter().map(|uri| Ok(SanType::URI((*uri).try_into()?))).collect::<Result<_>>()?;
-        self.leaf(names, ExtendedKeyUsagePurpose::ClientAuth)
+        Self::signed(&self.issuer, names, ExtendedKeyUsagePurpose::ClientAuth, None)
     }
 
-    fn leaf(&self, names: Vec<SanType>, purpose: ExtendedKeyUsagePurpose) -> Result<Leaf> {
+    fn signed(
+        issuer: &Issuer<'static, KeyPair>,
+        names: Vec<SanType>,
+        purpose: ExtendedKeyUsagePurpose,
+        end: Option<OffsetDateTime>,
+    ) -> Result<Leaf> {
         let mut params = CertificateParams::default();
+        params.not_after = end.unwrap_or(params.not_after);
         params.subject_alt_names = names;
         params.extended_key_usages = vec![purpose];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
-        let cert_pem = params.signed_by(&key, &self.issuer)?.pem();
+        let cert_pem = params.signed_by(&key, issuer)?.pem();
         Ok(Leaf { cert_pem, key_pem: key.serialize_pem() })
     }
 }

@@ -74,6 +74,10 @@ struct ServedArguments {
     /// With --listen: who may come in, as often as needed. If it is not given, the gateway that the folder names.
     #[arg(long, value_name = "SPIFFE-ID", requires = "listen")]
     allow: Vec<SpiffeId>,
+    /// With --listen: a middlebox that breaks TLS open before this node, as often as needed. Over its connections comes what those have
+    /// sealed and signed who may come in, and nothing of its own.
+    #[arg(long, value_name = "SPIFFE-ID", requires = "listen")]
+    relay: Vec<SpiffeId>,
     /// With --listen: the gateway's own address, such as ai.branch-17.example.org:8443, to renew the certificate there at half
     /// of its life. If it is not given, somebody else renews it.
     #[arg(long, value_name = "HOST:PORT", requires = "listen", value_parser = host_and_port)]
@@ -155,7 +159,7 @@ fn run_to_end(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     let served = arguments.served;
     // What is wrong with certificates or the address is said before minutes are spent on the model.
     let opened = match (&served.listen, &served.identity) {
-        (Some(address), Some(dir)) => Some(runtime.block_on(Opened::new(*address, dir, served.allow))?),
+        (Some(address), Some(dir)) => Some(runtime.block_on(Opened::new(*address, dir, served.allow, served.relay))?),
         _ => None,
     };
     let loaded = Loaded::load(&options)?;
@@ -191,10 +195,10 @@ struct Opened {
 }
 
 impl Opened {
-    async fn new(address: SocketAddr, dir: &Path, allow: Vec<SpiffeId>) -> anyhow::Result<Self> {
+    async fn new(address: SocketAddr, dir: &Path, allow: Vec<SpiffeId>, relays: Vec<SpiffeId>) -> anyhow::Result<Self> {
         // Prompts are in the memory of this process, and belong in no core file.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-        let (identity, files) = Identity::open(dir, allow).await.map_err(WrongIdentity)?;
+        let (identity, files) = Identity::open(dir, allow, relays).await.map_err(WrongIdentity)?;
         // Bound, but not listening yet: until the model is there, the gateway is refused at once and asks another target.
         let bind = || {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };

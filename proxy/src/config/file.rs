@@ -360,15 +360,16 @@ pub struct OpenAi {
     /// The key sent as a bearer token; absent: none is sent.
     #[serde(default)]
     pub api_key: Option<Secret>,
-    /// PEM file of a private authority to trust instead of the machine's own.
+    /// PEM file of a private authority to trust instead of the machine's own. With `identity`: of a middlebox that breaks TLS open before
+    /// the node, which proves itself by what it signs and seals then.
     #[serde(default)]
     pub ca: Option<PathBuf>,
     /// The SPIFFE ID that it must have, if it is one of our own engines (`postern engine --listen`): then the gateway shows its
-    /// own certificate there, and trusts the roots of the office alone.
+    /// own certificate there, and trusts the roots of the office alone (for TLS, with `ca`, a middlebox too).
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub identity: Option<Placed>,
-    /// With `identity`: what it is asked, and its answers, are sealed inside of TLS; true unless it is said.
+    /// With `identity`: what it is asked, and its answers, are sealed inside of TLS; true unless it is said. It cannot be false with `ca`.
     #[serde(default)]
     #[schemars(with = "Option<bool>")]
     pub sealed: Option<Spanned<bool>>,

@@ -344,6 +344,10 @@ impl Resolver<'_> {
                     "`sealed` is for a node of our own, which `identity` names: others do not open what is sealed";
                 Err(self.error(&sealed.referenced, what))
             }
+            (Some(sealed), Some(_)) if !sealed.value && openai.ca.is_some() => {
+                let what = "`ca` lets a middlebox break TLS open before this node, so what it is asked has to be sealed: leave out `sealed: false`, or `ca`";
+                Err(self.error(&sealed.referenced, what))
+            }
             (sealed, identity) => Ok(identity.is_some() && sealed.as_ref().is_none_or(|sealed| sealed.value)),
         }
     }
@@ -378,8 +382,8 @@ impl Resolver<'_> {
         if target.placement != file::TargetKind::Edge {
             return wanted("a target with an `identity` is a node of our own, so its `placement` is `edge`");
         }
-        if target.openai.ca.is_some() || target.openai.api_key.is_some() {
-            return wanted("certificates of the trust domain say who is who, so leave out `ca` and `api_key`");
+        if target.openai.api_key.is_some() {
+            return wanted("certificates of the trust domain say who is who, so leave out `api_key`");
         }
         if !target.openai.base_url.value.starts_with("https://") {
             return wanted("`identity` is proved in TLS, so `base_url` must begin with https://");
@@ -557,13 +561,26 @@ targets:
         let good = target("edge", &format!("{url}, identity: spiffe://branch.example.org/node/gpu-1")).unwrap();
         let ids: Vec<_> = good.targets.iter().map(|target| target.node.as_ref().map(SpiffeId::to_string)).collect();
         assert_eq!(ids, [None, Some("spiffe://branch.example.org/node/gpu-1".to_owned())]);
+        // Behind a middlebox.
+        let good =
+            target("edge", &format!("{url}, identity: spiffe://branch.example.org/node/gpu-1, ca: x.pem")).unwrap();
+        assert!(good.targets.iter().any(|target| target.node.is_some() && target.ca.is_some() && target.sealed));
         for (placement, openai, expected) in [
             ("edge", format!("{url}, identity: gpu-1"), "expected the SPIFFE ID of the node"),
             ("edge", format!("{url}, identity: spiffe://other.example/node/gpu-1"), "could ever be called so"),
             ("edge", format!("{url}, identity: spiffe://branch.example.org"), "could ever be called so"),
             ("edge", format!("{url}, identity: spiffe://branch.example.org/gateway"), "a gateway is no engine"),
             ("cloud", format!("{url}, identity: spiffe://branch.example.org/node/gpu-1"), "its `placement` is `edge`"),
-            ("edge", format!("{url}, identity: spiffe://branch.example.org/node/gpu-1, ca: x.pem"), "leave out `ca`"),
+            (
+                "edge",
+                format!("{url}, identity: spiffe://branch.example.org/node/gpu-1, api_key: {{env: KEY}}"),
+                "leave out `api_key`",
+            ),
+            (
+                "edge",
+                format!("{url}, identity: spiffe://branch.example.org/node/gpu-1, ca: x.pem, sealed: false"),
+                "leave out `sealed: false`, or `ca`",
+            ),
             (
                 "edge",
                 "base_url: 'http://127.0.0.1:1/v1', identity: spiffe://branch.example.org/node/gpu-1".to_owned(),

@@ -8,6 +8,7 @@ use data_encoding::BASE64;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Limited};
+use postern_certs::verify::Peer;
 use postern_certs::{CertsError, SpiffeId, Trust};
 use postern_sealed::config::MEDIA_TYPE;
 use postern_sealed::signed::{self, KEYS_SENDER, KEYS_SIGNATURE, KEYS_UNTIL};
@@ -29,6 +30,10 @@ pub(crate) struct SealingKey {
     pub(crate) config: PublicConfig,
     /// Seconds since 1970.
     pub(crate) until: u64,
+    /// Of whoever signed it, the leaf first.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// As that leaf says.
+    pub(crate) owner: Peer,
 }
 
 impl SealingKey {
@@ -51,10 +56,10 @@ pub(crate) enum KeysError {
     #[error("the header {0} beside its keys is missing, or cannot be read")]
     Header(&'static str),
     /// Somebody else has signed them.
-    #[error("its keys are not signed by the gateway: {0}")]
+    #[error("the signature of its keys is refused: {0}")]
     Signature(#[source] CertsError),
     /// They are of the past.
-    #[error("its keys have ended; perhaps the clock of this workstation is wrong")]
+    #[error("its keys have ended; perhaps the clock of this machine is wrong")]
     Over,
     /// None can be used.
     #[error(transparent)]
@@ -103,11 +108,11 @@ fn believe(
     let signature = BASE64.decode(text(KEYS_SIGNATURE)?.as_bytes());
     let signature = signature.map_err(|_| KeysError::Header(KEYS_SIGNATURE))?;
     let message = signed::keys(&owner.to_string(), until, list);
-    trust.signed_by_server(&chain, owner, &message, &signature).map_err(KeysError::Signature)?;
+    let owner = trust.signed_by_server(&chain, owner, &message, &signature).map_err(KeysError::Signature)?;
     if now >= until {
         return Err(KeysError::Over);
     }
-    Ok(SealingKey { config: PublicConfig::from_list(list)?, until })
+    Ok(SealingKey { config: PublicConfig::from_list(list)?, until, chain, owner })
 }
 
 /// Certificates in a header: DER in Base64, the leaf first, between commas.

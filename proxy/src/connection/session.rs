@@ -97,6 +97,12 @@ impl Session {
         self.over.as_ref().map(|over| &over.peer.id)
     }
 
+    /// When it is to be asked for nothing new any more, so that what is under way ends before a leaf does.
+    #[must_use]
+    pub(crate) fn soft_end(&self) -> Instant {
+        self.soft_end
+    }
+
     /// False if a leaf has ended meanwhile; the connection is then asked to end. By wall time, which goes on while a machine
     /// sleeps.
     pub fn is_current(&self) -> bool {

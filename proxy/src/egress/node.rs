@@ -1,13 +1,16 @@
 //! Connections to a node of our own: an engine on another machine, which proves to be exactly the one that the configuration
 //! names, and lets in nobody but the gateway.
 //!
+//! Where somebody on the way may break TLS open (`ca`), the connection is with him: what proves the node is what it signs and seals
+//! ([`super::sealed`]), for each answer.
+//!
 //! Each leaf and each change of trust has connections of its own. What was connected with the one before takes no new request;
 //! what is under way there ends by itself, unless a leaf ends or is revoked meanwhile: then it is cut.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,14 +22,18 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioTimer;
-use postern_certs::{CertsError, SpiffeId, verify};
+use postern_certs::verify::{self, Peer};
+use postern_certs::{CertsError, SpiffeId};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::complaints::{Complaints, in_words};
+use super::lifetime::Lifetime;
 use super::pools::Pools;
 use super::sealed::{Answer, Ends, NodeKey, Unsealed};
 use super::{Bounded, ConnectError, SendError, pool, tcp};
-use crate::connection::session::{NODE, Session};
 use crate::tls::{Certificate, Current};
 
 /// How often a silent connection is asked whether the node is still there.
@@ -34,11 +41,20 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 
 type Requests = Pools<Watched>;
 
+/// Whom a node must prove to be, and how.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub(super) identity: SpiffeId,
+    /// What it is asked is sealed.
+    pub(super) is_sealed: bool,
+    /// Authorities of a middlebox that breaks TLS open on the way. Then it is sealed in any case.
+    pub(super) middlebox: Option<Arc<RootCertStore>>,
+}
+
 /// One node.
 #[derive(Debug)]
 pub(super) struct Node {
-    identity: SpiffeId,
-    is_sealed: bool,
+    proof: Proof,
     certificate: Arc<Certificate>,
     connect_within: Duration,
     held: ArcSwapOption<Held>,
@@ -50,19 +66,30 @@ pub(super) struct Node {
 struct Held {
     with: Arc<Current>,
     requests: Requests,
-    key: NodeKey,
+    key: Arc<NodeKey>,
+    renew_at: RenewAt,
+}
+
+/// When connections with a middlebox are to be replaced: it may not do so itself before its certificate ends.
+#[derive(Debug, Clone, Default)]
+struct RenewAt(Arc<Mutex<Option<Instant>>>);
+
+impl RenewAt {
+    fn at_the_latest(&self, at: Instant) {
+        let mut earliest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *earliest = Some(earliest.map_or(at, |before| before.min(at)));
+    }
+
+    fn is_due(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at <= Instant::now())
+    }
 }
 
 impl Node {
-    /// Connects to nothing yet. `identity` is whom the node must prove to be, and whether what it is asked is sealed.
-    pub(super) fn new(
-        target: String,
-        (identity, is_sealed): (SpiffeId, bool),
-        certificate: Arc<Certificate>,
-        connect_within: Duration,
-    ) -> Self {
-        let complaints = Complaints::of(target, format!("the node of our own {identity} cannot be used"));
-        Self { identity, is_sealed, certificate, connect_within, held: ArcSwapOption::empty(), complaints }
+    /// Connects to nothing yet.
+    pub(super) fn new(target: String, proof: Proof, certificate: Arc<Certificate>, connect_within: Duration) -> Self {
+        let complaints = Complaints::of(target, format!("the node of our own {} cannot be used", proof.identity));
+        Self { proof, certificate, connect_within, held: ArcSwapOption::empty(), complaints }
     }
 
     pub(super) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Answer>, SendError> {
@@ -79,11 +106,14 @@ impl Node {
             self.complaints.tell(&in_words(&error));
             SendError::from(error)
         };
-        // A page of metrics holds nothing of anybody.
-        if !self.is_sealed || request.method() == Method::GET {
+        let is_through = self.proof.middlebox.is_some();
+        // A page of metrics holds nothing of anybody. A middlebox can make the node look busy or idle with it, and no more.
+        if request.method() == Method::GET || !self.proof.is_sealed && !is_through {
             return held.requests.request(request).await.map(|response| response.map(Answer::Plain)).map_err(broken);
         }
-        let ends = Ends { requests: &held.requests, own: &held.with, node: &self.identity, key: &held.key };
+        let through = is_through.then_some(&*self.certificate);
+        let ends =
+            Ends { requests: &held.requests, own: &held.with, node: &self.proof.identity, key: &held.key, through };
         ends.ask(request).await.map_err(|why| match why {
             Unsealed::Sending(error) => broken(error),
             Unsealed::Refused(why) => {
@@ -94,20 +124,29 @@ impl Node {
     }
 
     fn held(&self, current: &Arc<Current>) -> Result<Arc<Held>, CertsError> {
-        if let Some(held) = self.held.load().as_ref().filter(|held| Arc::ptr_eq(&held.with, current)) {
+        let before = self.held.load_full().filter(|held| Arc::ptr_eq(&held.with, current));
+        if let Some(held) = before.as_ref().filter(|held| !held.renew_at.is_due()) {
             return Ok(held.clone());
         }
-        let mut tls = rustls::ClientConfig::clone(&*current.towards(self.identity.clone())?);
+        let identity = self.proof.identity.clone();
+        let tls = match &self.proof.middlebox {
+            None => current.towards(identity.clone())?,
+            Some(authorities) => current.through(authorities.clone(), identity.clone())?,
+        };
+        let mut tls = rustls::ClientConfig::clone(&*tls);
         // The builder of the connector says itself what is offered.
         tls.alpn_protocols.clear();
         let https =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_all_versions().wrap_connector(tcp());
         let inner = Bounded { inner: https, within: self.connect_within };
-        let connector = Watched { inner, certificate: self.certificate.clone(), with: current.clone() };
+        let renew_at = RenewAt::default();
+        let through = self.proof.middlebox.is_some().then(|| (identity, renew_at.clone()));
+        let connector = Watched { inner, certificate: self.certificate.clone(), with: current.clone(), through };
         let mut pool = pool();
         pool.timer(TokioTimer::new()).http2_keep_alive_interval(PING_EVERY).http2_keep_alive_timeout(PING_EVERY);
         let requests = Pools::new(connector, pool);
-        let held = Arc::new(Held { with: current.clone(), requests, key: NodeKey::default() });
+        let key = before.map(|before| before.key.clone()).unwrap_or_default();
+        let held = Arc::new(Held { with: current.clone(), requests, key, renew_at });
         self.held.store(Some(held.clone()));
         Ok(held)
     }
@@ -119,6 +158,16 @@ struct Watched {
     inner: Bounded,
     certificate: Arc<Certificate>,
     with: Arc<Current>,
+    /// The other side may be a middlebox before this node.
+    through: Option<(SpiffeId, RenewAt)>,
+}
+
+/// Whose connection it is. A middlebox is nobody whom we could revoke: who the node is, and whether it still may be, is asked of each answer.
+fn peer_of(leaf: &CertificateDer<'_>, through: Option<&(SpiffeId, RenewAt)>) -> Result<Peer, CertsError> {
+    match through {
+        None => verify::peer(leaf),
+        Some((node, _)) => Ok(Peer::inside(node.clone(), verify::validity(leaf)?.1)),
+    }
 }
 
 impl Service<Uri> for Watched {
@@ -132,19 +181,20 @@ impl Service<Uri> for Watched {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         // Before the handshake, so that no change of trust is missed.
-        let mut trust = self.certificate.trust();
-        let (connecting, own_end) = (self.inner.call(uri), self.with.not_after);
+        let trust = self.certificate.trust();
+        let (connecting, own_end, through) = (self.inner.call(uri), self.with.not_after, self.through.clone());
         Box::pin(async move {
             let stream = connecting.await?;
             let leaf = match &stream {
                 MaybeHttpsStream::Https(tls) => tls.inner().get_ref().1.peer_certificates().and_then(<[_]>::first),
                 MaybeHttpsStream::Http(_) => None,
             };
-            let peer = leaf.map(verify::peer).ok_or("the node showed no certificate")??;
-            let session = Arc::new(Session::with(peer, own_end, NODE));
-            let watched = session.clone();
-            let over = Box::pin(async move { watched.over(&mut trust).await });
-            Ok(Guarded { stream, session, over, ended: None })
+            let peer = peer_of(leaf.ok_or("the node showed no certificate")?, through.as_ref())?;
+            let lifetime = Lifetime::new(peer, own_end, trust);
+            if let Some((_, renew_at)) = through {
+                renew_at.at_the_latest(lifetime.soft_end());
+            }
+            Ok(Guarded { stream, lifetime })
         })
     }
 }
@@ -152,30 +202,7 @@ impl Service<Uri> for Watched {
 /// A connection to a node, as long as both leaves are good.
 struct Guarded {
     stream: <Bounded as Service<Uri>>::Response,
-    session: Arc<Session>,
-    over: Pin<Box<dyn Future<Output = &'static str> + Send>>,
-    ended: Option<&'static str>,
-}
-
-impl Guarded {
-    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if self.ended.is_none()
-            && let Poll::Ready(code) = self.over.as_mut().poll(context)
-        {
-            self.ended = Some(code);
-        }
-        self.check_now()
-    }
-
-    /// Without waking anybody: only reads wait for the end, since one is always under way.
-    fn check_now(&self) -> io::Result<()> {
-        // By the clock of the wall as well: timers stand still while a machine sleeps.
-        match self.ended {
-            Some(code) => Err(io::Error::other(code)),
-            None if !self.session.is_current() => Err(io::Error::other("connection_expired")),
-            None => Ok(()),
-        }
-    }
+    lifetime: Lifetime,
 }
 
 impl Read for Guarded {
@@ -184,14 +211,15 @@ impl Read for Guarded {
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(context)?;
+        self.lifetime.check(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl Write for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_now()?;
+        // Only reads wait for the end, since one is always under way.
+        self.lifetime.check_now()?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -212,7 +240,7 @@ impl Write for Guarded {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check_now()?;
+        self.lifetime.check_now()?;
         Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Schedule};
 use postern_certs::{CertsError, Clock as _, IssuedLeaf, Signatory, SpiffeId, SystemClock, Trust, clock, material};
@@ -38,9 +38,9 @@ pub(crate) struct Current {
 }
 
 impl Current {
-    fn new(leaf: &IssuedLeaf, trust: &Arc<Trust>, allowed: &[SpiffeId]) -> Result<Self, CertsError> {
+    fn new(leaf: &IssuedLeaf, trust: &Arc<Trust>, let_in: &[SpiffeId]) -> Result<Self, CertsError> {
         Ok(Self {
-            tls: postern_certs::node_server_config(leaf, trust, allowed)?,
+            tls: postern_certs::node_server_config(leaf, trust, let_in)?,
             not_after: leaf.not_after,
             replaced: CancellationToken::new(),
             signatory: Signatory::new(leaf)?,
@@ -60,16 +60,21 @@ pub(crate) struct Identity {
     dir: PathBuf,
     own: SpiffeId,
     allowed: Vec<SpiffeId>,
+    relays: Vec<SpiffeId>,
     current: ArcSwap<Current>,
     trust: watch::Sender<Arc<Trust>>,
 }
 
 impl Identity {
-    /// Reads the folder. `allowed`: whom to let in; nobody: the gateway that the node was enrolled at.
+    /// Reads the folder. `allowed`: whom to let in; nobody: the gateway that the node was enrolled at. `relays`: who may carry what they seal.
     ///
     /// # Errors
     /// A file is missing, expired, or not that of a node; the message says which, and what to do.
-    pub(crate) async fn open(dir: &Path, mut allowed: Vec<SpiffeId>) -> anyhow::Result<(Self, Files)> {
+    pub(crate) async fn open(
+        dir: &Path,
+        mut allowed: Vec<SpiffeId>,
+        relays: Vec<SpiffeId>,
+    ) -> anyhow::Result<(Self, Files)> {
         let read = async {
             IssuedLeaf::complete(dir)?;
             let mut files = Files::of_folder(dir);
@@ -78,18 +83,28 @@ impl Identity {
             if allowed.is_empty() {
                 allowed.push(workstation::gateway_id(dir, &own)?);
             }
-            let (current, trust) = ready(&material, &own, &allowed).context(
+            if let Some(both) = relays.iter().find(|relay| allowed.contains(relay)) {
+                bail!(
+                    "{both} may ask this node itself, so it cannot be its --relay too: the middlebox needs a name of its own"
+                );
+            }
+            let (current, trust) = ready(&material, &own, &let_in(&allowed, &relays)).context(
                 "an engine needs the certificate of a node, such as that of spiffe://DOMAIN/node/NAME; a workstation's cannot serve",
             )?;
             let (current, trust) = (ArcSwap::from_pointee(current), watch::Sender::new(trust));
-            anyhow::Ok((Self { dir: dir.to_owned(), own, allowed, current, trust }, files))
+            anyhow::Ok((Self { dir: dir.to_owned(), own, allowed, relays, current, trust }, files))
         };
         read.await.with_context(|| format!("the identity in {}", dir.display()))
     }
 
-    /// Whom it lets in.
+    /// Who may ask it.
     pub(crate) fn allowed(&self) -> &[SpiffeId] {
         &self.allowed
+    }
+
+    /// Whether it comes in to bring what others have sealed, and may ask nothing itself.
+    pub(crate) fn is_relay(&self, id: &SpiffeId) -> bool {
+        self.relays.contains(id)
     }
 
     /// Who it is.
@@ -127,7 +142,7 @@ impl Identity {
     }
 
     fn adopt(&self, material: &Material) -> anyhow::Result<OffsetDateTime> {
-        let (fresh, trust) = ready(material, &self.own, &self.allowed)?;
+        let (fresh, trust) = ready(material, &self.own, &let_in(&self.allowed, &self.relays))?;
         let until = fresh.not_after;
         let before = self.current.swap(Arc::new(fresh));
         if self.trust.borrow().roots() != trust.roots() {
@@ -171,8 +186,12 @@ impl Identity {
     }
 }
 
-fn ready(material: &Material, own: &SpiffeId, allowed: &[SpiffeId]) -> Result<(Current, Arc<Trust>), CertsError> {
+fn let_in(allowed: &[SpiffeId], relays: &[SpiffeId]) -> Vec<SpiffeId> {
+    [allowed, relays].concat()
+}
+
+fn ready(material: &Material, own: &SpiffeId, let_in: &[SpiffeId]) -> Result<(Current, Arc<Trust>), CertsError> {
     material::check_node(&material.leaf, &material.roots, own, SystemClock.now())?;
     let trust = Arc::new(Trust::from_roots(&material.roots)?);
-    Ok((Current::new(&material.leaf, &trust, allowed)?, trust))
+    Ok((Current::new(&material.leaf, &trust, let_in)?, trust))
 }
