@@ -3,6 +3,7 @@
 mod certificates;
 mod engine;
 pub mod guard;
+mod offline;
 mod policies;
 
 use std::sync::Arc;
@@ -59,6 +60,7 @@ POST /api/certificates/revoke     {\"id\": …} or {\"serial\": …}; over mTLS,
 /api/policies                     which policies are in force and how they do, as JSON
 POST /api/policies/NAME/release   call a policy again that was quarantined
 POST /api/reload                  read the configuration again, and exchange the policies
+POST /api/offline                 for good: cut off targets elsewhere, and let the kernel confine the gateway
 POST /api/engine/model            {\"model\": …}: answers when the engine of that model has taken over
 ";
 const PROBE_PAGES: &str = "\
@@ -84,6 +86,7 @@ pub fn admin(admin: Admin) -> Router {
         .merge(certificates::routes())
         .merge(policies::routes())
         .merge(engine::routes())
+        .merge(offline::routes())
         .route("/", get(async || ADMIN_PAGES))
         .route("/api/status", get(status))
         .layer(guard)
@@ -219,7 +222,8 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
             (false, true) => None,
         }
     });
-    (status, lines.chain(unwell).collect::<String>()).into_response()
+    let line = offline::line(&admin.gateway);
+    (status, lines.chain(line).chain(unwell).collect::<String>()).into_response()
 }
 
 /// Name, is it good, and is it needed to be ready.
@@ -227,7 +231,7 @@ fn checks(admin: &Admin) -> [(&'static str, bool, bool); 3] {
     let gateway = &admin.gateway;
     let engine = gateway.dispatcher.engine().is_ready();
     // With a remote target the gateway can answer something; without one everything depends on the engine.
-    let engine_needed = gateway.config.offline || gateway.config.targets.is_empty();
+    let engine_needed = gateway.dispatcher.offline().is_cancelled() || gateway.config.targets.is_empty();
     [
         ("records", gateway.audit.is_healthy(), true),
         ("certificate", admin.certificate.health() != Health::Expired, true),
@@ -276,7 +280,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
     let until = current.not_after.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "offline": gateway.config.offline,
+        "offline": offline::shown(gateway),
         "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready(), "model": gateway.dispatcher.engine().model()},
         "certificate": {"id": admin.certificate.gateway_id().to_string(), "not_after": until},
         "targets": targets,

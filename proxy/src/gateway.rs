@@ -22,6 +22,7 @@ use crate::cache::{MemoryCache, Tiers};
 use crate::classify::Classifier;
 use crate::config::Config;
 use crate::config::read::bounded;
+use crate::confine::Confined;
 use crate::cost::Prices;
 use crate::dispatch::Dispatcher;
 use crate::keys::{Keys, write_once};
@@ -85,6 +86,8 @@ pub struct Gateway {
     pub audit: AuditLog,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// How the kernel confines this process; `None`: it does not.
+    pub confined: Option<Confined>,
 }
 
 impl Gateway {
@@ -139,6 +142,7 @@ impl Gateway {
             payload_keys: PayloadKeys::default(),
             audit,
             metrics,
+            confined: None,
             config,
         };
         Ok((gateway, flushed))

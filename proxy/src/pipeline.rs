@@ -340,6 +340,7 @@ async fn consult(
         targets,
         spread: spread(classified, record),
         engine,
+        offline: gateway.dispatcher.offline().is_cancelled(),
         engine_model: engine_model(gateway),
         endpoint: masked.classified().request().call.endpoint(),
         ballots: routed.answers,

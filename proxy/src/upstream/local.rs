@@ -1,6 +1,6 @@
-//! The engine on this machine. It dials our UNIX listener when its model is loaded, and then *we* send requests over that
-//! connection (HTTP/2, many at a time): so the gateway never has to find the engine, connected means ready, and a crash
-//! shows at once.
+//! The engine on this machine. It dials our UNIX listener before it is confined, speaks first when its model is loaded, and then
+//! *we* send requests over that connection (HTTP/2, many at a time): so the gateway never has to find the engine, a first byte
+//! means ready, and a crash shows at once.
 
 mod refusal;
 
@@ -196,6 +196,9 @@ impl Engine {
     }
 
     async fn serve(self: Arc<Self>, stream: UnixStream, pid: Option<i32>, metrics: Arc<Metrics>) {
+        if !says_it_is_ready(&stream).await {
+            return tracing::debug!("an engine ended before its model was loaded");
+        }
         let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(10))
@@ -230,6 +233,23 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "the engine's connection broke"),
         }
     }
+}
+
+/// An engine dials before it loads its model, and speaks when that is there. How long it may take is the supervisor's concern:
+/// it ends one that hangs. False: it has ended.
+pub(crate) async fn says_it_is_ready(stream: &UnixStream) -> bool {
+    let peek = || {
+        let (_, count) = rustix::net::recv(stream, &mut [0], rustix::net::RecvFlags::PEEK)?;
+        Ok(count)
+    };
+    while stream.readable().await.is_ok() {
+        match stream.try_io(tokio::io::Interest::READABLE, peek) {
+            Ok(count) => return count > 0,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 impl Upstream for Engine {
