@@ -156,27 +156,7 @@ async fn serve(
     let metrics = gateway.metrics.clone();
     gateway.live.try_all().await;
     tokio::spawn(gateway.live.clone().keep(gateway.clone(), hangup));
-    // None of these goes on once the gateway goes offline: its successor has no way to them.
-    let offline = gateway.dispatcher.offline().clone();
-    let (watching, until) = (gateway.clone(), offline.clone());
-    tokio::spawn(async move { until.run_until_cancelled(watching.dispatcher.watch()).await });
-    let keeping = gateway.clone();
-    tokio::spawn(async move { keeping.kept.keep_up(keeping.admission.books()).await });
-    let (counting, until) = (gateway.clone(), offline.clone());
-    tokio::spawn(async move {
-        if let Some(together) = &counting.together {
-            until.run_until_cancelled(together.keep_up(counting.admission.books())).await;
-        }
-    });
-    let sealing = gateway.clone();
-    tokio::spawn(async move { sealing.payload_keys.keep_up().await });
-    if let Some(cache) = gateway.cache.clone() {
-        tokio::spawn(async move {
-            if let Some(redis) = &cache.redis {
-                offline.run_until_cancelled(redis.keep_up()).await;
-            }
-        });
-    }
+    keep_up(&gateway);
     engine.controlled_by(Control::new(inherited.control)?);
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     if let (Some(semantic), Some(socket)) = (&gateway.semantic, inherited.encoder) {
@@ -230,6 +210,31 @@ async fn serve(
     gateway.admission.books().settled().await;
     gateway.kept.keep(gateway.admission.books());
     Ok(())
+}
+
+/// Starts what goes on beside requests.
+fn keep_up(gateway: &Arc<Gateway>) {
+    // None of these goes on once the gateway goes offline: its successor has no way to them.
+    let offline = gateway.dispatcher.offline().clone();
+    let (watching, until) = (gateway.clone(), offline.clone());
+    tokio::spawn(async move { until.run_until_cancelled(watching.dispatcher.watch()).await });
+    let keeping = gateway.clone();
+    tokio::spawn(async move { keeping.kept.keep_up(keeping.admission.books()).await });
+    let (counting, until) = (gateway.clone(), offline.clone());
+    tokio::spawn(async move {
+        if let Some(together) = &counting.together {
+            until.run_until_cancelled(together.keep_up(counting.admission.books())).await;
+        }
+    });
+    let sealing = gateway.clone();
+    tokio::spawn(async move { sealing.payload_keys.keep_up().await });
+    if let Some(cache) = gateway.cache.clone() {
+        tokio::spawn(async move {
+            if let Some(redis) = &cache.redis {
+                offline.run_until_cancelled(redis.keep_up()).await;
+            }
+        });
+    }
 }
 
 /// The ready line, which scripts wait for.

@@ -40,6 +40,7 @@ mod made;
 mod memory;
 mod models;
 mod nodes;
+mod offline;
 mod path;
 mod plugins;
 mod policies;

@@ -190,6 +190,8 @@ fn rules(role: Role, own: u32) -> Result<Rules, seccompiler::BackendError> {
     let to_the_other_end =
         [(3, Dword, MaskedEq(u64::from(!SEND_FLAGS.cast_unsigned())), 0), (4, Qword, Eq, 0), (5, Dword, Eq, 0)];
     with(libc::SYS_sendto, vec![all(&to_the_other_end)?]);
+    // The compiler of policies gives way to others. Of its own process.
+    with(libc::SYS_setpriority, vec![all(&[(0, Dword, Eq, u64::from(libc::PRIO_PROCESS)), (1, Dword, Eq, 0)])?]);
     // Reads a bound of its own, and sets none.
     with(libc::SYS_prlimit64, vec![all(&[(0, Dword, Eq, 0), (2, Qword, Eq, 0)])?]);
     with(libc::SYS_fcntl, each(1, FCNTL)?);
