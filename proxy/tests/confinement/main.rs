@@ -8,7 +8,7 @@
 mod ways;
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -95,22 +95,24 @@ fn said(how: &str) -> BTreeMap<String, String> {
     command.env(INSIDE, how).envs(outside.environment.iter().cloned());
     command.stdin(Stdio::from(OwnedFd::from(outside.line.try_clone().unwrap()))).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let mut out = child.stdout.take().unwrap();
-    // The first line says where it listens; somebody calls, as a client does.
-    let mut text = String::new();
-    let mut byte = [0];
-    while !text.ends_with('\n') && out.read(&mut byte).unwrap() == 1 {
-        text.push(char::from(byte[0]));
+    let (mut text, mut heard) = (String::new(), String::new());
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        // Somebody calls, as a client does.
+        if let Some(address) = line.strip_prefix("listens\t") {
+            #[expect(clippy::disallowed_methods, reason = "a client")]
+            let client = TcpStream::connect(address);
+            // One that may not even accept ends, and its listener with it.
+            let Ok(mut client) = client else { continue };
+            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            client.write_all(b"hello").unwrap();
+            let mut bytes = [0; 14];
+            if client.read_exact(&mut bytes).is_ok() {
+                heard = String::from_utf8_lossy(&bytes).into_owned();
+            }
+        }
+        text += &format!("{line}\n");
     }
-    let mut heard = String::new();
-    if let Some(address) = text.trim().strip_prefix("listens\t") {
-        #[expect(clippy::disallowed_methods, reason = "a client")]
-        let mut client = TcpStream::connect(address).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        client.write_all(b"hello").unwrap();
-        let _ended = client.read_to_string(&mut heard);
-    }
-    out.read_to_string(&mut text).unwrap();
     assert!(child.wait().unwrap().success(), "{how}: {text}");
     drop(outside.tcp);
     let mut said: BTreeMap<_, _> =

@@ -75,7 +75,9 @@ impl Ways {
             ("vsock", AddressFamily::VSOCK, SocketType::STREAM),
             ("unix_socket", AddressFamily::UNIX, SocketType::STREAM),
         ] {
-            tell(name, opened(family, kind));
+            // A raw socket is for one protocol.
+            let protocol = (name == "raw").then_some(net::ipproto::ICMP);
+            tell(name, opened(family, kind, protocol));
         }
         tell("upper_bits", upper_bits());
         tell("io_uring", io_uring().map(drop));
@@ -229,8 +231,8 @@ fn listen() -> Way {
     TcpListener::bind("127.0.0.1:0").map(drop)
 }
 
-fn opened(family: AddressFamily, kind: SocketType) -> Way {
-    Ok(net::socket(family, kind, None).map(drop)?)
+fn opened(family: AddressFamily, kind: SocketType, protocol: Option<net::Protocol>) -> Way {
+    Ok(net::socket(family, kind, protocol).map(drop)?)
 }
 
 /// `AF_INET` with a bit that the kernel does not look at, and a filter that compares 64 bits does.
