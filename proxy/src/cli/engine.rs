@@ -142,8 +142,10 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn run_to_end(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
+    // What is wrong with the model is said first; as another user, it has to be found by that one.
+    let found = arguments.user.is_none().then(|| catalog::locate(&arguments.model)).transpose()?;
     let dialled = arguments.served.connect.as_deref().map(|socket| dial(socket, &arguments)).transpose()?;
-    let file = catalog::locate(&arguments.model)?;
+    let file = found.map_or_else(|| catalog::locate(&arguments.model), Ok)?;
     let served = arguments.served;
     // What is wrong with certificates or the address is said before minutes are spent on the model.
     let opened = match (served.listen, &served.identity) {
@@ -241,8 +243,8 @@ impl Opened {
     fn new(address: SocketAddr, dir: &Path, allow: Vec<SpiffeId>) -> anyhow::Result<Self> {
         // Prompts are in the memory of this process, and belong in no core file.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-        // On one thread, which is this one: the process may be confined yet.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // On one thread, which is this one, and without sockets of its own for signals: the process may be confined yet.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let (identity, files) = runtime.block_on(Identity::open(dir, allow)).map_err(WrongIdentity)?;
         drop(runtime);
         // Bound, but not listening yet: until the model is there, the gateway is refused at once and asks another target.

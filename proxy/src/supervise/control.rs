@@ -89,7 +89,7 @@ impl Control {
         Ok(Self { socket: UnixDatagram::from_std(socket)?, out, swapping: Mutex::default() })
     }
 
-    /// An engine of this process has dialled. Never waits: if the line is full, the supervisor only takes longer to trust a
+    /// The engine of this process has its model. Never waits: if the line is full, the supervisor only takes longer to trust a
     /// new engine.
     pub fn connected(&self, pid: u32) {
         if let Err(error) = send(&self.out, &Told::Connected { pid }) {
@@ -97,7 +97,7 @@ impl Control {
         }
     }
 
-    /// Asks for another model, and waits until its engine has dialled.
+    /// Asks for another model, and waits until its engine has it.
     ///
     /// # Errors
     /// See [`ControlError`]. The old engine goes on.

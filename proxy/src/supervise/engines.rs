@@ -14,7 +14,7 @@ use super::pulse::{self, Pulse};
 use super::{ENGINE_WITHIN, Service, end_child, engine_command};
 use crate::config::Config;
 
-/// For the engine of another model to read it and dial.
+/// For the engine of another model to read it.
 const LOADED_WITHIN: Duration = Duration::from_secs(300);
 /// For requests that an engine began before it was replaced; the engine itself cuts them a little earlier.
 const FINISHED_WITHIN: Duration = Duration::from_secs(660);
@@ -138,7 +138,7 @@ impl<'a> Engines<'a> {
         Ok(())
     }
 
-    /// The next engine has dialled, and the gateway gives it what comes from now on.
+    /// The next engine has its model, and the gateway gives it what comes from now on.
     fn promote(&mut self) {
         let Some(Next { id, model, child, pulse, since }) = self.next.take() else { return };
         tracing::info!(model, took_ms = since.elapsed().as_millis() as u64, "another model answers now");

@@ -119,17 +119,14 @@ impl Ways {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a way out")]
     fn tcp(&self) -> Way {
         TcpStream::connect(self.outside.tcp).map(drop)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a way out")]
     fn udp(&self) -> Way {
         UdpSocket::bind("127.0.0.1:0")?.send_to(b"out", self.outside.udp).map(drop)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a way out")]
     fn unix(&self) -> Way {
         UnixStream::connect(&self.outside.unix).map(drop)
     }
@@ -213,7 +210,6 @@ impl Ways {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a way out")]
 fn udp6() -> Way {
     let socket = UdpSocket::bind("[::1]:0")?;
     socket.send_to(b"out", socket.local_addr()?).map(drop)

@@ -1,4 +1,4 @@
-//! What makes vectors: an engine process with an embedding model. It dials our UNIX socket when its model is loaded, as the engine that
+//! What makes vectors: an engine process with an embedding model. It dials our UNIX socket and speaks when its model is loaded, as the engine that
 //! answers does, and is asked over that connection. It is never waited for: without a vector, a question is one of its own.
 
 use std::pin::pin;
