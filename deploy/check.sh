@@ -23,7 +23,7 @@ main() {
 
 check_configurations() {
   local file
-  for file in deploy/config/*.yaml; do
+  for file in deploy/config/*.yaml deploy/two-doors/*.yaml; do
     "$program" check --config "$file"
   done
 }
@@ -56,7 +56,7 @@ check_units() {
     echo "systemd-analyze is not here: the units were not checked"
     return
   fi
-  for name in postern postern-node; do
+  for name in postern postern-node postern-classified; do
     check_unit "$name.service"
   done
   check_user_unit postern-connect.service
@@ -75,10 +75,15 @@ check_user_unit() {
 
 check_unit() {
   local unit=$scratch/$1 said
+  local sockets=()
+  cp deploy/systemd/*.socket "$scratch/"
+  if grep -q ^Sockets= "deploy/systemd/$1"; then
+    sockets=("$scratch"/*.socket)
+  fi
   sed "s#/usr/bin/postern #$program #" "deploy/systemd/$1" >"$unit"
   mkdir "$unit.d"
   cp deploy/systemd/offline.conf "$unit.d/"
-  said=$(systemd-analyze verify --man=no "$unit" 2>&1) || { echo "$said"; return 1; }
+  said=$(systemd-analyze verify --man=no "$unit" "${sockets[@]}" 2>&1) || { echo "$said"; return 1; }
   if grep -F "$scratch" <<<"$said"; then
     return 1
   fi

@@ -41,10 +41,10 @@ def read(path, faults):
 
 
 def unexplained_keys(program, documents):
-    """config/postern.yaml shows every key that there is; those that exclude others, as comments that look like YAML."""
+    """config/postern.yaml shows every key that there is; those that exclude others or need root, as comments that look like YAML."""
     schema = json.loads(subprocess.run([program, "config", "schema"], check=True, capture_output=True).stdout)
     text = (DEPLOY / "config/postern.yaml").read_text()
-    commented = r"^( *)# ((?:prefix|files|spiffe|record|replaces|expect): [{/a-z].*)$"
+    commented = r"^( *)# ((?:prefix|files|spiffe|record|replaces|expect|user): [{/a-z].*)$"
     example = yaml.safe_load(re.sub(commented, r"\1\2", text, flags=re.MULTILINE))
     shown = set(keys(example)) if example else set()
     # A secret is one of two, which `targets` shows.

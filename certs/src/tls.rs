@@ -142,7 +142,10 @@ pub fn enrol_server_config(
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_single_cert([&leaf.chain[..], roots].concat(), leaf.key.clone_key())?;
-    Ok(Arc::new(without_memory(config)))
+    let mut config = without_memory(config);
+    // One request and one answer, for which there is one version.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 impl JoinToken {

@@ -4,6 +4,12 @@ use candle_core::Device;
 
 use crate::options::DeviceChoice;
 
+/// Was this program built to compute on GPUs? Then a driver may have to be reached.
+#[must_use]
+pub fn computes_on_gpus() -> bool {
+    cfg!(feature = "cuda")
+}
+
 /// The device for a choice. Where the best one cannot be used, a line says why, and the CPU computes.
 pub(crate) fn choose(choice: DeviceChoice) -> Device {
     if choice == DeviceChoice::Cpu {

@@ -132,6 +132,9 @@ pub enum EngineError {
     /// The engine is ending, or its worker thread has died.
     #[error("The local engine has stopped.")]
     Stopped,
+    /// The gateway has gone, and this process cannot dial another one.
+    #[error("the gateway has gone, and its engine ends with it")]
+    GatewayGone,
 }
 
 impl EngineError {

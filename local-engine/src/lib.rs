@@ -1,6 +1,6 @@
 //! The language model server on the gateway's own machine.
 //!
-//! A prompt's way through it: [`serve`] dials the gateway and answers HTTP on that connection (`api`), a chat becomes
+//! A prompt's way through it: [`serve`] answers HTTP on a connection to the gateway (`api`), a chat becomes
 //! text (`chat_template`) and token ids (`tokenizer`), gets a place if one is free (`admission`), waits for its turn
 //! (`scheduler`), and is worked on by the one thread that owns the model (`worker`): what an earlier prompt began with
 //! alike is there already (`prefix_cache`), the rest is prefilled in chunks beside the answers under way (`batch`, `model`,
@@ -46,6 +46,7 @@ mod turns;
 mod weights;
 mod worker;
 
+pub use device::computes_on_gpus;
 pub use embed::{Embedder, makes_embeddings};
 pub use engine::{Engine, Progress};
 pub use error::EngineError;

@@ -1,9 +1,9 @@
-//! Dials the gateway and serves HTTP/2 on the connection.
+//! Serves HTTP/2 on a connection that was dialled to the gateway.
 //!
-//! Here the engine listens nowhere: it connects to the gateway's UNIX socket, and the gateway is the HTTP client on that
-//! connection. It dials only when the model is loaded, so for the gateway "connected" means "ready".
+//! Here the engine listens nowhere: whoever starts it has connected to the gateway's UNIX socket, before the process was
+//! confined and the model loaded, and the gateway is the HTTP client on that connection. A server speaks first (its SETTINGS, RFC
+//! 9113, 3.4), and here it does so when the model is loaded: so for the gateway, the first byte means "ready".
 
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,6 @@ use crate::embed::Embedder;
 use crate::engine::Engine;
 use crate::error::EngineError;
 
-/// The pause before dialling again: at first, and at most.
-const REDIAL_FIRST: Duration = Duration::from_millis(50);
-const REDIAL_MAX: Duration = Duration::from_secs(2);
 /// How long running answers may take to end at a shutdown: as long as a request may last, since another model's engine may
 /// have taken over. Whoever wants it to end sooner kills it.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
@@ -35,27 +32,28 @@ const HEADER_BYTES_MAX: u32 = 64 << 10;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_WAIT_MAX: Duration = Duration::from_secs(20);
 
-/// Serves until `shutdown`: dials the UNIX socket `connect`, and again, with growing pauses, whenever the connection is
-/// lost. At shutdown, running answers have ten minutes to end.
+/// Serves on a connection to the gateway that was `dialled` before the model was loaded, until `shutdown`; then running answers
+/// have ten minutes to end.
 ///
 /// # Errors
-/// [`EngineError::Stopped`] if the engine's worker has died or hangs: the process should end, and be started anew.
-pub async fn serve(engine: Arc<Engine>, connect: &Path, shutdown: CancellationToken) -> Result<(), EngineError> {
+/// [`EngineError::Stopped`] if the engine's worker has died or hangs, [`EngineError::GatewayGone`] if the gateway has gone: the
+/// process should end, and be started anew. A confined process cannot dial again.
+pub async fn serve(engine: Arc<Engine>, dialled: UnixStream, shutdown: CancellationToken) -> Result<(), EngineError> {
     let router = api::router(Arc::clone(&engine));
-    serve_any(engine.as_ref(), router, connect, shutdown).await
+    serve_any(engine.as_ref(), router, dialled, shutdown).await
 }
 
 /// As [`serve`], for a model that makes vectors of texts.
 ///
 /// # Errors
-/// None: each computation is by itself, and has no thread that could end.
+/// [`EngineError::GatewayGone`].
 pub async fn serve_embeddings(
     embedder: Arc<Embedder>,
-    connect: &Path,
+    dialled: UnixStream,
     shutdown: CancellationToken,
 ) -> Result<(), EngineError> {
     let router = api::embeddings_router(Arc::clone(&embedder));
-    serve_any(embedder.as_ref(), router, connect, shutdown).await
+    serve_any(embedder.as_ref(), router, dialled, shutdown).await
 }
 
 /// The API of a chat model, for whoever accepts connections himself: the gateway is on another machine then.
@@ -104,42 +102,40 @@ impl Served for Embedder {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the engine's one connection, to its gateway")]
 async fn serve_any(
     served: &impl Served,
     router: Router,
-    connect: &Path,
+    dialled: UnixStream,
     shutdown: CancellationToken,
 ) -> Result<(), EngineError> {
-    let (mut pause, mut told) = (REDIAL_FIRST, false);
-    loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return Ok(()),
-            () = served.stopped() => return Err(EngineError::Stopped),
-            dialled = UnixStream::connect(connect) => match dialled {
-                Ok(stream) => {
-                    tracing::info!(model = served.name(), "connected to the gateway");
-                    (pause, told) = (REDIAL_FIRST, false);
-                    serve_connection(stream, router.clone(), served, &shutdown).await;
-                    tracing::info!("the connection to the gateway has ended");
-                }
-                Err(error) if pause == REDIAL_MAX && !told => {
-                    told = true;
-                    tracing::warn!(%error, socket = %connect.display(), "the gateway is not there; it is dialled on");
-                }
-                Err(error) => tracing::debug!(%error, "the gateway is not there yet"),
-            }
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(REDIAL_MAX),
-        }
+    tracing::info!(model = served.name(), "ready, and the gateway is told");
+    let ended = serve_connection(dialled, router, served, &shutdown).await;
+    match ended {
+        Ended::Stopped => Err(EngineError::Stopped),
+        Ended::Shutdown => Ok(()),
+        Ended::Lost if shutdown.is_cancelled() => Ok(()),
+        Ended::Lost => Err(EngineError::GatewayGone),
     }
 }
 
+/// Why a connection is served no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The other side has gone.
+    Lost,
+    /// The engine can answer nothing any more.
+    Stopped,
+    /// It was asked to end, and answers that were under way have ended.
+    Shutdown,
+}
+
 /// Serves one connection until it ends, the worker dies, or the shutdown is complete.
-pub(crate) async fn serve_connection<S>(stream: S, router: Router, served: &impl Served, shutdown: &CancellationToken)
+pub(crate) async fn serve_connection<S>(
+    stream: S,
+    router: Router,
+    served: &impl Served,
+    shutdown: &CancellationToken,
+) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -156,15 +152,16 @@ where
             if let Err(error) = ended {
                 tracing::debug!(%error, "the connection broke");
             }
-            return;
+            return Ended::Lost;
         }
-        () = served.stopped() => return,
+        () = served.stopped() => return Ended::Stopped,
         () = shutdown.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
     if tokio::time::timeout(DRAIN_MAX, connection).await.is_err() {
         tracing::warn!("answers were cut off, since the time to end is over");
     }
+    Ended::Shutdown
 }
 
 #[cfg(test)]
@@ -174,7 +171,6 @@ mod tests {
     use bytes::Bytes;
     use http_body_util::{BodyExt, Full};
     use hyper::client::conn::http2::{SendRequest, handshake};
-    use tokio::net::UnixListener;
 
     use super::*;
     use crate::testing::{POISON, TRAP, scripted_engine};
@@ -196,30 +192,27 @@ mod tests {
         Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    async fn accept(listener: &UnixListener) -> UnixStream {
-        tokio::time::timeout(Duration::from_secs(10), listener.accept()).await.unwrap().unwrap().0
-    }
-
     #[tokio::test]
-    async fn it_dials_until_the_gateway_is_there_and_again_when_it_was_lost() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("engine.sock");
+    async fn it_speaks_first_and_ends_when_the_gateway_has_gone() {
+        use tokio::io::AsyncReadExt as _;
         let engine = scripted_engine(&[b"yes"], Duration::ZERO, |_| {});
-        let shutdown = CancellationToken::new();
-        let serving = tokio::spawn({
-            let (path, shutdown) = (path.clone(), shutdown.clone());
-            async move { serve(engine, &path, shutdown).await }
-        });
-        tokio::time::sleep(Duration::from_millis(120)).await;
-        let listener = UnixListener::bind(&path).unwrap();
-        for _ in 0..2 {
-            let mut client = client(accept(&listener).await).await;
-            let (status, answer) = ask(&mut client, "?").await.unwrap();
-            assert!(status == 200 && answer.contains("yes"), "{answer}");
-        }
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let serving = tokio::spawn(serve(Arc::clone(&engine), theirs, CancellationToken::new()));
+        // Length, then the kind of the frame: SETTINGS.
+        let mut head = [0; 9];
+        tokio::time::timeout(Duration::from_secs(10), ours.read_exact(&mut head)).await.unwrap().unwrap();
+        assert_eq!(head[3], 4);
+        drop(ours);
+        let ended = tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap();
+        assert!(matches!(ended, Err(EngineError::GatewayGone)));
+
+        let ((ours, theirs), shutdown) = (UnixStream::pair().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve(engine, theirs, shutdown.clone()));
+        let mut client = client(ours).await;
+        let (status, answer) = ask(&mut client, "?").await.unwrap();
+        assert!(status == 200 && answer.contains("yes"), "{answer}");
         shutdown.cancel();
-        let ended = tokio::time::timeout(Duration::from_secs(10), serving).await;
-        ended.unwrap().unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -244,12 +237,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_worker_ends_the_process_and_nobody_waits_for_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("engine.sock");
-        let listener = UnixListener::bind(&path).unwrap();
         let engine = scripted_engine(&[b"yes"], Duration::ZERO, |_| {});
-        let serving = tokio::spawn(async move { serve(engine, &path, CancellationToken::new()).await });
-        let mut client = client(accept(&listener).await).await;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let serving = tokio::spawn(serve(engine, theirs, CancellationToken::new()));
+        let mut client = client(ours).await;
         let begun = Instant::now();
         match ask(&mut client, POISON).await {
             Ok((status, answer)) => assert!(status == 503 && answer.contains("engine_stopped"), "{answer}"),
@@ -263,15 +254,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_hangs_counts_as_dead_and_one_that_is_idle_or_slow_does_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("engine.sock");
-        let listener = UnixListener::bind(&path).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
         let hung_after = Duration::from_millis(700);
         // Twenty steps that take twice as long together, and a pause that does by itself.
         let engine =
             scripted_engine(&[b"slow ".as_slice(); 20], hung_after / 10, |options| options.hung_after = hung_after);
-        let serving = tokio::spawn(async move { serve(engine, &path, CancellationToken::new()).await });
-        let mut client = client(accept(&listener).await).await;
+        let serving = tokio::spawn(serve(engine, theirs, CancellationToken::new()));
+        let mut client = client(ours).await;
         tokio::time::sleep(hung_after * 3 / 2).await;
         assert_eq!(ask(&mut client, "?").await.unwrap().0, 200);
         assert!(!serving.is_finished());

@@ -4,6 +4,7 @@ mod actions;
 mod certificates;
 mod engine;
 pub mod guard;
+mod offline;
 mod policies;
 
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use postern_certs::SpiffeId;
 use postern_certs::rotate::Health;
@@ -38,6 +40,8 @@ use crate::upstream::standing::Claim;
 const MAX_CONNECTIONS: usize = 256;
 /// Of them from one address: nobody else is locked out by one that only opens connections.
 const MAX_PER_ADDRESS: usize = 64;
+/// Requests at a time on one of them.
+const MAX_STREAMS: u32 = 32;
 /// How long each may live.
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// For the headers of a request.
@@ -61,6 +65,7 @@ POST /api/certificates/revoke     {\"id\": …} or {\"serial\": …}; over mTLS,
 /api/policies                     which policies are in force and how they do, as JSON
 POST /api/policies/NAME/release   call a policy again that was quarantined
 POST /api/reload                  read the configuration again, and exchange the policies
+POST /api/offline                 for good: cut off targets elsewhere, and let the kernel confine the gateway
 POST /api/engine/model            {\"model\": …}: answers when the engine of that model has taken over
 ";
 const PROBE_PAGES: &str = "\
@@ -86,6 +91,7 @@ pub fn admin(admin: Admin) -> Router {
         .merge(certificates::routes())
         .merge(policies::routes())
         .merge(engine::routes())
+        .merge(offline::routes())
         .route("/", get(async || ADMIN_PAGES))
         .route("/api/status", get(status))
         .route_layer(middleware::from_fn_with_state(admin.clone(), actions::recorded))
@@ -118,7 +124,7 @@ pub async fn serve(listener: TcpListener, routes: Router) {
         let Some(place) = places.take(address.ip()) else { continue };
         let routes = routes.clone();
         tokio::spawn(async move {
-            connection(stream, routes, MAX_AGE).await;
+            connection(stream, routes, false).await;
             drop(place);
         });
     }
@@ -149,7 +155,8 @@ pub async fn serve_tls(listener: TcpListener, admin: Admin, routes: Router, drai
             };
             let by = By(session.peer.id.to_string().into());
             let routes = routes.layer(Extension(access)).layer(Extension(by));
-            let serving = connection(stream, routes, MAX_AGE);
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let serving = connection(stream, routes, is_http2);
             tokio::select! {
                 () = serving => {}
                 _ = session.end(&mut trust, &drain) => {}
@@ -159,13 +166,15 @@ pub async fn serve_tls(listener: TcpListener, admin: Admin, routes: Router, drai
     }
 }
 
-/// Answers on one connection, for at most `life`.
-pub async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, routes: Router, life: Duration) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+/// Answers on one connection, in the version that the handshake agreed on.
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, routes: Router, is_http2: bool) {
+    let http = auto::Builder::new(TokioExecutor::new());
+    let mut http = if is_http2 { http.http2_only() } else { http.http1_only() };
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    http.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
     let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     // Ends with an error if the client breaks off, which is nobody's concern here.
-    let _ended = tokio::time::timeout(life.min(MAX_AGE), connection).await;
+    let _ended = tokio::time::timeout(MAX_AGE, connection).await;
 }
 
 fn probe_routes() -> Router<Admin> {
@@ -224,7 +233,8 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
             (false, true) => None,
         }
     });
-    (status, lines.chain(unwell).collect::<String>()).into_response()
+    let line = offline::line(&admin.gateway);
+    (status, lines.chain(line).chain(unwell).collect::<String>()).into_response()
 }
 
 /// Name, is it good, and is it needed to be ready.
@@ -232,7 +242,7 @@ fn checks(admin: &Admin) -> [(&'static str, bool, bool); 3] {
     let gateway = &admin.gateway;
     let engine = gateway.dispatcher.engine().is_ready();
     // With a remote target the gateway can answer something; without one everything depends on the engine.
-    let engine_needed = gateway.config.offline || gateway.config.targets.is_empty();
+    let engine_needed = gateway.dispatcher.offline().is_cancelled() || gateway.config.targets.is_empty();
     [
         ("records", gateway.audit.is_healthy(), !gateway.audit.spares_lowest()),
         ("certificate", admin.certificate.health() != Health::Expired, true),
@@ -281,7 +291,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
     let until = current.not_after.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "offline": gateway.config.offline,
+        "offline": offline::shown(gateway),
         "engine": {"configured": gateway.config.engine.is_some(), "connected": gateway.dispatcher.engine().is_ready(), "model": gateway.dispatcher.engine().model()},
         "certificate": {"id": admin.certificate.gateway_id().to_string(), "not_after": until},
         "targets": targets,

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::supervise::EXIT_CONFIG;
-use crate::{config, connect, demo, serve, supervise, telemetry};
+use crate::{config, connect, demo, doctor, serve, supervise, telemetry};
 
 /// The AI egress point of a branch office: an mTLS gateway that decides for each request where a prompt may be answered.
 #[derive(Debug, Parser)]
@@ -44,6 +44,9 @@ enum Command {
     Gateway {
         #[arg(long)]
         config: PathBuf,
+        /// Be offline, whatever the configuration says.
+        #[arg(long)]
+        offline: bool,
     },
     /// The language model server; `run` starts it, and with --listen it serves gateways on other machines.
     Engine(engine::EngineArguments),
@@ -52,6 +55,12 @@ enum Command {
         /// The configuration.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// What can the kernel of this machine enforce? Exits with 1 if something does not start here.
+    Doctor {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// About the configuration file.
     #[command(subcommand)]
@@ -116,7 +125,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(supervise::run(&config, &path)).map(ExitCode::from)
         }
-        Command::Gateway { config } => Ok(match serve::run(&config) {
+        Command::Gateway { config, offline } => Ok(match serve::run(&config, offline) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tell_error(&error);
@@ -127,6 +136,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check { config: path } => {
             check::run(&path)?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Doctor { json } => {
+            let report = doctor::look();
+            say(&if json { serde_json::to_string_pretty(&report)? } else { report.in_lines() });
+            Ok(if report.good { ExitCode::SUCCESS } else { ExitCode::from(1) })
         }
         Command::Config(ConfigCommand::Schema) => {
             say(&serde_json::to_string_pretty(&schemars::schema_for!(config::file::File))?);

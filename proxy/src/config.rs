@@ -297,6 +297,8 @@ pub struct Engine {
     pub kv_format: file::KvFormat,
     /// Silent, or at one step, for so long: it hangs.
     pub hung_after: Duration,
+    /// The user that its process is; `None`: as the others.
+    pub user: Option<String>,
 }
 
 impl Engine {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::Attempt;
 use crate::classify::clearance::{Clearance, Destination, ENGINE, Refusal};
@@ -47,6 +48,8 @@ const LINE_MAX: usize = 1024;
 /// Everybody who can answer.
 pub struct Dispatcher {
     clearance: Clearance,
+    /// Cancelled when the gateway is offline, or about to be.
+    offline: CancellationToken,
     remotes: Vec<RemoteTarget>,
     engine: Arc<local::Engine>,
     engine_standing: Arc<Standing>,
@@ -94,11 +97,16 @@ impl Dispatcher {
             let upstream = OpenAi::new(remote, config.timeouts.idle);
             Ok(RemoteTarget { target: target.clone(), upstream, standing })
         };
+        let offline = CancellationToken::new();
+        if config.offline {
+            offline.cancel();
+        }
         // Offline, not even a client is made.
         let remotes =
             if config.offline { Vec::new() } else { config.targets.iter().map(remote).collect::<Result<_, _>>()? };
         Ok(Self {
-            clearance: Clearance::new(config),
+            clearance: Clearance::new(config, offline.clone()),
+            offline,
             remotes,
             engine,
             engine_standing: Standing::new(ENGINE, Limiter::new(None, None, Duration::ZERO), LINE_MAX),
@@ -119,9 +127,19 @@ impl Dispatcher {
         Claim { who, model: Some(model), tokens }
     }
 
+    /// Cancelled when the gateway is offline: from then on no target but the engine is asked, and answers of others that are under
+    /// way have ended. To cancel it is the way there; the kernel's part is the successor's ([`crate::confine`]).
+    #[must_use]
+    pub fn offline(&self) -> &CancellationToken {
+        &self.offline
+    }
+
     /// How the remote targets stand, for a request; none if the gateway is offline.
     #[must_use]
     pub fn standings(&self, claim: Claim) -> Vec<(Arc<Target>, Now)> {
+        if self.offline.is_cancelled() {
+            return Vec::new();
+        }
         let now = standing::now();
         self.remotes.iter().map(|remote| (remote.target.clone(), remote.standing.now(claim, now))).collect()
     }
@@ -275,10 +293,20 @@ impl Dispatcher {
                 (self.remote(target).ok_or(AttemptError::Connect)?.upstream.send(permit), None)
             }
         };
-        let result = timeout(within, first_token(sending, choices)).await;
+        let asking = timeout(within, first_token(sending, choices));
+        let result = match target {
+            Destination::Engine => asking.await,
+            Destination::Remote(_) => {
+                let asked = self.offline.run_until_cancelled(asking).await;
+                asked.unwrap_or(Ok(Err(AttemptError::Refused(Refusal::Offline))))
+            }
+        };
         let result = result.unwrap_or(Err(AttemptError::FirstToken(within)));
         course::settle(&mut turn, &result, stream);
-        let reply = result?;
+        let reply = match target {
+            Destination::Engine => result?,
+            Destination::Remote(_) => result?.until(&self.offline),
+        };
         if let Some(predicted) = predicted {
             self.metrics.engine_predicted(predicted, standing::now().saturating_duration_since(started));
         }
@@ -318,6 +346,7 @@ fn refusal(targets: &[Destination], lost: Lost, attempts: &Attempts) -> Error {
             Error::EngineRefused(refusal)
         }
         Some(AttemptError::FirstToken(bound)) => Error::DeadlineExceeded(bound),
+        Some(AttemptError::Refused(Refusal::Offline)) => Error::WentOffline,
         Some(AttemptError::NotFound) if targets.len() == 1 => Error::ModelUnknown,
         Some(_) if attempts.iter().all(refuses_us) => Error::UpstreamRefusesUs,
         Some(_) => Error::UpstreamUnavailable { tried, retry_after: lost.retry_after },

@@ -427,6 +427,16 @@ pub(crate) async fn dial_unix(to: &std::path::Path) -> io::Result<tokio::net::Un
     tokio::net::UnixStream::connect(to).await
 }
 
+/// The same, for a process that has no runtime yet: an engine dials its gateway before it is confined.
+///
+/// # Errors
+/// As [`dial_unix`].
+pub(crate) fn dial_unix_at_once(to: &std::path::Path) -> io::Result<std::os::unix::net::UnixStream> {
+    let stream = std::os::unix::net::UnixStream::connect(to)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

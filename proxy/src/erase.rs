@@ -71,12 +71,8 @@ pub async fn keep_up(gateway: Arc<Gateway>) {
 
 async fn fulfil(gateway: &Gateway, wish: &Wish) -> Result<(), &'static str> {
     let record = RecordId::new();
-    let action = |result| Action {
-        by: "command-line".into(),
-        action: "erase",
-        subject: Some(wish.tenant.clone()),
-        result,
-    };
+    let action =
+        |result| Action { by: "command-line".into(), action: "erase", subject: Some(wish.tenant.clone()), result };
     gateway.audit.action(record, &action("asked")).await.map_err(|_| "it cannot be recorded")?;
     let erased = gateway.erase(&wish.tenant).await;
     let result = if erased.is_ok() { "done" } else { "failed" };

@@ -193,6 +193,11 @@ pub enum Error {
         "This gateway is offline: only the engine on its own machine may answer, and it does not serve this model."
     )]
     Offline,
+    /// The gateway went offline while another target answered.
+    #[error(
+        "This gateway went offline while a target elsewhere was answering. Ask again: its own engine answers what it serves."
+    )]
+    WentOffline,
     /// The engine is not up yet.
     #[error("The engine on this machine is starting. Try again in a few seconds.")]
     EngineStarting,
@@ -391,7 +396,7 @@ impl Error {
             Self::Busy => (S::SERVICE_UNAVAILABLE, "gateway_busy", SERVER),
             Self::PolicyDenied { .. } | Self::PolicyFailed { .. } => (S::FORBIDDEN, "policy_denied", DENIED),
             Self::NoPermittedTarget { .. } => (S::FORBIDDEN, "no_permitted_target", DENIED),
-            Self::Offline => (S::SERVICE_UNAVAILABLE, "offline", SERVER),
+            Self::Offline | Self::WentOffline => (S::SERVICE_UNAVAILABLE, "offline", SERVER),
             Self::EngineStarting => (S::SERVICE_UNAVAILABLE, "engine_starting", SERVER),
             Self::UpstreamUnavailable { .. } | Self::TargetsBusy { .. } => {
                 (S::SERVICE_UNAVAILABLE, "upstream_unavailable", SERVER)

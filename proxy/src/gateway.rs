@@ -22,6 +22,7 @@ use crate::cache::{MemoryCache, Tiers};
 use crate::classify::Classifier;
 use crate::config::Config;
 use crate::config::read::bounded;
+use crate::confine::Confined;
 use crate::cost::Prices;
 use crate::dispatch::Dispatcher;
 use crate::keys::tenants::TenantKeys;
@@ -88,6 +89,8 @@ pub struct Gateway {
     pub audit: AuditLog,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// How the kernel confines this process; `None`: it does not.
+    pub confined: Option<Confined>,
 }
 
 impl Gateway {
@@ -134,8 +137,8 @@ impl Gateway {
         // Taken out, so that nobody reads there what may have changed since.
         let part = std::mem::take(&mut config.policy_part);
         let live = Live::start(Loader::new(host, metrics.clone()), (file, &config.state_dir), &part, metrics.clone())?;
-        let (audit, flushed) =
-            AuditLog::open(&config.audit, (&config.trust_domain, digest(file)), metrics.clone()).context("the records")?;
+        let (audit, flushed) = AuditLog::open(&config.audit, (&config.trust_domain, digest(file)), metrics.clone())
+            .context("the records")?;
         let tenant_keys = TenantKeys::open(&config.state_dir, &keys).context("tenant-keys in state_dir")?;
         let kept = Kept::below(&config.state_dir);
         let spent = kept.read(Moment::now()).context(
@@ -165,6 +168,7 @@ impl Gateway {
             tenant_keys: Arc::new(tenant_keys),
             audit,
             metrics,
+            confined: None,
             config,
         };
         Ok((gateway, flushed))

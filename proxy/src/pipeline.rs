@@ -342,6 +342,7 @@ async fn consult(
         targets,
         spread: spread(classified, record),
         engine,
+        offline: gateway.dispatcher.offline().is_cancelled(),
         engine_model: engine_model(gateway),
         endpoint: masked.classified().request().call.endpoint(),
         ballots: routed.answers,
@@ -429,8 +430,7 @@ fn slot(gateway: &Gateway, cache: &Tiers, planned: &PlannedRequest, key: CacheKe
     let classified = planned.masked().classified();
     let (tenant, label) = (&classified.request().peer.tenant, classified.label());
     let leaves = planned.plan().form == Form::Masked && gateway.config.is_cleared(label);
-    let owner =
-        || Owner { tenant: (&**tenant).into(), label: gateway.config.labels.name(label).into() };
+    let owner = || Owner { tenant: (&**tenant).into(), label: gateway.config.labels.name(label).into() };
     Slot { key, owner: (leaves && cache.redis.is_some()).then(owner) }
 }
 

@@ -29,6 +29,7 @@ use serde_json::Value;
 use crate::cache::flight::{Flight, Follower, Leading};
 use crate::cache::semantic::Asked;
 use crate::cache::{Entry, Slot, Tiers};
+use crate::classify::clearance::Refusal;
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
 use crate::error::Error;
@@ -318,6 +319,9 @@ impl Chain {
                 Ok(Err(AttemptError::Engine(refusal))) => {
                     return (self.break_off(&Error::EngineRefused(refusal)), false);
                 }
+                Ok(Err(AttemptError::Refused(Refusal::Offline))) => {
+                    return (self.break_off(&Error::WentOffline), false);
+                }
                 Ok(Err(_told)) => return (self.break_off(&events.why().unwrap_or(Error::StreamBroken)), false),
                 Err(()) => return (self.break_off(&self.overdue()), false),
             };
@@ -351,6 +355,8 @@ impl Chain {
                 Ok(event) => return Ok(event),
                 // Whoever asked for it has seen to that already, as far as anybody can.
                 Err(error) if matches!(events, Events::Shared(_)) => return Err(error),
+                // It is told at once, and asked anew of whoever is there then.
+                Err(error @ AttemptError::Refused(Refusal::Offline)) => return Err(error),
                 Err(error) => error,
             };
             let record = self.exchange.record;

@@ -1,14 +1,16 @@
 //! The gateway process: takes the sockets that the supervisor bound, puts everything together, serves until SIGTERM.
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use tokio::net::TcpListener;
+use nix::sys::signal::SigSet;
 use postern_certs::Trust;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +19,9 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Admin};
 use crate::audit::{Action, Flushed, RecordId};
 use crate::cache;
+use crate::config::trust::Issuer;
 use crate::config::{self, Config};
+use crate::confine::{Confined, Files, Role, confine};
 use crate::connection::Front;
 use crate::enrol::{self, Registrar};
 use crate::erase;
@@ -47,22 +51,53 @@ struct Inherited {
 ///
 /// # Errors
 /// Something that it needs is not to be had; the message says what.
-pub fn run(config_path: &Path) -> anyhow::Result<()> {
+pub fn run(config_path: &Path, offline: bool) -> anyhow::Result<()> {
     crate::supervise::die_with_parent(rustix::process::Signal::TERM)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    // Before anything that takes time: without somebody who listens, it would end this process.
-    let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
-    let config = config::load(config_path)?;
+    // Before anything that takes time: a hangup that nobody listens for would end this process. It waits until somebody does.
+    let mut hangups = SigSet::empty();
+    hangups.add(nix::sys::signal::Signal::SIGHUP);
+    hangups.thread_block()?;
+    let mut config = config::load(config_path)?;
+    config.offline |= offline;
     let inherited =
         inherit(&config).context("`postern gateway` is started by `postern run`, which passes its sockets on")?;
+    // Before the first thread is started.
+    let confined = config.offline.then(|| inherited.confine(&reach(config_path, &config))).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
+    hangups.thread_unblock()?;
     let engine = local::Engine::new(config.timeouts.idle);
     let certificate = Arc::new(runtime.block_on(Certificate::open(&config)).context("the certificates")?);
-    let (gateway, flushed) = Gateway::new(config_path, config, engine.clone(), &certificate)?;
+    let (mut gateway, flushed) = Gateway::new(config_path, config, engine.clone(), &certificate)?;
+    gateway.metrics.offline(confined.is_some());
+    gateway.confined = confined;
     let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, hangup));
     // Dropping the runtime drops what is still running, and with it closes its books.
     runtime.shutdown_timeout(Duration::from_secs(1));
     flush(flushed);
     served
+}
+
+/// What an offline gateway reads and writes. A policy that a reload adds must be in one of these folders.
+fn reach(config_path: &Path, config: &Config) -> Files {
+    let part = &config.policy_part;
+    let mut write = vec![config.state_dir.clone(), config.audit.dir.clone(), config.compiled_dir.clone()];
+    write.extend(part.record.iter().filter_map(|record| Some(record.file.parent()?.to_owned())));
+    for folder in &write {
+        // What cannot be made is said by whoever needs it.
+        let _made = std::fs::create_dir_all(folder);
+    }
+    let issuer = match &config.issuer {
+        Issuer::Files(paths) => [&paths.cert, &paths.key, &paths.ca].into_iter().chain(&paths.crl).cloned().collect(),
+        Issuer::Embedded | Issuer::Spiffe { .. } => Vec::new(),
+    };
+    let warm = config.cache.iter().filter_map(|cache| cache.warm.clone());
+    let key = config.replicas.iter().filter_map(|replicas| replicas.key.as_ref()?.file().map(Path::to_owned));
+    let named = part.policies.iter().map(|policy| policy.component.clone());
+    let keys = part.keys.iter().map(|key| key.path.clone());
+    let builtin = [config::builtin_component("routing")];
+    let read = named.chain(keys).chain(builtin).chain(warm).chain(key).chain(issuer);
+    Files { read: Files::beside(read.chain([config_path.to_owned()])), write, devices: Vec::new() }
 }
 
 fn flush(flushed: Flushed) {
@@ -71,13 +106,14 @@ fn flush(flushed: Flushed) {
     }
 }
 
-/// What is trusted may be changed on the command line as well as here; each change is on record.
-async fn record_trust(gateway: Arc<Gateway>, mut trust: watch::Receiver<Arc<Trust>>) {
-    while trust.changed().await.is_ok() {
-        let action = Action { by: "authority".into(), action: "trust", subject: None, result: "done" };
-        if gateway.audit.action(RecordId::new(), &action).await.is_err() {
-            tracing::error!("a change of trust could not be recorded");
-        }
+impl Inherited {
+    /// Lets the kernel confine this process to these sockets, and to who comes in on them.
+    fn confine(&self, files: &Files) -> anyhow::Result<Confined> {
+        let tcp = [&self.gateway, &self.admin].into_iter().chain([&self.probe, &self.enrol].into_iter().flatten());
+        let unix = [&self.engine].into_iter().chain(&self.encoder).map(|socket| socket.as_fd());
+        let sockets: Vec<_> = tcp.map(|socket| socket.as_fd()).chain(unix).chain([self.control.as_fd()]).collect();
+        let confined = confine(Role::Gateway, files, &sockets);
+        confined.context("this gateway is to be offline, and cannot be confined, so it does not start")
     }
 }
 
@@ -113,6 +149,16 @@ fn inherit(config: &Config) -> anyhow::Result<Inherited> {
     Ok(inherited)
 }
 
+/// What is trusted may be changed on the command line as well as here; each change is on record.
+async fn record_trust(gateway: Arc<Gateway>, mut trust: watch::Receiver<Arc<Trust>>) {
+    while trust.changed().await.is_ok() {
+        let action = Action { by: "authority".into(), action: "trust", subject: None, result: "done" };
+        if gateway.audit.action(RecordId::new(), &action).await.is_err() {
+            tracing::error!("a change of trust could not be recorded");
+        }
+    }
+}
+
 async fn serve(
     gateway: Arc<Gateway>,
     certificate: Arc<Certificate>,
@@ -125,25 +171,7 @@ async fn serve(
     tokio::spawn(gateway.live.clone().keep(gateway.clone(), hangup));
     tokio::spawn(record_trust(gateway.clone(), certificate.trust()));
     tokio::spawn(erase::keep_up(gateway.clone()));
-    let watching = gateway.clone();
-    tokio::spawn(async move { watching.dispatcher.watch().await });
-    let keeping = gateway.clone();
-    tokio::spawn(async move { keeping.kept.keep_up(keeping.admission.books()).await });
-    let counting = gateway.clone();
-    tokio::spawn(async move {
-        if let Some(together) = &counting.together {
-            together.keep_up(counting.admission.books()).await;
-        }
-    });
-    let sealing = gateway.clone();
-    tokio::spawn(async move { sealing.payload_keys.keep_up().await });
-    if let Some(cache) = gateway.cache.clone() {
-        tokio::spawn(async move {
-            if let Some(redis) = &cache.redis {
-                redis.keep_up().await;
-            }
-        });
-    }
+    keep_up(&gateway);
     engine.controlled_by(Control::new(inherited.control)?);
     tokio::spawn(engine.accept(tokio::net::UnixListener::from_std(inherited.engine)?, metrics.clone()));
     if let (Some(semantic), Some(socket)) = (&gateway.semantic, inherited.encoder) {
@@ -197,6 +225,31 @@ async fn serve(
     gateway.admission.books().settled().await;
     gateway.kept.keep(gateway.admission.books());
     Ok(())
+}
+
+/// Starts what goes on beside requests.
+fn keep_up(gateway: &Arc<Gateway>) {
+    // None of these goes on once the gateway goes offline: its successor has no way to them.
+    let offline = gateway.dispatcher.offline().clone();
+    let (watching, until) = (gateway.clone(), offline.clone());
+    tokio::spawn(async move { until.run_until_cancelled(watching.dispatcher.watch()).await });
+    let keeping = gateway.clone();
+    tokio::spawn(async move { keeping.kept.keep_up(keeping.admission.books()).await });
+    let (counting, until) = (gateway.clone(), offline.clone());
+    tokio::spawn(async move {
+        if let Some(together) = &counting.together {
+            until.run_until_cancelled(together.keep_up(counting.admission.books())).await;
+        }
+    });
+    let sealing = gateway.clone();
+    tokio::spawn(async move { sealing.payload_keys.keep_up().await });
+    if let Some(cache) = gateway.cache.clone() {
+        tokio::spawn(async move {
+            if let Some(redis) = &cache.redis {
+                offline.run_until_cancelled(redis.keep_up()).await;
+            }
+        });
+    }
 }
 
 /// The ready line, which scripts wait for.

@@ -7,9 +7,11 @@ mod folder;
 pub mod pulse;
 mod sockets;
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -20,8 +22,10 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, file::Device, file::KvFormat};
+use crate::confine;
 use control::Requests;
-pub use control::{Control, SwapError};
+use control::Told;
+pub use control::{Control, ControlError};
 use engines::Engines;
 use pulse::Pulse;
 pub use sockets::MAX_SOCKET_PATH;
@@ -36,6 +40,8 @@ const WELL_AFTER: Duration = Duration::from_secs(30);
 /// Between two starts: doubled from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// For one that takes the place of another; not none, since it is not the first.
+const AT_ONCE: Duration = Duration::from_millis(1);
 /// For the gateway to let its requests end, and for the engine after it.
 const GATEWAY_WITHIN: Duration = Duration::from_secs(40);
 const ENGINE_WITHIN: Duration = Duration::from_secs(5);
@@ -56,9 +62,13 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     let sockets = Sockets::bind(config).await?;
     let config_path = std::path::absolute(config_path)?;
 
-    let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets));
+    check_user(config)?;
+    // Once it is true, no gateway of this supervisor is started that is not confined, whatever the configuration says by then.
+    let offline = Cell::new(config.offline);
+    let mut gateway = Service::new("gateway", || gateway_command(&config_path, &sockets, offline.get()));
     let mut encoder = encoder(config);
-    let mut engines = Engines::new(config, Requests::new(sockets.control.0.try_clone()?)?);
+    let requests = Rc::new(Requests::new(sockets.control.0.try_clone()?)?);
+    let mut engines = Engines::new(config, requests.clone());
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     loop {
@@ -68,6 +78,18 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
                     return Ok(code);
                 }
             }
+            told = requests.next() => match told? {
+                Told::Offline if offline.replace(true) => {}
+                Told::Offline => {
+                    tracing::warn!("going offline: the gateway ends, and its successor is confined by the kernel");
+                    gateway.end_soon(GATEWAY_WITHIN);
+                }
+                Told::Swap { id, model } => match &mut engines {
+                    Some(engines) => engines.swap(id, &model),
+                    None => requests.answer(id, Some("no engine is configured".to_owned())),
+                },
+                Told::Connected { pid } => engines.iter_mut().for_each(|engines| engines.connected(pid)),
+            },
             stepped = async { match &mut engines {
                 Some(engines) => engines.step().await,
                 None => std::future::pending().await,
@@ -93,7 +115,17 @@ pub async fn run(config: &Config, config_path: &Path) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Command> {
+/// Only root may start a process that is somebody else, and then there must be that user.
+fn check_user(config: &Config) -> anyhow::Result<()> {
+    let Some(name) = config.engine.as_ref().and_then(|engine| engine.user.as_deref()) else { return Ok(()) };
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "`engine.user` needs `postern run` to be started by root; take it out, and the engine is the user that Postern is"
+    );
+    confine::user::User::named(name).map(drop)
+}
+
+fn gateway_command(config_path: &Path, sockets: &Sockets, offline: bool) -> anyhow::Result<Command> {
     let mut fds: Vec<OwnedFd> = vec![
         sockets.gateway.try_clone()?.into(),
         sockets.admin.try_clone()?.into(),
@@ -109,7 +141,10 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
     }
     let mut command = std::process::Command::new(own_program()?);
     command.arg("gateway").arg("--config").arg(config_path).stdin(Stdio::null());
-    command.env("LISTEN_FDS", fds.len().to_string()).env_remove("LISTEN_PID");
+    if offline {
+        command.arg("--offline");
+    }
+    command.env("LISTEN_FDS", fds.len().to_string()).env_remove("LISTEN_PID").env_remove("LISTEN_FDNAMES");
     command.env(SUPERVISOR, std::process::id().to_string());
     let mappings = fds.into_iter().zip(FIRST_FD..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.collect()).context("passing the sockets on")?;
@@ -120,7 +155,7 @@ fn gateway_command(config_path: &Path, sockets: &Sockets) -> anyhow::Result<Comm
 fn encoder(config: &Config) -> Option<Service<'_, impl FnMut() -> anyhow::Result<Command>>> {
     let semantic = config.semantic.as_ref()?;
     let start = || {
-        let mut command = own_engine(&semantic.model, &config.encoder_socket(), Some(ENCODER_THREADS))?;
+        let mut command = own_engine(config, &semantic.model, &config.encoder_socket(), Some(ENCODER_THREADS))?;
         command.arg("--device").arg("cpu");
         Ok(command.into())
     };
@@ -133,7 +168,7 @@ fn encoder(config: &Config) -> Option<Service<'_, impl FnMut() -> anyhow::Result
 
 fn engine_command(config: &Config, model: &str) -> anyhow::Result<Command> {
     let engine = config.engine.as_ref().context("no engine is configured")?;
-    let mut command = own_engine(model, &config.engine_socket(), None)?;
+    let mut command = own_engine(config, model, &config.engine_socket(), None)?;
     command.arg("--max-batch-size").arg(engine.max_batch_size.to_string());
     command.arg("--max-wait-ms").arg(engine.max_wait.as_millis().to_string());
     command.arg("--max-queue").arg(engine.max_queue.to_string());
@@ -147,7 +182,12 @@ fn engine_command(config: &Config, model: &str) -> anyhow::Result<Command> {
 }
 
 /// An engine gets no descriptor and none of the gateway's environment: no key of an upstream is in its memory.
-fn own_engine(model: &str, socket: &Path, threads: Option<usize>) -> anyhow::Result<std::process::Command> {
+fn own_engine(
+    config: &Config,
+    model: &str,
+    socket: &Path,
+    threads: Option<usize>,
+) -> anyhow::Result<std::process::Command> {
     let mut command = std::process::Command::new(own_program()?);
     command.env_clear();
     for name in ["PATH", "HOME", "POSTERN_CACHE", "POSTERN_LOG"] {
@@ -156,6 +196,9 @@ fn own_engine(model: &str, socket: &Path, threads: Option<usize>) -> anyhow::Res
         }
     }
     command.arg("engine").arg("--model").arg(model).arg("--connect").arg(std::path::absolute(socket)?);
+    if let Some(user) = config.engine.as_ref().and_then(|engine| engine.user.as_ref()) {
+        command.arg("--user").arg(user);
+    }
     command.arg("--supervised").env(SUPERVISOR, std::process::id().to_string());
     command.envs(postern_engine::thread_environment(threads));
     // On its standard output it says that it does not hang.
@@ -185,6 +228,10 @@ struct Service<'a, F> {
     pause: Duration,
     /// It does what it is for: its end is not the next of a row of failures.
     is_well: bool,
+    /// It was asked to end, so that another takes its place.
+    is_asked_to_end: bool,
+    /// Then it is killed.
+    ends_by: Option<Instant>,
 }
 
 impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
@@ -201,6 +248,8 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
             started: Instant::now(),
             pause: Duration::ZERO,
             is_well: false,
+            is_asked_to_end: false,
+            ends_by: None,
         }
     }
 
@@ -250,9 +299,18 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
             return Ok(None);
         };
         let status = loop {
+            let ends_by = self.ends_by;
             tokio::select! {
                 biased;
                 status = child.wait() => break status?,
+                () = async { match ends_by {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                } } => {
+                    tracing::warn!(process = self.name, "did not end in time and is killed");
+                    self.ends_by = None;
+                    child.start_kill()?;
+                }
                 silence = pulse::lost(&mut self.pulse) => {
                     let silent_ms = silence.as_millis() as u64;
                     tracing::error!(process = self.name, silent_ms, "a process hangs and is killed");
@@ -261,6 +319,10 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
             }
         };
         self.child = None;
+        if std::mem::take(&mut self.is_asked_to_end) {
+            (self.pause, self.ends_by) = (AT_ONCE, None);
+            return Ok(None);
+        }
         let first = self.pause == Duration::ZERO;
         if self.name == "gateway" && first && status.code() == Some(i32::from(EXIT_CONFIG)) {
             return Ok(Some(EXIT_CONFIG));
@@ -279,6 +341,12 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
         if let Some(child) = &self.child {
             tell(child, signal);
         }
+    }
+
+    /// Asks the process to end, so that [`step`](Self::step) starts another in its place; insists after a while.
+    fn end_soon(&mut self, within: Duration) {
+        (self.is_asked_to_end, self.ends_by) = (true, Some(Instant::now() + within));
+        self.tell(Signal::TERM);
     }
 
     /// Asks the process to end, then insists. Returns its exit code.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::classify::clearance::EgressPermit;
 pub use asks::Asks;
@@ -53,6 +54,17 @@ impl Reply {
                 Self::Whole(answer)
             }
             Self::Stream(events) => Self::Stream(events.holding(turn)),
+        }
+    }
+}
+
+impl Reply {
+    /// Breaks off when `offline` is cancelled.
+    #[must_use]
+    pub(crate) fn until(self, offline: &CancellationToken) -> Self {
+        match self {
+            Self::Whole(answer) => Self::Whole(answer),
+            Self::Stream(events) => Self::Stream(events.until(offline.clone())),
         }
     }
 }

@@ -194,7 +194,11 @@ async fn whatever_somebody_does_to_the_files_is_found() -> Result<()> {
             },
             "not signed by",
         ),
-        ("the checkpoint is deleted", |log| Ok(std::fs::remove_file(log.join("checkpoint"))?), "at least its checkpoint"),
+        (
+            "the checkpoint is deleted",
+            |log| Ok(std::fs::remove_file(log.join("checkpoint"))?),
+            "at least its checkpoint",
+        ),
         (
             "the newest records are cut off",
             |log| {
@@ -259,7 +263,10 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_told() -> Result<()> {
                     tokio::spawn(async move {
                         let mut told = Vec::new();
                         for number in 0..200 {
-                            let Ok(mut events) = client.stream(&chat_body(&format!("{round} {place} {number}"))).await else { break };
+                            let Ok(mut events) = client.stream(&chat_body(&format!("{round} {place} {number}"))).await
+                            else {
+                                break;
+                            };
                             // A status is sent after the intent is written.
                             told.push(events.header("postern-record").to_owned());
                             if events.rest().await.is_err() {
@@ -290,7 +297,8 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_told() -> Result<()> {
         assert_eq!(report["kinds"]["start"], 7, "{report}");
         let records = postern.records().all()?;
         for id in &told {
-            let record = records.iter().find(|record| record.id == *id).with_context(|| format!("{id} has no record"))?;
+            let record =
+                records.iter().find(|record| record.id == *id).with_context(|| format!("{id} has no record"))?;
             assert!(!record.intent.is_null(), "{id} has no intent");
             assert!(!record.outcome.is_null(), "{id} has no outcome");
         }

@@ -42,6 +42,7 @@ mod memory;
 mod models;
 mod nodes;
 mod nodes_relayed;
+mod offline;
 mod path;
 mod plugins;
 mod policies;

@@ -58,7 +58,7 @@ async fn an_answer_of_one_replica_is_given_by_the_other_with_its_own_values_and_
     let (amy, bo) = (one.client("clerk/amy")?, two.client("clerk/bo")?);
     let greeting = |to: &str| chat_body(&format!("Canary-prompt-4711: greet {to} warmly"));
     assert_eq!(ask(&amy, &greeting("ann@example.org")).await?.0, "miss");
-    let keys = redis.has_keys("postern:", 1, SOON).await?;
+    let keys = redis.has_keys("postern:2:answer:", 1, SOON).await?;
     let (how, answer) = ask(&bo, &greeting("zoe@example.net")).await?;
     assert_eq!(how, "exact", "{}", two.log());
     assert!(answer.contains("zoe@example.net") && !answer.contains("ann@"), "{answer}");
@@ -71,7 +71,7 @@ async fn an_answer_of_one_replica_is_given_by_the_other_with_its_own_values_and_
     let mut streamed = chat_body("Canary-prompt-4711, streamed");
     streamed["stream"] = json!(true);
     let first = amy.stream(&streamed).await?.rest().await?;
-    redis.has_keys("postern:", keys.len() + 3, SOON).await?;
+    redis.has_keys("postern:2:answer:", keys.len() + 3, SOON).await?;
     let mut again = bo.stream(&streamed).await?;
     assert_eq!(again.header("postern-cache"), "exact");
     assert_eq!(text(&again.rest().await?), text(&first));
@@ -118,13 +118,13 @@ async fn what_may_not_leave_and_what_was_changed_is_not_taken_from_a_redis() -> 
     assert_eq!((ask(&secret, &body).await?.0, ask(&secret, &body).await?.0), ("miss".to_owned(), "exact".to_owned()));
     let body = bounded("Say another word", 2);
     assert_eq!(ask(&client, &body).await?.0, "miss");
-    let keys = redis.has_keys("postern:", 1, SOON).await?;
+    let keys = redis.has_keys("postern:2:answer:", 1, SOON).await?;
     assert_eq!(keys.len(), 1, "of the public one only");
 
     // Another gateway finds what somebody has changed, or put under another key, and asks anew.
     let other = chat_body("Something else");
     ask(&client, &other).await?;
-    let both = redis.has_keys("postern:", 2, SOON).await?;
+    let both = redis.has_keys("postern:2:answer:", 2, SOON).await?;
     let second = both.iter().find(|key| !keys.contains(key)).unwrap();
     redis.cli(&["COPY", &keys[0], second, "REPLACE"])?;
     redis.cli(&["SETRANGE", &keys[0], "40", "x"])?;
@@ -137,6 +137,66 @@ async fn what_may_not_leave_and_what_was_changed_is_not_taken_from_a_redis() -> 
     let three = Postern::start(&stranger).await?;
     connected(&three, "cache", 1.0).await?;
     assert_eq!(ask(&three.client("clerk/amy")?, &other).await?.0, "miss");
+    Ok(())
+}
+
+/// What is kept of a tenant is unreadable when its keys are destroyed, whoever has it, and nobody else loses anything.
+#[tokio::test]
+async fn what_is_kept_of_a_tenant_is_erased_with_its_keys() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let mut one = Postern::start(&caching(&cloud, &redis)).await?;
+    connected(&one, "cache", 1.0).await?;
+    let (amy, guest) = (one.client("clerk/amy")?, one.client("guest/x")?);
+    let body = chat_body("What is to be forgotten");
+    let hash = async |client: &Client| -> Result<String> {
+        let reply = client.with_header("cache-control", "no-store").post_json("/v1/chat/completions", &body).await?;
+        let record = one.records().of(reply.header("postern-record"), SOON).await?;
+        Ok(record.intent["request_hash"].as_str().unwrap_or_default().to_owned())
+    };
+    let (clerks, guests) = (hash(&amy).await?, hash(&guest).await?);
+    assert!(clerks.len() == 16 && clerks != guests && clerks == hash(&amy).await?, "{clerks} {guests}");
+    ask(&amy, &body).await?;
+    ask(&guest, &body).await?;
+    redis.has_keys("postern:2:answer:", 2, SOON).await?;
+    let keys = redis.has_keys("postern:2:key:", 2, SOON).await?;
+    assert_eq!(keys.len(), 2, "one for each tenant and label");
+    // Somebody keeps a copy of all of it, but for the keys.
+    let answers = redis.has_keys("postern:2:answer:", 2, SOON).await?;
+    for answer in &answers {
+        redis.cli(&["COPY", answer, &format!("copy-of-{answer}")])?;
+    }
+
+    let config = one.config_file().display().to_string();
+    let environment: Vec<(String, String)> = one.environment().collect();
+    let erase = |tenant: &str| {
+        let mut command = std::process::Command::new(postern_tests::postern::binary()?);
+        command.envs(environment.iter().cloned()).args(["state", "erase", "--config", &config, "--tenant", tenant]);
+        anyhow::Ok(command.output()?)
+    };
+    let erased = erase("clerks")?;
+    assert!(erased.status.success(), "{erased:?}\n{}", one.log());
+    assert!(String::from_utf8_lossy(&erased.stdout).contains("the keys of clerks are destroyed"));
+    assert_eq!(redis.keys("postern:2:key:")?.len(), 1);
+    assert_ne!(hash(&amy).await?, clerks, "what the hashes in the records are of can be tried by nobody");
+    assert_eq!(hash(&guest).await?, guests);
+    let actions: Vec<Value> = one.records().lines()?.into_iter().filter(|line| line["action"] == "erase").collect();
+    let told: Vec<_> = actions.iter().map(|line| (&line["subject"], &line["result"])).collect();
+    assert_eq!(told, [(&json!("clerks"), &json!("asked")), (&json!("clerks"), &json!("done"))]);
+
+    // Another gateway reads what was erased no more, not even when it is put back; what is another tenant's it does.
+    let two = Postern::start(&caching(&cloud, &redis)).await?;
+    connected(&two, "cache", 1.0).await?;
+    for answer in &answers {
+        redis.cli(&["COPY", &format!("copy-of-{answer}"), answer, "REPLACE"])?;
+    }
+    assert_eq!(ask(&two.client("guest/x")?, &body).await?.0, "exact");
+    assert_eq!(ask(&two.client("clerk/amy")?, &body).await?.0, "miss");
+
+    // Without a gateway it waits, and says so.
+    assert!(one.stop().await?.success());
+    let waiting = erase("clerks")?;
+    assert!(!waiting.status.success());
+    assert!(String::from_utf8_lossy(&waiting.stderr).contains("no gateway runs"), "{waiting:?}");
     Ok(())
 }
 

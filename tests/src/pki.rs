@@ -72,6 +72,8 @@ impl Authority {
         Ok(vec![
             SanType::DnsName("localhost".try_into()?),
             SanType::IpAddress(IpAddr::from([127, 0, 0, 1])),
+            // Of the peer, in scenarios with networks of their own.
+            SanType::IpAddress(IpAddr::from([192, 0, 2, 1])),
             SanType::IpAddress(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1_u16])),
         ])
     }

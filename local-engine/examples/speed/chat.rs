@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use postern_engine::{Engine, serve};
 use postern_wire::sse::Decoder;
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{Done, median, rounded};
@@ -18,7 +18,6 @@ use crate::{Done, median, rounded};
 /// The name that the model is served under.
 pub(crate) const MODEL: &str = "measured";
 const EVENT_BYTES_MAX: usize = 1 << 20;
-const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 const TEXT: &str = "The lighthouse stands on a narrow rock two miles from the harbour. Every evening the keeper climbs one hundred \
     and twelve steps, cleans the glass with a linen cloth, and lights the lamp before the sun touches the water. In winter the \
     waves reach the second window, and the boat with bread and letters comes only when the wind allows it. The keeper writes the \
@@ -46,13 +45,10 @@ impl Answer {
 
 impl Server {
     pub(crate) async fn start(engine: Arc<Engine>) -> Done<Self> {
-        let folder = tempfile::tempdir()?;
-        let socket = folder.path().join("engine.sock");
-        let listener = UnixListener::bind(&socket)?;
+        let (stream, dialled) = UnixStream::pair()?;
         let ends = CancellationToken::new();
         let shutdown = ends.clone();
-        tokio::spawn(async move { serve(engine, &socket, shutdown).await });
-        let (stream, _) = tokio::time::timeout(CONNECTED_WITHIN, listener.accept()).await??;
+        tokio::spawn(async move { serve(engine, dialled, shutdown).await });
         let (client, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(Self { client, _ends: ends.drop_guard() })

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Admin;
 use super::actions::Subject;
 use super::guard::{Access, Needs, allowed};
-use crate::supervise::SwapError;
+use crate::supervise::ControlError;
 
 /// Which model is wanted.
 #[derive(Debug, Deserialize)]
@@ -39,8 +39,10 @@ async fn swap(
     };
     match control.swap(&wanted.model).await {
         Ok(()) => (Extension(Subject(wanted.model)), Json(json!({"model": engine.model()}))).into_response(),
-        Err(error @ SwapError::Busy) => (StatusCode::CONFLICT, format!("{error}\n")).into_response(),
-        Err(error @ SwapError::Refused(_)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")).into_response(),
-        Err(error @ SwapError::Silent) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        Err(error @ ControlError::Busy) => (StatusCode::CONFLICT, format!("{error}\n")).into_response(),
+        Err(error @ ControlError::Refused(_)) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")).into_response()
+        }
+        Err(error @ ControlError::Silent) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     }
 }

@@ -78,7 +78,8 @@ fn shortened(bytes: &[u8]) -> Vec<u8> {
             return bytes;
         }
         let size = |value: &Value| value.to_string().len();
-        let largest = fields.iter().filter(|(name, _)| name.as_str() != "left_out").max_by_key(|(_, value)| size(value));
+        let largest =
+            fields.iter().filter(|(name, _)| name.as_str() != "left_out").max_by_key(|(_, value)| size(value));
         let Some(name) = largest.map(|(name, _)| name.clone()) else { return bytes };
         fields.shift_remove(&name);
         left_out.push(name);

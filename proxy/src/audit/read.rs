@@ -60,7 +60,8 @@ impl Records {
         };
         let is_wanted = move |bytes: &[u8]| {
             let day = super::day_of(bytes);
-            from.is_none_or(|from| day.is_some_and(|day| day >= from)) && to.is_none_or(|to| day.is_some_and(|day| day <= to))
+            from.is_none_or(|from| day.is_some_and(|day| day >= from))
+                && to.is_none_or(|to| day.is_some_and(|day| day <= to))
         };
         let numbered = (first..).zip(self.files.entries(first, end));
         Ok(numbered.filter_map(move |(index, bytes)| match bytes {

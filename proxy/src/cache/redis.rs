@@ -69,7 +69,12 @@ impl SharedCache {
     #[must_use]
     pub fn new(store: Arc<Store>, keys: &Keys) -> Self {
         let (writes, waiting) = mpsc::channel(QUEUE);
-        Self { store, keys: DataKeys::new(&keys.derive("redis:cache", &[])), writes, waiting: Mutex::new(Some(waiting)) }
+        Self {
+            store,
+            keys: DataKeys::new(&keys.derive("redis:cache", &[])),
+            writes,
+            waiting: Mutex::new(Some(waiting)),
+        }
     }
 
     /// Keeps a connection, and writes what is put in, for as long as it is polled.
@@ -141,12 +146,7 @@ fn sealed(entry: &Entry, ttl: Duration, what: (&Owner, &CacheKey), key: &DataKey
     (value.len() <= MAX_VALUE).then_some(value)
 }
 
-fn open(
-    value: &[u8],
-    what: (&Owner, &CacheKey),
-    key: &DataKey,
-    now: SystemTime,
-) -> Option<(Entry, Duration)> {
+fn open(value: &[u8], what: (&Owner, &CacheKey), key: &DataKey, now: SystemTime) -> Option<(Entry, Duration)> {
     let plain = key.open(answer(what), value.get(..MAX_VALUE.min(value.len()))?).ok()?;
     let kept: Kept<String, Value> = serde_json::from_slice(&plain).ok()?;
     let left_ms = kept.until_ms.checked_sub(milliseconds(now)).filter(|left| *left > 0)?;

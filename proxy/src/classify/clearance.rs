@@ -12,6 +12,7 @@ use postern_wire::json;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use sha2::Digest as _;
+use tokio_util::sync::CancellationToken;
 
 use super::label::{Label, Labels};
 use crate::config::{Config, Continues, Placement, Target};
@@ -147,15 +148,15 @@ pub(crate) const ENGINE_MODEL: &str = "engine";
 /// Decides what may leave.
 #[derive(Debug, Clone)]
 pub struct Clearance {
-    offline: bool,
+    offline: CancellationToken,
     labels: Labels,
 }
 
 impl Clearance {
-    /// By a configuration.
+    /// By a configuration; nothing is cleared for outside any more as soon as `offline` is cancelled.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { offline: config.offline, labels: config.labels.clone() }
+    pub fn new(config: &Config, offline: CancellationToken) -> Self {
+        Self { offline, labels: config.labels.clone() }
     }
 
     /// Leave to send `request` to `destination` once; with a beginning of its answer, if another target broke off, for it to go on
@@ -212,7 +213,7 @@ impl Clearance {
             return Err(Refusal::Beginning);
         }
         let Destination::Remote(target) = destination else { return Ok(()) };
-        if self.offline {
+        if self.offline.is_cancelled() {
             return Err(Refusal::Offline);
         }
         if label(request, from) > target.clearance {

@@ -73,7 +73,9 @@ pub(super) fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
     };
     match done {
         // Whoever read had enough.
-        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) => {
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) =>
+        {
             Ok(ExitCode::SUCCESS)
         }
         done => done.map(|()| ExitCode::SUCCESS),

@@ -1,6 +1,7 @@
 //! `postern engine`.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,17 +12,19 @@ use axum::Router;
 use clap::{Args, ValueEnum};
 use postern_certs::SpiffeId;
 use postern_engine::{DeviceChoice, Embedder, Engine, EngineError, EngineOptions, Progress, catalog};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::say;
-use crate::config;
 use crate::config::units::Size;
+use crate::confine::user::User;
+use crate::confine::{self, Role, confine};
 use crate::issuer::Files;
 use crate::node::Node;
 use crate::node::identity::Identity;
 use crate::supervise::{self, pulse};
+use crate::{config, egress};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -57,6 +60,9 @@ pub(super) struct EngineArguments {
     /// End when the process that started this one ends, and tell it on standard output that this one does not hang.
     #[arg(long, hide = true)]
     supervised: bool,
+    /// Be this user as soon as the gateway is dialled.
+    #[arg(long, hide = true, requires = "connect")]
+    user: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -132,9 +138,6 @@ struct WrongIdentity(anyhow::Error);
 
 pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     let supervised = arguments.supervised;
-    if supervised {
-        supervise::die_with_parent(rustix::process::Signal::KILL)?;
-    }
     let ended = run_to_end(arguments);
     if let (true, Err(error)) = (supervised, &ended) {
         pulse::last_words(&error.to_string());
@@ -143,9 +146,31 @@ pub(super) fn run(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn run_to_end(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
+    // What is wrong with the model is said first; as another user, it has to be found by that one.
+    let found = arguments.user.is_none().then(|| catalog::locate(&arguments.model)).transpose()?;
+    let dialled = arguments.served.connect.as_deref().map(|socket| dial(socket, &arguments)).transpose()?;
+    let file = found.map_or_else(|| catalog::locate(&arguments.model), Ok)?;
+    let served = arguments.served;
+    // What is wrong with certificates or the address is said before minutes are spent on the model.
+    let opened = match (served.listen, &served.identity) {
+        (Some(address), Some(dir)) => Some(Opened::new(address, dir, served.allow, served.relay)?),
+        _ => None,
+    };
+    // Before the first thread is started.
+    match (&dialled, &opened) {
+        (Some(dialled), _) => {
+            confine(Role::Engine, &confine::Files::of_model(&file), &[dialled.as_fd()])?;
+        }
+        (None, Some(opened)) if served.gateway.is_none() => {
+            let mut files = confine::Files::of_model(&file);
+            files.read.extend(served.identity.clone());
+            confine(Role::Node, &files, &[opened.socket.as_fd()])?;
+        }
+        (None, Some(_)) => tracing::info!("not confined: with --gateway, this process renews its certificate there"),
+        (None, None) => anyhow::bail!("say --connect or --listen"),
+    }
     // Loading may take minutes, and no other thread of this process runs meanwhile.
     let loading = arguments.supervised.then(pulse::beat_from_a_thread).transpose()?;
-    let file = catalog::locate(&arguments.model)?;
     let mut options = EngineOptions::new(file, config::Engine::own_name(&arguments.model));
     options.device = if arguments.device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Auto };
     options.max_batch_size = arguments.max_batch_size;
@@ -156,12 +181,6 @@ fn run_to_end(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
     options.hung_after = Duration::from_millis(arguments.hung_after_ms);
     let places = options.max_batch_size.saturating_add(options.max_queue);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let served = arguments.served;
-    // What is wrong with certificates or the address is said before minutes are spent on the model.
-    let opened = match (&served.listen, &served.identity) {
-        (Some(address), Some(dir)) => Some(runtime.block_on(Opened::new(*address, dir, served.allow, served.relay))?),
-        _ => None,
-    };
     let loaded = Loaded::load(&options)?;
     runtime.block_on(async {
         if arguments.supervised {
@@ -175,16 +194,46 @@ fn run_to_end(arguments: EngineArguments) -> anyhow::Result<ExitCode> {
             term.recv().await;
             ending.cancel();
         });
-        match (opened, served.connect) {
+        match (opened, dialled) {
             (Some(opened), _) => opened.serve(loaded, places, served.gateway, shutdown).await?,
-            (None, Some(socket)) => match loaded {
-                Loaded::Chats(engine) => postern_engine::serve(engine, &socket, shutdown).await?,
-                Loaded::Vectors(embedder) => postern_engine::serve_embeddings(embedder, &socket, shutdown).await?,
-            },
-            (None, None) => anyhow::bail!("say --connect or --listen"),
+            (None, Some(dialled)) => serve_gateway(loaded, UnixStream::from_std(dialled)?, shutdown).await?,
+            (None, None) => {}
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// The line to the gateway, the one connection of this process; then the user of its own, if it has one. Before anything is read
+/// of the model.
+fn dial(socket: &Path, arguments: &EngineArguments) -> anyhow::Result<std::os::unix::net::UnixStream> {
+    let dialled = egress::dial_unix_at_once(socket)
+        .with_context(|| format!("the gateway's socket {} cannot be dialled", socket.display()))?;
+    if let Some(name) = &arguments.user {
+        let user = User::named(name)?;
+        user.become_it().with_context(|| format!("`engine.user`: this process may not become `{name}`"))?;
+    }
+    // Another user would make the kernel forget both.
+    if arguments.supervised {
+        supervise::die_with_parent(rustix::process::Signal::KILL)?;
+    } else {
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    }
+    Ok(dialled)
+}
+
+async fn serve_gateway(loaded: Loaded, dialled: UnixStream, shutdown: CancellationToken) -> Result<(), EngineError> {
+    let served = match loaded {
+        Loaded::Chats(engine) => postern_engine::serve(engine, dialled, shutdown).await,
+        Loaded::Vectors(embedder) => postern_engine::serve_embeddings(embedder, dialled, shutdown).await,
+    };
+    match served {
+        // Not its own fault: the supervisor starts the next one, which dials the next gateway.
+        Err(gone @ EngineError::GatewayGone) => {
+            tracing::info!("{gone}");
+            Ok(())
+        }
+        served => served,
+    }
 }
 
 /// A node, before its model is loaded.
@@ -195,10 +244,13 @@ struct Opened {
 }
 
 impl Opened {
-    async fn new(address: SocketAddr, dir: &Path, allow: Vec<SpiffeId>, relays: Vec<SpiffeId>) -> anyhow::Result<Self> {
+    fn new(address: SocketAddr, dir: &Path, allow: Vec<SpiffeId>, relays: Vec<SpiffeId>) -> anyhow::Result<Self> {
         // Prompts are in the memory of this process, and belong in no core file.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-        let (identity, files) = Identity::open(dir, allow, relays).await.map_err(WrongIdentity)?;
+        // On one thread, which is this one, and without sockets of its own for signals: the process may be confined yet.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let (identity, files) = runtime.block_on(Identity::open(dir, allow, relays)).map_err(WrongIdentity)?;
+        drop(runtime);
         // Bound, but not listening yet: until the model is there, the gateway is refused at once and asks another target.
         let bind = || {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };

@@ -606,6 +606,10 @@ pub struct Engine {
     #[serde(default = "default_hung_after")]
     #[schemars(with = "Span")]
     pub hung_after: Spanned<Span>,
+    /// The user of this machine that the engine is, where `postern run` is started by root; absent: as whom Postern runs. It must be
+    /// able to read the model.
+    #[serde(default)]
+    pub user: Option<String>,
 }
 
 /// How the engine keeps keys and values.

@@ -149,6 +149,7 @@ impl Resolver<'_> {
                 kv_memory: engine.kv_memory.value.0,
                 kv_format: engine.kv_format,
                 hung_after: engine.hung_after.value.0,
+                user: engine.user,
             }),
             audit: super::Audit {
                 dir: state_dir.join(&file.audit.dir),
@@ -185,6 +186,10 @@ impl Resolver<'_> {
             || file.trust.leaf_ttl.value.0 > Duration::from_secs(72 * 3600)
         {
             return Err(self.error(&file.trust.leaf_ttl.referenced, "`leaf_ttl` must be between 10s and 72h"));
+        }
+        if file.offline && file.trust.issuer.value == file::Issuer::Spiffe {
+            let what = "`issuer: spiffe` asks an agent again and again, and with `offline: true` the kernel lets this gateway connect to nobody: use `embedded` or `files`";
+            return Err(self.error(&file.trust.issuer.referenced, what));
         }
         if file.enrol.is_some() && file.trust.issuer.value != file::Issuer::Embedded {
             let what = "`enrol` needs `issuer: embedded`: with another one, workstations enrol there";

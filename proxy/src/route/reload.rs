@@ -290,6 +290,6 @@ fn version(loaded: &Loaded) -> String {
 /// SHA-256 of the configuration, as hexadecimal digits; empty if it cannot be read.
 pub(crate) fn digest(file: &std::path::Path) -> String {
     use sha2::Digest as _;
-    std::fs::read(file).map_or_else(|_| String::new(), |text| data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text)))
+    std::fs::read(file)
+        .map_or_else(|_| String::new(), |text| data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text)))
 }
-

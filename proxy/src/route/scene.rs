@@ -49,6 +49,8 @@ pub struct Scene {
     pub spread: u64,
     /// Likewise.
     pub engine: EngineFacts,
+    /// No target but the engine may be asked.
+    pub offline: bool,
     /// The model that it has loaded, by its own name.
     pub engine_model: String,
     /// What is asked for.
@@ -87,7 +89,7 @@ impl Scene {
             conversation: self.conversation,
             default: self.policies.routing().default,
             edge_goal: config.placements.edge_first.ttft.map(|span| span.0),
-            offline: config.offline,
+            offline: self.offline,
             balance: self.policies.routing().balance,
             spread: self.spread,
             same_model: same,

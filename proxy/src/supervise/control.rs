@@ -1,5 +1,5 @@
-//! How the gateway, which starts no process, asks its supervisor for another engine: datagrams on a pair of sockets. Both
-//! ends belong to the supervisor, so a gateway that is started again has the same line.
+//! How the gateway, which starts no process, asks its supervisor for another engine, or for a successor that is offline:
+//! datagrams on a pair of sockets. Both ends belong to the supervisor, so a gateway that is started again has the same line.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram as StdUnixDatagram;
@@ -27,7 +27,9 @@ pub(super) enum Told {
         /// The model.
         model: String,
     },
-    /// An engine has dialled.
+    /// The gateway is to be replaced by one that is offline.
+    Offline,
+    /// An engine has dialled, and its model is loaded.
     Connected {
         /// Its process.
         pid: u32,
@@ -41,9 +43,9 @@ struct Answer {
     error: Option<String>,
 }
 
-/// Why there is no other engine.
+/// Why a wish is not granted.
 #[derive(Debug, thiserror::Error)]
-pub enum SwapError {
+pub enum ControlError {
     /// The supervisor says why.
     #[error("{0}")]
     Refused(String),
@@ -87,7 +89,7 @@ impl Control {
         Ok(Self { socket: UnixDatagram::from_std(socket)?, out, swapping: Mutex::default() })
     }
 
-    /// An engine of this process has dialled. Never waits: if the line is full, the supervisor only takes longer to trust a
+    /// The engine of this process has its model. Never waits: if the line is full, the supervisor only takes longer to trust a
     /// new engine.
     pub fn connected(&self, pid: u32) {
         if let Err(error) = send(&self.out, &Told::Connected { pid }) {
@@ -95,22 +97,31 @@ impl Control {
         }
     }
 
-    /// Asks for another model, and waits until its engine has dialled.
+    /// Asks for another model, and waits until its engine has it.
     ///
     /// # Errors
-    /// See [`SwapError`]. The old engine goes on.
-    pub async fn swap(&self, model: &str) -> Result<(), SwapError> {
+    /// See [`ControlError`]. The old engine goes on.
+    pub async fn swap(&self, model: &str) -> Result<(), ControlError> {
         if model.is_empty() || model.len() > MAX_MODEL {
-            return Err(SwapError::Refused(format!("a model's name has 1 to {MAX_MODEL} bytes")));
+            return Err(ControlError::Refused(format!("a model's name has 1 to {MAX_MODEL} bytes")));
         }
-        let Ok(_one_at_a_time) = self.swapping.try_lock() else { return Err(SwapError::Busy) };
+        let Ok(_one_at_a_time) = self.swapping.try_lock() else { return Err(ControlError::Busy) };
         let id = rand::random();
-        send(&self.out, &Told::Swap { id, model: model.to_owned() }).map_err(|_| SwapError::Silent)?;
+        send(&self.out, &Told::Swap { id, model: model.to_owned() }).map_err(|_| ControlError::Silent)?;
         match tokio::time::timeout(SWAPPED_WITHIN, self.answer(id)).await {
             Ok(Ok(None)) => Ok(()),
-            Ok(Ok(Some(error))) => Err(SwapError::Refused(error)),
-            Ok(Err(_)) | Err(_) => Err(SwapError::Silent),
+            Ok(Ok(Some(error))) => Err(ControlError::Refused(error)),
+            Ok(Err(_)) | Err(_) => Err(ControlError::Silent),
         }
+    }
+
+    /// Asks for a successor that is offline: this process is about to be told to end, and no gateway of this supervisor will be
+    /// online again. Waits for nothing, also while another model is being loaded.
+    ///
+    /// # Errors
+    /// The line is full, or of no use.
+    pub fn go_offline(&self) -> Result<(), ControlError> {
+        send(&self.out, &Told::Offline).map_err(|_| ControlError::Silent)
     }
 
     async fn answer(&self, id: u64) -> std::io::Result<Option<String>> {
@@ -189,24 +200,32 @@ mod tests {
             });
             let Told::Swap { id, model } = requests.next().await.unwrap() else { panic!("not a wish") };
             assert_eq!(model, "other");
-            assert!(matches!(control.swap("third").await, Err(SwapError::Busy)));
+            assert!(matches!(control.swap("third").await, Err(ControlError::Busy)));
             requests.answer(id.wrapping_add(1), Some("to another gateway".to_owned()));
             requests.answer(id, error.clone());
             match (wish.await.unwrap(), error) {
                 (Ok(()), None) => {}
-                (Err(SwapError::Refused(said)), Some(error)) => assert_eq!(said, error),
+                (Err(ControlError::Refused(said)), Some(error)) => assert_eq!(said, error),
                 other => panic!("{other:?}"),
             }
         }
     }
 
     #[tokio::test]
+    async fn nothing_is_waited_for_on_the_way_offline() {
+        let (control, requests) = both().await;
+        let _swapping = control.swapping.lock().await;
+        control.go_offline().unwrap();
+        assert!(matches!(requests.next().await.unwrap(), Told::Offline));
+    }
+
+    #[tokio::test]
     async fn what_is_too_long_is_not_sent() {
         let (control, _requests) = both().await;
         for model in [String::new(), "x".repeat(MAX_MODEL + 1)] {
-            assert!(matches!(control.swap(&model).await, Err(SwapError::Refused(_))));
+            assert!(matches!(control.swap(&model).await, Err(ControlError::Refused(_))));
         }
         // As JSON, each of these is six bytes.
-        assert!(matches!(control.swap(&"\u{1}".repeat(MAX_MODEL)).await, Err(SwapError::Silent)));
+        assert!(matches!(control.swap(&"\u{1}".repeat(MAX_MODEL)).await, Err(ControlError::Silent)));
     }
 }

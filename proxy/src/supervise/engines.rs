@@ -1,6 +1,7 @@
 //! The engine of the present model; beside it, for a while, the one of the next model; and those that only finish what
 //! they began.
 
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,12 @@ use postern_engine::{Serves, catalog};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use super::control::{Requests, Told};
+use super::control::Requests;
 use super::pulse::{self, Pulse};
 use super::{ENGINE_WITHIN, Service, end_child, engine_command};
 use crate::config::Config;
 
-/// For the engine of another model to read it and dial.
+/// For the engine of another model to read it.
 const LOADED_WITHIN: Duration = Duration::from_secs(300);
 /// For requests that an engine began before it was replaced; the engine itself cuts them a little earlier.
 const FINISHED_WITHIN: Duration = Duration::from_secs(660);
@@ -29,7 +30,7 @@ pub(super) struct Engines<'a> {
     current: Service<'a, Starter<'a>>,
     next: Option<Next>,
     finishing: JoinSet<u8>,
-    requests: Requests,
+    requests: Rc<Requests>,
 }
 
 struct Next {
@@ -42,7 +43,7 @@ struct Next {
 
 impl<'a> Engines<'a> {
     /// `None` if no engine is configured.
-    pub(super) fn new(config: &'a Config, requests: Requests) -> Option<Self> {
+    pub(super) fn new(config: &'a Config, requests: Rc<Requests>) -> Option<Self> {
         let engine = config.engine.as_ref()?;
         let model = Arc::new(Mutex::new(engine.model.clone()));
         let (to_start, to_find) = (Arc::clone(&model), Arc::clone(&model));
@@ -56,7 +57,7 @@ impl<'a> Engines<'a> {
     /// Does what is next. Cancel-safe: what was waited for is waited for again.
     pub(super) async fn step(&mut self) -> anyhow::Result<()> {
         let left = self.next.as_ref().map(|next| LOADED_WITHIN.saturating_sub(next.since.elapsed()));
-        let Self { current, next, finishing, requests, .. } = self;
+        let Self { current, next, finishing, .. } = self;
         let mut alone = None;
         let (child, pulse) = match next {
             Some(next) => (Some(&mut next.child), &mut next.pulse),
@@ -64,7 +65,6 @@ impl<'a> Engines<'a> {
         };
         tokio::select! {
             stepped = current.step() => { stepped?; }
-            told = requests.next() => self.hear(told?),
             status = async { match child {
                 Some(child) => child.wait().await,
                 None => std::future::pending().await,
@@ -98,20 +98,19 @@ impl<'a> Engines<'a> {
         self.current.end(ENGINE_WITHIN).await;
     }
 
-    fn hear(&mut self, told: Told) {
-        match told {
-            Told::Swap { id, model } => {
-                if let Err(refusal) = self.begin(id, &model) {
-                    self.requests.answer(id, Some(refusal));
-                }
-            }
-            Told::Connected { pid } => {
-                if self.next.as_ref().is_some_and(|next| next.child.id() == Some(pid)) {
-                    self.promote();
-                } else if self.current.pid() == Some(pid) {
-                    self.current.is_well();
-                }
-            }
+    /// Another model is wanted.
+    pub(super) fn swap(&mut self, id: u64, model: &str) {
+        if let Err(refusal) = self.begin(id, model) {
+            self.requests.answer(id, Some(refusal));
+        }
+    }
+
+    /// The engine of this process has its model.
+    pub(super) fn connected(&mut self, pid: u32) {
+        if self.next.as_ref().is_some_and(|next| next.child.id() == Some(pid)) {
+            self.promote();
+        } else if self.current.pid() == Some(pid) {
+            self.current.is_well();
         }
     }
 
@@ -139,7 +138,7 @@ impl<'a> Engines<'a> {
         Ok(())
     }
 
-    /// The next engine has dialled, and the gateway gives it what comes from now on.
+    /// The next engine has its model, and the gateway gives it what comes from now on.
     fn promote(&mut self) {
         let Some(Next { id, model, child, pulse, since }) = self.next.take() else { return };
         tracing::info!(model, took_ms = since.elapsed().as_millis() as u64, "another model answers now");

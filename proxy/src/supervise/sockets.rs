@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::config::Config;
 
@@ -35,23 +35,71 @@ impl Sockets {
     /// # Errors
     /// One cannot be bound; the message says which, and what may hold it.
     pub(super) async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let mut given = Given::from_environment()?;
         let engine = unix(&config.engine_socket())?;
         let encoder = config.semantic.as_ref().map(|_| unix(&config.encoder_socket())).transpose()?;
-        Ok(Self {
-            gateway: tcp("listen", config.listen).await?,
-            admin: tcp("admin", config.admin).await?,
+        let sockets = Self {
+            gateway: given.or_bound("listen", config.listen).await?,
+            admin: given.or_bound("admin", config.admin).await?,
             engine,
             control: super::control::pair().context("a pair of sockets")?,
             probe: match config.probe {
-                Some(address) => Some(tcp("probe", address).await?),
+                Some(address) => Some(given.or_bound("probe", address).await?),
                 None => None,
             },
             enrol: match config.enrol {
-                Some(address) => Some(tcp("enrol", address).await?),
+                Some(address) => Some(given.or_bound("enrol", address).await?),
                 None => None,
             },
             encoder,
-        })
+        };
+        given.all_taken()?;
+        Ok(sockets)
+    }
+}
+
+/// Sockets that systemd bound for this process, and keeps while it is started again (`sd_listen_fds(3)`): a process in a network
+/// of its own is reached through them, and reaches nobody. `FileDescriptorName=` of each is the key of its address.
+#[derive(Debug, Default)]
+struct Given(Vec<(String, TcpListener)>);
+
+impl Given {
+    fn from_environment() -> anyhow::Result<Self> {
+        let mut sockets = listenfd::ListenFd::from_env();
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let names: Vec<_> = names.split(':').collect();
+        let mut given = Vec::new();
+        for index in 0..sockets.len() {
+            let name = names.get(index).copied().unwrap_or_default();
+            let taken = sockets.take_tcp_listener(index).with_context(|| format!("the socket `{name}` of systemd"))?;
+            // A copy is not handed on to every child, as the original would be.
+            if let Some(socket) = taken {
+                given.push((name.to_owned(), socket.try_clone()?));
+            }
+        }
+        Ok(Self(given))
+    }
+
+    /// The one that was given for `what`, else one that is bound now.
+    async fn or_bound(&mut self, what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+        let Some(index) = self.0.iter().position(|(name, _)| name == what) else { return tcp(what, address).await };
+        let (_, socket) = self.0.swap_remove(index);
+        let bound = socket.local_addr()?;
+        ensure!(
+            address.port() == 0 || address.port() == bound.port(),
+            "systemd listens on {bound} for `{what}`, and the configuration says {address}: make both the same"
+        );
+        Ok(socket)
+    }
+
+    fn all_taken(&self) -> anyhow::Result<()> {
+        let names: Vec<_> = self.0.iter().map(|(name, _)| format!("`{name}`")).collect();
+        ensure!(
+            names.is_empty(),
+            "systemd listens for {}, and the configuration names no such address: FileDescriptorName= is one of listen, admin, probe and enrol",
+            names.join(", ")
+        );
+        Ok(())
     }
 }
 
@@ -87,6 +135,25 @@ async fn tcp(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_given_is_used_in_place_of_one_that_is_bound() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bound = socket.local_addr().unwrap();
+        let mut given =
+            Given(vec![("listen".to_owned(), socket), ("lisen".to_owned(), TcpListener::bind("127.0.0.1:0").unwrap())]);
+        let wrong = SocketAddr::from(([0, 0, 0, 0], bound.port() ^ 1));
+        let other = given.or_bound("admin", SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        assert_ne!(other.local_addr().unwrap(), bound);
+        let any = SocketAddr::from(([0, 0, 0, 0], bound.port()));
+        assert_eq!(given.or_bound("listen", any).await.unwrap().local_addr().unwrap(), bound);
+        assert!(given.all_taken().unwrap_err().to_string().contains("`lisen`"));
+        given.0.truncate(0);
+        given.0.push(("listen".to_owned(), other));
+        let said = given.or_bound("listen", wrong).await.unwrap_err().to_string();
+        assert!(said.contains("make both the same"), "{said}");
+        given.all_taken().unwrap();
+    }
 
     #[tokio::test]
     async fn an_address_that_is_let_go_is_waited_for_and_one_that_is_not_is_named() {

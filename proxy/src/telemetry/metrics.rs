@@ -82,6 +82,7 @@ pub struct Metrics {
     records_changed: Family<Words<1>, Counter>,
     handshakes_failed: Family<Words<1>, Counter>,
     engine_connected: Gauge,
+    offline: Gauge,
     encoder_connected: Gauge,
     unknown_vectors: Counter,
     prediction_error: Histogram,
@@ -135,6 +136,7 @@ impl Default for Metrics {
             records_changed: Family::default(),
             handshakes_failed: Family::default(),
             engine_connected: Gauge::default(),
+            offline: Gauge::default(),
             encoder_connected: Gauge::default(),
             unknown_vectors: Counter::default(),
             prediction_error: Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0]),
@@ -242,6 +244,11 @@ impl Metrics {
         );
         r.register("postern_audit_changed", "Changes of the records by somebody else", self.records_changed.clone());
         r.register("postern_audit_writable", "1 while records can be written", self.records_writable.clone());
+        r.register(
+            "postern_offline",
+            "1 while the gateway is offline: the kernel lets its process reach nothing",
+            self.offline.clone(),
+        );
         r.register("postern_engine_connected", "1 while the engine is connected", self.engine_connected.clone());
         r.register(
             "postern_cache_encoder_connected",
@@ -472,6 +479,11 @@ impl Metrics {
     /// There was no vector of a question in time.
     pub fn vector_missed(&self) {
         self.unknown_vectors.inc();
+    }
+
+    /// The process was confined, or was not.
+    pub fn offline(&self, offline: bool) {
+        self.offline.set(i64::from(offline));
     }
 
     /// The engine came or went.

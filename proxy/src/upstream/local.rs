@@ -1,13 +1,12 @@
-//! The engine on this machine. It dials our UNIX listener when its model is loaded, and then *we* send requests over that
-//! connection (HTTP/2, many at a time): so the gateway never has to find the engine, connected means ready, and a crash
-//! shows at once.
+//! The engine on this machine. It dials our UNIX listener before it is confined, speaks first when its model is loaded, and then
+//! *we* send requests over that connection (HTTP/2, many at a time): so the gateway never has to find the engine, a first byte
+//! means ready, and a crash shows at once.
 
 mod refusal;
 
-use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -40,20 +39,12 @@ const MAX_STATE: usize = 64 << 10;
 const STREAMS: u32 = 1024;
 const STREAM_WINDOW: u32 = 64 << 10;
 
-/// Engines that were replaced, at most: so many are remembered.
-const MAX_REPLACED: usize = 16;
-/// And for so long: by then such a process has ended, and another one may have its number.
-const REPLACED_FOR: Duration = Duration::from_secs(900);
-
 /// The engine, whether it is connected or not.
 #[derive(Debug)]
 pub struct Engine {
     link: ArcSwapOption<Link>,
     idle: Duration,
     control: OnceLock<Control>,
-    /// Processes that another engine took over from. Such a one dials again if its connection ends before it is told to
-    /// end, and must not get the requests back.
-    replaced: Mutex<VecDeque<(i32, Instant)>>,
 }
 
 #[derive(Debug)]
@@ -91,7 +82,7 @@ impl Engine {
     #[must_use]
     pub fn new(idle: Duration) -> Arc<Self> {
         let (link, control) = (ArcSwapOption::empty(), OnceLock::new());
-        Arc::new(Self { link, idle, control, replaced: Mutex::default() })
+        Arc::new(Self { link, idle, control })
     }
 
     /// Says who starts engines. Once, before the first connection.
@@ -166,36 +157,23 @@ impl Engine {
                 tracing::warn!("a connection to the engine's socket from another user is refused");
                 continue;
             };
-            if peer.pid().is_some_and(|pid| self.is_replaced(pid)) {
-                continue;
-            }
             tokio::spawn(self.clone().serve(stream, peer.pid(), metrics.clone()));
         }
-    }
-
-    fn replaced(&self) -> MutexGuard<'_, VecDeque<(i32, Instant)>> {
-        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_replaced(&self, pid: i32) -> bool {
-        self.replaced().iter().any(|(replaced, at)| *replaced == pid && at.elapsed() < REPLACED_FOR)
     }
 
     /// Gives what comes from now on to this engine.
     fn take_over(&self, link: Arc<Link>) {
         let pid = link.pid;
-        let before = self.link.swap(Some(link));
-        if let Some(old) = before.and_then(|before| before.pid).filter(|old| Some(*old) != pid) {
-            let mut replaced = self.replaced();
-            replaced.truncate(MAX_REPLACED - 1);
-            replaced.push_front((old, Instant::now()));
-        }
+        self.link.store(Some(link));
         if let (Some(control), Some(pid)) = (self.control(), pid.and_then(|pid| u32::try_from(pid).ok())) {
             control.connected(pid);
         }
     }
 
     async fn serve(self: Arc<Self>, stream: UnixStream, pid: Option<i32>, metrics: Arc<Metrics>) {
+        if !says_it_is_ready(&stream).await {
+            return tracing::debug!("an engine ended before its model was loaded");
+        }
         let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(10))
@@ -230,6 +208,23 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "the engine's connection broke"),
         }
     }
+}
+
+/// An engine dials before it loads its model, and speaks when that is there. How long it may take is the supervisor's concern:
+/// it ends one that hangs. False: it has ended.
+pub(crate) async fn says_it_is_ready(stream: &UnixStream) -> bool {
+    let peek = || {
+        let (_, count) = rustix::net::recv(stream, &mut [0], rustix::net::RecvFlags::PEEK)?;
+        Ok(count)
+    };
+    while stream.readable().await.is_ok() {
+        match stream.try_io(tokio::io::Interest::READABLE, peek) {
+            Ok(count) => return count > 0,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 impl Upstream for Engine {

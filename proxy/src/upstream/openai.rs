@@ -20,13 +20,14 @@ use postern_wire::sse::{self, Decoder};
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
+use tokio_util::sync::CancellationToken;
 
 use super::breaker::Health;
 use super::local::EngineRefusal;
 use super::progress::Progress;
 use super::standing::{Said, Turn};
 use super::{Asks, AttemptError, Reply, Upstream, members, scrape, tokens_used};
-use crate::classify::clearance::EgressPermit;
+use crate::classify::clearance::{EgressPermit, Refusal};
 use crate::egress::{Answer, Remote, Seat, SendError};
 
 /// The most bytes of a whole answer.
@@ -224,6 +225,8 @@ pub struct EventStream {
     was_left: bool,
     /// Of the engine on this machine.
     is_own: bool,
+    /// Breaks off when it is cancelled: the gateway goes offline.
+    offline: Option<CancellationToken>,
     _seat: Option<Seat>,
 }
 
@@ -249,12 +252,17 @@ impl EventStream {
             left_at: None,
             was_left: false,
             is_own: false,
+            offline: None,
             _seat: None,
         }
     }
 
     pub(super) fn holding(self, turn: Turn) -> Self {
         Self { turn: Some(turn), ..self }
+    }
+
+    pub(super) fn until(self, offline: CancellationToken) -> Self {
+        Self { offline: Some(offline), ..self }
     }
 
     /// Bytes that came so far.
@@ -315,7 +323,14 @@ impl EventStream {
     async fn receive(&mut self) -> Result<(), AttemptError> {
         // Of the time that nobody read, since the client does not, nothing counts.
         let (asked, patience) = (Instant::now(), self.progress.patience(self.idle));
-        let frame = tokio::time::timeout(patience, self.body.frame()).await;
+        let frame = tokio::time::timeout(patience, self.body.frame());
+        let frame = match &self.offline {
+            None => frame.await,
+            Some(offline) => match offline.run_until_cancelled(frame).await {
+                Some(frame) => frame,
+                None => return Err(AttemptError::Refused(Refusal::Offline)),
+            },
+        };
         self.progress.waited(asked.elapsed());
         let frame = frame.map_err(|_| AttemptError::Idle(self.idle))?;
         let frame = frame.ok_or(AttemptError::Died)?.map_err(|_| AttemptError::Died)?;

@@ -111,7 +111,11 @@ fn a_proof_needs_the_public_key_alone() {
 fn all_files(dir: &Path) -> BTreeSet<std::path::PathBuf> {
     let mut found = BTreeSet::new();
     for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-        if path.is_dir() { found.append(&mut all_files(&path)) } else { drop(found.insert(path)) }
+        if path.is_dir() {
+            found.append(&mut all_files(&path));
+        } else {
+            found.insert(path);
+        }
     }
     found
 }

@@ -83,8 +83,7 @@ async fn a_request_that_a_kill_left_open_is_closed_once() {
         assert!(flushed.wait(Duration::from_secs(5)));
     }
     let lines = lines(&settings.dir);
-    let expected =
-        ["start", "intent", "intent", "outcome", "stop", "outcome", "start", "stop", "start", "stop"];
+    let expected = ["start", "intent", "intent", "outcome", "stop", "outcome", "start", "stop", "start", "stop"];
     assert_eq!(kinds(&lines), expected);
     assert_eq!((&lines[5]["record"], &lines[5]["result"]), (&open_one.to_string().into(), &"interrupted".into()));
     assert_eq!(lines[5]["identity"], "spiffe://branch.example.org/clerk");
@@ -141,7 +140,8 @@ async fn a_log_that_is_lost_is_not_begun_anew_by_itself() {
     write_intent(&log).await;
     drop(log);
     assert!(flushed.wait(Duration::from_secs(5)));
-    let refused = || format!("{:#}", AuditLog::open(&settings, ("branch.example.org", "c".into()), Arc::default()).unwrap_err());
+    let refused =
+        || format!("{:#}", AuditLog::open(&settings, ("branch.example.org", "c".into()), Arc::default()).unwrap_err());
     std::fs::rename(settings.dir.join("key.pub"), dir.path().join("aside")).unwrap();
     assert!(refused().contains("put it back"), "{}", refused());
     std::fs::rename(dir.path().join("aside"), settings.dir.join("key.pub")).unwrap();
@@ -153,7 +153,9 @@ async fn a_log_that_is_lost_is_not_begun_anew_by_itself() {
     std::fs::write(&journal, text.lines().next().unwrap()).unwrap();
     assert!(refused().contains("are missing"), "{}", refused());
     std::fs::write(&journal, text).unwrap();
-    drop(open(&settings));
+    let (log, flushed) = open(&settings);
+    drop(log);
+    assert!(flushed.wait(Duration::from_secs(5)));
     // All of it gone: another log, with another name, that says that there was one.
     std::fs::remove_dir_all(&settings.dir).unwrap();
     let (log, flushed) = open(&settings);
@@ -177,14 +179,17 @@ async fn what_the_disk_does_not_take_is_refused_or_spared() {
         assert_eq!(place.is_ok(), spares);
         if let Ok(mut place) = place {
             let record = RecordId::new();
-            let mut write = async |is_lowest| {
-                log.intent((record, &mut place), &intent(&none), (true, is_lowest)).await.is_ok()
-            };
+            let mut write =
+                async |is_lowest| log.intent((record, &mut place), &intent(&none), (true, is_lowest)).await.is_ok();
             assert!(write(true).await);
             assert!(!write(false).await, "above the lowest label nothing is done without a record");
             place.outcome(record, &outcome());
         }
-        assert!(log.action(RecordId::new(), &Action { by: "x".into(), action: "reload", subject: None, result: "done" }).await.is_err());
+        assert!(
+            log.action(RecordId::new(), &Action { by: "x".into(), action: "reload", subject: None, result: "done" })
+                .await
+                .is_err()
+        );
         log.state.healthy.store(true, Ordering::Relaxed);
         write_intent(&log).await;
         drop(log);

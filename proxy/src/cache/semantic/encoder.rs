@@ -1,4 +1,4 @@
-//! What makes vectors: an engine process with an embedding model. It dials our UNIX socket when its model is loaded, as the engine that
+//! What makes vectors: an engine process with an embedding model. It dials our UNIX socket and speaks when its model is loaded, as the engine that
 //! answers does, and is asked over that connection. It is never waited for: without a vector, a question is one of its own.
 
 use std::pin::pin;
@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::vector::Vector;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::local::says_it_is_ready;
 
 /// Questions at a time; who comes when so many are being read is not compared. What is given up in time may still be computed.
 const AT_A_TIME: usize = 16;
@@ -94,6 +95,9 @@ impl Encoder {
     }
 
     async fn serve(self: Arc<Self>, stream: UnixStream, metrics: Arc<Metrics>) {
+        if !says_it_is_ready(&stream).await {
+            return;
+        }
         let handshake = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(10))

@@ -16,8 +16,24 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const MOST: u64 = 100_000;
 /// The columns of a table. What a record has beside them is in the last one, as JSON.
 const COLUMNS: [&str; 18] = [
-    "time", "kind", "record", "identity", "tenant", "label", "model", "placement", "reason", "target", "result", "status", "code", "cache",
-    "prompt_tokens", "completion_tokens", "cost", "duration_ms",
+    "time",
+    "kind",
+    "record",
+    "identity",
+    "tenant",
+    "label",
+    "model",
+    "placement",
+    "reason",
+    "target",
+    "result",
+    "status",
+    "code",
+    "cache",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost",
+    "duration_ms",
 ];
 
 /// Which records, and how.
@@ -118,13 +134,15 @@ pub(super) fn tail(arguments: &Tail) -> anyhow::Result<()> {
         Ok(output.flush()?)
     };
     print(first, next)?;
-    while arguments.follow {
+    if !arguments.follow {
+        return Ok(());
+    }
+    loop {
         std::thread::sleep(LOOK_EVERY);
         let end = files.end()?;
         print(next, end)?;
         next = next.max(end);
     }
-    Ok(())
 }
 
 #[cfg(test)]

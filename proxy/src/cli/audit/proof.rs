@@ -92,6 +92,9 @@ pub(super) fn check(arguments: &Check) -> anyhow::Result<()> {
     let proof = Proof::parse(&bytes).with_context(|| path.display().to_string())?;
     let head = proof.check(&key(&arguments.key)?)?;
     say(&String::from_utf8_lossy(&proof.entry));
-    say(&format!("good: this is record {} of {}, as it was when the log had {} records", proof.index, head.origin, head.size));
+    say(&format!(
+        "good: this is record {} of {}, as it was when the log had {} records",
+        proof.index, head.origin, head.size
+    ));
     Ok(())
 }

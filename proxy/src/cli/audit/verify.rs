@@ -110,7 +110,9 @@ fn told(key: &Key, report: &Report, seen: &Seen) -> serde_json::Value {
 fn tell(key: &Key, is_own_key: bool, report: &Report, seen: &Seen) {
     say(&format!("log          {}", key.name()));
     if is_own_key {
-        say("key          the folder's own: it shows that the log is of one piece, not whose it is. Give --key as you have it from elsewhere");
+        say(
+            "key          the folder's own: it shows that the log is of one piece, not whose it is. Give --key as you have it from elsewhere",
+        );
     }
     let root = report.root.map(|root| root.to_string()).unwrap_or_default();
     say(&format!("checkpoint   {} records, root {root}", report.size));
