@@ -3,10 +3,11 @@
 //! The command line leaves a wish in `state_dir/erase`; the gateway fulfils it within a second, records it, and says so beside it. A wish that
 //! waits, since no gateway runs or the Redis is away, is fulfilled as soon as it can be.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ use crate::gateway::Gateway;
 use crate::keys::write_once;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long the next attempt waits, at most.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Bytes of a wish.
 const MAX_WISH: usize = 16 << 10;
 /// Wishes that are looked at, at a time.
@@ -52,12 +55,19 @@ impl Wish {
 /// Fulfils wishes, for as long as the gateway runs.
 pub async fn keep_up(gateway: Arc<Gateway>) {
     let dir = folder(&gateway.config.audit.state_dir);
+    let mut tried: HashMap<PathBuf, Tried> = HashMap::new();
     loop {
         let looking = dir.clone();
         let wishes = tokio::task::spawn_blocking(move || wishes(&looking)).await.unwrap_or_default();
+        tried.retain(|path, _| wishes.iter().any(|(there, _)| there == path));
         for (path, wish) in wishes {
-            if let Err(why) = fulfil(&gateway, &wish).await {
-                tracing::warn!(why, "a tenant's data is not destroyed yet; it is tried again");
+            let before = tried.get(&path).copied();
+            if before.is_some_and(|before| Instant::now() < before.again) {
+                continue;
+            }
+            if let Err(why) = fulfil(&gateway, &wish, before.map(|before| before.why)).await {
+                let wait = before.map_or(LOOK_EVERY, |before| (before.wait * 2).min(MAX_WAIT));
+                tried.insert(path, Tried { why, wait, again: Instant::now() + wait });
                 continue;
             }
             let done = path.with_extension("done");
@@ -69,14 +79,33 @@ pub async fn keep_up(gateway: Arc<Gateway>) {
     }
 }
 
-async fn fulfil(gateway: &Gateway, wish: &Wish) -> Result<(), &'static str> {
-    let record = RecordId::new();
-    let action =
-        |result| Action { by: "command-line".into(), action: "erase", subject: Some(wish.tenant.clone()), result };
-    gateway.audit.action(record, &action("asked")).await.map_err(|_| "it cannot be recorded")?;
+/// A wish that could not be fulfilled yet.
+#[derive(Debug, Clone, Copy)]
+struct Tried {
+    why: &'static str,
+    wait: Duration,
+    again: Instant,
+}
+
+/// Recorded when it is tried first, when it fails for another reason than `before`, and when it is done.
+async fn fulfil(gateway: &Gateway, wish: &Wish, before: Option<&'static str>) -> Result<(), &'static str> {
+    let record = async |result| {
+        let subject = Some(wish.tenant.clone());
+        let action = Action { by: "command-line".into(), action: "erase", subject, result };
+        gateway.audit.action(RecordId::new(), &action).await.map_err(|_| "it cannot be recorded")
+    };
+    if before.is_none() {
+        record("asked").await?;
+    }
     let erased = gateway.erase(&wish.tenant).await;
-    let result = if erased.is_ok() { "done" } else { "failed" };
-    gateway.audit.action(record, &action(result)).await.map_err(|_| "it cannot be recorded")?;
+    match erased {
+        Ok(()) => record("done").await?,
+        Err(why) if before != Some(why) => {
+            tracing::warn!(why, "a tenant's data is not destroyed yet; it is tried again");
+            record("failed").await?;
+        }
+        Err(_) => {}
+    }
     erased
 }
 

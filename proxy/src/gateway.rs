@@ -43,6 +43,8 @@ const LARGE_ANSWERS: usize = 4;
 const CARRIED_SHARE: usize = 4;
 /// Answers at a time that are sealed as a whole, each of which is in memory until it has been sent.
 const SEALED_WHOLE: usize = 8;
+/// Whoever was reading from a Redis, or writing to it, has ended then.
+const ERASED_WITHIN: std::time::Duration = std::time::Duration::from_millis(1100);
 /// Bytes of the name of a replica.
 const MAX_ID: usize = 64;
 
@@ -103,16 +105,22 @@ impl Gateway {
         let (keys, name) = (self.tenant_keys.clone(), tenant.to_owned());
         let erased = tokio::task::spawn_blocking(move || keys.erase(&name)).await;
         erased.ok().and_then(Result::ok).ok_or("its key in state_dir cannot be removed")?;
+        let Some(cache) = &self.cache else { return Ok(()) };
+        let labels = || self.config.labels.names().iter().map(|name| Arc::from(name.as_str()));
+        if let Some(redis) = &cache.redis {
+            redis.erase(&tenant.into(), labels()).await.map_err(|_| "the Redis of the cache is away")?;
+            // Whoever was reading or writing with a key of before has ended then.
+            tokio::time::sleep(ERASED_WITHIN).await;
+            redis.erase(&tenant.into(), labels()).await.map_err(|_| "the Redis of the cache is away")?;
+        } else if self.config.cache.as_ref().is_some_and(|cache| cache.redis.is_some()) {
+            return Err("a gateway that is offline cannot ask the Redis of the cache");
+        }
+        // Last, so that nothing of before is read into it any more.
         if let Some(semantic) = &self.semantic {
             semantic.clear();
         }
-        let Some(cache) = &self.cache else { return Ok(()) };
         cache.memory.clear();
-        let labels = self.config.labels.names().iter().map(|name| Arc::from(name.as_str()));
-        match &cache.redis {
-            Some(redis) => redis.erase(&tenant.into(), labels).await.map_err(|_| "the Redis of the cache is away"),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Opens keys and records, compiles the policies. Takes seconds at first start: never call it on a worker thread of

@@ -50,7 +50,7 @@ pub(super) fn run(command: &StateCommand) -> anyhow::Result<ExitCode> {
         std::thread::sleep(LOOK_EVERY);
     }
     say(&format!(
-        "the keys of {tenant} are destroyed. Other replicas use what they hold for a minute more; a copy of the Redis from before holds its keys and answers still"
+        "the keys of {tenant} are destroyed. Run this on each replica: what another holds in memory, and its own keys of hashes, stay until then. A copy of the Redis from before holds keys and answers still"
     ));
     Ok(ExitCode::SUCCESS)
 }

@@ -21,7 +21,10 @@ pub struct TenantKeys {
     dir: PathBuf,
     above: KeyKey,
     names: Keys,
+    /// Only for as long as it takes to look: requests wait for it.
     held: Mutex<HashMap<String, Arc<Keys>>>,
+    /// Held while a key is made or destroyed on the disk.
+    changing: Mutex<()>,
 }
 
 impl TenantKeys {
@@ -33,7 +36,13 @@ impl TenantKeys {
         let dir = state_dir.join("tenant-keys");
         std::fs::create_dir_all(&dir)?;
         let above = KeyKey::new(keys.hash("tenant-keys:wrap", &[]));
-        Ok(Self { dir, above, names: keys.derive("tenant-keys:names", &[]), held: Mutex::default() })
+        Ok(Self {
+            dir,
+            above,
+            names: keys.derive("tenant-keys:names", &[]),
+            held: Mutex::default(),
+            changing: Mutex::default(),
+        })
     }
 
     /// The key of `tenant`; made when it is asked for the first time.
@@ -54,8 +63,8 @@ impl TenantKeys {
     /// # Errors
     /// The disk says no.
     pub fn erase(&self, tenant: &str) -> io::Result<()> {
-        let mut held = self.held();
-        held.remove(tenant);
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.held().remove(tenant);
         let path = self.path(tenant);
         match std::fs::OpenOptions::new().write(true).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -72,9 +81,9 @@ impl TenantKeys {
     }
 
     fn read(&self, tenant: String) -> io::Result<Arc<Keys>> {
-        // Held while it is made, so that two do not make two.
-        let mut held = self.held();
-        if let Some(keys) = held.get(&tenant) {
+        // So that two do not make two.
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = self.held().get(&tenant) {
             return Ok(keys.clone());
         }
         let path = self.path(&tenant);
@@ -92,6 +101,7 @@ impl TenantKeys {
             Err(error) => return Err(error),
         };
         let keys = Arc::new(Keys::of(key.derive(b"keyed hashes").map_err(io::Error::other)?));
+        let mut held = self.held();
         if held.len() >= HELD {
             held.clear();
         }

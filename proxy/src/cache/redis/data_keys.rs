@@ -81,10 +81,12 @@ impl DataKeys {
     ) -> Result<(), Away> {
         let mut asked = redis::pipe();
         for owner in owners {
-            self.held().remove(owner);
             asked.del(self.name(owner)).ignore();
         }
-        store.ask(line, &asked, within).await
+        let destroyed = store.ask(line, &asked, within).await;
+        // Afterwards: whoever asked for one before has put it there by now.
+        self.held().retain(|owner, _| !owners.contains(owner));
+        destroyed
     }
 
     fn name(&self, owner: &Owner) -> String {
