@@ -40,6 +40,12 @@ impl LogKeys {
             return self.make(domain);
         };
         let path = self.secret(public.name())?;
+        if path.with_extension("begun").exists() && !self.public.with_file_name("checkpoint").exists() {
+            bail!(
+                "the log {} was begun, and its checkpoint is not there: put it back from a copy, or name another folder for `audit.dir`, where a new log begins",
+                public.name()
+            );
+        }
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!(
                 "{}, the key that signs the log {}. If it is lost, keep the folder as it is, and name another one for `audit.dir`: a new log begins there",
@@ -56,7 +62,18 @@ impl LogKeys {
 
     /// How many logs this gateway has begun.
     pub(super) fn count(&self) -> usize {
-        std::fs::read_dir(&self.secrets).map_or(0, |keys| keys.flatten().count())
+        let keys = std::fs::read_dir(&self.secrets).into_iter().flatten().flatten();
+        keys.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "key")).count()
+    }
+
+    /// Remembers beside the secret key that there is a log: one that is taken away is not begun anew under the same name.
+    pub(super) fn has_begun(&self, size: u64) -> anyhow::Result<()> {
+        let Some(public) = self.public()? else { return Ok(()) };
+        let mark = self.secret(public.name())?.with_extension("begun");
+        if mark.exists() {
+            return Ok(());
+        }
+        write_once(&mark, size.to_string().as_bytes()).with_context(|| mark.display().to_string())
     }
 
     fn make(&self, domain: &str) -> anyhow::Result<SecretKey> {

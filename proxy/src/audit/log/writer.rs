@@ -51,6 +51,7 @@ impl Writer {
         let lock = Lock::take(&settings.dir)?;
         let keys = LogKeys::of(&settings.state_dir, &settings.dir);
         let log = Log::open(&settings.dir, keys.open(domain)?)?;
+        keys.has_begun(log.size())?;
         let last = log.size().checked_sub(1).map(|last| log.files().entry(last)).transpose()?;
         let day = last.and_then(|record| day_of(&record)).unwrap_or_else(today);
         Ok(Self {
@@ -209,6 +210,15 @@ impl Writer {
         for name in self.log.files().kept()?.into_keys().filter(|name| *name < oldest) {
             let before = self.log.forgettable(&name)?;
             if before <= first {
+                continue;
+            }
+            // A name is not signed: the records say themselves of which day they are.
+            let last = self.log.files().entry(before - 1)?;
+            if day_of(&last).is_none_or(|day| day.to_string() > name) {
+                tracing::error!(
+                    segment = name,
+                    "this checkpoint is not of the end of that day: somebody put it there; nothing is deleted by it"
+                );
                 continue;
             }
             // Said first: what is not there and of which nobody said that it would go was taken.

@@ -47,8 +47,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let files = Files::new(&folder);
     let mut seen = Seen::default();
     let trusted = Trusted { key: &key, later: &later, witnesses: &witnesses };
-    let mut report = postern_tlog::verify(&files, &trusted, |_, record| seen.note(record))?;
-    if report.first > 0 && seen.past < report.first {
+    let mut report = postern_tlog::verify(&files, &trusted, |number, record| seen.note(number, record))?;
+    // What is not signed yet, anybody may have written.
+    let past = seen.past.iter().filter(|(number, _)| *number < report.size).map(|(_, before)| *before).max();
+    if report.first > 0 && past.is_none_or(|past| past < report.first) {
         let what = "they are not there, and no record says that they were past their time".to_owned();
         report.findings.push(Finding { place: format!("records 0 to {}", report.first - 1), what });
     }
@@ -66,17 +68,19 @@ struct Seen {
     kinds: BTreeMap<String, u64>,
     /// Requests that have an intent, and no outcome so far.
     open: BTreeSet<String>,
-    /// Records with lower numbers were deleted by the gateway itself.
-    past: u64,
+    /// By which record the gateway said that it deletes those before which.
+    past: Vec<(u64, u64)>,
     unreadable: u64,
 }
 
 impl Seen {
-    fn note(&mut self, record: &[u8]) {
+    fn note(&mut self, number: u64, record: &[u8]) {
         #[derive(Deserialize)]
         struct Read {
             record: String,
             kind: String,
+            #[serde(default)]
+            what: String,
             #[serde(default)]
             before: u64,
         }
@@ -87,7 +91,7 @@ impl Seen {
         match read.kind.as_str() {
             "intent" => drop(self.open.insert(read.record)),
             "outcome" => drop(self.open.remove(&read.record)),
-            "notice" => self.past = self.past.max(read.before),
+            "notice" if read.what == "retention" => self.past.push((number, read.before)),
             _ => {}
         }
         *self.kinds.entry(read.kind).or_default() += 1;
