@@ -79,7 +79,9 @@ impl Drop for Cable {
 
 impl Cable {
     fn lay(dir: &Path) -> Result<Self> {
-        let holder = Command::new("unshare").args(["--net", "--", "sleep", "7200"]).spawn()?;
+        // Ends with this process, however that ends.
+        let holding = ["--net", "--", "setpriv", "--pdeathsig", "KILL", "--", "sleep", "7200"];
+        let holder = Command::new("unshare").args(holding).spawn()?;
         let cable = Self { holder };
         let pid = cable.holder.id().to_string();
         std::fs::write(dir.join("holder"), &pid)?;
