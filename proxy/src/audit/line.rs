@@ -25,7 +25,9 @@ pub(crate) struct Action {
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Notice {
     /// `removed`, `replaced`, `cut` or `extended`: what somebody else did to the journal. `retention`: what is past its time is about
-    /// to be deleted. `unrecorded`: there are answers without a record.
+    /// to be deleted. `unrecorded`: there are answers without a record. `unwritable`: nothing could be written for so long. `unsigned`: what a
+    /// killed gateway left had no signature yet, and was taken as it stood. `foreign`: what somebody wrote after a gateway had ended was
+    /// set aside.
     pub(super) what: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bytes_expected: Option<u64>,
@@ -37,6 +39,14 @@ pub(super) struct Notice {
     /// Records with lower numbers are deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) before: Option<u64>,
+    /// The first of the records that had no signature.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) from: Option<u64>,
+    /// How many there were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) records: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) seconds: Option<u64>,
     /// How many answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) requests: Option<u64>,

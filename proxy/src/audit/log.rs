@@ -69,8 +69,9 @@ impl Flushed {
 }
 
 impl AuditLog {
-    /// Opens the log of a trust domain and starts the writer; the first record has the digest of the configuration. A record that a crash cut short is removed: it was never acknowledged, so nothing
-    /// left because of it; requests that were left without an outcome get one.
+    /// Opens the log of a trust domain and starts the writer; `configuration` is the digest that the first record has. A record
+    /// that a crash cut short is removed: it was never acknowledged, so nothing left because of it; requests that were left without
+    /// an outcome get one.
     ///
     /// # Errors
     /// The log cannot be read or written, or is not what its checkpoint says.

@@ -50,9 +50,20 @@ impl Records {
             Date::from_calendar_date(year.parse().ok()?, month, day.parse().ok()?).ok()
         };
         let days: Vec<(Date, u64)> = ends.iter().filter_map(|(name, end)| Some((day_of(name)?, *end))).collect();
-        let before = |wanted: Date| days.iter().filter(|(day, _)| *day < wanted).map(|(_, end)| *end).max();
+        // Names of days are not signed, so the record before an end has to say itself of which day it is.
+        let is_end = |end: u64, is_so: &dyn Fn(Date) -> bool| {
+            let last = end.checked_sub(1).and_then(|last| self.files.entry(last).ok());
+            last.and_then(|last| super::day_of(&last)).is_some_and(is_so)
+        };
+        let before = |wanted: Date| {
+            let end = days.iter().filter(|(day, _)| *day < wanted).map(|(_, end)| *end).max()?;
+            is_end(end, &|day| day < wanted).then_some(end)
+        };
         // A record is written a little after its time.
-        let after = |wanted: Date| days.iter().filter(|(day, _)| *day > wanted).map(|(_, end)| *end).min();
+        let after = |wanted: Date| {
+            let end = days.iter().filter(|(day, _)| *day > wanted).map(|(_, end)| *end).min()?;
+            is_end(end, &|day| day > wanted).then_some(end)
+        };
         let first = from.and_then(before).unwrap_or(0).max(self.files.first()?);
         let end = match to.and_then(after) {
             Some(end) => end,
@@ -80,4 +91,40 @@ pub(crate) fn day_of(record: &[u8]) -> Option<Date> {
     }
     let timed: Timed<'_> = serde_json::from_slice(record).ok()?;
     Some(OffsetDateTime::parse(&timed.time, &Rfc3339).ok()?.date())
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_tlog::{Log, SecretKey};
+    use time::macros::date;
+
+    use super::*;
+
+    #[test]
+    fn days_are_those_of_the_records_whatever_somebody_calls_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = SecretKey::parse(&SecretKey::generate("branch/audit/0123abcd").unwrap()).unwrap();
+        let mut log = Log::open(dir.path(), key, |_| false).unwrap();
+        for day in ["2026-11-01", "2026-11-02", "2026-11-03"] {
+            let records = ["00:00:00Z", "23:59:59Z"].map(|time| format!("{{\"time\":\"{day}T{time}\"}}"));
+            log.append(&records, false).unwrap();
+            log.end_segment(day).unwrap();
+        }
+        let records = Records::in_folder(dir.path());
+        let read =
+            |from, to| -> Vec<u64> { records.of_days(from, to).unwrap().map(|record| record.unwrap().index).collect() };
+        let all = || {
+            assert_eq!(read(None, None), [0, 1, 2, 3, 4, 5]);
+            assert_eq!(read(Some(date!(2026 - 11 - 02)), None), [2, 3, 4, 5]);
+            assert_eq!(read(None, Some(date!(2026 - 11 - 02))), [0, 1, 2, 3]);
+            assert_eq!(read(Some(date!(2026 - 11 - 02)), Some(date!(2026 - 11 - 02))), [2, 3]);
+            assert_eq!(read(Some(date!(2026 - 11 - 04)), None), [0; 0]);
+        };
+        all();
+        let ends = dir.path().join("checkpoints");
+        std::fs::copy(ends.join("2026-11-03"), ends.join("2026-11-01")).unwrap();
+        all();
+        std::fs::copy(ends.join("2026-11-02"), ends.join("2026-11-03")).unwrap();
+        all();
+    }
 }

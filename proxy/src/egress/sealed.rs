@@ -10,14 +10,14 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body, Frame, Incoming};
 use hyper_util::client::legacy::Error;
 use hyper_util::client::legacy::connect::Connect;
-use postern_certs::{SpiffeId, clock};
+use postern_certs::{SpiffeId, Trust, clock};
 use postern_sealed::chunked;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -117,6 +117,11 @@ impl Believed {
     }
 }
 
+/// Too much to do, or broken: that costs a target this request and a moment. 501 would say that it does not have the model.
+fn may_be_said_by_anybody(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+}
+
 fn fresh_until(end: OffsetDateTime, now: OffsetDateTime) -> OffsetDateTime {
     let left: time::Duration = end - now;
     end - (left / 2_i32).min(BEFORE_THE_END)
@@ -154,6 +159,11 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
         for _ in 0..ATTEMPTS {
             // Before the key is looked at, so that no change of trust is missed.
             let trust = self.through.map(Certificate::trust);
+            if let Some(trust) = &trust
+                && self.has_lost_a_root(&trust.borrow())
+            {
+                return Err(refused("a root that was trusted is trusted no longer; it is asked anew"));
+            }
             let known = self.key_at(&parts.uri).await?;
             // Whoever is on the way may say untruly that a key is unknown, to have a request answered twice. Keys he cannot make up.
             if before.as_ref() == Some(&known.key.config) {
@@ -191,21 +201,30 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
 
     async fn attempt(&self, parts: &Parts, content: &Bytes, key: &SealingKey) -> Result<Came, Unsealed> {
         let (sealed, opener) = self.seal(parts, content, key).map_err(|error| refused(&error.to_string()))?;
-        let response = self.requests.request(sealed).await.map_err(Unsealed::Sending)?;
+        let mut response = self.requests.request(sealed).await.map_err(Unsealed::Sending)?;
         if sealing::is_sealed(&response) {
             return opened(response, opener).await.map(Came::Opened);
         }
         match response.status() {
             StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN => Ok(Came::Refused(code_of(response.into_body()).await)),
             status if status.is_success() => Err(refused("it answered in clear what was sealed")),
-            // Outside of the seal nobody may say what would be wrong for every target: it need not be the node.
-            status
-                if self.through.is_some() && status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error() =>
-            {
+            // Outside of the seal nobody may say what would be wrong for every target, nor for how long: it need not be the node.
+            status if self.through.is_some() && !may_be_said_by_anybody(status) => {
                 Err(refused(&format!("status {} came outside of the seal", status.as_u16())))
             }
-            _ => Ok(Came::Plain(response)),
+            _ => {
+                if self.through.is_some() {
+                    response.headers_mut().remove(RETRY_AFTER);
+                }
+                Ok(Came::Plain(response))
+            }
         }
+    }
+
+    /// Whether what is trusted `now` lacks a root that this connection was made with.
+    fn has_lost_a_root(&self, now: &Trust) -> bool {
+        let roots = now.roots();
+        self.own.trust().roots().iter().any(|root| !roots.contains(root))
     }
 
     fn seal(

@@ -13,7 +13,9 @@ use crate::tree::HEIGHT;
 use crate::{Hash, LogError, MAX_ENTRY, journal};
 
 /// Bytes of a bundle at most.
-const MAX_BUNDLE: u64 = WIDTH * (MAX_ENTRY as u64 + 2);
+pub(crate) const MAX_BUNDLE: u64 = WIDTH * (MAX_ENTRY as u64 + 2);
+/// Folders in which a tile may be: a number of 64 bits has seven parts of three digits.
+const DEPTH: usize = 6;
 /// How often what is moved while it is read is looked for again.
 const AGAIN: u32 = 4;
 
@@ -329,7 +331,7 @@ fn part(entries: Vec<Vec<u8>>, from: u64, to: u64) -> Vec<Vec<u8>> {
 
 /// A file of `max` bytes at most; `None` if there is none.
 pub(crate) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, LogError> {
-    let file = match std::fs::File::open(path) {
+    let file = match plain(path) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
@@ -344,6 +346,17 @@ pub(crate) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, LogError> {
     Ok(Some(bytes))
 }
 
+/// A plain file, opened. What waits for somebody at the other end (a pipe) is none, nor is what never ends (a device).
+pub(crate) fn plain(path: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no plain file, and has no place here")),
+    }
+}
+
 /// The lowest number of a full tile below `dir`.
 fn lowest(dir: &Path, above: &mut Vec<String>) -> Result<Option<u64>, LogError> {
     let entries = match std::fs::read_dir(dir) {
@@ -353,7 +366,8 @@ fn lowest(dir: &Path, above: &mut Vec<String>) -> Result<Option<u64>, LogError> 
     };
     let mut least = None;
     for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let found = if name.starts_with('x') {
+        // Deeper than any number: a link that leads back.
+        let found = if name.starts_with('x') && above.len() < DEPTH {
             let inner = dir.join(&name);
             above.push(name);
             let found = lowest(&inner, above)?;

@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Wri
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::{LogError, MAX_ENTRY};
+use crate::{LogError, MAX_ENTRY, files};
 
 /// A file of the journal, which is being written.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ pub(crate) fn segments(dir: &Path) -> Result<Vec<u64>, LogError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(LogError::io(dir)(error)),
     };
-    let first = |file: &str| file.strip_suffix(".jsonl")?.parse().ok();
+    let first = |file: &str| file.strip_suffix(".jsonl")?.parse().ok().filter(|first| name(*first) == file);
     let mut found: Vec<u64> = entries.flatten().filter_map(|entry| first(entry.file_name().to_str()?)).collect();
     found.sort_unstable();
     Ok(found)
@@ -110,7 +110,7 @@ pub(crate) fn read(
     mut each: impl FnMut(u64, Vec<u8>) -> Result<bool, LogError>,
 ) -> Result<(), LogError> {
     let path = dir.join(name(first));
-    let mut lines = BufReader::new(File::open(&path).map_err(LogError::io(&path))?);
+    let mut lines = BufReader::new(files::plain(&path).map_err(LogError::io(&path))?);
     for number in first.. {
         let mut line = Vec::new();
         let limit = MAX_ENTRY as u64 + 1;

@@ -31,7 +31,7 @@ mod witness;
 
 pub use error::LogError;
 pub use files::{Entries, Files};
-pub use log::{Changed, Log};
+pub use log::{Changed, Log, Recovery};
 pub use note::{Head, Key, SecretKey, Signed};
 pub use proof::Proof;
 pub use tlog_tiles::tlog::Hash;

@@ -38,6 +38,17 @@ pub struct Log {
     /// The partial tiles of the newest checkpoint.
     partial: Vec<PathBuf>,
     settling: Option<JoinHandle<()>>,
+    recovered: Recovery,
+}
+
+/// What stood in the journal after the newest checkpoint when the log was opened. It is not signed, so nobody can tell whether the
+/// writer before wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recovery {
+    /// The number of the first entry that was taken over, and how many were.
+    pub taken: (u64, u64),
+    /// How many were set aside: the newest that is signed was the last of its writer.
+    pub set_aside: u64,
 }
 
 /// How the journal differs from what was written to it.
@@ -53,11 +64,12 @@ pub struct Changed {
 
 impl Log {
     /// Opens the log of `key` in `dir`, or begins it in an empty folder. Whatever a crash left half done is done again or
-    /// taken away, and what is there is compared with the newest checkpoint.
+    /// taken away, and what is there is compared with the newest checkpoint. `is_last` says of an entry whether its writer
+    /// writes nothing after it: where that is signed, what follows is somebody else's, and is set aside. See [`Log::recovered`].
     ///
     /// # Errors
     /// The folder cannot be read or written, holds another log, or less, or something else than what was signed.
-    pub fn open(dir: &Path, key: SecretKey) -> Result<Self, LogError> {
+    pub fn open(dir: &Path, key: SecretKey, is_last: impl Fn(&[u8]) -> bool) -> Result<Self, LogError> {
         let files = Files::new(dir);
         for inner in ["", "journal", "checkpoints", "tile/entries"] {
             let inner = dir.join(inner);
@@ -66,8 +78,11 @@ impl Log {
         let path = files.checkpoint_path();
         let checkpoint = files.checkpoint()?.map(|bytes| key.public().checkpoint(&bytes)).transpose();
         let checkpoint = checkpoint.map_err(|error| LogError::malformed(&path, error.to_string()))?;
-        let checkpoint_missing = checkpoint.is_none();
-        let recovered = Recovered::of(&files, checkpoint.as_ref().map(|signed| &signed.head))?;
+        let head = checkpoint.map(|signed| signed.head);
+        let signed = head.as_ref().map_or(0, |head| head.size);
+        let newest = signed.checked_sub(1).and_then(|newest| files.entry(newest).ok());
+        let limit = newest.filter(|newest| is_last(newest)).map_or(u64::MAX, |_| signed);
+        let recovered = Recovered::of(&files, head.as_ref(), limit)?;
         let mut log = Self {
             files,
             key,
@@ -75,13 +90,18 @@ impl Log {
             pending: recovered.pending,
             segment: recovered.segment,
             due: recovered.due,
-            signed: checkpoint.map_or(0, |signed| signed.head.size),
+            signed,
             partial: Vec::new(),
             settling: None,
+            recovered: Recovery { taken: (signed, 0), set_aside: recovered.beyond },
         };
+        log.recovered.taken.1 = log.size().saturating_sub(signed);
         log.partial = log.partial_tiles(log.signed);
         log.sweep();
         log.write_due()?;
+        if log.recovered.set_aside > 0 {
+            log.begin_journal()?;
+        }
         // With the tiles on the disk, and not before.
         if let [older @ .., _] = recovered.segments.as_slice() {
             settle(
@@ -90,10 +110,16 @@ impl Log {
             );
         }
         // Without one, a folder whose journal is lost could not be told from a new one.
-        if checkpoint_missing || log.signed < log.size() {
+        if head.is_none() {
             log.checkpoint()?;
         }
         Ok(log)
+    }
+
+    /// What was there that is not signed. Sign it by a [`Log::checkpoint`], and say of it in the log that it is.
+    #[must_use]
+    pub fn recovered(&self) -> Recovery {
+        self.recovered
     }
 
     /// How many entries it has.
@@ -232,12 +258,21 @@ impl Log {
     /// # Errors
     /// The disk says no.
     pub fn mend(&mut self) -> Result<(), LogError> {
+        self.begin_journal()
+    }
+
+    /// A journal of the entries that are held, in place of the one that is there, which is kept beside it. Everything before
+    /// them is in tiles.
+    fn begin_journal(&mut self) -> Result<(), LogError> {
         self.write_due()?;
-        // Everything before the entries that are held is in tiles.
-        let aside = self.segment.path.with_extension(format!("changed-at-{}", self.size()));
-        let _gone = std::fs::rename(&self.segment.path, aside);
         self.sync_tiles()?;
+        let before = self.segment.path.clone();
+        // It may be gone. A kill leaves one or the other under its name.
+        let _kept = std::fs::hard_link(&before, before.with_extension(format!("changed-at-{}", self.size())));
         self.segment = Segment::make(&self.files.journal(), self.size() - self.pending.len() as u64, &self.pending)?;
+        if self.segment.path != before {
+            remove(&before)?;
+        }
         Ok(())
     }
 
@@ -356,10 +391,13 @@ struct Recovered {
     due: VecDeque<(PathBuf, Vec<u8>)>,
     segments: Vec<u64>,
     segment: Segment,
+    /// Entries that are there beyond the limit.
+    beyond: u64,
 }
 
 impl Recovered {
-    fn of(files: &Files, checkpoint: Option<&Head>) -> Result<Self, LogError> {
+    /// Up to the entry number `limit`, without it.
+    fn of(files: &Files, checkpoint: Option<&Head>, limit: u64) -> Result<Self, LogError> {
         let dir = files.journal();
         let mut segments = journal::segments(&dir)?;
         let signed = checkpoint.map_or(0, |head| head.size);
@@ -378,8 +416,8 @@ impl Recovered {
         };
         let segment = Segment::reopen(&dir, last)?;
         let edge = edge(files, first)?;
-        let mut recovered =
-            Self { tree: Tree::with_edge(first, edge), pending: Vec::new(), due: VecDeque::new(), segments, segment };
+        let (tree, pending, due) = (Tree::with_edge(first, edge), Vec::new(), VecDeque::new());
+        let mut recovered = Self { tree, pending, due, segments, segment, beyond: 0 };
         let mut root = recovered.root_if(checkpoint)?;
         for start in recovered.segments.clone() {
             if start > recovered.tree.size() {
@@ -387,7 +425,9 @@ impl Recovered {
             }
             journal::read(&dir, start, |number, line| {
                 // A journal begins with what the one before ended with.
-                if number == recovered.tree.size() {
+                if number >= limit {
+                    recovered.beyond += 1;
+                } else if number == recovered.tree.size() {
                     let Self { tree, pending, due, .. } = &mut recovered;
                     let leaf = record_hash(&line);
                     pending.push(line);

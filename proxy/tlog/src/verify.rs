@@ -1,12 +1,15 @@
 //! The whole check of a log, with its files and a public key.
 
+use std::collections::BTreeMap;
+
 use tlog_tiles::tlog::record_hash;
 
-use crate::layout::{self, HASH, Kind, WIDTH};
+use crate::files::MAX_BUNDLE;
+use crate::layout::{self, HASH, Kind, LEVELS, WIDTH};
 use crate::log::edge;
 use crate::tree::{Full, Tree};
 use crate::witness::is_beginning;
-use crate::{Files, Head, Key, LogError, WitnessKey, files};
+use crate::{Files, Head, Key, LogError, WitnessKey, files, journal};
 
 /// Findings that are told; there may be as many as records.
 const MAX_FINDINGS: usize = 100;
@@ -75,6 +78,8 @@ impl Report {
 /// # Errors
 /// A file cannot be read at all, or the folder has no checkpoint of this key. What is wrong with what can be read is in the report.
 pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[u8])) -> Result<Report, LogError> {
+    // Before the newest, so that none that is added meanwhile has more than that.
+    let kept = files.kept()?;
     let bytes = files
         .checkpoint()?
         .ok_or_else(|| LogError::Missing(format!("a log in {}, at least its checkpoint,", files.dir().display())))?;
@@ -83,14 +88,17 @@ pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[
     let head = newest.head;
     let mut report =
         Report { size: head.size, root: Some(head.root), first: files.first()?.min(head.size), ..Report::default() };
-    let mut heads = kept_heads(files, trusted.key, &mut report)?;
+    let mut heads = kept_heads(kept, trusted.key, &mut report);
     heads.push(("checkpoint".into(), head.clone()));
     heads.sort_by_key(|(_, head)| head.size);
-    read_all(files, &heads, &mut report, &mut each);
+    if let Some(tree) = read_all(files, &heads, &mut report, &mut each) {
+        compare_partial(files, &tree, &mut report);
+    }
+    compare_journal(files, &mut report)?;
     report.unsigned = files.end()?.saturating_sub(head.size);
-    for entry in files.entries(head.size, head.size + report.unsigned) {
+    for (number, entry) in (head.size..).zip(files.entries(head.size, head.size + report.unsigned)) {
         match entry {
-            Ok(entry) => each(report.first + report.checked, &entry),
+            Ok(entry) => each(number, &entry),
             Err(error) => report.find("records after the checkpoint", error.to_string()),
         }
         report.checked += 1;
@@ -100,9 +108,9 @@ pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[
     Ok(report)
 }
 
-fn kept_heads(files: &Files, key: &Key, report: &mut Report) -> Result<Vec<(String, Head)>, LogError> {
+fn kept_heads(kept: BTreeMap<String, Vec<u8>>, key: &Key, report: &mut Report) -> Vec<(String, Head)> {
     let mut heads = Vec::new();
-    for (name, bytes) in files.kept()? {
+    for (name, bytes) in kept {
         let place = format!("checkpoints/{name}");
         match key.checkpoint(&bytes) {
             Ok(signed) if signed.head.size > report.size => report.find(
@@ -127,18 +135,26 @@ fn kept_heads(files: &Files, key: &Key, report: &mut Report) -> Result<Vec<(Stri
     if let Some(place) = falls {
         report.find(place, "it has fewer records than the segment before it: it was replaced by an older one");
     }
-    Ok(heads)
+    heads
 }
 
-/// Builds the tree anew from what is there, and compares it with every head on the way.
-fn read_all(files: &Files, heads: &[(String, Head)], report: &mut Report, each: &mut impl FnMut(u64, &[u8])) {
+/// Builds the tree anew from what is there, and compares it with every head on the way. The tree, if all of it was there.
+fn read_all(
+    files: &Files,
+    heads: &[(String, Head)],
+    report: &mut Report,
+    each: &mut impl FnMut(u64, &[u8]),
+) -> Option<Tree> {
     let first = report.first / WIDTH * WIDTH;
     for (place, head) in heads.iter().filter(|(_, head)| head.size < first) {
         compare(report, place, head, files.root(head.size).map_err(|error| error.to_string()));
     }
     let mut tree = match edge(files, first) {
         Ok(edge) => Tree::with_edge(first, edge),
-        Err(error) => return report.find(format!("tiles before record {first}"), error.to_string()),
+        Err(error) => {
+            report.find(format!("tiles before record {first}"), error.to_string());
+            return None;
+        }
     };
     let mut due = heads.iter().filter(|(_, head)| head.size >= first).peekable();
     let mut entries = files.entries(first, report.size);
@@ -148,10 +164,10 @@ fn read_all(files: &Files, heads: &[(String, Head)], report: &mut Report, each: 
             compare(report, place, head, root);
         }
         match entries.next() {
-            None => break,
+            None => return Some(tree),
             Some(Err(error)) => {
                 report.find(format!("records from {} on", tree.size()), error.to_string());
-                break;
+                return None;
             }
             Some(Ok(entry)) => {
                 each(tree.size(), &entry);
@@ -207,6 +223,63 @@ fn compare_tile(files: &Files, tile: &Full, report: &mut Report) {
         place,
         if different.len() == 1 { what.to_owned() } else { format!("{what} ({} in this tile)", different.len()) },
     );
+}
+
+/// The tiles that are not full, for those who read nothing else. While the log is written they may be gone by now.
+fn compare_partial(files: &Files, tree: &Tree, report: &mut Report) {
+    for level in 0..LEVELS {
+        let hashes = tree.edge(level);
+        let (index, width) = (tree.size() >> (u32::from(level) * 8), (hashes.len() / HASH) as u64);
+        if width == 0 {
+            continue;
+        }
+        let mut same = |kind, expected: &[u8]| {
+            let name = layout::tile(kind, index / WIDTH, width);
+            match files::read(&files.dir().join(&name), MAX_BUNDLE) {
+                Ok(None) => {}
+                Ok(Some(there)) if there == expected => {}
+                Ok(Some(_)) => report.find(name.display().to_string(), "it is not what the records are"),
+                Err(error) => report.find(name.display().to_string(), error.to_string()),
+            }
+        };
+        same(Kind::Level(level), hashes);
+        if level == 0 {
+            let from = tree.size() - width;
+            if let Ok(entries) = files.entries(from, tree.size()).collect::<Result<Vec<_>, _>>() {
+                same(Kind::Entries, &layout::bundle(&entries));
+            }
+        }
+    }
+}
+
+/// The journal has copies of records that are in bundles already, and the gateway begins with them.
+fn compare_journal(files: &Files, report: &mut Report) -> Result<(), LogError> {
+    let (dir, size) = (files.journal(), report.size / WIDTH * WIDTH);
+    for first in journal::segments(&dir)? {
+        let mut tile: Option<(u64, Vec<u8>)> = None;
+        let read = journal::read(&dir, first, |number, line| {
+            if number >= size {
+                return Ok(false);
+            }
+            let index = number / WIDTH;
+            if tile.as_ref().is_none_or(|(held, _)| *held != index) {
+                tile = Some((index, files.hashes(0, index, WIDTH)?));
+            }
+            let at = (number % WIDTH) as usize * HASH;
+            let expected = tile.as_ref().and_then(|(_, hashes)| hashes.get(at..at + HASH));
+            if expected != Some(&record_hash(&line).0[..]) {
+                report.find(format!("journal/{}", journal::name(first)), format!("its record {number} is another one"));
+            }
+            Ok(true)
+        });
+        match read {
+            // It was taken away meanwhile: the disk has its tiles.
+            Err(LogError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => report.find(format!("journal/{}", journal::name(first)), error.to_string()),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
 }
 
 /// What came another way. A later checkpoint than the folder's shows that the log was set back.

@@ -200,3 +200,95 @@ async fn what_the_disk_does_not_take_is_refused_or_spared() {
         assert!(unrecorded.iter().all(|line| line["requests"] == 1));
     }
 }
+
+fn stopped(settings: &config::Audit, intents: usize) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (log, flushed) = open(settings);
+        for _ in 0..intents {
+            write_intent(&log).await;
+        }
+        drop(log);
+        assert!(flushed.wait(Duration::from_secs(5)));
+    });
+}
+
+#[test]
+fn what_somebody_writes_after_a_gateway_has_ended_is_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    stopped(&settings, 1);
+    let journal = settings.dir.join("journal/00000000000000000000.jsonl");
+    let forged = "{\"record\":\"1\",\"kind\":\"notice\",\"what\":\"retention\",\"before\":256}\n";
+    std::fs::write(&journal, std::fs::read_to_string(&journal).unwrap() + forged).unwrap();
+    stopped(&settings, 0);
+    let lines = lines(&settings.dir);
+    // Nothing was answered, so the next gateway closes what it finds open.
+    assert_eq!(kinds(&lines), ["start", "intent", "stop", "notice", "outcome", "start", "stop"]);
+    let notice = lines.iter().find(|line| line["kind"] == "notice").unwrap();
+    assert_eq!((&notice["what"], &notice["records"]), (&"foreign".into(), &1.into()));
+    assert!(is_good(&settings));
+}
+
+#[tokio::test]
+async fn what_a_kill_left_without_a_signature_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (log, _flushed) = open(&settings);
+    write_intent(&log).await;
+    // As it stands on the disk at this moment, less than a second after the last checkpoint.
+    let copy = config::Audit { dir: dir.path().join("copy"), ..settings.clone() };
+    let copied = std::process::Command::new("cp").arg("-a").arg(&settings.dir).arg(&copy.dir).status().unwrap();
+    assert!(copied.success());
+    let (again, flushed) = open(&copy);
+    drop(again);
+    assert!(flushed.wait(Duration::from_secs(5)));
+    let lines = lines(&copy.dir);
+    let notice = lines.iter().find(|line| line["what"] == "unsigned").unwrap();
+    assert_eq!((&notice["from"], &notice["records"]), (&1.into(), &1.into()), "{lines:?}");
+    assert!(is_good(&copy));
+}
+
+#[test]
+fn a_log_is_not_begun_anew_under_a_name_that_it_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    stopped(&settings, 1);
+    std::fs::remove_file(settings.dir.join("checkpoint")).unwrap();
+    for folder in ["journal", "tile"] {
+        std::fs::remove_dir_all(settings.dir.join(folder)).unwrap();
+    }
+    let refused = AuditLog::open(&settings, ("branch.example.org", "c".into()), Arc::default()).unwrap_err();
+    assert!(format!("{refused:#}").contains("was begun"), "{refused:#}");
+}
+
+#[test]
+fn a_checkpoint_under_an_old_days_name_deletes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Audit { retention: Duration::from_secs(86_400), ..settings(dir.path()) };
+    stopped(&settings, 300);
+    std::fs::copy(settings.dir.join("checkpoint"), settings.dir.join("checkpoints/2000-01-01")).unwrap();
+    let mut writer = Writer::open(&settings, "branch.example.org").unwrap();
+    writer.delete_oldest().unwrap();
+    drop(writer);
+    assert!(lines(&settings.dir).len() > 300, "all are there");
+}
+
+#[test]
+fn whoever_gave_up_waiting_is_not_recorded_as_about_to_act() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let mut writer = Writer::open(&settings, "branch.example.org").unwrap();
+    let state = State { healthy: AtomicBool::new(true), unrecorded: AtomicU64::new(0) };
+    let (waits, gave_up) = (oneshot::channel(), oneshot::channel());
+    drop(gave_up.1);
+    let body = serde_json::Map::new();
+    let mut batch = vec![
+        Line { bytes: line("waits", "intent", &body), written: Some(waits.0) },
+        Line { bytes: line("gave up", "intent", &body), written: Some(gave_up.0) },
+    ];
+    writer.write(&mut batch, &state, &Metrics::default());
+    drop(writer);
+    let lines = lines(&settings.dir);
+    assert_eq!((lines.len(), &lines[0]["record"]), (1, &"waits".into()));
+}

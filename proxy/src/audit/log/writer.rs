@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use postern_tlog::{Log, LogError};
+use postern_tlog::{Log, LogError, Recovery};
 use serde::Deserialize;
 use time::{Date, OffsetDateTime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::lock::Lock;
 use super::{Line, State};
@@ -50,7 +50,7 @@ impl Writer {
         std::fs::create_dir_all(&settings.dir)?;
         let lock = Lock::take(&settings.dir)?;
         let keys = LogKeys::of(&settings.state_dir, &settings.dir);
-        let log = Log::open(&settings.dir, keys.open(domain)?)?;
+        let log = Log::open(&settings.dir, keys.open(domain)?, is_stop)?;
         keys.has_begun(log.size())?;
         let last = log.size().checked_sub(1).map(|last| log.files().entry(last)).transpose()?;
         let day = last.and_then(|record| day_of(&record)).unwrap_or_else(today);
@@ -66,11 +66,12 @@ impl Writer {
         })
     }
 
-    /// Gives an outcome to every request that the last gateway left without one, and says that a gateway begins.
+    /// Says what was found that nobody had signed, gives an outcome to every request that the last gateway left without one, and says
+    /// that a gateway begins.
     pub(super) fn begin(&mut self, configuration: String) -> anyhow::Result<usize> {
         self.turn_day()?;
         let open = self.without_outcome()?;
-        let mut records = Vec::with_capacity(open.len() + 1);
+        let mut records = self.recovered();
         for (record, identity) in &open {
             let outcome = Outcome { result: "interrupted", identity: identity.clone(), ..Outcome::default() };
             records.push(line(record, "outcome", &outcome));
@@ -81,6 +82,21 @@ impl Writer {
         self.log.append(&records, true)?;
         self.log.checkpoint()?;
         Ok(open.len())
+    }
+
+    fn recovered(&self) -> Vec<Vec<u8>> {
+        let Recovery { taken: (from, taken), set_aside } = self.log.recovered();
+        let notice = |what, from, records: u64| {
+            let notice = Notice { what, from, records: (records > 0).then_some(records), ..Notice::default() };
+            (records > 0).then(|| line(RecordId::new(), "notice", &notice))
+        };
+        if set_aside > 0 {
+            tracing::error!(
+                records = set_aside,
+                "somebody wrote into the journal after the last gateway had ended; it is set aside there, and no record"
+            );
+        }
+        [notice("unsigned", Some(from), taken), notice("foreign", None, set_aside)].into_iter().flatten().collect()
     }
 
     /// Requests that were planned and have no outcome: ID and identity.
@@ -112,15 +128,18 @@ impl Writer {
             let due = self.sign_at.map_or(LOOK_EVERY, |at| at.saturating_duration_since(Instant::now()));
             match tokio::time::timeout(due, lines.recv_many(&mut batch, BATCH)).await {
                 Ok(0) => break,
-                Ok(_) => self.write(&mut batch, state, metrics),
-                Err(_) => {}
+                // The day turns before what came in it is written, or its segment would not have all of it.
+                Ok(_) => {
+                    let _next_time = self.turn_day();
+                    self.write(&mut batch, state, metrics);
+                }
+                Err(_) => drop(self.turn_day()),
             }
             if self.sign_at.is_some_and(|at| at <= Instant::now()) {
                 // What fails here fails for the next record as well, and that one is refused.
                 let signed = self.log.checkpoint();
                 self.sign_at = signed.is_err().then(|| Instant::now() + SIGN_WITHIN);
             }
-            let _next_time = self.turn_day();
         }
         let end = line(RecordId::new(), "stop", &serde_json::Map::new());
         let ended = self.log.append(&[end], true).and_then(|_| self.log.checkpoint());
@@ -130,18 +149,34 @@ impl Writer {
     }
 
     /// Writes a batch, however long that takes.
-    fn write(&mut self, batch: &mut Vec<Line>, state: &State, metrics: &Metrics) {
-        let records: Vec<&[u8]> = batch.iter().map(|line| line.bytes.as_slice()).collect();
-        let durable = self.syncs_each && batch.iter().any(|line| line.written.is_some());
-        // What is written to a file that is no longer there is written nowhere.
-        while let Err(error) = self.look(metrics).and_then(|()| self.log.append(&records, durable)) {
-            metrics.records_writable(false);
-            if state.healthy.swap(false, Ordering::Relaxed) {
-                tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
+    pub(super) fn write(&mut self, batch: &mut Vec<Line>, state: &State, metrics: &Metrics) {
+        let mut failing = None;
+        loop {
+            // Whoever gave up was refused, and does nothing that would have to be recorded before.
+            batch.retain(|line| !line.written.as_ref().is_some_and(oneshot::Sender::is_closed));
+            // The first that is written again says for how long nothing was; and it tries the disk when nobody waits any more.
+            let gap = failing.map(|since: Instant| {
+                let seconds = Some(since.elapsed().as_secs());
+                line(RecordId::new(), "notice", &Notice { what: "unwritable", seconds, ..Notice::default() })
+            });
+            let records: Vec<&[u8]> = batch.iter().map(|line| &line.bytes).chain(&gap).map(Vec::as_slice).collect();
+            let durable = self.syncs_each && batch.iter().any(|line| line.written.is_some());
+            // What is written to a file that is no longer there is written nowhere.
+            match self.look(metrics).and_then(|()| self.log.append(&records, durable)) {
+                Ok(_) => {
+                    metrics.recorded(records.len() as u64);
+                    break;
+                }
+                Err(error) => {
+                    failing.get_or_insert_with(Instant::now);
+                    metrics.records_writable(false);
+                    if state.healthy.swap(false, Ordering::Relaxed) {
+                        tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
+                    }
+                    std::thread::sleep(RETRY_AFTER);
+                }
             }
-            std::thread::sleep(RETRY_AFTER);
         }
-        metrics.recorded(records.len() as u64);
         let unrecorded = state.unrecorded.swap(0, Ordering::Relaxed);
         if unrecorded > 0 {
             let notice = Notice { what: "unrecorded", requests: Some(unrecorded), ..Notice::default() };
@@ -201,7 +236,7 @@ impl Writer {
     }
 
     /// Only the oldest day goes, once a day: a clock that is wrong by years must not be able to delete everything at once.
-    fn delete_oldest(&mut self) -> Result<(), LogError> {
+    pub(super) fn delete_oldest(&mut self) -> Result<(), LogError> {
         let days = i64::try_from(self.retention.as_secs() / 86_400).unwrap_or(i64::MAX).min(MAX_DAYS);
         let Some(oldest) = self.day.checked_sub(time::Duration::days(days)).map(|day| day.to_string()) else {
             return Ok(());
@@ -232,6 +267,15 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The last record of a gateway that ended in order.
+fn is_stop(record: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Read<'a> {
+        kind: &'a str,
+    }
+    serde_json::from_slice::<Read<'_>>(record).is_ok_and(|read| read.kind == "stop")
 }
 
 fn today() -> Date {

@@ -45,14 +45,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .map(|text| WitnessKey::parse(text).with_context(|| text.clone()))
         .collect::<Result<_, _>>()?;
     let files = Files::new(&folder);
-    let mut seen = Seen::default();
     let trusted = Trusted { key: &key, later: &later, witnesses: &witnesses };
-    let mut report = postern_tlog::verify(&files, &trusted, |number, record| seen.note(number, record))?;
-    // What is not signed yet, anybody may have written.
-    let past = seen.past.iter().filter(|(number, _)| *number < report.size).map(|(_, before)| *before).max();
-    if report.first > 0 && past.is_none_or(|past| past < report.first) {
-        let what = "they are not there, and no record says that they were past their time".to_owned();
-        report.findings.push(Finding { place: format!("records 0 to {}", report.first - 1), what });
+    let before = files.checkpoint()?;
+    let (mut report, mut seen) = check(&files, &trusted)?;
+    // Days turn and records are deleted while it is read: what is not good then is looked at once more.
+    if !report.is_good() && files.checkpoint()? != before {
+        (report, seen) = check(&files, &trusted)?;
     }
     if arguments.json {
         say(&told(&key, &report, &seen).to_string());
@@ -60,6 +58,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         tell(&key, arguments.key.is_none(), &report, &seen);
     }
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check(files: &Files, trusted: &Trusted<'_>) -> anyhow::Result<(Report, Seen)> {
+    let mut seen = Seen::default();
+    let mut report = postern_tlog::verify(files, trusted, |number, record| seen.note(number, record))?;
+    if report.first > 0 && seen.past(report.size) < report.first {
+        let what = "they are not there, and no record says that they were past their time".to_owned();
+        report.findings.push(Finding { place: format!("records 0 to {}", report.first - 1), what });
+    }
+    Ok((report, seen))
 }
 
 /// What the records say by themselves.
@@ -70,6 +78,8 @@ struct Seen {
     open: BTreeSet<String>,
     /// By which record the gateway said that it deletes those before which.
     past: Vec<(u64, u64)>,
+    /// Records that were taken from a journal without a signature: from which on, and how many.
+    unsigned: Vec<(u64, u64)>,
     unreadable: u64,
 }
 
@@ -83,6 +93,10 @@ impl Seen {
             what: String,
             #[serde(default)]
             before: u64,
+            #[serde(default)]
+            from: u64,
+            #[serde(default)]
+            records: u64,
         }
         let Ok(read) = serde_json::from_slice::<Read>(record) else {
             self.unreadable += 1;
@@ -92,9 +106,22 @@ impl Seen {
             "intent" => drop(self.open.insert(read.record)),
             "outcome" => drop(self.open.remove(&read.record)),
             "notice" if read.what == "retention" => self.past.push((number, read.before)),
+            "notice" if read.what == "unsigned" => self.unsigned.push((read.from, read.records)),
             _ => {}
         }
         *self.kinds.entry(read.kind).or_default() += 1;
+    }
+}
+
+impl Seen {
+    /// Records with lower numbers were deleted by the gateway itself. Of what is not signed yet, of the `size` that are, and of what had no
+    /// signature when a gateway took it over, nobody knows who wrote it.
+    fn past(&self, size: u64) -> u64 {
+        let is_known = |number: u64| {
+            number < size
+                && !self.unsigned.iter().any(|(from, records)| (*from..from.saturating_add(*records)).contains(&number))
+        };
+        self.past.iter().filter(|(number, _)| is_known(*number)).map(|(_, before)| *before).max().unwrap_or(0)
     }
 }
 
