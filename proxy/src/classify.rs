@@ -5,25 +5,29 @@
 pub mod clearance;
 mod detect;
 pub mod label;
-mod taint;
+pub(crate) mod taint;
+
+use std::sync::Arc;
 
 use postern_wire::call::Call;
 use postern_wire::json;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::answer::Place;
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::request::ParsedRequest;
+use crate::store::Store;
 use detect::Scanner;
 use label::{Label, Labels};
-use taint::{Taint, Traces};
+use taint::{AnswerReading, Fresh, Taint, Who};
 
 /// Why a label is what it is; goes into the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Source {
-    /// `floor`, `header`, `detector:…`, `marking`, `opaque`, `taint:text`, `taint:conversation`, `policy:…`.
+    /// `floor`, `header`, `detector:…`, `marking`, `opaque`, `taint:text`, `taint:conversation`, `taint:evicted`, `taint:unavailable`, `policy:…`.
     pub source: String,
     /// The label that it called for.
     pub label: String,
@@ -48,7 +52,11 @@ pub struct ClassifiedRequest {
     label: Label,
     sources: Vec<Source>,
     conversation: Conversation,
-    traces: Traces,
+    who: Who,
+    /// What of the label is for what is said, and not for whoever says it.
+    sticky: Label,
+    /// False: it may be higher than anybody can say just now, so it is the highest.
+    is_certain: bool,
 }
 
 impl ClassifiedRequest {
@@ -76,11 +84,50 @@ impl ClassifiedRequest {
         self.conversation
     }
 
+    /// Whether the label is what all gateways together know; if not, it is the highest.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.is_certain
+    }
+
     /// Joins `label` to the request's.
     pub(crate) fn raise(&mut self, label: Label, source: Source) {
         self.label = self.label.join(label);
+        self.sticky = self.sticky.join(label);
         self.sources.push(source);
     }
+
+    /// It may be higher than anybody can say: nothing above the identity's ceiling is given to it.
+    pub(crate) fn doubt(&mut self, labels: &Labels) {
+        let highest = labels.highest();
+        if std::mem::take(&mut self.is_certain) {
+            self.label = highest;
+            self.sources
+                .push(Source { source: "taint:unavailable".to_owned(), label: labels.name(highest).to_owned() });
+        }
+    }
+
+    /// # Errors
+    /// The label is above the identity's ceiling, or may be.
+    pub(crate) fn check(&self, labels: &Labels) -> Result<(), Error> {
+        let ceiling = self.request.peer.ceiling;
+        if self.label <= ceiling {
+            return Ok(());
+        }
+        if !self.is_certain {
+            return Err(Error::LabelsUnavailable);
+        }
+        let name = |label| labels.name(label).to_owned();
+        Err(Error::LabelRefused { label: name(self.label), ceiling: name(ceiling) })
+    }
+}
+
+/// Remembers an answer as it comes, under the label of its request.
+#[derive(Debug)]
+pub struct Remembering {
+    reading: AnswerReading,
+    fresh: Fresh,
+    label: Label,
 }
 
 /// The beginning of an answer whose label is known. Made only by [`Classifier::classify_beginning`].
@@ -121,66 +168,66 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// By the rules of a configuration.
+    /// By the rules of a configuration; `store`: where gateways that stand in for each other remember labels together.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, keys: &Keys, store: Option<Arc<Store>>) -> Self {
         Self {
             labels: config.labels.clone(),
             opaque: config.classification.opaque,
             scanner: Scanner::new(&config.classification),
-            taint: Taint::default(),
+            taint: Taint::new(config, keys, store),
         }
     }
 
-    /// Joins floor, header, detectors, markings and taint.
+    /// Keeps in touch with other gateways that remember labels, for as long as it is polled.
+    pub async fn keep_up(&self) {
+        self.taint.keep_up().await;
+    }
+
+    /// Joins floor, header, detectors, markings and taint, and remembers what follows from them.
     ///
     /// # Errors
-    /// [`Error::LabelRefused`] if the label is above the identity's ceiling.
+    /// [`Error::LabelRefused`] if the label is above the identity's ceiling; [`Error::LabelsUnavailable`] if it may be, and nobody can say.
     pub async fn classify(&self, keys: &Keys, request: ParsedRequest) -> Result<ClassifiedRequest, Error> {
         let conversation = conversation(keys, &request);
-        let traces = taint::traces(keys, &request, conversation);
+        let who = Who::of(keys, &request);
+        let (traces, known) = self.taint.look(&who, &request, conversation).await;
         let source =
             |source: &str, label| Source { source: source.to_owned(), label: self.labels.name(label).to_owned() };
 
-        let mut label = request.peer.floor;
-        let mut sources = vec![source("floor", label)];
-        // What is found in the request also taints what comes after it in the conversation; the floor does not.
-        let (mut found, mut conversation_taint) = (self.labels.lowest(), self.labels.lowest());
-        if let Some(marked) = request.marks.label {
-            found = found.join(marked);
-            sources.push(source("header", marked));
-        }
-        for (name, detected) in self.scanner.labels(request.call.body()).await {
-            found = found.join(detected);
-            sources.push(source(&name, detected));
-        }
+        let (floor, lowest) = (request.peer.floor, self.labels.lowest());
+        let mut sources = vec![source("floor", floor)];
+        // What is said or found of the text itself marks it; what was known of parts of it does not mark the rest.
+        let mut marked = None::<Label>;
+        let mut mark = |name: &str, label: Label| {
+            marked = marked.max(Some(label));
+            sources.push(source(name, label));
+        };
+        request.marks.label.into_iter().for_each(|label| mark("header", label));
+        self.scanner.labels(request.call.body()).await.into_iter().for_each(|(name, label)| mark(&name, label));
         if request.call.opaque_parts() {
-            found = found.join(self.opaque);
-            sources.push(source("opaque", self.opaque));
+            mark("opaque", self.opaque);
         }
-        if let Some(tainted) = self.taint.of_texts(&traces) {
-            found = found.join(tainted);
-            sources.push(source("taint:text", tainted));
+        let tainted = [("taint:text", known.texts), ("taint:conversation", known.talk), ("taint:evicted", known.lost)];
+        sources.extend(tainted.into_iter().filter_map(|(name, label)| Some(source(name, label?))));
+        let marked = marked.filter(|label| *label > lowest);
+        // It taints what comes after it in the conversation; floors do not.
+        let sticky = [marked, known.texts, known.talk].into_iter().flatten().fold(lowest, Label::join);
+        let label = known.lost.into_iter().fold(floor.join(sticky), Label::join);
+        let (request, is_certain) = (request, true);
+        let mut classified = ClassifiedRequest { request, label, sources, conversation, who, sticky, is_certain };
+        // Only what was accepted is remembered: who may not handle a label must not be able to put it on what others write.
+        classified.check(&self.labels)?;
+        let ClassifiedRequest { request, who, .. } = &classified;
+        let kept = match sticky > lowest {
+            true => self.taint.keep(who, (request, conversation), (traces, &known), (marked, sticky)).await,
+            false => Ok(()),
+        };
+        if known.is_incomplete || kept.is_err() {
+            classified.doubt(&self.labels);
+            classified.check(&self.labels)?;
         }
-        if let Some(tainted) = self.taint.of_conversation(&traces) {
-            label = label.join(tainted);
-            sources.push(source("taint:conversation", tainted));
-            conversation_taint = tainted;
-        }
-        label = label.join(found);
-        if label > request.peer.ceiling {
-            let name = |label| self.labels.name(label).to_owned();
-            return Err(Error::LabelRefused { label: name(label), ceiling: name(request.peer.ceiling) });
-        }
-        // Only what was accepted: who may not handle a label must not be able to put it on what others write.
-        if conversation_taint > self.labels.lowest() {
-            // What was said since belongs to it as well, but is not a marked text by itself.
-            self.taint.remember_conversation(&traces, conversation_taint);
-        }
-        if found > self.labels.lowest() {
-            self.taint.remember(&traces, found);
-        }
-        Ok(ClassifiedRequest { request, label, sources, conversation, traces })
+        Ok(classified)
     }
 
     /// Joins the label of `request` with what detectors and markings find in the beginning of its answer, which another target is to
@@ -204,15 +251,36 @@ impl Classifier {
         if label > ceiling {
             return Err(Error::LabelRefused { label: name(label), ceiling: name(ceiling) });
         }
-        if found > self.labels.lowest() {
-            self.taint.remember_conversation(&request.traces, found);
+        if found > self.labels.lowest() && !self.taint_conversation(request, found).await {
+            return Err(Error::LabelsUnavailable);
         }
         Ok(ClassifiedBeginning { text: text.to_owned(), tokens, label, sources })
     }
 
-    /// Remembers a label that a policy gave, for what comes after in the conversation.
-    pub fn taint_conversation(&self, request: &ClassifiedRequest, label: Label) {
-        self.taint.remember_conversation(&request.traces, label);
+    /// Remembers a label that a policy gave, for what comes after in the conversation. False: others do not know it, or it may be forgotten.
+    pub async fn taint_conversation(&self, request: &ClassifiedRequest, label: Label) -> bool {
+        self.taint.keep_talk(&request.who, (&request.request, request.conversation), label).await.is_ok()
+    }
+
+    /// What remembers the answer to `request`; nothing does, if there is nothing about it but a floor.
+    #[must_use]
+    pub fn remembering(&self, request: &ClassifiedRequest) -> Option<Remembering> {
+        (request.sticky > self.labels.lowest()).then(|| Remembering {
+            reading: AnswerReading::new(request.who.clone()),
+            fresh: Fresh::default(),
+            label: request.sticky,
+        })
+    }
+
+    /// Reads the next piece of a text of an answer.
+    pub fn read(&self, remembering: &mut Remembering, place: (u64, Place), text: &str) {
+        self.taint.read(&mut remembering.reading, place, text, &mut remembering.fresh);
+    }
+
+    /// Remembers what was read. What others cannot be told now is told them later.
+    pub async fn keep_read(&self, remembering: &mut Remembering) {
+        let Remembering { reading, fresh, label } = remembering;
+        let _later = self.taint.keep_fresh(&reading.who, fresh, *label).await;
     }
 }
 

@@ -259,6 +259,35 @@ pub struct Classification {
     pub join_messages: bool,
     /// For what cannot be read as text.
     pub opaque: Label,
+    /// What is remembered.
+    pub taint: Taint,
+}
+
+/// What is remembered of labelled texts.
+#[derive(Debug, Clone)]
+pub struct Taint {
+    /// Marks of one identity.
+    pub per_identity: usize,
+    /// After they were last seen.
+    pub keep: Duration,
+    /// No passage of these is remembered.
+    pub common: Vec<String>,
+    /// Goes on without what other gateways know.
+    pub unavailable: file::Unavailable,
+}
+
+impl Default for Taint {
+    fn default() -> Self {
+        file::Taint::default().into()
+    }
+}
+
+impl From<file::Taint> for Taint {
+    fn from(written: file::Taint) -> Self {
+        let file::Taint { per_identity, keep, common, unavailable } = written;
+        let per_identity = usize::try_from(per_identity.get()).unwrap_or(usize::MAX);
+        Self { per_identity, keep: keep.0, common, unavailable }
+    }
 }
 
 /// The response cache.

@@ -136,6 +136,11 @@ pub enum Error {
         /// The identity's.
         ceiling: String,
     },
+    /// Which label a request has cannot be known.
+    #[error(
+        "What gateways remember of labels together cannot be read just now, so nothing but the model on this machine may answer. Try again in a moment."
+    )]
+    LabelsUnavailable,
     /// Nobody serves the model.
     #[error("This model is not served here; GET /v1/models lists those that are.")]
     ModelUnknown,
@@ -327,7 +332,7 @@ impl Error {
         };
         let retry_after = match self {
             Self::RateLimited { retry_after, .. } => Some((*retry_after).max(Duration::from_secs(1))),
-            Self::Busy | Self::RecordUnavailable => Some(Duration::from_secs(1)),
+            Self::Busy | Self::RecordUnavailable | Self::LabelsUnavailable => Some(Duration::from_secs(1)),
             Self::AuthorityUnavailable => Some(Duration::from_secs(60)),
             Self::EngineStarting => Some(Duration::from_secs(3)),
             Self::UpstreamUnavailable { retry_after, .. } | Self::TargetsBusy { retry_after } => {
@@ -410,6 +415,7 @@ impl Error {
             Self::StreamBroken => (S::BAD_GATEWAY, "stream_broken", SERVER),
             Self::AnswerStopped => (S::FORBIDDEN, "answer_stopped", DENIED),
             Self::Drained => (S::SERVICE_UNAVAILABLE, "drain_timeout", SERVER),
+            Self::LabelsUnavailable => (S::SERVICE_UNAVAILABLE, "labels_unavailable", SERVER),
             Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
         }
     }

@@ -20,6 +20,7 @@ use crate::cache::redis::SharedCache;
 use crate::cache::semantic::Semantic;
 use crate::cache::{MemoryCache, Tiers};
 use crate::classify::Classifier;
+use crate::classify::taint::shared;
 use crate::config::Config;
 use crate::config::read::bounded;
 use crate::confine::Confined;
@@ -155,6 +156,7 @@ impl Gateway {
         let parts = config.replicas.as_ref().map_or(NonZeroU16::MIN, |replicas| replicas.count);
         let (together, counter) = counting(&config, &keys, &metrics)?.unzip();
         let cache = tiers(&config, &keys, &metrics)?;
+        let classifier = Classifier::new(&config, &keys, labels(&config, &metrics)?);
         let dispatcher = Dispatcher::new(&config, engine, certificate, metrics.clone())?;
         let gateway = Self {
             keys,
@@ -162,7 +164,7 @@ impl Gateway {
             together,
             kept,
             prices: Arc::new(Prices::of(&config)),
-            classifier: Classifier::new(&config),
+            classifier,
             live: Arc::new(live),
             shadows: Places::default(),
             cache,
@@ -190,6 +192,13 @@ fn counting(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Res
     let store = Store::new(redis, ("limits", loss), together::REPLY, metrics.clone())?;
     let me = replica_id(&config.state_dir).context("replica.id in state_dir")?;
     Ok(Some(Together::new(store, keys, me)))
+}
+
+/// Where labels are remembered together.
+fn labels(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Arc<Store>>> {
+    let redis = config.replicas.as_ref().and_then(|replicas| replicas.redis.as_ref()).filter(|_| !config.offline);
+    let loss = "what other gateways know of labels cannot be asked: only the engine and targets that are cleared for every label may answer";
+    redis.map(|redis| Store::new(redis, ("labels", loss), shared::REPLY, metrics.clone())).transpose()
 }
 
 /// What tells this gateway from the others, also after a restart.

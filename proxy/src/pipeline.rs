@@ -109,7 +109,7 @@ async fn respond(
     let label = labels.name(label).to_owned();
     match answered.unwrap_or(Err(Error::DeadlineExceeded(total))) {
         Ok(Ready { request, source, others, going_on }) => {
-            (Ok(response::answer(&gateway, source, request, exchange, others, going_on, deadline)), label)
+            (Ok(response::answer(&gateway, source, request, exchange, others, going_on, deadline).await), label)
         }
         Err(error) => {
             exchange.outcome.label = Some(label.clone());
@@ -316,7 +316,7 @@ async fn consult(
     let fleet = facts::fleet(config, &targets, engine);
     let routed = policies.route(config, before, &context, (&request, &fleet), heard).await?;
     let votes = Votes::merged(&routed.answers);
-    let accepted = raise(gateway, &mut masked, &votes);
+    let accepted = raise(gateway, &mut masked, &votes).await;
     *label = masked.classified().label();
     let is_cleared = config.is_cleared(*label);
     heard.settle(if is_cleared { Fate::Commit(config.labels.name(*label)) } else { Fate::Drop });
@@ -354,21 +354,15 @@ async fn consult(
 }
 
 /// Joins what plugins raised; the label is final afterwards.
-fn raise(gateway: &Gateway, masked: &mut MaskedRequest, votes: &Votes) -> Result<(), Error> {
+async fn raise(gateway: &Gateway, masked: &mut MaskedRequest, votes: &Votes) -> Result<(), Error> {
     let Some((label, policy)) = &votes.raised else { return Ok(()) };
     let labels = &gateway.config.labels;
     let source = Source { source: format!("policy:{policy}"), label: labels.name(*label).to_owned() };
     masked.raise(*label, source);
-    let classified = masked.classified();
-    gateway.classifier.taint_conversation(classified, *label);
-    let (label, ceiling) = (classified.label(), classified.request().peer.ceiling);
-    if label > ceiling {
-        return Err(Error::LabelRefused {
-            label: labels.name(label).to_owned(),
-            ceiling: labels.name(ceiling).to_owned(),
-        });
+    if !gateway.classifier.taint_conversation(masked.classified(), *label).await {
+        masked.doubt(labels);
     }
-    Ok(())
+    masked.classified().check(labels)
 }
 
 /// Where it goes; an error if a policy said no, or there is nowhere to go.
@@ -376,8 +370,14 @@ fn plan(gateway: &Gateway, scene: &Scene, masked: MaskedRequest) -> Result<Plann
     if let Some(policy) = &scene.votes.denied {
         return Err(Error::PolicyDenied { policy: policy.clone() });
     }
-    decide::plan(&scene.facts(&gateway.config, &scene.votes), masked).inspect_err(|error| {
-        if matches!(error, Error::NoPermittedTarget { .. } | Error::Offline) {
+    let is_certain = masked.classified().is_certain();
+    let planned = decide::plan(&scene.facts(&gateway.config, &scene.votes), masked);
+    let planned = planned.map_err(|error| match error {
+        Error::NoPermittedTarget { .. } if !is_certain => Error::LabelsUnavailable,
+        error => error,
+    });
+    planned.inspect_err(|error| {
+        if matches!(error, Error::NoPermittedTarget { .. } | Error::LabelsUnavailable | Error::Offline) {
             gateway.metrics.egress_refused(gateway.config.labels.name(scene.final_label), error.code());
         }
     })

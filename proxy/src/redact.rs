@@ -19,7 +19,7 @@ use serde_json::{Map, Number, Value};
 use crate::classify::ClassifiedRequest;
 use crate::classify::Conversation;
 use crate::classify::Source;
-use crate::classify::label::Label;
+use crate::classify::label::{Label, Labels};
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
@@ -143,6 +143,11 @@ impl MaskedRequest {
     /// Joins `label` to the request's.
     pub(crate) fn raise(&mut self, label: Label, source: Source) {
         self.classified.raise(label, source);
+    }
+
+    /// See [`ClassifiedRequest::doubt`].
+    pub(crate) fn doubt(&mut self, labels: &Labels) {
+        self.classified.doubt(labels);
     }
 
     /// Keeps one more value, for the way back.

@@ -11,6 +11,7 @@ mod late;
 mod lead;
 mod made;
 mod outlet;
+mod remembered;
 mod shape;
 
 use std::pin::pin;
@@ -29,6 +30,7 @@ use serde_json::Value;
 use crate::cache::flight::{Flight, Follower, Leading};
 use crate::cache::semantic::Asked;
 use crate::cache::{Entry, Slot, Tiers};
+use crate::classify::Remembering;
 use crate::classify::clearance::Refusal;
 use crate::decide::PlannedRequest;
 use crate::dispatch::Past;
@@ -135,7 +137,7 @@ pub fn error(error: &Error) -> Response<Body> {
 }
 
 /// The response to a planned request. What goes wrong from here on is told in the stream, and by its end.
-pub fn answer(
+pub async fn answer(
     gateway: &Arc<Gateway>,
     source: Source,
     request: PlannedRequest,
@@ -165,8 +167,20 @@ pub fn answer(
     let (gateway, left) = (gateway.clone(), Arc::default());
     // Also of what the cache has: it may have been kept by other rules.
     let screen = answers.rules.clone().map(Screen::new);
-    let mut chain =
-        Chain { gateway, screen, restoration, beginning, request, exchange, keep, going_on, deadline, left };
+    let remembering = gateway.classifier.remembering(request.masked().classified());
+    let mut chain = Chain {
+        gateway,
+        remembering,
+        screen,
+        restoration,
+        beginning,
+        request,
+        exchange,
+        keep,
+        going_on,
+        deadline,
+        left,
+    };
     let mut once = |mut answer: Value| chain.look_at_whole(&mut answer).map(|()| answer);
     let source = match source {
         Source::Live(Reply::Whole(answer)) => once(answer).map(Given::Whole),
@@ -179,7 +193,7 @@ pub fn answer(
         Source::SharedWhole(answer) => once(Value::clone(&answer)).map(Given::Whole),
     };
     let body = match source {
-        Ok(Given::Whole(answer)) => whole(chain, answer),
+        Ok(Given::Whole(answer)) => whole(chain, answer).await,
         Ok(Given::Events(events)) => streamed(chain, events),
         Err(stopped) => return error(&stopped),
     };
@@ -219,6 +233,8 @@ fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http:
 struct Chain {
     gateway: Arc<Gateway>,
     request: PlannedRequest,
+    /// What remembers the answer; `None`: its label needs no remembering.
+    remembering: Option<Remembering>,
     /// What looks at what the model made; `None`: nobody does.
     screen: Option<Screen>,
     restoration: Restoration,
@@ -243,8 +259,9 @@ const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
 const SMALL: usize = 256 << 10;
 
 /// A whole answer. What a large one holds is let go of when the client has taken about all of it, at the deadline at the latest.
-fn whole(mut chain: Chain, answer: Value) -> Body {
+async fn whole(mut chain: Chain, answer: Value) -> Body {
     let bytes = chain.whole(answer);
+    chain.remember().await;
     if bytes.len() <= SMALL {
         chain.finish();
         return full(bytes);
@@ -305,6 +322,12 @@ async fn pump(mut chain: Chain, mut events: Events, outlet: Outlet) {
 impl Chain {
     /// The next bytes, and whether more will come.
     async fn next(&mut self, events: &mut Events) -> (Bytes, bool) {
+        let given = self.next_event(events).await;
+        self.remember().await;
+        given
+    }
+
+    async fn next_event(&mut self, events: &mut Events) -> (Bytes, bool) {
         loop {
             let overdue = overdue(self.deadline, self.keep.as_ref().and_then(Kept::flight));
             let event = tokio::select! {
@@ -426,6 +449,7 @@ impl Chain {
         let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| event.clone());
         self.restoration.chunk(masked.vault(), call.choices(), &mut event, kept.as_mut())?;
+        remembered::read(&self.gateway, &mut self.remembering, &mut event);
         match self.keep.is_some() && self.restoration.saw_foreign() {
             true => Kept::unfit(&mut self.keep),
             false => Kept::chunk(&mut self.keep, kept),
@@ -458,6 +482,7 @@ impl Chain {
         let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| answer.clone());
         self.restoration.message(masked.vault(), &mut answer, kept.as_mut());
+        remembered::read(&self.gateway, &mut self.remembering, &mut answer);
         match self.restoration.saw_foreign() {
             true => Kept::unfit(&mut self.keep),
             false => Kept::whole(&mut self.keep, masked.vault(), kept),
@@ -471,7 +496,8 @@ impl Chain {
         if stopped {
             return self.stop(Bytes::from(bytes));
         }
-        if let Some(rest) = self.restoration.rest() {
+        if let Some(mut rest) = self.restoration.rest() {
+            remembered::read(&self.gateway, &mut self.remembering, &mut rest);
             // Nobody else has this part of it.
             Kept::unfit(&mut self.keep);
             bytes.extend_from_slice(&shape::chunk(&self.request.masked().classified().request().call, rest));

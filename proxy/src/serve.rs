@@ -241,6 +241,8 @@ fn keep_up(gateway: &Arc<Gateway>) {
             until.run_until_cancelled(together.keep_up(counting.admission.books())).await;
         }
     });
+    let (remembering, until) = (gateway.clone(), offline.clone());
+    tokio::spawn(async move { until.run_until_cancelled(remembering.classifier.keep_up()).await });
     let sealing = gateway.clone();
     tokio::spawn(async move { sealing.payload_keys.keep_up().await });
     if let Some(cache) = gateway.cache.clone() {

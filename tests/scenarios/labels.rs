@@ -91,6 +91,119 @@ async fn markings_and_detectors_raise_and_long_texts_stay_tainted() -> Result<()
     Ok(())
 }
 
+/// What a request is labelled, whoever answers it.
+async fn label(client: &Client, text: &str) -> Result<String> {
+    Ok(client.chat(text).await?.header("postern-label").to_owned())
+}
+
+#[tokio::test]
+async fn a_passage_of_a_labelled_text_is_known_wherever_it_stands() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let (amy, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
+    assert_eq!(label(&amy.with_header("postern-label", "classified"), LONG).await?, "classified");
+    // 72 letters of it, in other lines and another case, between others.
+    let passage = &LONG[20..].to_uppercase().replace(' ', "\n> ");
+    let around = format!(
+        "Dear all, please see below what I have heard from somebody on the train today.\n{passage}\nIs it true?"
+    );
+    let reply = bo.chat(&around).await?;
+    assert_eq!((reply.status, reply.header("postern-label")), (403, "classified"), "{}", reply.text());
+    assert!(!reply.text().contains("taint"), "a client is not told why: {}", reply.text());
+    let record = postern.records().of(reply.header("postern-record"), SOON).await?;
+    assert!(record.intent.is_null() && record.outcome["label"] == "classified");
+    // Whatever it is said to be, and in whatever parts.
+    let (one, two) = passage.split_at(45);
+    let parts = json!([{"type": "text", "text": one}, {"type": "text", "text": two}]);
+    for message in [json!({"role": "system", "content": passage}), json!({"role": "user", "content": parts})] {
+        let body = json!({"model": "chat", "messages": [message, {"role": "assistant", "content": "?"}, {"role": "user", "content": "Go on"}]});
+        assert_eq!(bo.post_json("/v1/chat/completions", &body).await?.header("postern-label"), "classified", "{body}");
+    }
+    let vectors = json!({"model": "chat", "input": [passage]});
+    assert_eq!(bo.post_json("/v1/embeddings", &vectors).await?.header("postern-label"), "classified");
+    // Less of it, another tenant's, and what came along with it are free: a label does not spread from text to text.
+    assert_eq!(label(&bo, &LONG[20..90]).await?, "public");
+    assert_eq!(label(&postern.client("guest/other-tenant")?, &around).await?, "public");
+    let along = "Dear all, please see below what I have heard from somebody on the train today. I would like to know who it was.";
+    assert_eq!(label(&bo, along).await?, "public");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_common_to_many_texts_labels_none() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let frame =
+        "Summarise the following letter in three sentences, keep all names as they are, and answer in English please:";
+    let postern = Postern::start(&config(&cloud).set("/classification/taint", json!({"common": [frame]}))).await?;
+    let amy = postern.client("clerk/amy")?;
+    let marked = amy.with_header("postern-label", "classified");
+    assert_eq!(label(&marked, &format!("{frame} {LONG}")).await?, "classified");
+    assert_eq!(label(&amy, &format!("{frame} Roses are red.")).await?, "public");
+    assert_eq!(label(&amy, &format!("Well, {LONG}")).await?, "classified");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_has_the_label_of_its_request_before_anybody_has_read_it() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let (plain, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
+    let amy = plain.with_header("postern-label", "internal");
+    let answer = |number: usize| {
+        let words = ["harbour", "spring", "heron", "council", "bridge", "ledger", "north", "quiet", "amber", "seven"];
+        (0..40)
+            .map(|n| format!("{} {} ", words[(n * 7 + number) % 10], words[(n * n + number) % 10]))
+            .collect::<String>()
+    };
+    // A whole answer.
+    cloud.switch(json!({"answer": answer(0)})).await?;
+    assert_eq!(amy.chat("One").await?.header("postern-label"), "internal");
+    assert_eq!(label(&bo, &answer(0)[100..220]).await?, "internal");
+    // One that is still coming: what was read of it is known already, at any moment.
+    cloud.switch(json!({"answer": answer(1), "token_ms": 5, "chunk_chars": 7})).await?;
+    let mut events = amy.stream(&chat_body("Two")).await?;
+    let (mut read, mut looked) = (String::new(), 0);
+    while let Some(event) = events.next().await? {
+        if event.is_done() {
+            break;
+        }
+        read.push_str(event.json()["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+        let letters = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).count();
+        let from = read.len().saturating_sub(90);
+        if letters(&read[from..]) >= 66 && looked < 12 {
+            looked += 1;
+            assert_eq!(label(&bo, &read[from..]).await?, "internal", "after {read}");
+        }
+    }
+    assert_eq!(looked, 12);
+    // And one that comes from the cache.
+    let again = amy.stream(&chat_body("Two")).await?;
+    assert_eq!(again.header("postern-cache"), "exact");
+    // The label of an answer to somebody with a floor is theirs alone.
+    cloud.switch(json!({"answer": answer(2)})).await?;
+    assert_eq!(label(&bo, "Three").await?, "public");
+    assert_eq!(label(&plain, &answer(2)[100..220]).await?, "public");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_marks_more_than_there_is_room_for_is_raised_and_nobody_else_is() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud).set("/classification/taint", json!({"per_identity": 300}))).await?;
+    let (amy, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
+    assert_eq!(label(&amy.with_header("postern-label", "classified"), LONG).await?, "classified");
+    assert_eq!(label(&bo.with_header("postern-label", "confidential"), &format!("Well: {LONG}")).await?, "classified");
+    let flood: String = (0..500u32).map(|n| format!("{} ", n.wrapping_mul(2_654_435_761))).collect();
+    assert_eq!(label(&amy.with_header("postern-label", "internal"), &flood).await?, "internal");
+    let reply = amy.chat("Good morning").await?;
+    assert_eq!((reply.status, reply.header("postern-label")), (403, "classified"), "{}", reply.text());
+    assert_eq!(label(&bo, "Good morning").await?, "public");
+    assert_eq!(label(&bo, LONG).await?, "classified", "of bo it is known still");
+    let cy = postern.client("clerk/cy")?;
+    assert_eq!(label(&cy, &format!("And then, {LONG}")).await?, "classified");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_conversation_stays_tainted_when_its_beginning_changes() -> Result<()> {
     let cloud = BusyCloud::start().await?;

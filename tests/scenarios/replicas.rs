@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use postern_tests::client::text;
 use postern_tests::postern::check;
 use postern_tests::{BusyCloud, Client, Config, Postern, Redis, chat_body};
@@ -27,7 +27,9 @@ fn caching(cloud: &BusyCloud, redis: &Redis) -> Config {
 /// One of two gateways that count together in `redis`.
 fn counting(cloud: &BusyCloud, redis: &str) -> Config {
     let replicas = json!({"count": 2, "redis": redis, "key": {"env": "REPLICAS_KEY"}});
-    config(cloud).set("/cache", Value::Null).set("/replicas", replicas).env("REPLICAS_KEY", KEY)
+    let config = config(cloud).set("/cache", Value::Null).set("/replicas", replicas).env("REPLICAS_KEY", KEY);
+    // Limits go on while it is away; labels do where that is wanted.
+    config.set("/classification/taint", json!({"unavailable": "own"}))
 }
 
 async fn connected(postern: &Postern, used_for: &str, is: f64) -> Result<()> {
@@ -205,6 +207,7 @@ async fn a_redis_that_hangs_lies_or_is_away_costs_no_request() -> Result<()> {
     let (cloud, mut redis) = (BusyCloud::start().await?, Redis::start().await?);
     let both = caching(&cloud, &redis)
         .set("/replicas/redis", json!(redis.url()))
+        .set("/classification/taint", json!({"unavailable": "own"}))
         .set("/tenants", json!({"clerks": {"limits": {"tokens_per_minute": 4_000_000}}}));
     let postern = Postern::start(&both).await?;
     connected(&postern, "cache", 1.0).await?;
@@ -250,6 +253,108 @@ async fn a_redis_that_hangs_lies_or_is_away_costs_no_request() -> Result<()> {
     let gateway = postern.child("gateway").unwrap_or_else(|| postern.pid());
     let resident = postern_tests::process::resident_bytes(gateway).unwrap_or_default();
     assert!(resident < 400 << 20, "{} MiB", resident >> 20);
+    Ok(())
+}
+
+/// What a request is labelled.
+async fn label(client: &Client, text: &str) -> Result<String> {
+    Ok(client.chat(text).await?.header("postern-label").to_owned())
+}
+
+const HERON: &str =
+    "The heron project moves its second site to the harbour in spring, and nobody outside of the board knows it yet.";
+const LEDGER: &str = "Last year's ledger of the northern branch is short of four hundred thousand, and the auditors must not hear of it.";
+
+#[tokio::test]
+async fn labels_are_remembered_together_and_while_they_cannot_be_nothing_goes_to_the_cloud() -> Result<()> {
+    let (cloud, mut redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let config = counting(&cloud, &redis.url()).set("/classification", json!({}));
+    let config = config.set("/identities/2/tenant", json!("clerks"));
+    let (one, two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    let both = async |is: f64| -> Result<()> {
+        for postern in [&one, &two] {
+            connected(postern, "labels", is).await?;
+        }
+        Ok(())
+    };
+    both(1.0).await?;
+    let (amy, bo) = (one.client("clerk/amy")?, two.client("clerk/bo")?);
+    assert_eq!(label(&amy.with_header("postern-label", "classified"), HERON).await?, "classified");
+    let reply = bo.chat(&format!("Well. {}", &HERON[20..])).await?;
+    assert_eq!((reply.status, reply.header("postern-label")), (403, "classified"), "{}", reply.text());
+    assert_eq!(label(&two.client("officer/x")?, HERON).await?, "confidential", "another tenant");
+    // An answer that is being read here is known there.
+    cloud.switch(json!({"answer": LEDGER, "token_ms": 10, "chunk_chars": 9})).await?;
+    let mut events = amy.with_header("postern-label", "internal").stream(&chat_body("What of the ledger?")).await?;
+    let mut read = String::new();
+    while read.len() < 85 {
+        let event = events.next().await?.context("the rest")?;
+        read.push_str(event.json()["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+    }
+    assert_eq!(label(&bo, &read).await?, "internal");
+    drop(events);
+    cloud.switch(json!({})).await?;
+
+    // Away: nobody knows what the other one knows.
+    redis.kill();
+    both(0.0).await?;
+    let before = cloud.stats().await?.requests;
+    for client in [&amy, &bo] {
+        let refused = client.chat("Good morning").await?;
+        assert_eq!((refused.status, refused.error_code().as_str()), (503, "labels_unavailable"), "{}", refused.text());
+        assert!(!refused.header("retry-after").is_empty());
+    }
+    // Who may not have the highest label is told the same, and not that the label is refused.
+    assert_eq!(one.client("guest/x")?.chat("Good morning").await?.error_code(), "labels_unavailable");
+    // What is marked meanwhile is told later.
+    let refused = amy.with_header("postern-label", "confidential").chat(LEDGER).await?;
+    assert_eq!(refused.error_code(), "labels_unavailable");
+    assert_eq!(cloud.stats().await?.requests, before);
+
+    // It comes back empty: each tells what it knows before anything is looked up there.
+    redis.restart().await?;
+    both(1.0).await?;
+    let deadline = Instant::now() + SOON;
+    while amy.chat("Good morning").await?.status != 200 {
+        ensure!(Instant::now() < deadline, "one does not go on: {}", one.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(label(&bo, &LEDGER[10..]).await?, "confidential");
+    assert_eq!(label(&bo, HERON).await?, "classified");
+    // So it is when it loses everything while it goes on: within a second.
+    redis.cli(&["FLUSHALL"])?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(label(&two.client("clerk/cy")?, &format!("Hear, {HERON}")).await?, "classified");
+
+    let written = redis.written()?;
+    for canary in ["heron", "harbour", "ledger", "clerk", "amy", KEY] {
+        assert!(!holds(&written, canary), "{canary} is in the Redis");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_marks_too_much_at_any_replica_is_raised_at_all_of_them() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let config = counting(&cloud, &redis.url()).set("/classification", json!({"taint": {"per_identity": 400}}));
+    let (one, two) = (Postern::start(&config).await?, Postern::start(&config).await?);
+    for postern in [&one, &two] {
+        connected(postern, "labels", 1.0).await?;
+    }
+    let (amy, bo) = (one.client("clerk/amy")?, two.client("clerk/bo")?);
+    assert_eq!(label(&amy.with_header("postern-label", "classified"), HERON).await?, "classified");
+    assert_eq!(label(&bo.with_header("postern-label", "classified"), LEDGER).await?, "classified");
+    // Each has room for half of it.
+    let flood =
+        |from: u32| (from..from + 350).map(|n| format!("{} ", n.wrapping_mul(2_654_435_761))).collect::<String>();
+    assert_eq!(label(&amy.with_header("postern-label", "internal"), &flood(0)).await?, "internal");
+    let amy_there = two.client("clerk/amy")?;
+    assert_eq!(label(&amy_there.with_header("postern-label", "internal"), &flood(5_000)).await?, "internal");
+    for amy in [&amy, &amy_there] {
+        assert_eq!(label(amy, "Good morning").await?, "classified");
+    }
+    assert_eq!(label(&bo, "Good morning").await?, "public");
+    assert_eq!(label(&one.client("clerk/cy")?, LEDGER).await?, "classified", "of bo it is known still");
     Ok(())
 }
 

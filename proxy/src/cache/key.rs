@@ -140,7 +140,7 @@ targets:
             let opened = OpenedRequest { headers, body: text.into() };
             let parsed = ParsedRequest::parse(&self.config, peer, sent.endpoint, &opened).ok()?;
             // A new one each time: it remembers what other requests were labelled.
-            let classifier = Classifier::new(&self.config);
+            let classifier = Classifier::new(&self.config, &self.keys, None);
             let classified = self.runtime.block_on(classifier.classify(&self.keys, parsed)).ok()?;
             let spread = 0;
             let targets: Vec<_> = self.config.targets.iter().map(|t| (t.clone(), Now::default())).collect();

@@ -141,6 +141,7 @@ mod tests {
             decode: Encodings { base64: true, url: true },
             join_messages: false,
             opaque: secret,
+            ..Classification::default()
         };
         (Scanner::new(&rules), [internal, secret])
     }

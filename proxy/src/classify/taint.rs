@@ -1,203 +1,175 @@
-//! Labels that stick. A long text that was once marked stays marked for its tenant, wherever it is sent again; a short
-//! one marks its conversation only, since “yes” would otherwise taint everybody.
+//! Labels that stick. A long text that was once marked stays marked for its tenant, wherever it is sent again, and so do passages of it; a short
+//! one marks its conversation only, since “yes” would otherwise taint everybody. What a model answers to it is remembered as well, before
+//! anybody has it.
 //!
 //! A conversation is known by its beginning, and clients change that: they leave out old messages, or give the model another
 //! system prompt. So it is also known by its links, which are two turns that follow each other. One that had a single turn so
 //! far has none; with another beginning it is another conversation, unless its text is long.
 //!
-//! Only keyed hashes are kept. Bounded: when full, the entry that was not seen for longest is forgotten.
+//! Only keyed hashes are kept: here ([`Held`]), and where several gateways stand in for each other in their Redis as well ([`Shared`]).
 
-use std::hash::Hash;
-use std::time::Duration;
+mod held;
+mod passages;
+pub(crate) mod shared;
+mod traces;
 
-use moka::Entry;
-use moka::sync::Cache;
-use postern_wire::json;
-use serde_json::Value;
+use std::sync::Arc;
+
+use held::{Held, Rooms};
+use passages::Passages;
+use shared::Shared;
+use traces::Traces;
+pub(super) use traces::{AnswerReading, Who};
 
 use super::Conversation;
 use super::label::Label;
+use crate::answer::Place;
+use crate::config::file::Unavailable;
+use crate::config::{self, Config};
 use crate::keys::Keys;
 use crate::request::ParsedRequest;
+use crate::store::Store;
 
-/// Characters from which a text is remembered by itself.
-const LONG_TEXT: usize = 80;
-/// The last links of a request that are looked at: the next request still has them, and a long one cannot push out what is known
-/// of others.
-const LINKS: usize = 64;
-/// Texts, conversations and links, of each, that are remembered.
-const CAPACITY: u64 = 200_000;
-/// How long after it was last seen.
-const REMEMBERED_FOR: Duration = Duration::from_secs(7 * 86_400);
+/// Bytes of a request from which its passages are looked for while other requests get their thread.
+const LARGE: usize = 64 << 10;
+
+/// By what something is known: a keyed hash, cut to 128 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Mark([u8; 16]);
+
+impl Mark {
+    fn of(hash: [u8; 32]) -> Self {
+        let mut mark = [0; 16];
+        mark.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
+        Self(mark)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Taint {
-    texts: Cache<[u8; 32], Label>,
-    conversations: Cache<Conversation, Label>,
-    links: Cache<[u8; 32], Label>,
+    passages: Passages,
+    held: Held,
+    shared: Option<Shared>,
+    /// Also while others cannot be asked.
+    goes_on: bool,
 }
 
-/// What a request is known by, as keyed hashes.
-#[derive(Debug)]
-pub(super) struct Traces {
-    /// Long texts of users.
-    texts: Vec<[u8; 32]>,
-    conversation: Conversation,
-    links: Vec<[u8; 32]>,
+/// What is known of a request.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// By its texts and passages.
+    pub(super) texts: Option<Label>,
+    /// By its conversation.
+    pub(super) talk: Option<Label>,
+    /// What was forgotten of its identity for want of room.
+    pub(super) lost: Option<Label>,
+    /// Others may know more, and cannot be asked.
+    pub(super) is_incomplete: bool,
+    hits: Vec<(Mark, Label)>,
 }
 
-impl Default for Taint {
-    fn default() -> Self {
-        Self {
-            texts: Cache::builder().max_capacity(CAPACITY).time_to_idle(REMEMBERED_FOR).build(),
-            conversations: Cache::builder().max_capacity(CAPACITY).time_to_idle(REMEMBERED_FOR).build(),
-            links: Cache::builder().max_capacity(CAPACITY).time_to_idle(REMEMBERED_FOR).build(),
-        }
-    }
-}
+/// Something may be forgotten, or others do not know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NotKept;
 
 impl Taint {
-    pub(super) fn of_texts(&self, traces: &Traces) -> Option<Label> {
-        traces.texts.iter().filter_map(|text| self.texts.get(text)).max()
+    pub(super) fn new(config: &Config, keys: &Keys, store: Option<Arc<Store>>) -> Self {
+        let config::Taint { per_identity, keep, common, unavailable } = &config.classification.taint;
+        let rooms = Rooms { of_identity: *per_identity, keep: *keep };
+        let shared = store.map(|store| Shared::new(store, keys, config.labels.clone(), rooms));
+        let goes_on = *unavailable == Unavailable::Own;
+        Self { passages: Passages::new(keys, common), held: Held::new(rooms), shared, goes_on }
     }
 
-    pub(super) fn of_conversation(&self, traces: &Traces) -> Option<Label> {
-        let links = traces.links.iter().filter_map(|link| self.links.get(link));
-        links.chain(self.conversations.get(&traces.conversation)).max()
+    /// Keeps in touch with others that remember, for as long as it is polled.
+    pub(super) async fn keep_up(&self) {
+        if let Some(shared) = &self.shared {
+            shared.keep_up(&self.held).await;
+        }
     }
 
-    /// Remembers `label` for the texts and for the conversation.
-    pub(super) fn remember(&self, traces: &Traces, label: Label) {
-        traces.texts.iter().for_each(|text| raise(&self.texts, *text, label));
-        self.remember_conversation(traces, label);
+    /// What `request` is known by.
+    fn traces(&self, who: &Who, request: &ParsedRequest, conversation: Conversation) -> Traces {
+        let traces = || Traces::of(who, &self.passages, request, conversation);
+        if request.prompt_tokens > LARGE as u64 / 4 { tokio::task::block_in_place(traces) } else { traces() }
     }
 
-    /// Remembers `label` for the conversation only, by its links as they are now.
-    pub(super) fn remember_conversation(&self, traces: &Traces, label: Label) {
-        traces.links.iter().for_each(|link| raise(&self.links, *link, label));
-        raise(&self.conversations, traces.conversation, label);
+    /// What is known of `request`, and what it is known by; nothing, as long as nothing is remembered of its tenant.
+    pub(super) async fn look(&self, who: &Who, request: &ParsedRequest, talk: Conversation) -> (Option<Traces>, Known) {
+        let mut known = Known::default();
+        if self.shared.is_none() && self.held.is_empty(&who.tenant) {
+            return (None, known);
+        }
+        let traces = self.traces(who, request, talk);
+        let ids = (&*who.tenant, &*who.identity);
+        let marks = [traces.all.as_slice(), traces.talk.as_slice()].concat();
+        (known.hits, known.lost) = self.held.look(ids, marks.iter());
+        if let Some(shared) = &self.shared {
+            match shared.look(&self.held, ids, &marks).await {
+                Ok((hits, lost)) => {
+                    known.hits.extend(hits);
+                    known.lost = known.lost.max(lost);
+                }
+                Err(_) => known.is_incomplete = !self.goes_on,
+            }
+        }
+        for (mark, label) in &known.hits {
+            let by = if traces.talk.contains(mark) { &mut known.talk } else { &mut known.texts };
+            *by = (*by).max(Some(*label));
+        }
+        (Some(traces), known)
+    }
+
+    /// Remembers what a request was found to be: its own texts with `marked`, which was said or found of it; its conversation with `talk`; and what was known before
+    /// was seen again.
+    pub(super) async fn keep(
+        &self,
+        who: &Who,
+        (request, conversation): (&ParsedRequest, Conversation),
+        (traces, known): (Option<Traces>, &Known),
+        (marked, talk): (Option<Label>, Label),
+    ) -> Result<(), NotKept> {
+        let traces = traces.unwrap_or_else(|| self.traces(who, request, conversation));
+        let own = marked.into_iter().flat_map(|label| traces.own.iter().map(move |mark| (*mark, label)));
+        let talk = traces.talk.iter().map(|mark| (*mark, talk));
+        let marks: Vec<(Mark, Label)> = known.hits.iter().copied().chain(own).chain(talk).collect();
+        self.keep_marks(who, &marks).await
+    }
+
+    /// Remembers the conversation of a request alone.
+    pub(super) async fn keep_talk(
+        &self,
+        who: &Who,
+        (request, conversation): (&ParsedRequest, Conversation),
+        label: Label,
+    ) -> Result<(), NotKept> {
+        let traces = self.traces(who, request, conversation);
+        let marks: Vec<(Mark, Label)> = traces.talk.into_iter().map(|mark| (mark, label)).collect();
+        self.keep_marks(who, &marks).await
+    }
+
+    /// The passages that the next piece of an answer brings.
+    pub(super) fn read(&self, reading: &mut AnswerReading, place: (u64, Place), text: &str, fresh: &mut Fresh) {
+        reading.read(&self.passages, place, text, &mut fresh.0);
+    }
+
+    /// Remembers them.
+    pub(super) async fn keep_fresh(&self, who: &Who, fresh: &mut Fresh, label: Label) -> Result<(), NotKept> {
+        let marks: Vec<(Mark, Label)> = fresh.0.drain(..).map(|mark| (mark, label)).collect();
+        if marks.is_empty() { Ok(()) } else { self.keep_marks(who, &marks).await }
+    }
+
+    async fn keep_marks(&self, who: &Who, marks: &[(Mark, Label)]) -> Result<(), NotKept> {
+        self.held.keep((&who.tenant, &who.identity), marks.iter().copied()).map_err(|_| NotKept)?;
+        let Some(shared) = &self.shared else { return Ok(()) };
+        let kept = shared.keep((&who.tenant, &who.identity), marks).await;
+        kept.or(if self.goes_on { Ok(()) } else { Err(NotKept) })
     }
 }
 
-/// At once, not read and then written: of two labels at the same time the higher one stays.
-fn raise<K: Hash + Eq + Send + Sync + 'static>(cache: &Cache<K, Label>, key: K, label: Label) {
-    let join = |before: Option<Entry<K, Label>>| before.map_or(label, |before| before.into_value().join(label));
-    cache.entry(key).and_upsert_with(join);
-}
-
-/// What `request` is known by.
-pub(super) fn traces(keys: &Keys, request: &ParsedRequest, conversation: Conversation) -> Traces {
-    let tenant = &request.peer.tenant;
-    Traces { texts: long_user_texts(keys, tenant, request), conversation, links: links(keys, request) }
-}
-
-/// Each two turns that follow each other, for this identity. Instructions are no turn: they are the same in many conversations.
-fn links(keys: &Keys, request: &ParsedRequest) -> Vec<[u8; 32]> {
-    let (tenant, identity) = (request.peer.tenant.as_bytes(), request.peer.id.to_string());
-    let turn = |message: &&Value| !matches!(message.get("role").and_then(Value::as_str), Some("system" | "developer"));
-    let messages = request.call.body().get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let turns: Vec<&Value> = messages.iter().rev().filter(turn).take(LINKS + 1).collect();
-    if turns.len() < 2 {
-        return Vec::new();
-    }
-    let turns: Vec<Vec<u8>> = turns.into_iter().rev().map(json::written).collect();
-    let link = |(one, next): (&Vec<u8>, &Vec<u8>)| keys.hash("taint:link", &[tenant, identity.as_bytes(), one, next]);
-    turns.iter().zip(turns.iter().skip(1)).map(link).collect()
-}
-
-/// Keyed hashes of what users wrote, if it is long enough to be recognised again.
-fn long_user_texts(keys: &Keys, tenant: &str, request: &ParsedRequest) -> Vec<[u8; 32]> {
-    let long = request.call.user_texts().into_iter().filter(|text| text.chars().nth(LONG_TEXT - 1).is_some());
-    long.map(|text| keys.hash("taint", &[tenant.as_bytes(), text.trim().as_bytes()])).collect()
-}
+/// What of an answer is not remembered yet.
+#[derive(Debug, Default)]
+pub(super) struct Fresh(Vec<Mark>);
 
 #[cfg(test)]
-mod tests {
-    use postern_wire::call::{Call, Endpoint};
-    use serde_json::json;
-
-    use super::*;
-    use crate::classify::label::Labels;
-    use crate::config::file::IdentityLimits;
-    use crate::request::{Marks, Peer};
-
-    fn labels() -> [Label; 3] {
-        let labels = Labels::new(["low", "middle", "high"].map(str::to_owned).to_vec()).unwrap();
-        ["low", "middle", "high"].map(|name| labels.by_name(name).unwrap())
-    }
-
-    fn request(id: &str, messages: &Value) -> ParsedRequest {
-        let [floor, _, ceiling] = labels();
-        let limits = IdentityLimits::default();
-        let peer = Peer { id: id.parse().unwrap(), tenant: "t".into(), floor, ceiling, limits, tenant_limits: limits };
-        let tree = json!({"model": "m", "messages": messages});
-        let call = Call::from_json(Endpoint::Chat, tree, 5_000).unwrap();
-        ParsedRequest { prompt_tokens: call.estimated_prompt_tokens(), peer, call, marks: Marks::default() }
-    }
-
-    #[test]
-    fn of_two_labels_at_the_same_time_the_higher_one_stays() {
-        let (taint, keys) = (Taint::default(), Keys::random());
-        let [low, middle, high] = labels();
-        let said = json!([{"role": "user", "content": "x".repeat(LONG_TEXT)}, {"role": "assistant", "content": "y"}]);
-        let traces = traces(&keys, &request("spiffe://b.example/one", &said), Conversation([0; 32]));
-        let barrier = std::sync::Barrier::new(2);
-        for _ in 0..200 {
-            std::thread::scope(|threads| {
-                for label in [middle, high] {
-                    let (taint, traces, barrier) = (&taint, &traces, &barrier);
-                    threads.spawn(move || {
-                        barrier.wait();
-                        taint.remember(traces, label);
-                    });
-                }
-            });
-            assert_eq!((taint.of_texts(&traces), taint.of_conversation(&traces)), (Some(high), Some(high)));
-            taint.texts.invalidate_all();
-            taint.conversations.invalidate_all();
-            taint.links.invalidate_all();
-        }
-        taint.remember(&traces, high);
-        taint.remember(&traces, low);
-        assert_eq!(taint.of_texts(&traces), Some(high));
-    }
-
-    #[test]
-    fn a_conversation_is_known_without_its_beginning() {
-        let (taint, keys) = (Taint::default(), Keys::random());
-        let [_, _, high] = labels();
-        let says = |role: &str, content: &str| json!({"role": role, "content": content});
-        let known = |id: &str, messages: &[Value]| {
-            let traces = traces(&keys, &request(id, &json!(messages)), Conversation(rand::random()));
-            taint.of_conversation(&traces)
-        };
-        let talk = [
-            says("system", "Be brief."),
-            says("user", "Where?"),
-            says("assistant", "The harbour."),
-            says("user", "When?"),
-        ];
-        let amy = "spiffe://b.example/amy";
-        let seen = traces(&keys, &request(amy, &json!(talk)), Conversation([1; 32]));
-        assert_eq!(seen.links.len(), 2);
-        taint.remember(&seen, high);
-        let goes_on = [says("assistant", "In spring."), says("user", "And then?")];
-        assert_eq!(known(amy, &[&talk[2..], &goes_on].concat()), Some(high), "the beginning was left out");
-        let other = [says("system", "Be brief. It is 12:04."), talk[1].clone(), talk[2].clone(), says("user", "Why?")];
-        assert_eq!(known(amy, &other), Some(high), "another system prompt");
-        assert_eq!(known("spiffe://b.example/bo", &talk), None, "somebody else's");
-        assert_eq!(known(amy, &[&talk[..2], &goes_on].concat()), None, "the same question in another conversation");
-        let split = [says("user", "Where?"), says("system", "Careful."), says("assistant", "The harbour.")];
-        assert_eq!(known(amy, &split), Some(high), "instructions in between");
-    }
-
-    #[test]
-    fn a_long_request_leaves_its_last_links_only() {
-        let turns: Vec<Value> = (0..2_000).map(|n| json!({"role": "user", "content": n.to_string()})).collect();
-        let (keys, id) = (Keys::random(), "spiffe://b.example/one");
-        let of = |turns: &[Value]| traces(&keys, &request(id, &json!(turns)), Conversation([0; 32])).links;
-        assert_eq!(of(&turns).len(), LINKS);
-        assert_eq!(of(&turns), of(&turns[1_000..]));
-        assert_eq!((of(&turns[..1]).len(), of(&turns[..2]).len()), (0, 1));
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ pub mod shared;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -516,6 +517,47 @@ pub struct Classification {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub opaque: Option<Placed>,
+    /// Texts and conversations that have had a label keep it.
+    #[serde(default)]
+    pub taint: Taint,
+}
+
+/// What is remembered of labelled texts: keyed hashes of them, of passages of them and of their conversations.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Taint {
+    /// How many of one identity. A passage is remembered for about each thirteen letters. Whoever needs more loses the oldest, and nothing of theirs is
+    /// below those labels any more, for `keep` after their last request.
+    #[serde(deserialize_with = "super::units::count")]
+    pub per_identity: NonZeroU32,
+    /// For how long after it was last seen.
+    pub keep: Span,
+    /// Texts that stand in many requests and say nothing, such as the frame of a prompt: no passage of them is remembered.
+    pub common: Vec<String>,
+    /// What is done while the Redis of `replicas` is away, where gateways remember together.
+    pub unavailable: Unavailable,
+}
+
+/// What is done while nobody can say what other gateways know of labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unavailable {
+    /// Every request may have the highest label: the engine answers, and targets that are cleared for it.
+    #[default]
+    Refuse,
+    /// This gateway goes by what it knows itself.
+    Own,
+}
+
+impl Default for Taint {
+    fn default() -> Self {
+        Self {
+            per_identity: NonZeroU32::MIN.saturating_add(49_999),
+            keep: Span(Duration::from_secs(7 * 86_400)),
+            common: Vec::new(),
+            unavailable: Unavailable::default(),
+        }
+    }
 }
 
 /// How text may be written in text.

@@ -482,7 +482,10 @@ impl Resolver<'_> {
         let opaque = written.opaque.as_ref().map_or(Ok(labels.second_highest()), |name| self.label(name, labels))?;
         let has = |encoding| written.decode.contains(&encoding);
         let decode = Encodings { base64: has(file::Encoding::Base64), url: has(file::Encoding::Url) };
-        Ok(Classification { detect, markings, decode, join_messages: written.join_messages, opaque })
+        let file::Taint { per_identity, keep, common, unavailable } = &written.taint;
+        let common = common.clone();
+        let taint = file::Taint { per_identity: *per_identity, keep: *keep, common, unavailable: *unavailable }.into();
+        Ok(Classification { detect, markings, decode, join_messages: written.join_messages, opaque, taint })
     }
 
     fn unique<'a>(&self, names: impl Iterator<Item = &'a Placed>, what: &str) -> Result<(), ConfigError> {
