@@ -307,3 +307,6 @@ fn conversation(keys: &Keys, request: &ParsedRequest) -> Conversation {
     parts.extend(beginning.iter().map(Vec::as_slice));
     Conversation(keys.hash("conversation:begun", &parts))
 }
+
+#[cfg(test)]
+mod tests;

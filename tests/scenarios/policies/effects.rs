@@ -91,6 +91,77 @@ async fn nothing_of_a_classified_prompt_shows_in_what_leaves_later() -> Result<(
     Ok(())
 }
 
+/// Public requests, and before each of them classified ones, of which those with the same number differ in everything that they say.
+async fn mixed(puppet: &Puppet, classified: &[&str]) -> Result<(Vec<String>, u64)> {
+    let cloud = BusyCloud::start().await?;
+    // One key, so that placeholders are the same.
+    let replicas = json!({"count": 1, "key": {"env": "REPLICAS_KEY"}});
+    let kinds = json!({"kinds": ["email", "phone"]});
+    let config = hostile(&cloud, puppet)?.policy("redact", "builtin:redaction", kinds).engine();
+    let config = config.set("/replicas", replicas).env("REPLICAS_KEY", &"5a".repeat(32));
+    let postern = Postern::start(&config).await?;
+    postern.engine_ready().await?;
+    let amy = postern.client("clerk/amy")?;
+    let (others, marked) = ([&amy, &postern.client("clerk/bo")?, &postern.client("officer/pat")?], "postern-label");
+    let mut answered = 0;
+    for (number, public) in
+        ["Greet ann@example.org", "What is the time?", "Greet bob@example.net, 13812345678", "What is the time?"]
+            .into_iter()
+            .enumerate()
+    {
+        for (at, text) in classified.iter().enumerate() {
+            let client = others[(number + at) % 3].with_header(marked, "classified");
+            let client = client.with_header("postern-conversation", &format!("{number}{at}"));
+            let body = |text: &str| {
+                let mut body = chat_body(text);
+                body["max_tokens"] = json!(3);
+                body
+            };
+            // Asked, asked again without saying what it is, left in the middle, and wrong.
+            answered += u64::from(client.post_json("/v1/chat/completions", &body(text)).await?.status == 200);
+            let again = others[at % 3].with_header("postern-conversation", &format!("{number}{at}"));
+            let again = again.post_json("/v1/chat/completions", &body(&format!("And {}?", &text[..90]))).await?;
+            assert_eq!(again.header(marked), "classified");
+            let mut stream = body(text);
+            stream["max_tokens"] = json!(60);
+            let _first = client.stream(&stream).await?.next().await;
+            let mut wrong = body(text);
+            wrong["temperature"] = json!("hot");
+            assert_eq!(client.post_json("/v1/chat/completions", &wrong).await?.status, 400);
+        }
+        let mut streamed = chat_body(public);
+        streamed["stream"] = json!(true);
+        assert_eq!(ask(&amy, "chat", public).await?.status, 200);
+        amy.stream(&streamed).await?.rest().await?;
+    }
+    let report = cloud.stats().await?;
+    let heads = report.headers.iter().map(|headers| without_host(&format!("{headers:?}")));
+    let sent = report.paths.iter().zip(heads).zip(&report.raw_bodies);
+    Ok((sent.map(|((path, head), body)| format!("{path} {head} {body}")).collect(), answered))
+}
+
+#[tokio::test]
+async fn runs_that_differ_in_what_is_classified_leave_the_same_bytes() -> Result<()> {
+    let puppet = Puppet::new()?;
+    let one = [
+        "The heron project moves its second site to the harbour in spring, write to pat@heron.example before the board meets.",
+        "the secret is 4711-heron, and the harbour master has been told of it by somebody who should not have known it at all",
+    ];
+    let other = [
+        "Last year's ledger of the northern branch is short of 400000; call 13987654321 or ask kim@ledger.example what to do now.",
+        "the secret is 2222-ledger: nobody in the north may see the books until the auditors have left the building for good.",
+        "TOP SECRET: whoever counted the money in the north has to be moved to the south before the end of the week, quietly.",
+    ];
+    let (none, _) = mixed(&puppet, &[]).await?;
+    assert!(none.len() >= 4, "{}", none.len());
+    for classified in [&one[..], &other[..]] {
+        let (left, answered) = mixed(&puppet, classified).await?;
+        assert!(answered > 0, "none was answered here");
+        assert_eq!(left, none);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_label_that_rises_after_the_text_was_read_counts() -> Result<()> {
     let puppet = Puppet::new()?;
