@@ -175,6 +175,16 @@ impl Pattern {
         }
         self.id.trust_domain == id.trust_domain && is_below(&id.path, &self.id.path)
     }
+
+    /// Whether there is an ID that both match.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self.below, other.below) {
+            (_, false) => self.matches(&other.id),
+            (false, true) => other.matches(&self.id),
+            (true, true) => self.id == other.id || self.matches(&other.id) || other.matches(&self.id),
+        }
+    }
 }
 
 impl FromStr for Pattern {

@@ -121,6 +121,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config: path } => {
             let config = config::load(&path)?;
+            for danger in check::dangers(&config) {
+                tracing::warn!("{danger}");
+            }
             // One thread: the kernel ties the life of the children to the thread that started them.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(supervise::run(&config, &path)).map(ExitCode::from)

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use postern_certs::{Clock as _, SystemClock};
 use rustix::fs::{FlockOperation, Mode, flock};
@@ -190,7 +190,15 @@ async fn serve(front: Arc<Front>, arguments: &StartArguments) -> anyhow::Result<
     // What could be read again is read every second; without somebody who listens it would end this process.
     let _hangup = signal(SignalKind::hangup())?;
     let listener = TcpListener::bind(arguments.listen).await;
-    let listener = listener.with_context(|| format!("the address {} of --listen", arguments.listen))?;
+    let listener = listener.map_err(|error| {
+        let at = arguments.listen;
+        match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                anyhow!("the address {at} is in use, by another connector perhaps: choose another with --listen")
+            }
+            _ => anyhow::Error::new(error).context(format!("the address {at} of --listen")),
+        }
+    })?;
     let socket = match &arguments.socket {
         Some(path) => Some(bind(path).await.with_context(|| format!("the socket {}", path.display()))?),
         None => None,

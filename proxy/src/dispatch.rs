@@ -332,7 +332,7 @@ fn rival(request: &PlannedRequest) -> Option<(Duration, usize)> {
 
 /// What the client reads if nobody answered.
 fn refusal(targets: &[Destination], lost: Lost, attempts: &Attempts) -> Error {
-    let refuses_us = |attempt: &Attempt| matches!(attempt.result, "credentials" | "not_found");
+    let refuses_us = |attempt: &Attempt| matches!(attempt.result, "credentials" | "not_found" | "not_sealed");
     let only_engine = targets.iter().all(|target| matches!(target, Destination::Engine));
     let tried = lost.failed;
     match lost.last {

@@ -100,12 +100,13 @@ pub struct Remote {
 struct Refusals {
     key: Complaints,
     path: Complaints,
+    seal: Complaints,
 }
 
 impl Refusals {
     fn of(target: &str) -> Self {
         let of = || Complaints::of(target.to_owned(), "the target refuses what it is asked".to_owned());
-        Self { key: of(), path: of() }
+        Self { key: of(), path: of(), seal: of() }
     }
 
     fn look_at(&self, status: StatusCode) {
@@ -246,6 +247,11 @@ impl Remote {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         self.ask(request).await
+    }
+
+    /// It has said that it takes only what is sealed.
+    pub(crate) fn wants_a_seal(&self) {
+        self.refusals.seal.tell("code payload_not_sealed: it is a node of our own behind a middlebox, or another gateway. Name a node as `openai.identity`, without `sealed: false`, and what it is asked is sealed");
     }
 
     async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Answer>, SendError> {

@@ -41,7 +41,7 @@ impl Wish {
     pub fn leave(&self, state_dir: &Path) -> io::Result<PathBuf> {
         let dir = folder(state_dir);
         std::fs::create_dir_all(&dir)?;
-        let name = HEXLOWER.encode(Sha256::digest(self.tenant.as_bytes()).get(..16).unwrap_or_default());
+        let name = self.name();
         let done = dir.join(format!("{name}.done"));
         match std::fs::remove_file(&done) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -49,6 +49,16 @@ impl Wish {
         }
         write_once(&dir.join(format!("{name}.wish")), serde_json::to_string(self)?.as_bytes())?;
         Ok(done)
+    }
+
+    /// Whether it was left before, and is not fulfilled yet.
+    #[must_use]
+    pub fn waits(&self, state_dir: &Path) -> bool {
+        folder(state_dir).join(format!("{}.wish", self.name())).exists()
+    }
+
+    fn name(&self) -> String {
+        HEXLOWER.encode(Sha256::digest(self.tenant.as_bytes()).get(..16).unwrap_or_default())
     }
 }
 

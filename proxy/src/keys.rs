@@ -10,6 +10,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+/// In `state_dir`.
+const FILE: &str = "installation.key";
+
 /// Makes keyed hashes. The key is made at first start and kept in `state_dir`.
 pub struct Keys(Zeroizing<[u8; 32]>);
 
@@ -25,19 +28,28 @@ impl Keys {
     /// # Errors
     /// The file cannot be read or written, or is not a key.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        let path = state_dir.join("installation.key");
+        if let Some(keys) = Self::present(state_dir)? {
+            return Ok(keys);
+        }
+        let (path, keys) = (state_dir.join(FILE), Self::random());
+        write_once(&path, keys.0.as_slice()).map_err(|error| named(&path, &error))?;
+        Ok(keys)
+    }
+
+    /// Reads the key; `None` if none was made yet.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not a key.
+    pub fn present(state_dir: &Path) -> io::Result<Option<Self>> {
+        let path = state_dir.join(FILE);
         match std::fs::read(&path) {
             Ok(bytes) => {
                 let key: [u8; 32] = bytes.try_into().map_err(|_| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key", path.display()))
                 })?;
-                Ok(Self(Zeroizing::new(key)))
+                Ok(Some(Self(Zeroizing::new(key))))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let keys = Self::random();
-                write_once(&path, keys.0.as_slice()).map_err(|error| named(&path, &error))?;
-                Ok(keys)
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(named(&path, &error)),
         }
     }

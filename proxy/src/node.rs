@@ -20,7 +20,7 @@ use http::{HeaderMap, Method, Request, Response, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use postern_certs::verify;
+use postern_certs::{Reason, verify};
 use postern_engine::ORIGIN_HEADERS;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -127,7 +127,7 @@ impl Node {
         }
         let stream = match handshake(current.tls.clone(), stream).await {
             Ok(stream) => stream,
-            Err((reason, error)) => return self.tell(reason, &error, address),
+            Err((reason, error)) => return self.tell(reason, &with_advice(reason, error), address),
         };
         drop(handshake_place);
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -247,6 +247,14 @@ impl Node {
             tracing::warn!(reason, error, %address, "a connection was refused");
         }
     }
+}
+
+/// Whom this node does not know it was perhaps not told of.
+fn with_advice(reason: &str, error: String) -> String {
+    if reason != Reason::NotAllowed.word() {
+        return error;
+    }
+    format!("{error}; a middlebox is named with `--relay`, and who may ask instead of the gateway with `--allow`")
 }
 
 fn is_open_to_relays<B>(request: &Request<B>) -> bool {

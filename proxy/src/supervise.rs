@@ -3,7 +3,7 @@
 
 mod control;
 mod engines;
-mod folder;
+pub(crate) mod folder;
 pub mod pulse;
 mod sockets;
 

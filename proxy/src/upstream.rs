@@ -115,6 +115,9 @@ pub enum AttemptError {
         /// It said that the context is too short.
         context_length: bool,
     },
+    /// It takes only what is sealed, and what it was asked is not: how it is configured is at fault.
+    #[error("the target takes only what is sealed")]
+    NotSealed,
     /// The engine on this machine does not take the request, and says why.
     #[error("the engine does not take it: {}", .0.code())]
     Engine(Box<EngineRefusal>),
@@ -151,6 +154,7 @@ impl AttemptError {
             Self::Credentials(_) => "credentials",
             Self::NotFound => "not_found",
             Self::Rejected { .. } => "rejected",
+            Self::NotSealed => "not_sealed",
             Self::Engine(refusal) => refusal.code(),
             Self::TooLarge => "too_large",
             Self::FirstToken(_) => "first_token_timeout",
@@ -170,7 +174,8 @@ impl AttemptError {
             // Our key is good, but not for this model, or what was asked is not allowed.
             Self::Credentials(_) => Health::Unknown,
             Self::Refused(_) | Self::EngineDown | Self::RateLimited(_) => Health::Unknown,
-            Self::NotFound | Self::Rejected { .. } | Self::Engine(_) | Self::TooLarge => Health::Unknown,
+            Self::NotFound | Self::Rejected { .. } | Self::NotSealed => Health::Unknown,
+            Self::Engine(_) | Self::TooLarge => Health::Unknown,
         }
     }
 
@@ -199,7 +204,7 @@ impl AttemptError {
             Self::Status(code) => matches!(code, 408 | 500 | 502 | 504 | 529),
             Self::Engine(refusal) => refusal.is_temporary(),
             Self::Refused(_) | Self::Credentials(_) | Self::NotFound | Self::Rejected { .. } => false,
-            Self::TooLarge => false,
+            Self::TooLarge | Self::NotSealed => false,
             Self::FirstToken(_) | Self::Idle(_) | Self::Malformed(_) => false,
         }
     }

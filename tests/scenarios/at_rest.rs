@@ -99,3 +99,46 @@ async fn keys_lie_in_the_state_folder_and_nobody_else_may_read_them() -> Result<
     assert_eq!(keys, 2, "root and intermediate; the gateway's own key is in its memory only");
     Ok(())
 }
+
+/// Runs `postern state erase` for a tenant: the exit code, and what it said.
+fn erase(file: &Path, tenant: &str) -> Result<(Option<i32>, String)> {
+    let file = file.display().to_string();
+    let output = postern_tests::postern::run(&["state", "erase", "--config", &file, "--tenant", tenant])?;
+    Ok((output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()))
+}
+
+#[tokio::test]
+async fn a_mistyped_tenant_is_not_said_to_be_erased() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let mut postern = Postern::start(&config(&cloud)).await?;
+    assert_eq!(postern.client("clerk/amy")?.chat("Hello").await?.status, 200);
+    let file = postern.config_file();
+    let erasures = || -> Result<Vec<Value>> {
+        Ok(postern.records().lines()?.into_iter().filter(|line| line["action"] == "erase").collect())
+    };
+    let (code, said) = erase(&file, "clerk")?;
+    let expected = "nothing is kept under `clerk`; tenants in this file: clerks, officers, each SPIFFE ID of";
+    assert!(code == Some(1) && said.contains(expected), "{said}");
+    let (code, said) = erase(&file, "spiffe://branch.test/clerk/amy")?;
+    assert!(code == Some(1) && said.contains("of the tenant `clerks`"), "{said}");
+    assert!(erasures()?.is_empty() && !postern.state_dir().join("erase").exists());
+    // A tenant that the configuration names no longer has its key still; and is nobody's when that is gone.
+    let mut without: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    without["identities"].as_array_mut().unwrap().remove(0);
+    let other = file.with_file_name("without.yaml");
+    std::fs::write(&other, without.to_string())?;
+    let (code, said) = erase(&other, "clerks")?;
+    assert!(code == Some(0) && said.contains("the keys of clerks are destroyed"), "{said}");
+    assert!(!said.contains("Redis") && !said.contains("replica"), "there is none: {said}");
+    assert_eq!(erasures()?.len(), 2, "asked, and done");
+    let (code, said) = erase(&other, "clerks")?;
+    assert!(code == Some(1) && said.contains("nothing is kept under `clerks`"), "{said}");
+    // Where no gateway runs, that is what is said.
+    postern.stop().await?;
+    let (code, said) = erase(&file, "clerks")?;
+    assert!(
+        code == Some(1) && said.contains("no gateway runs with this state_dir") && !said.contains("Redis"),
+        "{said}"
+    );
+    Ok(())
+}

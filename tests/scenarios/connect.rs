@@ -95,6 +95,18 @@ async fn an_invite_is_all_that_a_workstation_needs() -> Result<()> {
     let (_, said) = status(&["--json"])?;
     let said: serde_json::Value = serde_json::from_str(&said)?;
     assert!(said["connected"] == true && said["requests"]["total"] == 1, "{said}");
+    // Another address of the gateway, or one that is taken here, is told as such.
+    let other = postern.issue("clerk/bo")?;
+    let astray = Connector::start(postern.enrol.context("the enrol address")?, &other, &[]).await?;
+    let reply = astray.chat("Hello").await?;
+    assert_eq!((reply.status, reply.error_code().as_str()), (503, "gateway_unreachable"), "{}", reply.text());
+    assert!(reply.error_message().contains("looks like the gateway's `enrol` address"), "{}", reply.text());
+    drop(astray);
+    let (gateway, taken, other) =
+        (postern.gateway.to_string(), connector.address.to_string(), other.display().to_string());
+    let taken = postern_tests::postern::run(&["connect", "--gateway", &gateway, "--dir", &other, "--listen", &taken])?;
+    let said = String::from_utf8_lossy(&taken.stderr);
+    assert!(!taken.status.success() && said.contains("choose another with --listen"), "{said}");
     // One for a folder; and after its end nothing answers.
     let second = Connector::start(postern.gateway, &own, &[]).await.unwrap_err();
     assert!(format!("{second:?}").contains("another `postern connect` is running"), "{second:?}");
@@ -437,6 +449,63 @@ async fn no_trick_of_a_middlebox_is_more_than_an_error() -> Result<()> {
         }
     }
     assert_eq!(cloud.stats().await?.requests, asked);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_goes_wrong_behind_a_middlebox_is_told_with_what_to_do() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let (postern, middlebox, connector) = through_a_middlebox(&cloud).await?;
+    let status = |json: &[&str]| -> Result<String> {
+        let dir = connector.dir.display().to_string();
+        let said = postern_tests::postern::run(&[&["connect", "status", "--dir", &dir], json].concat())?;
+        Ok(String::from_utf8_lossy(&said.stdout).into_owned())
+    };
+    assert_eq!(connector.chat("Hello").await?.status, 200);
+    assert!(!status(&[])?.contains("failed, at"));
+    // Wherever an answer that is no stream is cut: an error in words, and a line in the log.
+    let mut broken_off = 0;
+    for after in (100..20_000).step_by(100) {
+        middlebox.plays(Trick::CutAnswer(after));
+        let reply = connector.chat("A heron of the third kind").await?;
+        if reply.status == 200 {
+            break;
+        }
+        assert_eq!(reply.status, 502, "{after}: {}", reply.text());
+        broken_off += usize::from(reply.error_code() == "answer_incomplete");
+    }
+    assert!(broken_off > 0 && connector.log().contains("answer_incomplete"), "{broken_off} {}", connector.log());
+    middlebox.plays(Trick::None);
+    // Whoever seals nothing does not renew through it.
+    let (address, dir) = (middlebox.address.to_string(), connector.dir.display().to_string());
+    let renewing = tokio::task::spawn_blocking(move || {
+        postern_tests::postern::run(&["certs", "renew", "--now", "--gateway", &address, "--dir", &dir])
+    });
+    let output = renewing.await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("renewal needs a direct way to the gateway"), "{said}");
+    // A revoked workstation is connected with the middlebox as ever.
+    postern.certs(&["revoke", "--id", "spiffe://branch.test/clerk/amy"])?;
+    let until = Instant::now() + SOON;
+    let reply = loop {
+        let reply = connector.chat("A heron of the fourth kind").await?;
+        if reply.status != 200 {
+            break reply;
+        }
+        ensure!(Instant::now() < until, "{}", reply.text());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!((reply.status, reply.error_code().as_str()), (403, "payload_sender_refused"), "{}", reply.text());
+    assert!(reply.error_message().contains("its certificate was revoked"), "{}", reply.text());
+    assert_eq!(connector.chat("A heron of the fourth kind").await?.status, 403);
+    let told: serde_json::Value = serde_json::from_str(&status(&["--json"])?)?;
+    assert_eq!((&told["connected"], &told["last_failure"]["code"]), (&json!(true), &json!("payload_sender_refused")));
+    let told = status(&[])?;
+    assert!(told.contains("the last that failed, at ") && told.contains("403 payload_sender_refused"), "{told}");
+    let log = connector.log();
+    let lines = log.lines().filter(|line| line.contains("payload_sender_refused")).count();
+    assert_eq!(lines, 1, "the same reason is told once: {log}");
+    assert!(!told.contains("heron") && !log.contains("heron"), "{told} {log}");
     Ok(())
 }
 

@@ -29,12 +29,15 @@ pub(crate) fn invite(postern: &Postern, path: &str) -> Result<String> {
 }
 
 pub(crate) fn enrol_with(postern: &Postern, token: &str, dir: &Path) -> Result<(bool, String)> {
+    enrol_at(&postern.enrol.unwrap().to_string(), token, dir)
+}
+
+fn enrol_at(gateway: &str, token: &str, dir: &Path) -> Result<(bool, String)> {
     let file = dir.with_extension("token");
     std::fs::write(&file, token)?;
-    let gateway = postern.enrol.unwrap().to_string();
     let (file, dir) = (file.display().to_string(), dir.display().to_string());
     let output =
-        postern_tests::postern::run(&["certs", "enrol", "--gateway", &gateway, "--token-file", &file, "--out", &dir])?;
+        postern_tests::postern::run(&["certs", "enrol", "--gateway", gateway, "--token-file", &file, "--out", &dir])?;
     Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
@@ -53,6 +56,14 @@ async fn a_workstation_enrols_once_and_renews_with_what_it_has() -> Result<()> {
     let postern = Postern::start(&with_enrol(&cloud)).await?;
     let token = invite(&postern, "clerk/amy")?;
     let dir = postern.folder("ws")?;
+    // At another address it is said which one is meant.
+    for (wrong, expected) in [
+        (postern.gateway.to_string(), "it has to be the gateway's `enrol` address"),
+        ("127.0.0.1:1".into(), "is `enrol` in the gateway's"),
+    ] {
+        let (good, said) = enrol_at(&wrong, &token, &dir)?;
+        assert!(!good && said.contains(expected) && !said.contains("Other("), "{said}");
+    }
     let (good, said) = enrol_with(&postern, &token, &dir)?;
     assert!(good, "{said}");
     assert_eq!(postern.client_of(&dir)?.chat("I am new").await?.status, 200);
@@ -88,6 +99,18 @@ async fn a_workstation_enrols_once_and_renews_with_what_it_has() -> Result<()> {
     assert_eq!(postern.client_of(&dir)?.chat("It is still good").await?.status, 200);
     let status: Value = serde_json::from_str(&postern.certs(&["status"])?)?;
     assert_eq!(status["gateway"]["serial"], postern.admin("/api/certificates").await?.json()?["serial"]);
+    Ok(())
+}
+
+#[test]
+fn an_invite_that_can_be_used_nowhere_says_what_to_add() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("postern.yaml");
+    std::fs::write(&file, Config::new().render(dir.path()))?;
+    let (file, id) = (file.display().to_string(), "spiffe://branch.test/clerk/amy");
+    let output = postern_tests::postern::run(&["certs", "invite", "--config", &file, "--id", id])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("add `enrol: 0.0.0.0:8444`"), "{said}");
     Ok(())
 }
 

@@ -138,6 +138,29 @@ async fn a_middlebox_carries_what_a_node_is_asked_and_learns_nothing() -> Result
     let postern = scene.gateway(false).await?;
     let reply = self::officer(&postern)?.chat("Hello").await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_unavailable"), "{}", reply.text());
+    postern.logged("Name its authority as `openai.ca`").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_named_as_one_is_not_asked_in_clear_without_a_word() -> Result<()> {
+    let scene = Scene::new(RELAY, None).await?;
+    let target = json!({
+        "name": "gpu", "placement": "edge", "clearance": "confidential", "models": {"chat": "engine"},
+        "openai": {"base_url": format!("https://{}/v1", scene.middlebox.address), "ca": scene.middlebox.ca()},
+    });
+    let postern = Postern::start(&scene.office.config.clone().push("/targets", target)).await?;
+    postern.logged("reads prompts in clear").await?;
+    // Nothing is wrong with the request, so the next target is asked.
+    let amy = postern.client("clerk/amy")?.with_header("postern-placement", "edge-first");
+    let reply = amy.chat("Hello").await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_ne!(reply.header("postern-target"), "gpu");
+    let outcome = scene.office.records().of(reply.header("postern-record"), SOON).await?.outcome;
+    assert_eq!(outcome["attempts"][0]["result"], "not_sealed", "{outcome}");
+    postern.logged("code payload_not_sealed").await?;
+    let reply = officer(&postern)?.chat("Hello").await?;
+    assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_refuses_us"), "{}", reply.text());
     Ok(())
 }
 
@@ -261,6 +284,8 @@ async fn a_relay_that_a_node_was_not_told_of_does_not_come_in() -> Result<()> {
     let reply = officer(&postern)?.chat("Hello").await?;
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "upstream_unavailable"), "{}", reply.text());
     until("it is said", async || Ok(scene.node.log().contains("not_allowed"))).await?;
+    assert!(scene.node.log().contains("a middlebox is named with `--relay`"), "{}", scene.node.log());
+    postern.logged("`--relay`?").await?;
     assert!(scene.relay()?.get("/livez").await.is_err());
     let both = ["--relay", "spiffe://branch.test/gateway"];
     let refused = Node::start(&scene.office.issue(NODE, "gpu-1")?, &both).await.unwrap_err();

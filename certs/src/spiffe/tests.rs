@@ -11,6 +11,25 @@ fn pattern(text: &str) -> Pattern {
 }
 
 #[test]
+fn patterns_overlap_where_an_id_matches_both() {
+    for (one, other, expected) in [
+        ("spiffe://td/*", "spiffe://td/relay/*", true),
+        ("spiffe://td/relay/*", "spiffe://td/relay/*", true),
+        ("spiffe://td/relay/box", "spiffe://td/relay/*", true),
+        ("spiffe://td/relay/box", "spiffe://td/relay/box", true),
+        ("spiffe://td/relay/east/*", "spiffe://td/relay/*", true),
+        ("spiffe://td/relay", "spiffe://td/relay/*", false),
+        ("spiffe://td/relay/box", "spiffe://td/relay/boxes", false),
+        ("spiffe://td/clerk/*", "spiffe://td/relay/*", false),
+        ("spiffe://td/relays/*", "spiffe://td/relay/*", false),
+        ("spiffe://other/*", "spiffe://td/*", false),
+    ] {
+        assert_eq!(pattern(one).overlaps(&pattern(other)), expected, "{one} {other}");
+        assert_eq!(pattern(other).overlaps(&pattern(one)), expected, "{other} {one}");
+    }
+}
+
+#[test]
 fn reads_the_parts_of_an_id() {
     let ada = id("spiffe://branch-17.example.org/clerk/Ada_L.2");
     assert_eq!(ada.trust_domain(), "branch-17.example.org");

@@ -21,6 +21,7 @@ use crate::{config, tls};
 
 /// How long an invite may be used, unless it is said otherwise; also the longest time.
 const INVITE_TTL: &str = "600";
+const WITHOUT_ENROL: &str = "`enrol` is not configured, so there is no address to use this token at: add `enrol: 0.0.0.0:8444` to the configuration and restart the gateway";
 /// The longest passphrase or token that is read.
 const MAX_SECRET: u64 = 64 << 10;
 
@@ -165,7 +166,7 @@ pub(super) fn run(command: CertsCommand) -> anyhow::Result<ExitCode> {
             say(&token.to_string());
             note_unmatched(&config, &id);
             if config.enrol.is_none() {
-                note("`enrol` is not configured, so there is no address to use this token at");
+                note(WITHOUT_ENROL);
             }
         }
         CertsCommand::Enrol(arguments) => workstation::enrol(&arguments)?,
@@ -236,12 +237,16 @@ fn revoke(config: &ConfigArgument, id: Option<SpiffeId>, serial: Option<Serial>)
 }
 
 fn note_unmatched(config: &Config, id: &SpiffeId) {
-    if id.is_node_below(&config.prefix) {
-        return;
-    }
-    if !config.identities.iter().any(|rule| rule.pattern.matches(id)) {
+    if !is_expected(config, id) {
         note("no rule under `identities` matches this ID, so the gateway will refuse it");
     }
+}
+
+/// Whether this gateway has a use for somebody of this name: as a client, a node, or a middlebox.
+fn is_expected(config: &Config, id: &SpiffeId) -> bool {
+    let is_client = config.identities.iter().any(|rule| rule.pattern.matches(id));
+    let is_relay = config.payload.relays.iter().any(|relay| relay.matches(id));
+    is_client || is_relay || id.is_node_below(&config.prefix)
 }
 
 /// Beside the output, which a script reads.
@@ -276,4 +281,18 @@ fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_nodes_and_middleboxes_are_expected() {
+        let text = "{listen: '127.0.0.1:0', admin: '127.0.0.1:0', state_dir: s, trust: {domain: b.example}, identities: [{match: 'spiffe://b.example/clerk/*'}], payload: {relays: ['spiffe://b.example/relay/*']}}";
+        let config = config::parse(text, Path::new("/nowhere/postern.yaml")).unwrap();
+        let is_expected = |path: &str| is_expected(&config, &format!("spiffe://b.example/{path}").parse().unwrap());
+        assert!(["clerk/amy", "node/gpu-1", "relay/box"].into_iter().all(is_expected));
+        assert!(!["clerks/amy", "relays/box", "guest/x"].into_iter().any(is_expected));
+    }
 }

@@ -8,7 +8,8 @@ use postern_plugins::{HostOptions, PolicyHost};
 
 use super::say;
 use crate::cache::warm;
-use crate::config::{self, Config, ConfigError, PolicyPart, trust};
+use crate::classify::clearance::ENGINE;
+use crate::config::{self, Config, ConfigError, PolicyPart, Target, trust};
 use crate::route::load::Loader;
 use crate::route::probe;
 use crate::supervise::MAX_SOCKET_PATH;
@@ -48,9 +49,33 @@ fn try_policies(path: &Path, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is allowed, but opens more than somebody may have meant. `run` says it too.
+pub(crate) fn dangers(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    let asks_an_engine = |target: &Target| target.models.values().any(|model| model == ENGINE);
+    for target in config.targets.iter().filter(|target| target.ca.is_some() && target.node.is_none()) {
+        if asks_an_engine(target) {
+            let name = &target.name;
+            found.push(format!(
+                "target `{name}` asks an `{ENGINE}` with `openai.ca` and without `openai.identity`: whoever has a certificate of that authority, as a middlebox on the way, reads prompts in clear. If it is a node of our own, name it as `openai.identity`: then they are sealed for it"
+            ));
+        }
+    }
+    for relay in &config.payload.relays {
+        if let Some(rule) = config.identities.iter().find(|rule| rule.pattern.overlaps(relay)) {
+            let pattern = &rule.pattern;
+            found.push(format!(
+                "`payload.relays` has {relay}, which the rule {pattern} of `identities` matches too: such a middlebox may then ask for itself as well. Write a narrower `match`, such as spiffe://{}/clerk/*",
+                config.trust_domain
+            ));
+        }
+    }
+    found
+}
+
 /// What is allowed, but will hardly work here. The file may be meant for another machine, so none of it is an error.
 fn warnings(config: &Config) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = dangers(config);
     for target in &config.targets {
         if let Some(ca) = target.ca.as_ref().filter(|ca| !ca.is_file()) {
             let name = &target.name;
@@ -152,6 +177,23 @@ mod tests {
         assert!(of("state_dir: s").contains("nobody can answer"));
         assert!(of(&format!("state_dir: {}", "s".repeat(100))).contains("has a path of 121 bytes"));
         assert!(!of(&format!("state_dir: {}", "s".repeat(86))).contains("too long"));
+    }
+
+    #[test]
+    fn what_a_middlebox_could_read_or_ask_is_said() {
+        let target = |openai: &str, model: &str| {
+            of(&format!(
+                "state_dir: s, targets: [{{name: gpu, placement: edge, clearance: public, openai: {{base_url: 'https://x/v1'{openai}}}, models: {{chat: {model}}}}}]"
+            ))
+        };
+        let (ca, identity) = (", ca: /etc/hostname", ", identity: 'spiffe://b.example/node/gpu-1'");
+        assert!(target(ca, "engine").contains("reads prompts in clear"));
+        assert_eq!(target(&format!("{ca}{identity}"), "engine"), "");
+        assert_eq!((target(ca, "llama"), target("", "engine")), (String::new(), String::new()));
+        let relays = |relay: &str| of(&format!("offline: true, state_dir: s, payload: {{relays: ['{relay}']}}"));
+        assert!(relays("spiffe://b.example/relay/*").contains("may then ask for itself"));
+        let text = "{listen: '127.0.0.1:0', admin: '127.0.0.1:0', state_dir: s, trust: {domain: b.example}, identities: [{match: 'spiffe://b.example/clerk/*'}], payload: {relays: ['spiffe://b.example/relay/*']}}";
+        assert!(dangers(&config::parse(text, Path::new("/nowhere/postern.yaml")).unwrap()).is_empty());
     }
 
     #[test]

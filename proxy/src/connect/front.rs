@@ -5,10 +5,10 @@ use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -20,6 +20,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_certs::{Clock as _, SystemClock};
+use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -44,6 +46,8 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(20);
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 /// Bytes of headers, and of what waits to be written.
 const MAX_BUFFER: usize = 64 << 10;
+/// How often the same reason is told.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// After an error of accept, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -100,6 +104,38 @@ pub(crate) struct Counts {
     pub(crate) total: AtomicU64,
     pub(crate) under_way: AtomicU64,
     pub(crate) failed: AtomicU64,
+    /// The last that failed.
+    last: Mutex<Option<Failure>>,
+}
+
+/// A request that got no answer, or not all of one. Nothing of what was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) at: OffsetDateTime,
+    pub(crate) refusal: Refusal,
+    told_at: Instant,
+}
+
+impl Counts {
+    /// The last that failed.
+    pub(crate) fn last_failure(&self) -> Option<Failure> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes why one failed. The log has the same reason once a minute.
+    fn failed_for(&self, refusal: &Refusal) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let told_at = last.as_ref().filter(|last| last.refusal == *refusal).map(|last| last.told_at);
+        let told_at = told_at.filter(|at| at.elapsed() < TELL_EVERY).unwrap_or_else(|| {
+            tracing::warn!(
+                code = refusal.code(),
+                error = refusal.told(),
+                "a request was not answered, or not to its end"
+            );
+            Instant::now()
+        });
+        *last = Some(Failure { at: SystemClock.now(), refusal: refusal.clone(), told_at });
+    }
 }
 
 /// What requests are answered with.
@@ -229,6 +265,9 @@ impl Front {
             let mut under_way = UnderWay::new(self.counts.clone());
             let answered = self.forward(request).await;
             under_way.has_failed = answered.is_err();
+            if let Err(refusal) = &answered {
+                self.counts.failed_for(refusal);
+            }
             return answered.map(|response| response.map(|body| Answer { body, under_way }.boxed_unsync()));
         }
         let refusal = match (path, request.method()) {
@@ -367,7 +406,10 @@ impl http_body::Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        self.under_way.has_failed = self.body.was_cut();
+        if self.body.was_cut() && !self.under_way.has_failed {
+            self.under_way.has_failed = true;
+            self.under_way.counts.failed_for(&Refusal::Incomplete);
+        }
         Poll::Ready(frame)
     }
 

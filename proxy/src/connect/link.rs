@@ -14,7 +14,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use postern_certs::{Clock as _, SystemClock};
+use postern_sealed::chunked::ResponseOpener;
 use postern_sealed::{chunked, config};
+use rustls::AlertDescription;
 use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
 use tokio::io::AsyncBufReadExt as _;
@@ -26,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::identity::{Current, Identity};
 use super::keys::{self, KeysError, SealingKey};
 use super::refusal::{Refusal, outside, wants_other_keys};
-use super::sealing::{self, OpenBody, Parties, Sealed, Unopened};
+use super::sealing::{self, Cut, OpenBody, Parties, Sealed, Unopened};
 use crate::egress;
 
 /// For name, TCP, TLS and HTTP/2 together.
@@ -46,6 +48,8 @@ const MAX_OUTSIDE: usize = 16 << 10;
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// Bytes of one answer that the gateway may send before the application has read what came before.
 const STREAM_WINDOW: u32 = 256 << 10;
+/// Bytes of an answer that is no stream which are read before the application gets the first: a cut until then is told in words.
+const MAX_HELD: usize = 256 << 10;
 /// The same of all answers: one that nobody reads takes nothing from others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * super::front::CONNECTIONS as u32;
 const MAX_HEADER_BYTES: u32 = 32 << 10;
@@ -188,11 +192,8 @@ impl Link {
             };
             sent += 1;
             if sealing::is_sealed(&response) {
-                let opened = timeout(BEGUN_WITHIN, sealing::open(response.into_body(), opener)).await;
-                return opened.map_err(|_| self.slow())?.map_err(|error| match error {
-                    Unopened::Broken => self.broken(),
-                    Unopened::Seal(_) => Refusal::NotAuthentic,
-                });
+                let opened = timeout(BEGUN_WITHIN, self.opened(response.into_body(), opener)).await;
+                return opened.unwrap_or_else(|_| Err(self.slow()));
             }
             let refusal = refusal_of(response, self.identity.is_direct()).await;
             if !wants_other_keys(&refusal, sent) {
@@ -204,6 +205,16 @@ impl Link {
                 return Err(refusal);
             }
         }
+    }
+
+    /// The beginning of an answer that came sealed; of one that is no stream, mostly all of it.
+    async fn opened(&self, body: Incoming, opener: ResponseOpener) -> Result<Response<OpenBody<Incoming>>, Refusal> {
+        let mut response = sealing::open(body, opener).await.map_err(|error| match error {
+            Unopened::Broken => self.broken(),
+            Unopened::Seal(_) => Refusal::NotAuthentic,
+        })?;
+        response.body_mut().hold(MAX_HELD).await.map_err(|Cut| Refusal::Incomplete)?;
+        Ok(response)
     }
 
     fn slow(&self) -> Refusal {
@@ -303,13 +314,16 @@ impl Link {
         let mut stream = stream.map_err(|error| {
             let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
             match tls {
-                Some(rustls::Error::InvalidCertificate(_)) => self.not_the_gateway(egress::in_words(&error)),
+                Some(rustls::Error::InvalidCertificate(_)) => {
+                    self.not_the_gateway(egress::in_words(&error), self.of_certificate())
+                }
+                Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => self.no_http2(),
                 Some(_) => self.unreachable(egress::in_words(&error)),
                 None => self.unreachable(brief(&error)),
             }
         })?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(self.unreachable("what answers there does not speak HTTP/2".to_owned()));
+            return Err(self.no_http2());
         }
         // A client of TLS 1.3 is through before the gateway has looked at its certificate. A gateway begins to speak when it has; read before anything is
         // written, an alert is not lost to the end of the connection.
@@ -369,7 +383,7 @@ impl Link {
             Ok(key) => Ok(key),
             Err(KeysError::Status(status)) => Err(Refusal::NoKeys { gateway: self.address.clone(), status }),
             Err(error @ KeysError::Broken) => Err(self.unreachable(error.to_string())),
-            Err(error) => Err(self.not_the_gateway(error.to_string())),
+            Err(error) => Err(self.not_the_gateway(error.to_string(), of_keys(&error))),
         }
     }
 
@@ -395,8 +409,22 @@ impl Link {
         self.unreachable(format!("{why}; it closed the connection at once, as it does where it does not accept a certificate, or where --gateway is another of its addresses"))
     }
 
-    fn not_the_gateway(&self, why: String) -> Refusal {
-        Refusal::NotTheGateway { gateway: self.address.clone(), why }
+    fn not_the_gateway(&self, why: String, advice: &'static str) -> Refusal {
+        Refusal::NotTheGateway { gateway: self.address.clone(), why, advice }
+    }
+
+    /// What to do about a certificate that is refused.
+    fn of_certificate(&self) -> &'static str {
+        match self.identity.is_direct() {
+            true => "If a middlebox of your network breaks TLS open, name its authority with --middlebox-ca.",
+            false => {
+                "It is neither the gateway's own nor one of the authority in --middlebox-ca for the host name in --gateway. Tell the operator."
+            }
+        }
+    }
+
+    fn no_http2(&self) -> Refusal {
+        Refusal::NoHttp2 { gateway: self.address.clone(), is_direct: self.identity.is_direct() }
     }
 
     /// Each reason once a minute.
@@ -429,6 +457,17 @@ impl Link {
             // Many workstations lose the same gateway at a time.
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
         }
+    }
+}
+
+/// What to do about keys that are refused.
+fn of_keys(error: &KeysError) -> &'static str {
+    match error {
+        KeysError::Over => "Set the clock of this machine right, if it is wrong; else tell the operator.",
+        KeysError::Signature(_) => {
+            "Something on the way put other keys in place of the gateway's. Nothing was sent. Tell the operator."
+        }
+        _ => "Something on the way may have changed them. Nothing was sent. Tell the operator.",
     }
 }
 

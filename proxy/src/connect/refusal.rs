@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::front::Body;
-use super::sealing::SealingError;
+use super::sealing::{INCOMPLETE, SealingError};
 
 /// Seconds that an application is told to wait, at most.
 const MAX_RETRY_AFTER: u32 = 3600;
@@ -26,6 +26,8 @@ const MAX_SENT: u32 = 3;
 const KEY_UNKNOWN: &str = "payload_key_unknown";
 /// It could not open it: perhaps another replica has a key of the same number.
 const NOT_AUTHENTIC: &str = "payload_not_authentic";
+/// It does not take it of this workstation, or over this connection.
+const SENDER_REFUSED: &str = "payload_sender_refused";
 /// It was sealed too long ago, or in the future.
 const EXPIRED: &str = "payload_expired";
 
@@ -49,10 +51,14 @@ pub(crate) enum Refusal {
     )]
     NoKeys { gateway: String, status: StatusCode },
     /// Somebody else answers there, or its keys are not signed.
+    #[error("What answers at {gateway} did not prove to be the gateway: {why}. {advice}")]
+    NotTheGateway { gateway: String, why: String, advice: &'static str },
+    /// Another of its addresses, mostly.
     #[error(
-        "What answers at {gateway} did not prove to be the gateway: {why}. If a middlebox of your network breaks TLS open, name its authority with --middlebox-ca."
+        "What answers at {gateway} does not speak HTTP/2: it looks like the gateway's `enrol` address, and --gateway takes the one of `listen`, such as ai.example.org:8443.{}",
+        if *is_direct { "" } else { " A middlebox on the way has to speak HTTP/2 too." }
     )]
-    NotTheGateway { gateway: String, why: String },
+    NoHttp2 { gateway: String, is_direct: bool },
     /// It broke while a request was under way.
     #[error(
         "The connection to the gateway {gateway} broke before an answer began. It may have taken the request; send it again if that does no harm."
@@ -78,6 +84,9 @@ pub(crate) enum Refusal {
     /// An answer that cannot be opened.
     #[error("The answer is not authentic, or was cut: nothing of it is shown.")]
     NotAuthentic,
+    /// An answer that was cut before any of it was given out.
+    #[error("{INCOMPLETE}")]
+    Incomplete,
     /// The request cannot be sealed.
     #[error("The request cannot be sealed: {0}.")]
     Sealing(String),
@@ -139,6 +148,9 @@ fn refused_outside(status: StatusCode, code: Option<&str>) -> String {
         (Some(KEY_UNKNOWN | NOT_AUTHENTIC), _) => {
             "The gateway could not open the request with the keys that it publishes. Try again"
         }
+        (Some(SENDER_REFUSED), _) => {
+            "The gateway does not take requests of this workstation over this connection: its certificate was revoked, or whoever is on the way is not among the gateway's `payload.relays`. Ask the operator"
+        }
         (_, 401 | 403) => {
             "The gateway, or something on the way to it, does not let this workstation in. Ask the operator"
         }
@@ -189,15 +201,26 @@ pub(crate) fn wants_other_keys(refusal: &Refusal, sent: u32) -> bool {
 }
 
 impl Refusal {
-    fn status(&self) -> StatusCode {
+    /// For the log and for `status`: our words alone, since a gateway's may be about what was asked.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            Self::Outside { status, code, .. } => refused_outside(*status, code.as_deref()),
+            own => own.to_string(),
+        }
+    }
+
+    /// As HTTP has it.
+    pub(crate) fn status(&self) -> StatusCode {
         use StatusCode as S;
         match self {
             Self::Unreachable { .. }
             | Self::NotLetIn { .. }
             | Self::NoKeys { .. }
+            | Self::NoHttp2 { .. }
             | Self::CertificateExpired { .. }
             | Self::Busy => S::SERVICE_UNAVAILABLE,
-            Self::NotTheGateway { .. } | Self::Broken { .. } | Self::NotSealed | Self::NotAuthentic => S::BAD_GATEWAY,
+            Self::NotTheGateway { .. } | Self::Broken { .. } => S::BAD_GATEWAY,
+            Self::NotSealed | Self::NotAuthentic | Self::Incomplete => S::BAD_GATEWAY,
             Self::Slow { .. } => S::GATEWAY_TIMEOUT,
             Self::Outside { status, .. } => *status,
             Self::Sealing(_) => S::INTERNAL_SERVER_ERROR,
@@ -213,9 +236,10 @@ impl Refusal {
         }
     }
 
-    fn code(&self) -> Option<&str> {
+    /// A fixed word.
+    pub(crate) fn code(&self) -> Option<&str> {
         Some(match self {
-            Self::Unreachable { .. } | Self::Broken { .. } => "gateway_unreachable",
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::NoHttp2 { .. } => "gateway_unreachable",
             Self::NotLetIn { .. } => "certificate_refused",
             Self::NoKeys { .. } => "gateway_keys_missing",
             Self::NotTheGateway { .. } => "gateway_not_authentic",
@@ -224,6 +248,7 @@ impl Refusal {
             Self::Outside { code, .. } => return code.as_deref(),
             Self::NotSealed => "answer_not_sealed",
             Self::NotAuthentic => "answer_not_authentic",
+            Self::Incomplete => "answer_incomplete",
             Self::Sealing(_) => "not_sealed",
             Self::HeadersTooLarge => "headers_too_large",
             Self::Token => "connector_token",
@@ -326,6 +351,17 @@ mod tests {
         assert_eq!(shown(&direct).await.1["error"]["message"], "The limit of requests a minute is reached.");
         let through = outside(StatusCode::TOO_MANY_REQUESTS, None, said, false);
         assert!(shown(&through).await.1["error"]["message"].as_str().unwrap().contains("status 429"));
+    }
+
+    #[test]
+    fn what_is_kept_of_a_refusal_is_in_our_words() {
+        let said = br#"{"error":{"message":"Nothing is known of herons","code":"payload_sender_refused"}}"#;
+        let refused = outside(StatusCode::FORBIDDEN, None, said, true).told();
+        assert!(refused.contains("revoked") && refused.contains("`payload.relays`"), "{refused}");
+        let said = br#"{"error":{"message":"Nothing is known of herons","code":"queue_full"}}"#;
+        let full = outside(StatusCode::TOO_MANY_REQUESTS, None, said, true);
+        assert!(full.to_string().contains("herons"));
+        assert!(full.told().contains("queue_full") && !full.told().contains("herons"), "{}", full.told());
     }
 
     #[test]

@@ -328,6 +328,10 @@ pub(crate) struct OpenBody<B> {
     was_cut: bool,
 }
 
+/// What an application reads of it.
+pub(crate) const INCOMPLETE: &str =
+    "The answer broke off before its end: the connection to the gateway was lost, or somebody cut it.";
+
 type Given = Poll<Option<Result<Frame<Bytes>, Cut>>>;
 
 impl<B> OpenBody<B> {
@@ -354,14 +358,35 @@ impl<B> OpenBody<B> {
 /// The event that says so. What was begun before it is ended first.
 fn incomplete(last: [u8; 2]) -> Bytes {
     let error = ErrorBody {
-        message: "The answer broke off before its end: the connection to the gateway was lost, or somebody cut it."
-            .to_owned(),
+        message: INCOMPLETE.to_owned(),
         kind: "server_error",
         param: None,
         code: Some("answer_incomplete"),
     };
     let event = sse::data(&error.to_json());
     if last == *b"\n\n" { event } else { Bytes::from([b"\n\n", event.as_ref()].concat()) }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> OpenBody<B> {
+    /// Reads up to `most` bytes of an answer that is no stream before any is given out: one that is cut by then is an error in words, and not
+    /// a connection that breaks off. A frame more may come.
+    ///
+    /// # Errors
+    /// It was cut.
+    pub(crate) async fn hold(&mut self, most: usize) -> Result<(), Cut> {
+        let mut held = BytesMut::new();
+        while !self.is_events && held.len() < most {
+            match self.frame().await.transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) => held.extend_from_slice(&data),
+                Some(Err(_)) => {}
+                None => break,
+            }
+        }
+        if !held.is_empty() {
+            self.ready = held;
+        }
+        Ok(())
+    }
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for OpenBody<B> {

@@ -147,6 +147,13 @@ fn in_words(status: &Value, place: &Place) -> Vec<String> {
     }
     let (total, under_way, failed) = (text("/requests/total"), text("/requests/under_way"), text("/requests/failed"));
     lines.push(format!("requests     {total}, {under_way} under way, {failed} failed"));
+    if let Some(Value::Object(_)) = status.pointer("/last_failure") {
+        let (at, code, why) = (text("/last_failure/at"), text("/last_failure/code"), text("/last_failure/message"));
+        lines.push(format!(
+            "             the last that failed, at {at}: {} {code}: {why}",
+            text("/last_failure/status")
+        ));
+    }
     lines
 }
 
@@ -175,6 +182,12 @@ pub(super) fn of(front: &Front) -> Value {
             "under_way": count(&front.counts.under_way),
             "failed": count(&front.counts.failed),
         },
+        "last_failure": front.counts.last_failure().map(|failure| json!({
+            "at": moment(failure.at),
+            "status": failure.refusal.status().as_u16(),
+            "code": failure.refusal.code(),
+            "message": failure.refusal.told(),
+        })),
         "version": env!("CARGO_PKG_VERSION"),
     })
 }

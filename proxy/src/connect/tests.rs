@@ -208,14 +208,36 @@ async fn an_answer_that_is_cut_is_told_as_such() {
     let error: Value = serde_json::from_str(last.trim().strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "answer_incomplete");
     assert_eq!(next(&mut response).await, None);
+    // Of an answer that is no stream nothing was given out yet, so it is an error in words.
+    for half in [None, Some("{\"half\":")] {
+        let pieces = gateway.stream("application/json");
+        let sending = async {
+            if let Some(half) = half {
+                pieces.send(Some(half.into())).await.unwrap();
+            }
+            drop(pieces);
+        };
+        let (answer, ()) = tokio::join!(connector.ask("{}"), sending);
+        assert_eq!(code(&answer), (502, "answer_incomplete"), "{half:?}");
+        assert!(answer.2["error"]["message"].as_str().unwrap().contains("cut"), "{}", answer.2);
+    }
+    // But of a large one something was.
     let pieces = gateway.stream("application/json");
-    let mut response = connector.post("{}").await;
-    pieces.send(Some("{\"half\":".into())).await.unwrap();
-    assert_eq!(next(&mut response).await.as_deref(), Some("{\"half\":"));
-    drop(pieces);
-    assert!(response.frame().await.unwrap().is_err(), "no clean end");
+    let sending = async {
+        for _ in 0..9 {
+            pieces.send(Some("x".repeat(32 << 10))).await.unwrap();
+        }
+        drop(pieces);
+    };
+    let (response, ()) = tokio::join!(connector.post("{}"), sending);
+    assert!(response.status() == StatusCode::OK && response.into_body().collect().await.is_err(), "no clean end");
     let failed = &connector.front.counts.failed;
-    assert_eq!(failed.load(std::sync::atomic::Ordering::Relaxed), 2);
+    assert_eq!(failed.load(std::sync::atomic::Ordering::Relaxed), 4);
+    let status = whole(connector.send(connector.request("GET", status::PATH, "")).await.0).await.2;
+    assert_eq!(
+        (&status["last_failure"]["status"], &status["last_failure"]["code"]),
+        (&502.into(), &"answer_incomplete".into())
+    );
 }
 
 #[tokio::test]
@@ -455,13 +477,18 @@ async fn a_middlebox_is_refused_unless_its_authority_is_named_and_sees_nothing_t
     let (office, theirs) = (Office::new(), Office::new());
     let middlebox = Gateway::behind_middlebox(&office.authority, &theirs.authority).await;
     let plain = Connector::of(&office, middlebox.address).await;
-    assert_eq!(code(&plain.ask("{}").await), (502, "gateway_not_authentic"));
+    let answer = plain.ask("{}").await;
+    assert_eq!(code(&answer), (502, "gateway_not_authentic"));
+    assert!(answer.2.to_string().contains("name its authority with --middlebox-ca"), "{}", answer.2);
     let through = Connector::with(&office, middlebox.address, Some(theirs.roots())).await;
     assert_eq!(through.ask("{}").await.0, StatusCode::OK);
     through.front.identity.renew(&through.front.link).await.unwrap();
     middlebox.plan(Plan::SwapsKeys);
     middlebox.new_keys();
-    assert_eq!(code(&through.ask("{}").await), (502, "gateway_not_authentic"));
+    let answer = through.ask("{}").await;
+    assert_eq!(code(&answer), (502, "gateway_not_authentic"));
+    let said = answer.2.to_string();
+    assert!(said.contains("put other keys in place of the gateway's") && !said.contains("--middlebox-ca"), "{said}");
     let stranger = Gateway::behind_middlebox(&office.authority, &Office::new().authority).await;
     let refused = Connector::with(&office, stranger.address, Some(theirs.roots())).await;
     assert_eq!(code(&refused.ask("{}").await), (502, "gateway_not_authentic"));
@@ -536,6 +563,7 @@ async fn what_it_says_of_itself_has_no_secret() {
     let status = || async { whole(connector.send(connector.request("GET", status::PATH, "")).await.0).await.2 };
     let before = status().await;
     assert_eq!((&before["connected"], &before["keys"]), (&Value::Bool(false), &Value::Null));
+    assert_eq!(before["last_failure"], Value::Null);
     assert_eq!(connector.ask("{}").await.0, StatusCode::OK);
     let after = status().await;
     assert_eq!(after["connected"], true);

@@ -102,11 +102,11 @@ impl Node {
             self.complaints.tell(&error.to_string());
             SendError::Connect
         })?;
+        let is_through = self.proof.middlebox.is_some();
         let broken = |error| {
-            self.complaints.tell(&in_words(&error));
+            self.complaints.tell(&with_advice(in_words(&error), is_through));
             SendError::from(error)
         };
-        let is_through = self.proof.middlebox.is_some();
         // A page of metrics holds nothing of anybody. A middlebox can make the node look busy or idle with it, and no more.
         if request.method() == Method::GET || !self.proof.is_sealed && !is_through {
             return held.requests.request(request).await.map(|response| response.map(Answer::Plain)).map_err(broken);
@@ -150,6 +150,32 @@ impl Node {
         self.held.store(Some(held.clone()));
         Ok(held)
     }
+}
+
+/// What TLS and HTTP say, and what somebody may have to do about it. `is_through`: a middlebox is expected on the way.
+fn with_advice(words: String, is_through: bool) -> String {
+    /// What a connection ends with whose other side does not accept the certificate that it was shown.
+    const CLOSED: [&str; 9] = [
+        "broken pipe",
+        "connection closed",
+        "connection reset",
+        "channel closed",
+        "eof",
+        "alert: accessdenied",
+        "alert: badcertificate",
+        "alert: certificateunknown",
+        "alert: unknownca",
+    ];
+    let small = words.to_ascii_lowercase();
+    if !is_through && small.contains("unknownissuer") {
+        return format!("{words}; a middlebox on the way? Name its authority as `openai.ca`");
+    }
+    if !CLOSED.iter().any(|end| small.contains(end)) {
+        return words;
+    }
+    let who =
+        if is_through { "a middlebox's certificate (`--relay`?)" } else { "the gateway's certificate (`--allow`?)" };
+    format!("{words}; it closed at once, as happens where the node does not accept {who}")
 }
 
 /// A connector whose connections end with the leaf of either side, and when the node's is revoked.
@@ -248,5 +274,22 @@ impl Write for Guarded {
 impl Connection for Guarded {
     fn connected(&self) -> Connected {
         self.stream.connected()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_can_mend_is_said_with_how() {
+        let said = |words: &str, is_through| with_advice(words.to_owned(), is_through);
+        assert!(said("invalid peer certificate: UnknownIssuer", false).ends_with("Name its authority as `openai.ca`"));
+        assert!(!said("invalid peer certificate: UnknownIssuer", true).contains("openai.ca"));
+        for closed in ["Broken pipe (os error 32)", "tls handshake eof", "received fatal alert: AccessDenied"] {
+            assert!(said(closed, true).contains("`--relay`"), "{closed}");
+            assert!(said(closed, false).contains("`--allow`"), "{closed}");
+        }
+        assert_eq!(said("nobody listens", true), "nobody listens");
     }
 }

@@ -282,6 +282,10 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
     fn in_words(&self, error: &KeysError) -> String {
         match self.through {
             None => format!("{error} (`openai.sealed: false` asks it in clear)"),
+            // What stands between the two says so itself where it cannot go on.
+            Some(_) if matches!(error, KeysError::Status(status) if status.is_server_error()) => {
+                format!("{error}: the middlebox does not reach the node, or the node does not let it in (`--relay`?)")
+            }
             Some(_) => error.to_string(),
         }
     }

@@ -33,16 +33,16 @@ impl TenantKeys {
     /// # Errors
     /// The folder cannot be made.
     pub fn open(state_dir: &Path, keys: &Keys) -> io::Result<Self> {
-        let dir = state_dir.join("tenant-keys");
+        let dir = folder(state_dir);
         std::fs::create_dir_all(&dir)?;
         let above = KeyKey::new(keys.hash("tenant-keys:wrap", &[]));
-        Ok(Self {
-            dir,
-            above,
-            names: keys.derive("tenant-keys:names", &[]),
-            held: Mutex::default(),
-            changing: Mutex::default(),
-        })
+        Ok(Self { dir, above, names: names(keys), held: Mutex::default(), changing: Mutex::default() })
+    }
+
+    /// Whether there is a key of `tenant`. Makes nothing.
+    #[must_use]
+    pub fn has(state_dir: &Path, keys: &Keys, tenant: &str) -> bool {
+        place(&folder(state_dir), &names(keys), tenant).exists()
     }
 
     /// The key of `tenant`; made when it is asked for the first time.
@@ -110,12 +110,24 @@ impl TenantKeys {
     }
 
     fn path(&self, tenant: &str) -> PathBuf {
-        self.dir.join(HEXLOWER.encode(&self.names.hash("name", &[tenant.as_bytes()])))
+        place(&self.dir, &self.names, tenant)
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<String, Arc<Keys>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn folder(state_dir: &Path) -> PathBuf {
+    state_dir.join("tenant-keys")
+}
+
+fn names(keys: &Keys) -> Keys {
+    keys.derive("tenant-keys:names", &[])
+}
+
+fn place(dir: &Path, names: &Keys, tenant: &str) -> PathBuf {
+    dir.join(HEXLOWER.encode(&names.hash("name", &[tenant.as_bytes()])))
 }
 
 #[cfg(test)]

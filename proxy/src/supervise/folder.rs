@@ -10,6 +10,9 @@ use rustix::io::Errno;
 
 use crate::config::ConfigError;
 
+/// Locked by whoever runs with the folder.
+const LOCK_FILE: &str = "running.lock";
+
 /// Makes the folder if it is not there, and locks it for as long as what is given back lives: two gateways on one folder would
 /// overwrite each other's keys and records.
 ///
@@ -20,6 +23,15 @@ pub(super) fn take(state_dir: &Path) -> anyhow::Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(|error| wrong(error.to_string()))?;
     check(state_dir).map_err(|error| wrong(format!("{error:#}")))?;
     lock(state_dir)
+}
+
+/// Whether a supervisor runs with this folder; `None` if that cannot be seen. Looks for a moment only, since whoever starts meanwhile would be refused.
+pub(crate) fn is_taken(state_dir: &Path) -> Option<bool> {
+    match File::open(state_dir.join(LOCK_FILE)) {
+        Ok(file) => Some(flock(&file, FlockOperation::NonBlockingLockShared).is_err()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(false),
+        Err(_) => None,
+    }
 }
 
 /// Whoever can write there can exchange keys and compiled policies, and so run code here.
@@ -37,7 +49,7 @@ fn check(state_dir: &Path) -> anyhow::Result<()> {
 }
 
 fn lock(state_dir: &Path) -> anyhow::Result<File> {
-    let path = state_dir.join("running.lock");
+    let path = state_dir.join(LOCK_FILE);
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
     let file = match options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path) {
@@ -65,7 +77,9 @@ mod tests {
         let taken = take(&state).unwrap();
         assert_eq!(std::fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
         assert!(format!("{:#}", take(&state).unwrap_err()).contains("another postern runs"));
+        assert_eq!((is_taken(&state), is_taken(dir.path())), (Some(true), Some(false)));
         drop(taken);
+        assert_eq!(is_taken(&state), Some(false));
         take(&state).unwrap();
     }
 

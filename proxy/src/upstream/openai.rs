@@ -93,7 +93,11 @@ impl Upstream for OpenAi {
         async move {
             let asks = permit.asks();
             let response = self.remote.send(permit).await?;
-            read(response, asks, self.idle).await
+            let read = read(response, asks, self.idle).await;
+            if matches!(read, Err(AttemptError::NotSealed)) {
+                self.remote.wants_a_seal();
+            }
+            read
         }
         .boxed()
     }
@@ -194,18 +198,20 @@ async fn refused(status: StatusCode, wait: Option<Duration>, body: Answer) -> At
         401 | 403 => AttemptError::Credentials(status.as_u16()),
         // Servers that have chats only say the last two of other paths.
         404 | 405 | 501 => AttemptError::NotFound,
-        400 | 413 | 422 => AttemptError::Rejected { context_length: says_context_length(body).await },
+        400 | 413 | 422 => match code(body).await.as_deref() {
+            // Nothing is wrong with the request, but with how it is asked there.
+            Some("payload_not_sealed") => AttemptError::NotSealed,
+            code => AttemptError::Rejected { context_length: code == Some("context_length_exceeded") },
+        },
         code => AttemptError::Status(code),
     }
 }
 
-/// Only the code is looked at, and only for this one word.
-async fn says_context_length(body: Answer) -> bool {
-    let Ok(Ok(bytes)) = tokio::time::timeout(ERROR_WITHIN, Limited::new(body, MAX_ERROR).collect()).await else {
-        return false;
-    };
-    let Ok(error) = json::parse(&bytes.to_bytes(), &json::Limits::default()) else { return false };
-    error.pointer("/error/code").and_then(Value::as_str) == Some("context_length_exceeded")
+/// The code of an error, to be compared with: nothing else is looked at.
+async fn code(body: Answer) -> Option<String> {
+    let bytes = tokio::time::timeout(ERROR_WITHIN, Limited::new(body, MAX_ERROR).collect()).await.ok()?.ok()?;
+    let error = json::parse(&bytes.to_bytes(), &json::Limits::default()).ok()?;
+    error.pointer("/error/code").and_then(Value::as_str).map(ToOwned::to_owned)
 }
 
 /// The events of one answer.

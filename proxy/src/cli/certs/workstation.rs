@@ -1,10 +1,11 @@
 //! `postern certs enrol` and `renew`: the workstation's half. Its key is made here and never leaves.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
 use clap::Args;
 use http::header::{CONTENT_TYPE, HOST};
@@ -13,7 +14,9 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use postern_certs::issue::write_beside;
 use postern_certs::rotate::{Action, Failures, Schedule};
-use postern_certs::{CertsError, Clock as _, Csr, IssuedLeaf, JoinToken, SpiffeId, SystemClock, Trust, material};
+use postern_certs::{
+    CertsError, Clock as _, Csr, IssuedLeaf, JoinToken, Reason, SpiffeId, SystemClock, Trust, material,
+};
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -69,10 +72,8 @@ pub(crate) fn enrol_in(dir: &Path, gateway: &str, token_file: &Path) -> anyhow::
     let token = JoinToken::parse(&secret(token_file)?)?;
     let csr = Csr::generate(token.id())?;
     let body = json!({"token": token.to_string(), "csr": postern_certs::pem::request(&csr.der)});
-    let answer = exchange(gateway, token.client_config()?, ENROL_PATH, &body).map_err(|error| {
-        let what = "it has to be the gateway's `enrol` address, which is another one than `listen`";
-        if error.to_string().ends_with(NOT_PROVED) { error.context(what) } else { error }
-    })?;
+    let asked = exchange(gateway, token.client_config()?, ENROL_PATH, &body);
+    let answer = asked.map_err(|error| with_advice_for_enrolment(error, gateway))?;
     let roots = certificates(&answer, "ca")?;
     let trusted = token.pinned(&roots);
     ensure!(!trusted.is_empty(), "none of the gateway's roots is the one that the token names");
@@ -105,7 +106,8 @@ fn renew_leaf(dir: &Path, leaf: &IssuedLeaf, address: &str) -> anyhow::Result<Is
     let trust = Arc::new(Trust::from_roots(&roots)?);
     let tls = postern_certs::client_config(leaf, &trust, gateway.clone())?;
     let csr = Csr::generate(&leaf.id)?;
-    let answer = exchange(address, tls, RENEW_PATH, &renewal(&csr))?;
+    let asked = exchange(address, tls, RENEW_PATH, &renewal(&csr));
+    let answer = asked.map_err(with_advice_for_renewal)?;
     take_up(dir, &csr, &answer, &gateway)
 }
 
@@ -199,6 +201,41 @@ async fn post(gateway: &str, tls: Arc<ClientConfig>, path: &str, body: &Value) -
         bail!("{gateway} refused ({status}): {why}");
     }
     Ok(answer)
+}
+
+/// With another authority than the one that the token pins, it is another address, or somebody on the way: what TLS says of that helps nobody.
+fn with_advice_for_enrolment(error: anyhow::Error, gateway: &str) -> anyhow::Error {
+    const WHAT: &str = "it has to be the gateway's `enrol` address, which is another one than `listen`";
+    match reason(&error) {
+        Some(Reason::UnknownAuthority) => {
+            anyhow!("{gateway} {NOT_PROVED} that the token is of: {WHAT}, and nothing may break TLS open on the way")
+        }
+        _ if error.to_string().ends_with(NOT_PROVED) => error.context(WHAT),
+        _ if is_refused(&error) => {
+            error.context("nobody listens there: is `enrol` in the gateway's configuration, and does the gateway run?")
+        }
+        _ => error,
+    }
+}
+
+fn with_advice_for_renewal(error: anyhow::Error) -> anyhow::Error {
+    match reason(&error) {
+        Some(Reason::UnknownAuthority) => anyhow!(
+            "{error:#}; if a middlebox breaks TLS open here: renewal needs a direct way to the gateway, see docs/nodes.md"
+        ),
+        _ => error,
+    }
+}
+
+/// Why the peer's certificate was refused, if it was.
+fn reason(error: &anyhow::Error) -> Option<Reason> {
+    let mut inner = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()?.get_ref());
+    Reason::of_handshake(inner.find_map(|inner| inner.downcast_ref())?)
+}
+
+fn is_refused(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 fn certificates(answer: &Value, field: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
