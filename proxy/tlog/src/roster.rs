@@ -192,28 +192,32 @@ mod tests {
 
     const DOMAIN: &str = "branch.example.org";
 
+    fn agreed(known: Vec<SignedRoster>, own: Vec<SecretKey>, retired: Vec<String>) -> SignedRoster {
+        agree(DOMAIN, &known, &own, &retired).unwrap()
+    }
+
     #[test]
     fn whoever_adds_what_and_when_all_come_to_the_same_list_and_all_have_signed_it() {
         let [a, b, c] = ["00000001", "00000002", "00000003"].map(key);
-        let one = agree(DOMAIN, &[], &[a.clone()], &[]).unwrap();
+        let one = agreed(vec![], vec![a.clone()], vec![]);
         assert_eq!((one.roster.generation, one.unsigned()), (1, vec![]));
         // Two join at the same time, and neither knows of the other.
-        let with_b = agree(DOMAIN, &[one.clone()], &[b.clone()], &[]).unwrap();
-        let with_c = agree(DOMAIN, &[one.clone()], &[c.clone()], &[]).unwrap();
+        let with_b = agreed(vec![one.clone()], vec![b.clone()], vec![]);
+        let with_c = agreed(vec![one.clone()], vec![c.clone()], vec![]);
         assert_eq!(with_b.unsigned(), [a.public().name()]);
-        let both = agree(DOMAIN, &[with_b, with_c], &[b.clone()], &[]).unwrap();
+        let both = agreed(vec![with_b, with_c], vec![b.clone()], vec![]);
         assert_eq!((both.roster.generation, both.roster.logs.len()), (3, 3));
-        let more = agree(DOMAIN, &[both.clone(), one.clone()], &[a.clone()], &[]).unwrap();
-        let all = agree(DOMAIN, &[more, both], &[c], &[]).unwrap();
+        let more = agreed(vec![both.clone(), one.clone()], vec![a.clone()], vec![]);
+        let all = agreed(vec![more, both], vec![c], vec![]);
         assert_eq!((all.roster.generation, all.unsigned()), (3, vec![]));
         // And stays so.
-        let again = agree(DOMAIN, &[all.clone()], &[a.clone()], &[]).unwrap();
+        let again = agreed(vec![all.clone()], vec![a.clone()], vec![]);
         assert_eq!(again.bytes, all.bytes);
         assert!(all.roster.covers(&one.roster) && !one.roster.covers(&all.roster));
         // What is retired stays named.
-        let retired = agree(DOMAIN, &[again.clone()], &[a.clone()], &[b.public().name().to_owned()]).unwrap();
+        let retired = agreed(vec![again.clone()], vec![a.clone()], vec![b.public().name().to_owned()]);
         assert_eq!((retired.roster.generation, retired.roster.logs.len()), (4, 3));
-        let back = agree(DOMAIN, &[again, retired.clone()], &[b], &[]).unwrap();
+        let back = agreed(vec![again, retired.clone()], vec![b], vec![]);
         assert_eq!((back.roster.generation, &back.roster.retired), (4, &retired.roster.retired));
         // Of another domain nothing is taken.
         assert_eq!(agree("other.example", &[back], &[a], &[]).unwrap().roster.logs.len(), 1);
@@ -222,7 +226,7 @@ mod tests {
     #[test]
     fn a_changed_roster_is_signed_by_nobody() {
         let [a, b] = ["00000001", "00000002"].map(key);
-        let one = agree(DOMAIN, &[], &[a, b], &[]).unwrap();
+        let one = agreed(vec![], vec![a, b], vec![]);
         assert_eq!(one.unsigned().len(), 0);
         for at in 0..one.bytes.len() {
             let mut changed = one.bytes.clone();
