@@ -328,3 +328,49 @@ fn is_nearly_full(dir: &Path) -> bool {
     let bytes = |blocks: u64| blocks.saturating_mul(there.f_frsize);
     bytes(there.f_bavail) < (bytes(there.f_blocks) / FREE_PART).min(FREE)
 }
+
+#[cfg(test)]
+mod tests {
+    use postern_tlog::{Files, Log, SecretKey};
+
+    use super::*;
+    use crate::audit::Records;
+
+    #[test]
+    fn a_day_that_ends_leaves_its_checkpoint_in_the_copy_and_a_full_copy_takes_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = SecretKey::parse(&SecretKey::generate("branch.example.org/audit/0123abcd").unwrap()).unwrap();
+        let mut log = Log::open(&dir.path().join("log"), key.clone(), |_| false).unwrap();
+        let identity = "spiffe://branch.example.org/one/gateway".parse().unwrap();
+        let copy = dir.path().join("copy");
+        let from = CopyFrom { identity, key: key.public().clone(), max_size: 64 << 10, dir: copy.clone() };
+        let kept = Kept { from, state: Arc::default(), told: Mutex::default() };
+        let mut has = 0;
+        for day in ["2026-11-01", "2026-11-02", "2026-11-03"] {
+            // As after a restart: the day is known by the records.
+            let mut state = State::default();
+            let records = ["00:00:00Z", "23:59:59Z"].map(|time| format!("{{\"time\":\"{day}T{time}\"}}"));
+            log.append(&records, false).unwrap();
+            let newest = log.end_segment(day).unwrap();
+            let push = Push::of(log.files(), &key, &newest, has, u64::MAX).unwrap();
+            has = kept.accept(&mut state, &push.to_bytes()).unwrap();
+        }
+        let ends = Files::new(&copy).ends().unwrap();
+        assert_eq!(ends, [("2026-11-01".to_owned(), 2), ("2026-11-02".to_owned(), 4)].into());
+        let day = time::macros::date!(2026 - 11 - 02);
+        let records = Records::in_folder(&copy);
+        let numbers: Vec<u64> =
+            records.of_days(Some(day), Some(day)).unwrap().map(|record| record.unwrap().index).collect();
+        assert_eq!(numbers, [2, 3]);
+
+        log.append(&vec!["x".repeat(40_000); 2], false).unwrap();
+        let newest = log.checkpoint().unwrap();
+        let push = Push::of(log.files(), &key, &newest, has, u64::MAX).unwrap();
+        let mut state = State::default();
+        let refused = kept.accept(&mut state, &push.to_bytes()).unwrap_err();
+        assert!(matches!(refused.error, Error::Copy(CopyRefusal::Full)), "{refused:?}");
+        let trusted = postern_tlog::Trusted { key: key.public(), later: &[], witnesses: &[] };
+        let report = postern_tlog::verify(&Files::new(&copy), &trusted, |_, _| {}).unwrap();
+        assert!(report.is_good() && report.size == 6 && report.kept == 2, "{report:?}");
+    }
+}

@@ -39,7 +39,8 @@ pub(in crate::cli) struct Arguments {
     /// A checkpoint of this log that came another way: from a witness, a copy, a safe. Shows whether the log was set back. Repeat for more.
     #[arg(long, value_name = "FILE")]
     later: Vec<PathBuf>,
-    /// The public key of a witness that must have signed the newest checkpoint, or one of --later. Repeat for more.
+    /// The public key of a witness that must have signed the newest checkpoint, one of --later, or the one in `witnessed` beside the
+    /// log. Repeat for more.
     #[arg(long, value_name = "KEY")]
     witness: Vec<String>,
     /// As JSON.
