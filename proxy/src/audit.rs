@@ -2,19 +2,28 @@
 //! first byte leaves the machine; the *outcome* is written when the stream has ended, also when the client went away. A record
 //! is a line of JSON; never content.
 
+mod copies;
+mod copy;
 mod intent;
 mod keys;
 mod line;
 mod log;
 mod outcome;
 mod read;
+mod roster;
+mod witness;
 
+pub use copies::CopyRefusal;
+pub(crate) use copies::{COPIES_PATH, Copies};
+pub(crate) use copy::Copier;
 pub use intent::Intent;
 pub(crate) use keys::LogKeys;
 pub(crate) use line::Action;
 pub use log::{AuditLog, Flushed, Place};
 pub use outcome::{Attempt, Outcome};
 pub(crate) use read::{Records, day_of};
+pub(crate) use roster::RosterKeeper;
+pub(crate) use witness::Witness;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

@@ -4,6 +4,7 @@
 //! made without binding a port or reading a key, so that `postern check` and the tests need neither.
 
 mod answers;
+pub mod audit;
 pub mod file;
 pub mod policies;
 pub mod read;
@@ -23,6 +24,7 @@ use postern_certs::{PathPrefix, RootPlace, SpiffeId, spiffe};
 
 use crate::classify::label::{Label, Labels};
 pub use answers::{AnswerPart, Tools};
+pub use audit::Audit;
 pub use file::{Balance, Continues, OnFailure, Placement, Secret};
 pub use policies::{Policy, PolicyPart, Weights};
 pub use resolve::{load, parse};
@@ -73,21 +75,6 @@ pub enum ConfigError {
 
 fn place(line: u64, column: u64) -> String {
     if line == 0 { String::new() } else { format!(":{line}:{column}") }
-}
-
-/// The records.
-#[derive(Debug, Clone)]
-pub struct Audit {
-    /// Folder of the log.
-    pub dir: PathBuf,
-    /// Where its key is.
-    pub state_dir: PathBuf,
-    /// How long records are kept; of the days that are older, the oldest is deleted once a day.
-    pub retention: Duration,
-    /// When the disk must have a record.
-    pub sync: file::Sync,
-    /// What is done with requests while nothing can be recorded.
-    pub unwritable: file::Unwritable,
 }
 
 /// All settings of one gateway.

@@ -148,6 +148,9 @@ async fn handle(
     if *request.method() == Method::GET && [open::GATEWAY, open::HPKE_KEYS].contains(&request.uri().path()) {
         return payload_keys(front, request.uri().path() == open::HPKE_KEYS);
     }
+    if let Some(copy) = front.gateway.copies.asked(session, request.uri().path()) {
+        return copy.answer(&front.gateway, request).await;
+    }
     match Form::of(&request) {
         Ok(None) => route(front, session, request.map(Payload::Plain)).await,
         Ok(Some(form)) => sealed(front, session, trust, form, request).await,

@@ -9,9 +9,11 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place")]
 
 mod complaints;
+mod copy;
 mod lifetime;
 mod node;
 mod pools;
+mod post;
 pub(crate) mod redis;
 mod sealed;
 
@@ -44,9 +46,11 @@ use crate::tls::Certificate;
 use crate::upstream::local::origin_headers;
 use complaints::Complaints;
 pub(crate) use complaints::in_words;
+pub(crate) use copy::CopyWay;
 use node::{Node, Proof};
 use pools::Pools;
 pub(crate) use pools::Seat;
+pub(crate) use post::Post;
 pub(crate) use sealed::Answer;
 
 /// Idle connections kept to one target, and for how long.

@@ -12,6 +12,7 @@ use postern_wire::chat::Invalid;
 use postern_wire::error::ErrorBody;
 use postern_wire::json::JsonError;
 
+use crate::audit::CopyRefusal;
 use crate::upstream::local::EngineRefusal;
 
 /// Why a request was not answered.
@@ -260,6 +261,9 @@ pub enum Error {
         "This connection was asked to end, and the answer was not complete in time. What you have is not all of it."
     )]
     Drained,
+    /// A copy of a log is not taken.
+    #[error(transparent)]
+    Copy(CopyRefusal),
     /// The record could not be written.
     #[error("The gateway cannot write its records at the moment, and without a record nothing is answered.")]
     RecordUnavailable,
@@ -416,6 +420,10 @@ impl Error {
             Self::AnswerStopped => (S::FORBIDDEN, "answer_stopped", DENIED),
             Self::Drained => (S::SERVICE_UNAVAILABLE, "drain_timeout", SERVER),
             Self::LabelsUnavailable => (S::SERVICE_UNAVAILABLE, "labels_unavailable", SERVER),
+            Self::Copy(refusal) => {
+                let (status, code) = refusal.class();
+                (status, code, if status.is_client_error() { INVALID } else { SERVER })
+            }
             Self::RecordUnavailable => (S::SERVICE_UNAVAILABLE, "record_unavailable", SERVER),
         }
     }

@@ -13,7 +13,7 @@ use crate::admission::Admission;
 use crate::admission::account::Moment;
 use crate::admission::kept::Kept;
 use crate::admission::together::{self, Counter, Together};
-use crate::audit::{AuditLog, Flushed};
+use crate::audit::{AuditLog, Copier, Copies, Flushed, RosterKeeper, Witness};
 use crate::cache;
 use crate::cache::flight::Flights;
 use crate::cache::redis::SharedCache;
@@ -90,6 +90,14 @@ pub struct Gateway {
     pub tenant_keys: Arc<TenantKeys>,
     /// The records.
     pub audit: AuditLog,
+    /// Who is given each checkpoint of the records.
+    pub(crate) witnesses: Vec<Witness>,
+    /// Gives another gateway a copy of the records.
+    pub(crate) copier: Option<Copier>,
+    /// Which logs belong together.
+    pub(crate) roster: RosterKeeper,
+    /// Copies of other gateways' records.
+    pub(crate) copies: Copies,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// How the kernel confines this process; `None`: it does not.
@@ -148,6 +156,9 @@ impl Gateway {
         let live = Live::start(Loader::new(host, metrics.clone()), (file, &config.state_dir), &part, metrics.clone())?;
         let (audit, flushed) = AuditLog::open(&config.audit, (&config.trust_domain, digest(file)), metrics.clone())
             .context("the records")?;
+        let witnesses = Witness::all(&config.audit, config.offline).context("`audit.witnesses`")?;
+        let copier = Copier::of(&config.audit, &audit, certificate, config.offline);
+        let roster = RosterKeeper::of(&config, &keys, &audit, &metrics).context("the roster of the records")?;
         let tenant_keys = TenantKeys::open(&config.state_dir, &keys).context("tenant-keys in state_dir")?;
         let kept = Kept::below(&config.state_dir);
         let spent = kept.read(Moment::now()).context(
@@ -177,6 +188,10 @@ impl Gateway {
             payload_keys: PayloadKeys::default(),
             tenant_keys: Arc::new(tenant_keys),
             audit,
+            witnesses,
+            copier,
+            roster,
+            copies: Copies::of(&config.audit),
             metrics,
             confined: None,
             config,

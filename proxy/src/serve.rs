@@ -82,6 +82,7 @@ pub fn run(config_path: &Path, offline: bool) -> anyhow::Result<()> {
 fn reach(config_path: &Path, config: &Config) -> Files {
     let part = &config.policy_part;
     let mut write = vec![config.state_dir.clone(), config.audit.dir.clone(), config.compiled_dir.clone()];
+    write.extend((!config.audit.copies.is_empty()).then(|| config::audit::copies_dir(&config.audit.dir)));
     write.extend(part.record.iter().filter_map(|record| Some(record.file.parent()?.to_owned())));
     for folder in &write {
         // What cannot be made is said by whoever needs it.
@@ -243,6 +244,22 @@ fn keep_up(gateway: &Arc<Gateway>) {
     });
     let (remembering, until) = (gateway.clone(), offline.clone());
     tokio::spawn(async move { until.run_until_cancelled(remembering.classifier.keep_up()).await });
+    for number in 0..gateway.witnesses.len() {
+        let (showing, until) = (gateway.clone(), offline.clone());
+        tokio::spawn(async move {
+            if let Some(witness) = showing.witnesses.get(number) {
+                until.run_until_cancelled(witness.keep_up(&showing.audit, &showing.metrics)).await;
+            }
+        });
+    }
+    let listing = gateway.clone();
+    tokio::spawn(async move { listing.roster.keep_up(&listing.audit).await });
+    let (copying, until) = (gateway.clone(), offline.clone());
+    tokio::spawn(async move {
+        if let Some(copier) = &copying.copier {
+            until.run_until_cancelled(copier.keep_up(&copying.audit, &copying.metrics)).await;
+        }
+    });
     let sealing = gateway.clone();
     tokio::spawn(async move { sealing.payload_keys.keep_up().await });
     if let Some(cache) = gateway.cache.clone() {

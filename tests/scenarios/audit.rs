@@ -18,20 +18,20 @@ use crate::{SOON, config};
 /// Checkpoints are signed within a second.
 const SIGNED: Duration = Duration::from_millis(1500);
 
-fn audit(arguments: &[&str]) -> Result<Output> {
+pub(crate) fn audit(arguments: &[&str]) -> Result<Output> {
     postern::run(&[&["audit"], arguments].concat())
 }
 
-fn folder(postern: &Postern) -> PathBuf {
+pub(crate) fn folder(postern: &Postern) -> PathBuf {
     postern.state_dir().join("audit")
 }
 
-fn key(log: &Path) -> Result<String> {
+pub(crate) fn key(log: &Path) -> Result<String> {
     Ok(std::fs::read_to_string(log.join("key.pub"))?.trim().to_owned())
 }
 
 /// What `postern audit verify` finds, and its exit code.
-fn verify(log: &Path, more: &[&str]) -> Result<(Value, i32)> {
+pub(crate) fn verify(log: &Path, more: &[&str]) -> Result<(Value, i32)> {
     let log = log.display().to_string();
     let output = audit(&[&["verify", "--log", &log, "--json"], more].concat())?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -39,11 +39,11 @@ fn verify(log: &Path, more: &[&str]) -> Result<(Value, i32)> {
     Ok((report, output.status.code().context("a code")?))
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-async fn signed(log: &Path) -> Result<()> {
+pub(crate) async fn signed(log: &Path) -> Result<()> {
     let deadline = Instant::now() + SOON;
     while verify(log, &[])?.0["unsigned"] != 0 {
         ensure!(Instant::now() < deadline, "the newest records are not signed");
@@ -52,7 +52,7 @@ async fn signed(log: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     let output = Command::new("cp").args(["-a", "--"]).arg(from).arg(to).output()?;
     ensure!(output.status.success(), "{output:?}");
     Ok(())

@@ -14,6 +14,9 @@
 mod answers;
 mod at_rest;
 mod audit;
+mod audit_copy;
+mod audit_roster;
+mod audit_witness;
 mod bad_input;
 mod branches;
 mod busy_cloud;

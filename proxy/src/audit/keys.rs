@@ -9,6 +9,9 @@ use postern_tlog::{Key, SecretKey};
 
 use crate::keys::write_once;
 
+/// Logs of one gateway that a roster names.
+const MAX_OWN: usize = 32;
+
 /// Where keys are: the secret ones in `state_dir`, the public one beside the log's files.
 #[derive(Debug, Clone)]
 pub(crate) struct LogKeys {
@@ -58,6 +61,20 @@ impl LogKeys {
             bail!("{} is not the key of {}", path.display(), self.public.display());
         }
         Ok(key)
+    }
+
+    /// The keys of all logs that this gateway has begun, as far as they are there.
+    pub(super) fn secrets(&self) -> Vec<SecretKey> {
+        let keys = std::fs::read_dir(&self.secrets).into_iter().flatten().flatten().map(|entry| entry.path());
+        let keys = keys.filter(|path| path.extension().is_some_and(|extension| extension == "key"));
+        let read = |path: PathBuf| {
+            let key = std::fs::read_to_string(&path).ok().and_then(|text| SecretKey::parse(&text).ok());
+            if key.is_none() {
+                tracing::warn!(path = %path.display(), "this is no key of a log; the roster cannot be signed with it");
+            }
+            key
+        };
+        keys.take(MAX_OWN).filter_map(read).collect()
     }
 
     /// How many logs this gateway has begun.

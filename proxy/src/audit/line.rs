@@ -27,7 +27,9 @@ pub(super) struct Notice {
     /// `removed`, `replaced`, `cut` or `extended`: what somebody else did to the journal. `retention`: what is past its time is about
     /// to be deleted. `unrecorded`: there are answers without a record. `unwritable`: nothing could be written for so long. `unsigned`: what a
     /// killed gateway left had no signature yet, and was taken as it stood. `foreign`: what somebody wrote after a gateway had ended was
-    /// set aside.
+    /// set aside. `witness`: a witness, its name is the `subject`, has seen so many `records`, or others, when there were those before
+    /// `from`. `copy`: so has the copy at the gateway `subject`. `copied`: of the log `subject` so many `records` are here, and it has
+    /// signed another history of those before `from`. `roster`: the logs that belong together are others now.
     pub(super) what: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bytes_expected: Option<u64>,
@@ -47,6 +49,15 @@ pub(super) struct Notice {
     pub(super) records: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) seconds: Option<u64>,
+    /// Whom or what it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) subject: Option<String>,
+    /// Of a roster: each change has the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) generation: Option<u64>,
+    /// How many logs it names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) logs: Option<u64>,
     /// How many answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) requests: Option<u64>,

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, oneshot};
+use postern_tlog::{Files, SecretKey, Signed};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::writer::Writer;
-use super::line::{Action, line};
+use super::line::{Action, Notice, line};
 use super::{Intent, Outcome, RecordId};
 use crate::config;
 use crate::error::Error;
@@ -32,6 +33,15 @@ pub struct AuditLog {
     state: Arc<State>,
     /// Where the lowest label is answered without a record rather than refused.
     spares_lowest: bool,
+    source: Arc<Source>,
+}
+
+/// What others need of the log who read it while it is written.
+#[derive(Debug)]
+struct Source {
+    files: Files,
+    key: SecretKey,
+    checkpoints: watch::Receiver<Option<Arc<Signed>>>,
 }
 
 /// What the writer and those who write through it know of each other.
@@ -88,6 +98,7 @@ impl AuditLog {
                 "the last gateway ended while requests were under way; their records say `interrupted`"
             );
         }
+        let source = Arc::new(writer.source());
         let (queue, lines) = mpsc::channel(QUEUE);
         let state = Arc::new(State { healthy: AtomicBool::new(true), unrecorded: AtomicU64::new(0) });
         let (ended, flushed) = std::sync::mpsc::sync_channel(1);
@@ -99,7 +110,7 @@ impl AuditLog {
             let _unheard = ended.send(());
         })?;
         let spares_lowest = settings.unwritable == config::file::Unwritable::Public;
-        Ok((Self { queue, state, spares_lowest }, Flushed(flushed)))
+        Ok((Self { queue, state, spares_lowest, source }, Flushed(flushed)))
     }
 
     /// False while the disk refuses lines.
@@ -112,6 +123,21 @@ impl AuditLog {
     #[must_use]
     pub fn spares_lowest(&self) -> bool {
         self.spares_lowest
+    }
+
+    /// The newest checkpoint, and each that is signed.
+    pub(crate) fn checkpoints(&self) -> watch::Receiver<Option<Arc<Signed>>> {
+        self.source.checkpoints.clone()
+    }
+
+    /// Its files, to be read.
+    pub(crate) fn files(&self) -> &Files {
+        &self.source.files
+    }
+
+    /// The key that signs it.
+    pub(crate) fn key(&self) -> &SecretKey {
+        &self.source.key
     }
 
     /// Reserves the place of an outcome, before anything is done that will have one.
@@ -158,6 +184,14 @@ impl AuditLog {
     /// It could not be written in time.
     pub(crate) async fn action(&self, record: RecordId, action: &Action) -> Result<(), Error> {
         self.write(line(record, "action", action), true).await
+    }
+
+    /// Writes what the log has to say about itself, and waits until it has reached the disk.
+    ///
+    /// # Errors
+    /// It could not be written in time.
+    pub(super) async fn notice(&self, notice: &Notice) -> Result<(), Error> {
+        self.write(line(RecordId::new(), "notice", notice), true).await
     }
 
     /// Writes what a shadow would have changed, if there is room in the queue: nothing waits for it.

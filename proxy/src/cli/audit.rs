@@ -2,6 +2,7 @@
 
 mod export;
 mod proof;
+mod roster;
 mod verify;
 
 use std::io;
@@ -30,6 +31,8 @@ pub(super) enum AuditCommand {
     Export(export::Export),
     /// Print the newest records, and with --follow those that come.
     Tail(export::Tail),
+    /// Print the roster: the keys of all logs that belong together, signed by each. What of them is missing, `verify --roster` says.
+    Roster(Place),
     /// Print the public key of the log, which whoever checks it should have from elsewhere than its folder.
     Key(Place),
 }
@@ -47,6 +50,14 @@ pub(super) struct Place {
 }
 
 impl Place {
+    fn at(folder: &Path) -> Self {
+        Self { config: None, log: Some(folder.to_owned()) }
+    }
+
+    fn of(file: &Path) -> Self {
+        Self { config: Some(file.to_owned()), log: None }
+    }
+
     fn folder(&self) -> anyhow::Result<PathBuf> {
         let folder = match (&self.log, &self.config) {
             (Some(folder), _) => folder.clone(),
@@ -69,6 +80,7 @@ pub(super) fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
         AuditCommand::CheckProof(arguments) => proof::check(&arguments),
         AuditCommand::Export(arguments) => export::export(&arguments),
         AuditCommand::Tail(arguments) => export::tail(&arguments),
+        AuditCommand::Roster(place) => roster::print(&place),
         AuditCommand::Key(place) => place.folder().and_then(|folder| own_key(&folder)).map(|key| say(&key.to_string())),
     };
     match done {

@@ -135,6 +135,7 @@ fn warnings(config: &Config) -> Vec<String> {
             Err(error) => Some(format!("`cache.semantic` is not used yet: {error}")),
         });
     }
+    found.extend(of_records(config));
     let socket = std::path::absolute(config.engine_socket()).unwrap_or_else(|_| config.engine_socket());
     let bytes = socket.as_os_str().len();
     if bytes > MAX_SOCKET_PATH {
@@ -142,6 +143,29 @@ fn warnings(config: &Config) -> Vec<String> {
             "`state_dir` is too long: the engine's socket {} has a path of {bytes} bytes, and {MAX_SOCKET_PATH} are possible",
             socket.display()
         ));
+    }
+    found
+}
+
+/// Who else would have the records, and will not.
+fn of_records(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    let audit = &config.audit;
+    for witness in &audit.witnesses {
+        if let Some(ca) = witness.ca.as_ref().filter(|ca| !ca.is_file()) {
+            found.push(format!(
+                "the `ca` of the witness {}, {}, is not there; `run` needs it",
+                witness.key.name(),
+                ca.display()
+            ));
+        }
+    }
+    if config.offline {
+        let unused = [("audit.witnesses", !audit.witnesses.is_empty()), ("audit.copy", audit.copy.is_some())];
+        let unused = unused.iter().filter(|(_, is_there)| *is_there);
+        found.extend(
+            unused.map(|(name, _)| format!("`{name}` is not used while the gateway is offline: it reaches nobody")),
+        );
     }
     found
 }

@@ -2,6 +2,7 @@
 //!
 //! The doc comments here are the descriptions in the JSON Schema that `postern config schema` prints.
 
+mod audit;
 mod policies;
 mod secret;
 pub mod shared;
@@ -20,6 +21,7 @@ use serde_saphyr::Spanned;
 use super::semantic::SemanticPart;
 use super::units::{self, Size, Span};
 use crate::admin::guard::Role;
+pub use audit::{Audit, CopyFrom, CopyTo, Sync, Unwritable, Witness};
 pub use policies::{Balance, Expect, Grants, OnFailure, Plugins, Policy, Record, Routing, Unsigned};
 pub use secret::Secret;
 
@@ -676,59 +678,6 @@ pub enum Device {
     Cpu,
 }
 
-/// The records of what happened.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Audit {
-    /// Their folder, below state_dir unless absolute.
-    #[serde(default = "default_audit_dir")]
-    pub dir: PathBuf,
-    /// How long records are kept. Of the days that are older, the oldest is deleted when a day begins: one a day is what comes
-    /// in, and a clock that is wrong by years cannot delete everything at once. What proves the rest stays.
-    #[serde(default = "default_retention")]
-    pub retention: Span,
-    /// When the disk must have a record.
-    #[serde(default)]
-    pub sync: Sync,
-    /// What is done with requests while nothing can be recorded.
-    #[serde(default)]
-    pub unwritable: Unwritable,
-}
-
-/// When the disk must have a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sync {
-    /// Before what it records leaves the machine: a failure of power loses nothing that was done.
-    #[default]
-    Each,
-    /// Once a second. What is recorded has left the process, so that its end, however it comes, loses nothing; a failure of power loses
-    /// a second.
-    Interval,
-}
-
-/// What is done with requests while nothing can be recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Unwritable {
-    /// All are refused.
-    #[default]
-    Refuse,
-    /// Those with the lowest label are answered; how many is recorded when something can be.
-    Public,
-}
-
-impl Default for Audit {
-    fn default() -> Self {
-        Self {
-            dir: default_audit_dir(),
-            retention: default_retention(),
-            sync: Sync::default(),
-            unwritable: Unwritable::default(),
-        }
-    }
-}
-
 /// Bounds on what a client may send.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -803,14 +752,6 @@ fn default_kv_memory() -> Spanned<Size> {
 
 fn default_hung_after() -> Spanned<Span> {
     unplaced(Span(Duration::from_secs(120)))
-}
-
-fn default_audit_dir() -> PathBuf {
-    "audit".into()
-}
-
-fn default_retention() -> Span {
-    Span(Duration::from_secs(180 * 86_400))
 }
 
 pub(super) fn unplaced<T>(value: T) -> Spanned<T> {

@@ -17,8 +17,8 @@ use serde_saphyr::{Location, Spanned};
 use super::file::{self, File, Placed};
 use super::sections::Sections;
 use super::{
-    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Semantic, Target, Timeouts, policies,
-    read, shared,
+    Cache, Classification, Config, ConfigError, Engine, Health, IdentityRule, Semantic, Target, Timeouts, audit,
+    policies, read, shared,
 };
 use crate::classify::clearance::ENGINE;
 use crate::classify::label::{Label, Labels};
@@ -97,6 +97,7 @@ impl Resolver<'_> {
         let engine_price = engine_price.map(|price| self.price(price)).transpose()?;
         let part = policies::policy_part(&mut file, self.base, &state_dir, &targets);
         let replicas = shared::replicas(&file, self.base);
+        let audit = audit::audit(&file, self.base, &state_dir);
         let cache = file.cache.as_ref().map(|cache| self.cache(cache)).transpose();
         Ok(Config {
             listen: file.listen,
@@ -151,13 +152,7 @@ impl Resolver<'_> {
                 hung_after: engine.hung_after.value.0,
                 user: engine.user,
             }),
-            audit: super::Audit {
-                dir: state_dir.join(&file.audit.dir),
-                state_dir: state_dir.clone(),
-                retention: file.audit.retention.0,
-                sync: file.audit.sync,
-                unwritable: file.audit.unwritable,
-            },
+            audit: audit.map_err(|(at, what)| self.error(&at, &what))?,
             payload: super::Payload {
                 required: file.payload.required,
                 relays: (file.payload.relays.iter())

@@ -88,8 +88,25 @@ impl RenewAt {
 impl Node {
     /// Connects to nothing yet.
     pub(super) fn new(target: String, proof: Proof, certificate: Arc<Certificate>, connect_within: Duration) -> Self {
-        let complaints = Complaints::of(target, format!("the node of our own {} cannot be used", proof.identity));
+        let what = format!("the node of our own {} cannot be used", proof.identity);
+        Self::named(target, what, proof, certificate, connect_within)
+    }
+
+    /// The same, where it is called something else: `what` is wrong, for the log, when it cannot be used.
+    pub(super) fn named(
+        target: String,
+        what: String,
+        proof: Proof,
+        certificate: Arc<Certificate>,
+        connect_within: Duration,
+    ) -> Self {
+        let complaints = Complaints::of(target, what);
         Self { proof, certificate, connect_within, held: ArcSwapOption::empty(), complaints }
+    }
+
+    /// Says what is wrong with it, each reason once a minute.
+    pub(super) fn complain(&self, why: &str) {
+        self.complaints.tell(why);
     }
 
     pub(super) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Answer>, SendError> {

@@ -80,6 +80,18 @@ pub struct Metrics {
     unrecorded: Counter,
     records_writable: Gauge,
     records_changed: Family<Words<1>, Counter>,
+    witnessed: Family<Words<1>, Gauge>,
+    witnessed_at: Family<Words<1>, Gauge>,
+    witness_failures: Family<Words<2>, Counter>,
+    witness_contradicts: Family<Words<1>, Gauge>,
+    copied: Gauge,
+    copied_at: Gauge,
+    copied_contradicts: Gauge,
+    copy_failures: Family<Words<1>, Counter>,
+    copies: Family<Words<1>, Gauge>,
+    copies_at: Family<Words<1>, Gauge>,
+    copies_refused: Family<Words<2>, Counter>,
+    copies_contradict: Family<Words<1>, Gauge>,
     handshakes_failed: Family<Words<1>, Counter>,
     engine_connected: Gauge,
     offline: Gauge,
@@ -134,6 +146,18 @@ impl Default for Metrics {
             unrecorded: Counter::default(),
             records_writable: Gauge::default(),
             records_changed: Family::default(),
+            witnessed: Family::default(),
+            witnessed_at: Family::default(),
+            witness_failures: Family::default(),
+            witness_contradicts: Family::default(),
+            copied: Gauge::default(),
+            copied_at: Gauge::default(),
+            copied_contradicts: Gauge::default(),
+            copy_failures: Family::default(),
+            copies: Family::default(),
+            copies_at: Family::default(),
+            copies_refused: Family::default(),
+            copies_contradict: Family::default(),
             handshakes_failed: Family::default(),
             engine_connected: Gauge::default(),
             offline: Gauge::default(),
@@ -243,6 +267,28 @@ impl Metrics {
             self.handshakes_failed.clone(),
         );
         r.register("postern_audit_changed", "Changes of the records by somebody else", self.records_changed.clone());
+        r.register(
+            "postern_audit_witnessed_records",
+            "Records of the newest checkpoint that a witness has signed, by witness",
+            self.witnessed.clone(),
+        );
+        r.register(
+            "postern_audit_witnessed_timestamp_seconds",
+            "When a witness last signed a checkpoint, by witness",
+            self.witnessed_at.clone(),
+        );
+        r.register(
+            "postern_audit_witness_failures",
+            "Checkpoints that a witness did not sign, by witness and reason",
+            self.witness_failures.clone(),
+        );
+        r.register(
+            "postern_audit_witness_contradicts",
+            "1 while what a witness has seen is not the beginning of the records, by witness",
+            self.witness_contradicts.clone(),
+        );
+        self.register_copies();
+        let r = &mut self.registry;
         r.register("postern_audit_writable", "1 while records can be written", self.records_writable.clone());
         r.register(
             "postern_offline",
@@ -264,6 +310,38 @@ impl Metrics {
             "postern_engine_prediction_error_seconds",
             "By how much the time to the engine's first token was predicted wrongly, either way",
             self.prediction_error.clone(),
+        );
+    }
+
+    fn register_copies(&mut self) {
+        let r = &mut self.registry;
+        r.register("postern_audit_copied_records", "Records that the other gateway has a copy of", self.copied.clone());
+        r.register(
+            "postern_audit_copied_timestamp_seconds",
+            "When the other gateway last had all records, or more of them",
+            self.copied_at.clone(),
+        );
+        r.register(
+            "postern_audit_copied_contradicts",
+            "1 while the copy at the other gateway is not the beginning of the records",
+            self.copied_contradicts.clone(),
+        );
+        r.register("postern_audit_copy_failures", "Steps of a copy that failed, by reason", self.copy_failures.clone());
+        r.register("postern_audit_copies_records", "Records of copies that are kept here, by log", self.copies.clone());
+        r.register(
+            "postern_audit_copies_timestamp_seconds",
+            "When a copy that is kept here was last asked about or sent, by log",
+            self.copies_at.clone(),
+        );
+        r.register(
+            "postern_audit_copies_refused",
+            "Steps that were refused, by log and code",
+            self.copies_refused.clone(),
+        );
+        r.register(
+            "postern_audit_copies_contradict",
+            "1 if a log of which a copy is kept here has signed another history, by log",
+            self.copies_contradict.clone(),
         );
     }
 
@@ -454,6 +532,60 @@ impl Metrics {
     /// Somebody else changed the records.
     pub fn records_changed(&self, what: &'static str) {
         self.records_changed.get_or_create(&[("what", what.to_owned())]).inc();
+    }
+
+    /// A witness has signed so many records, at this time if that is known.
+    pub fn witnessed(&self, witness: &str, records: u64, at: Option<i64>) {
+        let words = || [("witness", witness.to_owned())];
+        self.witnessed.get_or_create(&words()).set(i64::try_from(records).unwrap_or(i64::MAX));
+        if let Some(at) = at {
+            self.witnessed_at.get_or_create(&words()).set(at);
+        }
+    }
+
+    /// A witness did not sign.
+    pub fn witness_failed(&self, witness: &str, reason: &'static str) {
+        let words = [("witness", witness.to_owned()), ("reason", reason.to_owned())];
+        self.witness_failures.get_or_create(&words).inc();
+    }
+
+    /// What a witness has seen is, or is not, the beginning of the records.
+    pub fn witness_contradicts(&self, witness: &str, contradicts: bool) {
+        self.witness_contradicts.get_or_create(&[("witness", witness.to_owned())]).set(i64::from(contradicts));
+    }
+
+    /// The other gateway has so many records of ours.
+    pub fn copied(&self, records: u64, at: i64) {
+        self.copied.set(i64::try_from(records).unwrap_or(i64::MAX));
+        self.copied_at.set(at);
+    }
+
+    /// The copy at the other gateway is, or is not, the beginning of the records.
+    pub fn copied_contradicts(&self, contradicts: bool) {
+        self.copied_contradicts.set(i64::from(contradicts));
+    }
+
+    /// A step of a copy failed.
+    pub fn copy_failed(&self, reason: &'static str) {
+        self.copy_failures.get_or_create(&[("reason", reason.to_owned())]).inc();
+    }
+
+    /// Of a log so many records are kept here.
+    pub fn copy_kept(&self, log: &str, records: u64, at: i64) {
+        let words = || [("log", log.to_owned())];
+        self.copies.get_or_create(&words()).set(i64::try_from(records).unwrap_or(i64::MAX));
+        self.copies_at.get_or_create(&words()).set(at);
+        let _shown = self.copies_contradict.get_or_create(&words());
+    }
+
+    /// What was sent of a log was refused.
+    pub fn copy_refused(&self, log: &str, code: &'static str) {
+        self.copies_refused.get_or_create(&[("log", log.to_owned()), ("code", code.to_owned())]).inc();
+    }
+
+    /// A log has signed another history than the one of which a copy is here. That stays true.
+    pub fn copy_contradicts(&self, log: &str) {
+        self.copies_contradict.get_or_create(&[("log", log.to_owned())]).set(1);
     }
 
     /// A client could not connect.

@@ -16,6 +16,8 @@ use crate::{Hash, LogError, MAX_ENTRY, journal};
 pub(crate) const MAX_BUNDLE: u64 = WIDTH * (MAX_ENTRY as u64 + 2);
 /// Folders in which a tile may be: a number of 64 bits has seven parts of three digits.
 const DEPTH: usize = 6;
+/// Witnesses whose signatures are read.
+const MAX_WITNESSED: usize = 64;
 /// How often what is moved while it is read is looked for again.
 const AGAIN: u32 = 4;
 
@@ -51,6 +53,11 @@ impl Files {
         self.dir.join("checkpoints").join(name)
     }
 
+    /// Where it is kept what a witness signed last.
+    pub(crate) fn witnessed_path(&self, name: &str) -> PathBuf {
+        self.dir.join("witnessed").join(name)
+    }
+
     /// The newest checkpoint, as it is there.
     ///
     /// # Errors
@@ -64,22 +71,15 @@ impl Files {
     /// # Errors
     /// One cannot be read.
     pub fn kept(&self) -> Result<BTreeMap<String, Vec<u8>>, LogError> {
-        let dir = self.dir.join("checkpoints");
-        let entries = match std::fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-            Err(error) => return Err(LogError::io(&dir)(error)),
-        };
-        let mut kept = BTreeMap::new();
-        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-            if name.contains('.') {
-                continue;
-            }
-            if let Some(bytes) = read(&dir.join(&name), MAX_NOTE as u64)? {
-                kept.insert(name, bytes);
-            }
-        }
-        Ok(kept)
+        notes(&self.dir.join("checkpoints"), |name| !name.contains('.'), usize::MAX)
+    }
+
+    /// What each witness signed last, by the name of its file.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn witnessed(&self) -> Result<BTreeMap<String, Vec<u8>>, LogError> {
+        notes(&self.dir.join("witnessed"), |name| !name.ends_with(".new"), MAX_WITNESSED)
     }
 
     /// The ends of segments by name: the number of the first entry after each. What is written there, whoever signed it.
@@ -327,6 +327,23 @@ impl Iterator for Entries<'_> {
 
 fn part(entries: Vec<Vec<u8>>, from: u64, to: u64) -> Vec<Vec<u8>> {
     entries.into_iter().skip(from as usize).take((to - from) as usize).collect()
+}
+
+/// The notes in a folder whose names are `wanted`, by name; `most` of them at most.
+fn notes(dir: &Path, wanted: impl Fn(&str) -> bool, most: usize) -> Result<BTreeMap<String, Vec<u8>>, LogError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(LogError::io(dir)(error)),
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut notes = BTreeMap::new();
+    for name in names.filter(|name| wanted(name)).take(most) {
+        if let Some(bytes) = read(&dir.join(&name), MAX_NOTE as u64)? {
+            notes.insert(name, bytes);
+        }
+    }
+    Ok(notes)
 }
 
 /// A file of `max` bytes at most; `None` if there is none.

@@ -5,6 +5,8 @@
 //! checkpoints/NAME          the checkpoint at the end of each segment, kept when its entries are deleted
 //! tile/L/N[.p/W]            hashes (C2SP tlog-tiles: 256 wide, `.p/W` while a tile is not full)
 //! tile/entries/N[.p/W]      entries, 256 to a bundle
+//! witnessed/NAME            the newest checkpoint that a witness signed as well
+//! roster                    the keys of the logs that belong together, signed by each of them
 //! journal/FIRST.jsonl       the newest entries, a line each, from number FIRST on
 //! ```
 //!
@@ -21,8 +23,10 @@ mod files;
 mod journal;
 mod layout;
 mod log;
+mod mirror;
 mod note;
 mod proof;
+mod roster;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -32,11 +36,13 @@ mod witness;
 pub use error::LogError;
 pub use files::{Entries, Files};
 pub use log::{Changed, Log, Recovery};
+pub use mirror::{MAX_PUSH, Mirror, Push, Refusal};
 pub use note::{Head, Key, SecretKey, Signed};
 pub use proof::Proof;
+pub use roster::{Roster, SignedRoster, agree, keep_roster, read_roster};
 pub use tlog_tiles::tlog::Hash;
 pub use verify::{Finding, Report, Trusted, verify};
-pub use witness::{Answer, WitnessKey, add_checkpoint, answer};
+pub use witness::{Answer, WitnessKey, add_checkpoint, answer, keep_cosigned, kept_cosigned};
 
 /// Bytes of an entry at most: its length is two bytes in a bundle.
 pub const MAX_ENTRY: usize = u16::MAX as usize;

@@ -11,7 +11,7 @@ use tlog_tiles::tlog::record_hash;
 
 use crate::journal::{self, Segment};
 use crate::layout::{self, HASH, Kind, LEVELS, WIDTH};
-use crate::note::SecretKey;
+use crate::note::{Key, SecretKey};
 use crate::tree::{Full, Tree};
 use crate::{Files, Head, LogError, MAX_ENTRY, Signed};
 
@@ -26,7 +26,9 @@ const GAPS: u32 = 64;
 #[derive(Debug)]
 pub struct Log {
     files: Files,
-    key: SecretKey,
+    key: Key,
+    /// Of a copy somebody else has it.
+    secret: Option<SecretKey>,
     tree: Tree,
     /// The entries of the bundle that is not full.
     pending: Vec<Vec<u8>>,
@@ -70,22 +72,39 @@ impl Log {
     /// # Errors
     /// The folder cannot be read or written, holds another log, or less, or something else than what was signed.
     pub fn open(dir: &Path, key: SecretKey, is_last: impl Fn(&[u8]) -> bool) -> Result<Self, LogError> {
+        let limit = |files: &Files, signed: u64| {
+            let newest = signed.checked_sub(1).and_then(|newest| files.entry(newest).ok());
+            newest.filter(|newest| is_last(newest)).map_or(u64::MAX, |_| signed)
+        };
+        let (mut log, head) = Self::recover(dir, (key.public().clone(), Some(key)), limit)?;
+        // Without one, a folder whose journal is lost could not be told from a new one.
+        if head.is_none() {
+            log.checkpoint()?;
+        }
+        Ok(log)
+    }
+
+    /// What is there of the log of `key`, up to the entry number that `limit` says, given how many are signed; and its newest checkpoint.
+    pub(crate) fn recover(
+        dir: &Path,
+        (key, secret): (Key, Option<SecretKey>),
+        limit: impl Fn(&Files, u64) -> u64,
+    ) -> Result<(Self, Option<Head>), LogError> {
         let files = Files::new(dir);
         for inner in ["", "journal", "checkpoints", "tile/entries"] {
             let inner = dir.join(inner);
             std::fs::create_dir_all(&inner).map_err(LogError::io(&inner))?;
         }
         let path = files.checkpoint_path();
-        let checkpoint = files.checkpoint()?.map(|bytes| key.public().checkpoint(&bytes)).transpose();
+        let checkpoint = files.checkpoint()?.map(|bytes| key.checkpoint(&bytes)).transpose();
         let checkpoint = checkpoint.map_err(|error| LogError::malformed(&path, error.to_string()))?;
         let head = checkpoint.map(|signed| signed.head);
         let signed = head.as_ref().map_or(0, |head| head.size);
-        let newest = signed.checked_sub(1).and_then(|newest| files.entry(newest).ok());
-        let limit = newest.filter(|newest| is_last(newest)).map_or(u64::MAX, |_| signed);
-        let recovered = Recovered::of(&files, head.as_ref(), limit)?;
+        let recovered = Recovered::of(&files, head.as_ref(), limit(&files, signed))?;
         let mut log = Self {
             files,
             key,
+            secret,
             tree: recovered.tree,
             pending: recovered.pending,
             segment: recovered.segment,
@@ -109,11 +128,7 @@ impl Log {
                 older.iter().map(|first| log.files.journal().join(journal::name(*first))).collect(),
             );
         }
-        // Without one, a folder whose journal is lost could not be told from a new one.
-        if head.is_none() {
-            log.checkpoint()?;
-        }
-        Ok(log)
+        Ok((log, head))
     }
 
     /// What was there that is not signed. Sign it by a [`Log::checkpoint`], and say of it in the log that it is.
@@ -132,6 +147,11 @@ impl Log {
     #[must_use]
     pub fn signed(&self) -> u64 {
         self.signed
+    }
+
+    /// The right edge of its tree.
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     /// Its files.
@@ -159,8 +179,9 @@ impl Log {
         }
         // They follow from the journal, so nobody waits for them; if the disk is full, the next time.
         let _later = self.write_due();
-        if self.segment.bytes() >= JOURNAL && self.due.is_empty() && !self.is_settling() {
-            let _later = self.next_segment();
+        // In a copy nothing may be deleted that is not signed yet.
+        if self.secret.is_some() {
+            self.turn_journal();
         }
         Ok(first)
     }
@@ -181,10 +202,27 @@ impl Log {
         self.segment.sync()?;
         self.write_due()?;
         let root = self.tree.root().map_err(|error| LogError::Note(format!("the tree has no root: {error}")))?;
-        let bytes = self.key.checkpoint(self.size(), root)?;
+        let secret = self.secret.as_ref().ok_or_else(|| LogError::Note("a copy is signed by somebody else".into()))?;
+        let bytes = secret.checkpoint(self.size(), root)?;
+        let head = Head { origin: self.key.name().to_owned(), size: self.size(), root };
+        let signed = Signed { head, bytes };
+        self.put(&signed)?;
+        Ok(signed)
+    }
+
+    /// Takes a checkpoint of just this tree that somebody else signed, and whom the caller believes.
+    pub(crate) fn put_theirs(&mut self, signed: &Signed) -> Result<(), LogError> {
+        self.segment.sync()?;
+        self.write_due()?;
+        self.put(signed)?;
+        self.turn_journal();
+        Ok(())
+    }
+
+    fn put(&mut self, signed: &Signed) -> Result<(), LogError> {
         let partial = self.partial_tiles(self.size());
         self.write_partial()?;
-        write(&self.files.checkpoint_path(), &bytes, true)?;
+        write(&self.files.checkpoint_path(), &signed.bytes, true)?;
         self.signed = self.size();
         for path in std::mem::replace(&mut self.partial, partial) {
             if !self.partial.contains(&path) {
@@ -195,7 +233,7 @@ impl Log {
                 }
             }
         }
-        Ok(Signed { head: Head { origin: self.key.public().name().to_owned(), size: self.size(), root }, bytes })
+        Ok(())
     }
 
     /// Ends a segment: signs what there is, and keeps that checkpoint under `name`.
@@ -216,8 +254,7 @@ impl Log {
         let path = self.files.kept_path(name);
         let missing = || LogError::Missing(path.display().to_string());
         let bytes = self.files.kept()?.remove(name).ok_or_else(missing)?;
-        let end =
-            self.key.public().checkpoint(&bytes).map_err(|error| LogError::malformed(&path, error.to_string()))?;
+        let end = self.key.checkpoint(&bytes).map_err(|error| LogError::malformed(&path, error.to_string()))?;
         Ok(end.head.size.min(self.size()) / WIDTH * WIDTH)
     }
 
@@ -233,8 +270,10 @@ impl Log {
         if let Some(thread) = self.settling.take() {
             let _ended = thread.join();
         }
-        let kept = self.files.kept()?;
-        let sizes = kept.values().filter_map(|bytes| Some(self.key.public().checkpoint(bytes).ok()?.head.size));
+        // A witness is given a proof that begins with what it has signed last.
+        let (kept, witnessed) = (self.files.kept()?, self.files.witnessed()?);
+        let sizes = kept.values().chain(witnessed.values());
+        let sizes = sizes.filter_map(|bytes| Some(self.key.checkpoint(bytes).ok()?.head.size));
         let needed: Vec<u64> = sizes.filter(|size| size % WIDTH > 0).map(|size| size / WIDTH).collect();
         for index in self.files.first()? / WIDTH..end {
             remove(&self.files.dir().join(layout::tile(Kind::Entries, index, WIDTH)))?;
@@ -267,8 +306,10 @@ impl Log {
         self.write_due()?;
         self.sync_tiles()?;
         let before = self.segment.path.clone();
-        // It may be gone. A kill leaves one or the other under its name.
-        let _kept = std::fs::hard_link(&before, before.with_extension(format!("changed-at-{}", self.size())));
+        // It may be gone. A kill leaves one or the other under its name. Of a copy, what is not signed comes again.
+        if self.secret.is_some() {
+            let _kept = std::fs::hard_link(&before, before.with_extension(format!("changed-at-{}", self.size())));
+        }
         self.segment = Segment::make(&self.files.journal(), self.size() - self.pending.len() as u64, &self.pending)?;
         if self.segment.path != before {
             remove(&before)?;
@@ -292,6 +333,12 @@ impl Log {
         Ok(())
     }
 
+    fn turn_journal(&mut self) {
+        if self.segment.bytes() >= JOURNAL && self.due.is_empty() && !self.is_settling() {
+            let _later = self.next_segment();
+        }
+    }
+
     fn is_settling(&self) -> bool {
         self.settling.as_ref().is_some_and(|thread| !thread.is_finished())
     }
@@ -303,7 +350,11 @@ impl Log {
             return Ok(());
         }
         // So no checkpoint ever needs what is deleted.
-        self.checkpoint()?;
+        if self.secret.is_some() {
+            self.checkpoint()?;
+        } else if self.signed < self.size() {
+            return Ok(());
+        }
         let next = Segment::make(&self.files.journal(), first, &self.pending)?;
         let old = std::mem::replace(&mut self.segment, next);
         let dir = self.files.dir().to_owned();
@@ -491,7 +542,7 @@ fn settle(dir: &Path, journals: Vec<PathBuf>) {
 }
 
 /// A file that is there as a whole, or not at all.
-fn write(path: &Path, bytes: &[u8], durable: bool) -> Result<(), LogError> {
+pub(crate) fn write(path: &Path, bytes: &[u8], durable: bool) -> Result<(), LogError> {
     let dir = path.parent().unwrap_or(path);
     let new = path.with_extension("new");
     let attempt = || {

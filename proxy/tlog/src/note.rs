@@ -13,6 +13,9 @@ const ED25519: u8 = 1;
 /// Bytes of a note at most.
 pub(crate) const MAX_NOTE: usize = 64 << 10;
 
+/// Letters of a key's name that are in the names of its files.
+const MAX_FILE_NAME: usize = 120;
+
 /// What a checkpoint says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
@@ -71,6 +74,18 @@ impl Key {
         self.verifier.name()
     }
 
+    /// Its hash, as eight hexadecimal digits: what tells it from other keys of the same name.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        format!("{:08x}", self.verifier.key_id())
+    }
+
+    /// A name for files of this log that no other log's have.
+    #[must_use]
+    pub fn file(&self) -> String {
+        file_name(self.name(), self.verifier.key_id())
+    }
+
     /// The text of a note that it signed.
     ///
     /// # Errors
@@ -96,6 +111,13 @@ impl Key {
         }
         Ok(Signed { head, bytes: bytes.to_vec() })
     }
+}
+
+/// A name of a key that may be the name of a file.
+pub(crate) fn file_name(name: &str, id: u32) -> String {
+    let kept = |letter: char| letter.is_ascii_alphanumeric() || letter == '-' || letter == '.';
+    let name: String = name.chars().take(MAX_FILE_NAME).map(|letter| if kept(letter) { letter } else { '_' }).collect();
+    format!("{}-{id:08x}", name.trim_start_matches('.'))
 }
 
 /// What the text of a checkpoint says.

@@ -395,6 +395,38 @@ fn segments_past_their_time_are_deleted_and_the_rest_is_still_proved() {
 }
 
 #[test]
+fn after_records_are_deleted_a_witness_is_given_a_proof_and_a_copy_of_the_folder_goes_on() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let at = dir.path().join("log");
+    let mut log = open(&at, &key).unwrap();
+    fill(&mut log, 100);
+    let early = log.checkpoint().unwrap();
+    let witness = WitnessKey::named("witness.example.org", [7; 32]).unwrap();
+    crate::keep_cosigned(log.files(), &witness, &early.bytes).unwrap();
+    assert!(crate::kept_cosigned(log.files(), key.public(), &witness).unwrap().is_none(), "it has not signed that");
+    fill(&mut log, 70_000);
+    log.end_segment("2026-05-01").unwrap();
+    fill(&mut log, 70_300);
+    log.forget("2026-05-01").unwrap();
+    let newest = log.checkpoint().unwrap();
+    assert!(log.files().first().unwrap() > 0);
+    assert!(add_checkpoint(log.files(), &newest, 100).is_ok());
+    assert!(!at.join("tile/0/001").exists(), "nobody needs that one");
+
+    let copied = dir.path().join("copy");
+    let done = std::process::Command::new("cp").arg("-a").arg(&at).arg(&copied).status().unwrap();
+    assert!(done.success());
+    let mut mirror = crate::Mirror::open(&copied, key.public()).unwrap();
+    fill(&mut log, 70_900);
+    let newest = log.checkpoint().unwrap();
+    let push = crate::Push::of(log.files(), &key, &newest, mirror.size(), u64::MAX).unwrap();
+    assert_eq!(mirror.accept(&push).unwrap(), 70_900);
+    assert!(check(&copied, &key).is_good());
+    let from_nothing = crate::Mirror::open(&dir.path().join("new"), key.public()).unwrap();
+    assert!(crate::Push::of(log.files(), &key, &newest, from_nothing.size(), u64::MAX).is_err());
+}
+
+#[test]
 fn journals_go_on_and_are_deleted_when_their_tiles_are_on_the_disk() {
     let (dir, key) = (tempfile::tempdir().unwrap(), key());
     let mut log = open(dir.path(), &key).unwrap();
@@ -465,7 +497,7 @@ fn a_witness_signs_what_goes_on_with_what_it_knows() {
     assert!(key.public().checkpoint(&both).is_ok(), "both signatures are good");
     assert!(matches!(answer(&witness, &first, 200, line.as_bytes()), Answer::Refused(_)), "of another checkpoint");
     assert_eq!(answer(&witness, &second, 409, b"300\n"), Answer::Knows(300));
-    assert!(matches!(answer(&witness, &second, 422, b""), Answer::Refused(_)));
+    assert!(matches!(answer(&witness, &second, 422, b""), Answer::Contradicts));
 
     let files = Files::new(dir.path());
     let with = |later: &[Vec<u8>]| {

@@ -51,6 +51,8 @@ pub struct Report {
     pub kept: usize,
     /// The largest tree that somebody else vouches for, by a later checkpoint or a witness: up to there nothing is missing.
     pub vouched: Option<u64>,
+    /// What is kept here as signed by witnesses: the name of the file, and the size. Whether they did is known of those that were asked for.
+    pub cosigned: Vec<(String, u64)>,
     /// For each witness that was asked for and has signed: its name, the size, and when, in seconds since 1970.
     pub witnessed: Vec<(String, u64, u64)>,
     /// What is not as it must be.
@@ -79,7 +81,7 @@ impl Report {
 /// A file cannot be read at all, or the folder has no checkpoint of this key. What is wrong with what can be read is in the report.
 pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[u8])) -> Result<Report, LogError> {
     // Before the newest, so that none that is added meanwhile has more than that.
-    let kept = files.kept()?;
+    let (kept, witnessed) = (files.kept()?, files.witnessed()?);
     let bytes = files
         .checkpoint()?
         .ok_or_else(|| LogError::Missing(format!("a log in {}, at least its checkpoint,", files.dir().display())))?;
@@ -104,7 +106,8 @@ pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[
         report.checked += 1;
     }
     compare_later(files, trusted, &head, &mut report);
-    compare_witnesses(trusted, &bytes, &mut report);
+    let witnessed = compare_witnessed(files, trusted, witnessed, &mut report);
+    compare_witnesses(trusted, &witnessed, &bytes, &mut report);
     Ok(report)
 }
 
@@ -313,9 +316,46 @@ fn compare_later(files: &Files, trusted: &Trusted<'_>, head: &Head, report: &mut
     }
 }
 
-fn compare_witnesses(trusted: &Trusted<'_>, newest: &[u8], report: &mut Report) {
+/// What is kept as signed by witnesses, as far as it is of this log: whoever sets a log back may forget it, or not have it of that time.
+fn compare_witnessed(
+    files: &Files,
+    trusted: &Trusted<'_>,
+    witnessed: BTreeMap<String, Vec<u8>>,
+    report: &mut Report,
+) -> Vec<Vec<u8>> {
+    let mut good = Vec::new();
+    for (name, bytes) in witnessed {
+        let place = format!("witnessed/{name}");
+        let head = match trusted.key.checkpoint(&bytes) {
+            Ok(signed) => signed.head,
+            Err(error) => {
+                report.find(place, error.to_string());
+                continue;
+            }
+        };
+        if head.size > report.size {
+            let (there, newest) = (head.size, report.size);
+            report.find(
+                place,
+                format!("a witness has seen {there} records, and the newest checkpoint has {newest}: the log was set back, and {} records are missing", there - newest),
+            );
+            continue;
+        }
+        match is_beginning(files, &head) {
+            Ok(true) => {
+                report.cosigned.push((name, head.size));
+                good.push(bytes);
+            }
+            Ok(false) => report.find(place, "it is signed, and of another history than the one that is here"),
+            Err(error) => report.find(place, format!("it cannot be compared: {error}")),
+        }
+    }
+    good
+}
+
+fn compare_witnesses(trusted: &Trusted<'_>, witnessed: &[Vec<u8>], newest: &[u8], report: &mut Report) {
     for witness in trusted.witnesses {
-        let candidates = trusted.later.iter().map(Vec::as_slice).chain([newest]);
+        let candidates = trusted.later.iter().chain(witnessed).map(Vec::as_slice).chain([newest]);
         let signed = candidates.filter_map(|bytes| {
             let time = witness.time_of(bytes).ok()?;
             Some((trusted.key.checkpoint(bytes).ok()?.head.size, time))

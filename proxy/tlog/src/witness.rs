@@ -5,8 +5,9 @@ use data_encoding::BASE64;
 use signed_note::{Note, Signature, Verifier, VerifierList};
 use tlog_tiles::tlog::prove_tree;
 
-use crate::files::words;
-use crate::{Files, Head, LogError, Signed};
+use crate::files::{self, words};
+use crate::note::{MAX_NOTE, file_name};
+use crate::{Files, Head, Key, LogError, Signed, log};
 
 /// Ed25519 with a time, as signed-note numbers it.
 const COSIGNATURE: u8 = 4;
@@ -45,6 +46,24 @@ impl WitnessKey {
         &self.name
     }
 
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// It cannot be the name of a key.
+    pub fn named(name: &str, public: [u8; 32]) -> Result<Self, LogError> {
+        if !signed_note::is_key_name_valid(name) {
+            return Err(LogError::Note(format!("{name:?} cannot be the name of a witness: no spaces, no plus")));
+        }
+        let id = signed_note::key_id(name, &[&[COSIGNATURE], public.as_slice()].concat());
+        Ok(Self { name: name.to_owned(), id, public })
+    }
+
+    /// The name of the file with what it signed last, in [`Files::witnessed`].
+    #[must_use]
+    pub fn file(&self) -> String {
+        file_name(&self.name, self.id)
+    }
+
     /// When it signed the checkpoint `bytes`, in seconds since 1970.
     ///
     /// # Errors
@@ -55,6 +74,13 @@ impl WitnessKey {
         let (good, _) = note.verify(&VerifierList::new(vec![Box::new(self.clone())])).map_err(|_| not())?;
         let time = good.first().and_then(|signature| signature.signature().first_chunk::<8>()).ok_or_else(not)?;
         Ok(u64::from_be_bytes(*time))
+    }
+}
+
+impl std::fmt::Display for WitnessKey {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let key = [&[COSIGNATURE], self.public.as_slice()].concat();
+        write!(out, "{}+{:08x}+{}", self.name, self.id, BASE64.encode(&key))
     }
 }
 
@@ -100,9 +126,11 @@ pub fn add_checkpoint(files: &Files, signed: &Signed, old: u64) -> Result<Vec<u8
 pub enum Answer {
     /// It signed: the checkpoint with its signature.
     Signed(Vec<u8>),
-    /// It knows a tree of another size, from which the proof must be.
+    /// It knows a tree of another size, from which the proof must be; or of this size, and it is another tree.
     Knows(u64),
-    /// It does not, and why, as a fixed word.
+    /// What it has seen is not the beginning of this log.
+    Contradicts,
+    /// It does not, and why, in fixed words.
     Refused(&'static str),
 }
 
@@ -117,10 +145,27 @@ pub fn answer(key: &WitnessKey, signed: &Signed, status: u16, body: &[u8]) -> An
         }
         404 => Answer::Refused("it does not know this log: give it the log's public key"),
         403 => Answer::Refused("it does not take the log's signature: it was given another public key"),
-        422 => Answer::Refused("what it has seen is not the beginning of this log"),
+        422 => Answer::Contradicts,
         400 => Answer::Refused("it could not read what it was asked"),
         _ => Answer::Refused("it failed"),
     }
+}
+
+/// Keeps what a witness signed, beside the log. It is there as a whole, and on the disk, or not at all.
+///
+/// # Errors
+/// The disk says no.
+pub fn keep_cosigned(files: &Files, witness: &WitnessKey, bytes: &[u8]) -> Result<(), LogError> {
+    log::write(&files.witnessed_path(&witness.file()), bytes, true)
+}
+
+/// What a witness signed last, as it is kept; `None`: nothing that both signed.
+///
+/// # Errors
+/// It cannot be read.
+pub fn kept_cosigned(files: &Files, log: &Key, witness: &WitnessKey) -> Result<Option<Signed>, LogError> {
+    let bytes = files::read(&files.witnessed_path(&witness.file()), MAX_NOTE as u64)?;
+    Ok(bytes.filter(|bytes| witness.time_of(bytes).is_ok()).and_then(|bytes| log.checkpoint(&bytes).ok()))
 }
 
 fn cosigned(key: &WitnessKey, signed: &Signed, body: &[u8]) -> Option<Vec<u8>> {

@@ -14,6 +14,10 @@ fn settings(dir: &Path) -> config::Audit {
         retention: Duration::MAX,
         sync: config::file::Sync::Each,
         unwritable: config::file::Unwritable::Refuse,
+        witnesses: Vec::new(),
+        copy: None,
+        copies: Vec::new(),
+        retired: Vec::new(),
     }
 }
 

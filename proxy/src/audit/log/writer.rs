@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use postern_tlog::{Log, LogError, Recovery};
+use postern_tlog::{Log, LogError, Recovery, SecretKey, Signed};
 use serde::Deserialize;
 use time::{Date, OffsetDateTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::lock::Lock;
-use super::{Line, State};
+use super::{Line, Source, State};
 use crate::audit::line::{Began, Notice, line};
 use crate::audit::{LogKeys, Outcome, RecordId, day_of};
 use crate::config;
@@ -43,6 +44,9 @@ pub(super) struct Writer {
     day: Date,
     /// When the next checkpoint is due, if there is something to be signed.
     sign_at: Option<Instant>,
+    key: SecretKey,
+    /// Whoever reads along sees the newest.
+    shown: watch::Sender<Option<Arc<Signed>>>,
 }
 
 impl Writer {
@@ -50,7 +54,8 @@ impl Writer {
         std::fs::create_dir_all(&settings.dir)?;
         let lock = Lock::take(&settings.dir)?;
         let keys = LogKeys::of(&settings.state_dir, &settings.dir);
-        let log = Log::open(&settings.dir, keys.open(domain)?, is_stop)?;
+        let key = keys.open(domain)?;
+        let log = Log::open(&settings.dir, key.clone(), is_stop)?;
         keys.has_begun(log.size())?;
         let last = log.size().checked_sub(1).map(|last| log.files().entry(last)).transpose()?;
         let day = last.and_then(|record| day_of(&record)).unwrap_or_else(today);
@@ -63,7 +68,20 @@ impl Writer {
             logs: keys.count(),
             day,
             sign_at: None,
+            key,
+            shown: watch::Sender::new(None),
         })
+    }
+
+    pub(super) fn source(&self) -> Source {
+        Source { files: self.log.files().clone(), key: self.key.clone(), checkpoints: self.shown.subscribe() }
+    }
+
+    /// Signs what there is, and shows it.
+    fn sign(&mut self) -> Result<(), LogError> {
+        let signed = self.log.checkpoint()?;
+        self.shown.send_replace(Some(Arc::new(signed)));
+        Ok(())
     }
 
     /// Says what was found that nobody had signed, gives an outcome to every request that the last gateway left without one, and says
@@ -80,7 +98,7 @@ impl Writer {
         let began = Began { version, configuration, interrupted, logs: self.logs };
         records.push(line(RecordId::new(), "start", &began));
         self.log.append(&records, true)?;
-        self.log.checkpoint()?;
+        self.sign()?;
         Ok(open.len())
     }
 
@@ -137,7 +155,7 @@ impl Writer {
             }
             if self.sign_at.is_some_and(|at| at <= Instant::now()) {
                 // What fails here fails for the next record as well, and that one is refused.
-                let signed = self.log.checkpoint();
+                let signed = self.sign();
                 self.sign_at = signed.is_err().then(|| Instant::now() + SIGN_WITHIN);
             }
         }
