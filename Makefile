@@ -108,6 +108,7 @@ lint: target/lint/ready
 bench: build examples model
 	tests/load/policies.sh
 	tests/load/bench.sh
+	tests/load/bench.sh --sync --modes plain
 	tests/load/added.sh
 	tests/load/sealed.sh
 	tests/load/handshakes.sh

@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::actions::By;
+pub use self::actions::Pace;
 use self::guard::{Access, Refusal};
 use crate::config::Config;
 use crate::gateway::Gateway;
@@ -82,6 +83,8 @@ pub struct Admin {
     pub gateway: Arc<Gateway>,
     /// Its certificate.
     pub certificate: Arc<Certificate>,
+    /// How often something may be done.
+    pub pace: Arc<Pace>,
 }
 
 /// Everything, for the admin address.

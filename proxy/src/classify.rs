@@ -49,14 +49,15 @@ impl Conversation {
 #[derive(Debug)]
 pub struct ClassifiedRequest {
     request: ParsedRequest,
-    label: Label,
+    /// As far as it is known.
+    known: Label,
     sources: Vec<Source>,
     conversation: Conversation,
     who: Who,
     /// What of the label is for what is said, and not for whoever says it.
     sticky: Label,
-    /// False: it may be higher than anybody can say just now, so it is the highest.
-    is_certain: bool,
+    /// It may be higher than anybody can say just now: as high as this.
+    doubted: Option<Label>,
 }
 
 impl ClassifiedRequest {
@@ -69,7 +70,7 @@ impl ClassifiedRequest {
     /// The label so far.
     #[must_use]
     pub fn label(&self) -> Label {
-        self.label
+        self.doubted.unwrap_or(self.known)
     }
 
     /// What raised it.
@@ -87,38 +88,35 @@ impl ClassifiedRequest {
     /// Whether the label is what all gateways together know; if not, it is the highest.
     #[must_use]
     pub fn is_certain(&self) -> bool {
-        self.is_certain
+        self.doubted.is_none()
     }
 
     /// Joins `label` to the request's.
     pub(crate) fn raise(&mut self, label: Label, source: Source) {
-        self.label = self.label.join(label);
+        self.known = self.known.join(label);
         self.sticky = self.sticky.join(label);
         self.sources.push(source);
     }
 
-    /// It may be higher than anybody can say: nothing above the identity's ceiling is given to it.
+    /// It may be higher than anybody can say, so it is the highest. That is no reason to refuse it to somebody who may not have that one: what
+    /// stays here may be above a ceiling unknown to everybody.
     pub(crate) fn doubt(&mut self, labels: &Labels) {
         let highest = labels.highest();
-        if std::mem::take(&mut self.is_certain) {
-            self.label = highest;
+        if self.doubted.replace(highest).is_none() {
             self.sources
                 .push(Source { source: "taint:unavailable".to_owned(), label: labels.name(highest).to_owned() });
         }
     }
 
     /// # Errors
-    /// The label is above the identity's ceiling, or may be.
+    /// The label is above the identity's ceiling.
     pub(crate) fn check(&self, labels: &Labels) -> Result<(), Error> {
         let ceiling = self.request.peer.ceiling;
-        if self.label <= ceiling {
+        if self.known <= ceiling {
             return Ok(());
         }
-        if !self.is_certain {
-            return Err(Error::LabelsUnavailable);
-        }
         let name = |label| labels.name(label).to_owned();
-        Err(Error::LabelRefused { label: name(self.label), ceiling: name(ceiling) })
+        Err(Error::LabelRefused { label: name(self.known), ceiling: name(ceiling), sources: self.sources.clone() })
     }
 }
 
@@ -187,7 +185,7 @@ impl Classifier {
     /// Joins floor, header, detectors, markings and taint, and remembers what follows from them.
     ///
     /// # Errors
-    /// [`Error::LabelRefused`] if the label is above the identity's ceiling; [`Error::LabelsUnavailable`] if it may be, and nobody can say.
+    /// [`Error::LabelRefused`] if the label is above the identity's ceiling.
     pub async fn classify(&self, keys: &Keys, request: ParsedRequest) -> Result<ClassifiedRequest, Error> {
         let conversation = conversation(keys, &request);
         let who = Who::of(keys, &request);
@@ -214,8 +212,8 @@ impl Classifier {
         // It taints what comes after it in the conversation; floors do not.
         let sticky = [marked, known.texts, known.talk].into_iter().flatten().fold(lowest, Label::join);
         let label = known.lost.into_iter().fold(floor.join(sticky), Label::join);
-        let (request, is_certain) = (request, true);
-        let mut classified = ClassifiedRequest { request, label, sources, conversation, who, sticky, is_certain };
+        let mut classified =
+            ClassifiedRequest { request, known: label, sources, conversation, who, sticky, doubted: None };
         // Only what was accepted is remembered: who may not handle a label must not be able to put it on what others write.
         classified.check(&self.labels)?;
         let ClassifiedRequest { request, who, .. } = &classified;
@@ -225,7 +223,6 @@ impl Classifier {
         };
         if known.is_incomplete || kept.is_err() {
             classified.doubt(&self.labels);
-            classified.check(&self.labels)?;
         }
         Ok(classified)
     }
@@ -247,9 +244,9 @@ impl Classifier {
             found = found.join(detected);
             sources.push(Source { source, label: name(detected) });
         }
-        let (label, ceiling) = (request.label.join(found), request.request.peer.ceiling);
-        if label > ceiling {
-            return Err(Error::LabelRefused { label: name(label), ceiling: name(ceiling) });
+        let (label, ceiling) = (request.label().join(found), request.request.peer.ceiling);
+        if request.known.join(found) > ceiling {
+            return Err(Error::LabelRefused { label: name(label), ceiling: name(ceiling), sources });
         }
         if found > self.labels.lowest() && !self.taint_conversation(request, found).await {
             return Err(Error::LabelsUnavailable);

@@ -13,6 +13,7 @@ use postern_wire::error::ErrorBody;
 use postern_wire::json::JsonError;
 
 use crate::audit::CopyRefusal;
+use crate::classify::Source;
 use crate::upstream::local::EngineRefusal;
 
 /// Why a request was not answered.
@@ -136,6 +137,8 @@ pub enum Error {
         label: String,
         /// The identity's.
         ceiling: String,
+        /// What called for it: for the record, and for nobody else.
+        sources: Vec<Source>,
     },
     /// Which label a request has cannot be known.
     #[error(

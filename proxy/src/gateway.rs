@@ -154,8 +154,9 @@ impl Gateway {
         // Taken out, so that nobody reads there what may have changed since.
         let part = std::mem::take(&mut config.policy_part);
         let live = Live::start(Loader::new(host, metrics.clone()), (file, &config.state_dir), &part, metrics.clone())?;
-        let (audit, flushed) = AuditLog::open(&config.audit, (&config.trust_domain, digest(file)), metrics.clone())
-            .context("the records")?;
+        let (audit, flushed) =
+            AuditLog::open(&config.audit, (&config.trust_domain, digest(file), config.offline), metrics.clone())
+                .context("the records")?;
         let witnesses = Witness::all(&config.audit, config.offline).context("`audit.witnesses`")?;
         let copier = Copier::of(&config.audit, &audit, certificate, config.offline);
         let roster = RosterKeeper::of(&config, &keys, &audit, &metrics).context("the roster of the records")?;

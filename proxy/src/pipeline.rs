@@ -113,6 +113,9 @@ async fn respond(
         }
         Err(error) => {
             exchange.outcome.label = Some(label.clone());
+            if let Error::LabelRefused { sources, .. } = &error {
+                exchange.outcome.label_sources.clone_from(sources);
+            }
             match known.head.get().is_some_and(|head| head.sent.load(Ordering::Relaxed)) {
                 true => exchange.broken(&error),
                 false => exchange.refused(&error),
@@ -208,12 +211,14 @@ async fn answer(
         }
     })?;
     *label = classified.label();
+    classified.sources().clone_into(&mut exchange.outcome.label_sources);
     // Policies decide from here on, and are told of budgets. Where nothing ever leaves, nothing can be told by what leaves.
     exchange.stays = config.clears_anything() && !policies.all().is_empty();
     let mut heard = Heard::default();
     let consulted = consult(gateway, policies, classified, headers, exchange, label, &mut heard).await;
     exchange.outcome.policies = heard.into_said();
     let Consulted { masked, mut scene, watching } = consulted?;
+    masked.classified().sources().clone_into(&mut exchange.outcome.label_sources);
 
     let planned = plan(gateway, &scene, masked);
     let way = match &planned {
@@ -229,6 +234,7 @@ async fn answer(
     record_intent(gateway, exchange, &planned, request_hash, leaves).await?;
     // The intent has them.
     exchange.outcome.policies.clear();
+    exchange.outcome.label_sources.clear();
     exchange.outcome.cache = Some(way.word());
 
     if planned.masked().classified().request().call.stream() && !way.is_hit() {

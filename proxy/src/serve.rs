@@ -182,7 +182,7 @@ async fn serve(
     tokio::spawn(certificate.clone().keep(metrics.clone()));
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
 
-    let pages = Admin { gateway: gateway.clone(), certificate: certificate.clone() };
+    let pages = Admin { gateway: gateway.clone(), certificate: certificate.clone(), pace: Arc::default() };
     let admin_listener = TcpListener::from_std(inherited.admin)?;
     let mut ready =
         format!("postern ready gateway={} admin={}", inherited.gateway.local_addr()?, admin_listener.local_addr()?);

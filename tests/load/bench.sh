@@ -8,14 +8,15 @@
 # then it can ask another target: so first texts are compared.
 #
 # Usage: bench.sh [--seconds S] [--warmup S] [--rounds N] [--connections "1 32 256"] [--modes "plain stream"] [--stream] [--peers]
-#                 [--without-postern] [--keep]
+#                 [--without-postern] [--sync] [--keep]
+# With --sync: what it costs when records are durable (`audit.sync`: each, interval), beside the cloud itself.
 # Programs are taken from $POSTERN_RELEASE (default: target/release beside this folder); the peers are made below target/peers.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 release=${POSTERN_RELEASE:-$here/../../target/release}
 built=$here/../../target/peers
-seconds=2 warmup=0.75 rounds=3 connections="1 32 256" modes="plain stream" with_peers=0 with_postern=1
+seconds=2 warmup=0.75 rounds=3 connections="1 32 256" modes="plain stream" with_peers=0 with_postern=1 with_sync=0
 # shellcheck source=tests/load/servers.sh
 source "$here/servers.sh"
 while (($#)); do
@@ -28,8 +29,9 @@ while (($#)); do
         --stream) modes=stream; shift ;;
         --peers) with_peers=1; shift ;;
         --without-postern) with_postern=0; shift ;;
+        --sync) with_sync=1; shift ;;
         --keep) keep=1; shift ;;
-        *) sed -n '2,12p' "$0" >&2; exit 2 ;;
+        *) sed -n '2,13p' "$0" >&2; exit 2 ;;
     esac
 done
 for mode in $modes; do
@@ -81,21 +83,23 @@ authority=${base_url#https://} authority=${authority%/v1}
 pki=$dir/pki
 serves direct "$base_url"
 
-port=$(free_port)
-fill_in "$here/nginx.conf" >"$dir/nginx.conf"
-"$nginx" -p "$dir" -c "$dir/nginx.conf" >"$dir/nginx.out" 2>"$dir/nginx.err" &
-serves nginx "https://127.0.0.1:$port/v1"
-await_port "$port" "${pid_of[nginx]}" || { cat "$dir/nginx.err" "$dir/error.log" >&2; exit 1; }
-
-if haproxy=$(program haproxy haproxy); then
+if ((! with_sync)); then
     port=$(free_port)
-    fill_in "$here/haproxy.cfg" >"$dir/haproxy.cfg"
-    cat "$pki/server-cert.pem" "$pki/server-key.pem" >"$dir/haproxy.pem"
-    "$haproxy" -db -f "$dir/haproxy.cfg" >"$dir/haproxy.out" 2>"$dir/haproxy.err" &
-    serves haproxy "https://127.0.0.1:$port/v1"
-    await_port "$port" "${pid_of[haproxy]}" || { cat "$dir/haproxy.err" >&2; exit 1; }
-else
-    leave_out haproxy "its package cannot be installed"
+    fill_in "$here/nginx.conf" >"$dir/nginx.conf"
+    "$nginx" -p "$dir" -c "$dir/nginx.conf" >"$dir/nginx.out" 2>"$dir/nginx.err" &
+    serves nginx "https://127.0.0.1:$port/v1"
+    await_port "$port" "${pid_of[nginx]}" || { cat "$dir/nginx.err" "$dir/error.log" >&2; exit 1; }
+
+    if haproxy=$(program haproxy haproxy); then
+        port=$(free_port)
+        fill_in "$here/haproxy.cfg" >"$dir/haproxy.cfg"
+        cat "$pki/server-cert.pem" "$pki/server-key.pem" >"$dir/haproxy.pem"
+        "$haproxy" -db -f "$dir/haproxy.cfg" >"$dir/haproxy.out" 2>"$dir/haproxy.err" &
+        serves haproxy "https://127.0.0.1:$port/v1"
+        await_port "$port" "${pid_of[haproxy]}" || { cat "$dir/haproxy.err" >&2; exit 1; }
+    else
+        leave_out haproxy "its package cannot be installed"
+    fi
 fi
 
 # Starts a gateway of that name with the configuration from the standard input.
@@ -109,7 +113,11 @@ start_postern() {
     url_of[$1]=https://$(sed -n 's/^postern ready gateway=\([^ ]*\).*/\1/p' "$dir/$1.out" | head -1)/v1
     "$release/postern" certs issue --config "$dir/$1/postern.yaml" --id spiffe://bench.test/clerk/load --out "$dir/$1/clerk" >&2
 }
-if ((with_postern)); then
+if ((with_sync)); then
+    for sync in each interval; do
+        start_postern "postern-$sync" < <(sed '/^policies:/,$d' "$here/postern.yaml"; echo "audit: {sync: $sync}")
+    done
+elif ((with_postern)); then
     start_postern postern-bare < <(sed '/^policies:/,$d' "$here/postern.yaml")
     start_postern postern <"$here/postern.yaml"
 fi

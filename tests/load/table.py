@@ -14,7 +14,7 @@ MODES = {
     "stream": "streams of about 20 events, all at once",
     "paced": "streams of about 20 events, 20 ms between two",
 }
-PEERS = ["nginx", "litellm"]
+PEERS = {"nginx": "nginx", "litellm": "litellm", "postern-interval": "interval"}
 # What each column shows, and how: those that postern-load does not report are left out.
 COLUMNS = {
     "requests_per_second": ("requests/s", 11, 0),
@@ -88,11 +88,11 @@ def table(runs, mode):
     peers = [peer for peer in PEERS if any(server == peer for _, _, server in own)]
     print(f"\n{MODES[mode]}")
     heads = "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" + ratio_heads(name, peers) for name in columns)
-    print(f"connections  {'server':12}{heads}  spread  faults")
+    print(f"connections  {'server':16}{heads}  spread  faults")
     last = None
     for _, connections, server in sorted(own, key=lambda run: run[1]):
         medians = Medians(runs, mode, connections)
-        line = f"{connections if connections != last else '':>11}  {server:12}"
+        line = f"{connections if connections != last else '':>11}  {server:16}"
         for name in columns:
             line += shown(medians.of(server, name), *COLUMNS[name][1:])
             for peer in ratios(name, peers):
@@ -109,7 +109,7 @@ def ratios(name, peers):
 
 
 def ratio_heads(name, peers):
-    return "".join(f"{'×' + peer:>10}" for peer in ratios(name, peers))
+    return "".join(f"{'×' + PEERS[peer]:>10}" for peer in ratios(name, peers))
 
 
 def aims(runs):

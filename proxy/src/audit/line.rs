@@ -69,6 +69,8 @@ pub(super) struct Began {
     pub(super) version: &'static str,
     /// SHA-256 of the configuration that it was started with.
     pub(super) configuration: String,
+    /// It can reach nobody, as long as it runs.
+    pub(super) offline: bool,
     /// Requests that the gateway before left without an outcome: it was killed.
     pub(super) interrupted: usize,
     /// How many logs this gateway has begun, this one with them. Where it is the first record, that says how many there are before.

@@ -79,7 +79,7 @@ impl Flushed {
 }
 
 impl AuditLog {
-    /// Opens the log of a trust domain and starts the writer; `configuration` is the digest that the first record has. A record
+    /// Opens the log of a trust domain and starts the writer; `configuration` is the digest that the first record has, and whether the gateway is offline. A record
     /// that a crash cut short is removed: it was never acknowledged, so nothing left because of it; requests that were left without
     /// an outcome get one.
     ///
@@ -87,11 +87,11 @@ impl AuditLog {
     /// The log cannot be read or written, or is not what its checkpoint says.
     pub fn open(
         settings: &config::Audit,
-        (domain, configuration): (&str, String),
+        (domain, configuration, offline): (&str, String, bool),
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<(Self, Flushed)> {
         let mut writer = Writer::open(settings, domain).with_context(|| settings.dir.display().to_string())?;
-        let closed = writer.begin(configuration)?;
+        let closed = writer.begin(configuration, offline)?;
         if closed > 0 {
             tracing::warn!(
                 requests = closed,

@@ -37,6 +37,8 @@ pub struct Live {
     pub asked: Arc<Semaphore>,
     /// One reload at a time. How the files looked when they were read last.
     read: Mutex<Marks>,
+    /// SHA-256 of the configuration that the gateway was started with.
+    began_with: String,
     last: ArcSwap<Report>,
     metrics: Arc<Metrics>,
 }
@@ -92,6 +94,7 @@ impl Live {
             asked: Arc::new(Semaphore::new(1)),
             // Of no file, so that the first look reads everything once more: something may have changed since it was read.
             read: Mutex::new(Marks::default()),
+            began_with: digest(file),
             last: ArcSwap::from_pointee(report),
             metrics,
         })
@@ -154,7 +157,13 @@ impl Live {
     }
 
     async fn reload_and_record(&self, gateway: &Gateway, cause: Cause) {
+        let is_first_look = cause == Cause::File && *self.read.lock().await == Marks::default();
         let report = self.reload(&gateway.config, cause).await;
+        // Nobody has changed anything: it was read once more.
+        let is_as_it_began = report.result.as_ref().is_ok_and(Vec::is_empty) && self.digest().await == self.began_with;
+        if is_first_look && is_as_it_began {
+            return;
+        }
         let by = if cause == Cause::Signal { "signal" } else { "file" };
         let result = if report.result.is_ok() { "done" } else { "failed" };
         let action = Action { by: by.into(), action: "reload", subject: Some(self.digest().await), result };

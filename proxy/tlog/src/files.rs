@@ -87,11 +87,7 @@ impl Files {
     /// # Errors
     /// As for [`Files::kept`].
     pub fn ends(&self) -> Result<BTreeMap<String, u64>, LogError> {
-        let size = |bytes: &[u8]| {
-            let end = bytes.windows(2).position(|two| two == b"\n\n")?;
-            Some(head(bytes.get(..=end)?).ok()?.size)
-        };
-        Ok(self.kept()?.into_iter().filter_map(|(name, bytes)| Some((name, size(&bytes)?))).collect())
+        Ok(self.kept()?.into_iter().filter_map(|(name, bytes)| Some((name, signed_size(&bytes)?))).collect())
     }
 
     /// The number of the first entry that is kept.
@@ -105,11 +101,16 @@ impl Files {
         Ok(bundle.into_iter().chain(journal).min().unwrap_or(0))
     }
 
-    /// The number of the entry after the last that is there, signed or not.
+    /// The number of the entry after the last that is there, signed or not. What is signed is there, whatever became of the journal.
     ///
     /// # Errors
-    /// The journal cannot be read.
+    /// Journal or checkpoint cannot be read.
     pub fn end(&self) -> Result<u64, LogError> {
+        let signed = self.checkpoint()?.and_then(|bytes| signed_size(&bytes)).unwrap_or(0);
+        Ok(self.journal_end()?.max(signed))
+    }
+
+    fn journal_end(&self) -> Result<u64, LogError> {
         let dir = self.journal();
         for _ in 0..AGAIN {
             let Some(first) = journal::segments(&dir)?.pop() else { break };
@@ -223,16 +224,15 @@ impl Files {
             });
             return Ok(below.collect::<Result<Vec<_>, LogError>>()?.concat());
         }
-        match self.bundle(index, 0, width) {
-            Ok(entries) => Ok(entries.iter().map(|entry| record_hash(entry).0).collect::<Vec<_>>().concat()),
-            Err(error) => match self.partial(Kind::Level(0), index, width, WIDTH * HASH as u64)? {
-                Some((path, _, hashes)) => {
-                    let part = hashes.get(..bytes).ok_or_else(|| LogError::malformed(&path, "it is cut"))?;
-                    Ok(part.to_vec())
-                }
-                None => Err(error),
-            },
+        // What is in the journal may have been changed since it was signed; that is found by comparing it, and not here.
+        if let Some((_, wide, mut hashes)) = self.partial(Kind::Level(0), index, width, WIDTH * HASH as u64)?
+            && hashes.len() as u64 == wide * HASH as u64
+        {
+            hashes.truncate(bytes);
+            return Ok(hashes);
         }
+        let entries = self.bundle(index, 0, width)?;
+        Ok(entries.iter().map(|entry| record_hash(entry).0).collect::<Vec<_>>().concat())
     }
 
     /// Hashes of the tree of `size`, for proofs and roots.
@@ -323,6 +323,12 @@ impl Iterator for Entries<'_> {
             }
         }
     }
+}
+
+/// How many entries a checkpoint has, whoever signed it.
+fn signed_size(bytes: &[u8]) -> Option<u64> {
+    let end = bytes.windows(2).position(|two| two == b"\n\n")?;
+    Some(head(bytes.get(..=end)?).ok()?.size)
 }
 
 fn part(entries: Vec<Vec<u8>>, from: u64, to: u64) -> Vec<Vec<u8>> {

@@ -93,10 +93,11 @@ pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[
     let mut heads = kept_heads(kept, trusted.key, &mut report);
     heads.push(("checkpoint".into(), head.clone()));
     heads.sort_by_key(|(_, head)| head.size);
-    if let Some(tree) = read_all(files, &heads, &mut report, &mut each) {
-        compare_partial(files, &tree, &mut report);
+    let tree = read_all(files, &heads, &mut report, &mut each);
+    if let Some(tree) = &tree {
+        compare_partial(files, tree, &mut report);
     }
-    compare_journal(files, &mut report)?;
+    compare_journal(files, tree.as_ref(), &mut report)?;
     report.unsigned = files.end()?.saturating_sub(head.size);
     for (number, entry) in (head.size..).zip(files.entries(head.size, head.size + report.unsigned)) {
         match entry {
@@ -255,18 +256,24 @@ fn compare_partial(files: &Files, tree: &Tree, report: &mut Report) {
     }
 }
 
-/// The journal has copies of records that are in bundles already, and the gateway begins with them.
-fn compare_journal(files: &Files, report: &mut Report) -> Result<(), LogError> {
-    let (dir, size) = (files.journal(), report.size / WIDTH * WIDTH);
+/// The journal has copies of records that are signed, and the gateway begins with them; with the newest of them it ends, or goes on.
+fn compare_journal(files: &Files, tree: Option<&Tree>, report: &mut Report) -> Result<(), LogError> {
+    let dir = files.journal();
+    let full = report.size / WIDTH * WIDTH;
+    let size = if tree.is_some() { report.size } else { full };
+    let newest = tree.map(|tree| tree.edge(0).to_vec()).unwrap_or_default();
+    let mut end = None::<u64>;
     for first in journal::segments(&dir)? {
         let mut tile: Option<(u64, Vec<u8>)> = None;
         let read = journal::read(&dir, first, |number, line| {
+            end = end.max(Some(number + 1));
             if number >= size {
                 return Ok(false);
             }
             let index = number / WIDTH;
             if tile.as_ref().is_none_or(|(held, _)| *held != index) {
-                tile = Some((index, files.hashes(0, index, WIDTH)?));
+                let hashes = if number >= full { newest.clone() } else { files.hashes(0, index, WIDTH)? };
+                tile = Some((index, hashes));
             }
             let at = (number % WIDTH) as usize * HASH;
             let expected = tile.as_ref().and_then(|(_, hashes)| hashes.get(at..at + HASH));
@@ -276,11 +283,17 @@ fn compare_journal(files: &Files, report: &mut Report) -> Result<(), LogError> {
             Ok(true)
         });
         match read {
-            // It was taken away meanwhile: the disk has its tiles.
-            Err(LogError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {}
+            // It was taken away meanwhile: the disk has its tiles, and the journal that came after it more than is signed.
+            Err(LogError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => report.find(format!("journal/{}", journal::name(first)), error.to_string()),
-            Ok(()) => {}
+            Ok(()) => end = end.max(Some(first)),
         }
+    }
+    if let Some(end) = end.filter(|end| *end < size) {
+        report.find(
+            "journal",
+            format!("it ends before record {end}, and {size} records are signed: some were taken out of it"),
+        );
     }
     Ok(())
 }

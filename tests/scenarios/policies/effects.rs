@@ -92,17 +92,17 @@ async fn nothing_of_a_classified_prompt_shows_in_what_leaves_later() -> Result<(
 }
 
 /// Public requests, and before each of them classified ones, of which those with the same number differ in everything that they say.
-async fn mixed(puppet: &Puppet, classified: &[&str]) -> Result<(Vec<String>, u64)> {
+async fn mixed(config: impl Fn(&BusyCloud) -> Result<Config>, classified: &[&str]) -> Result<(Vec<String>, u64)> {
     let cloud = BusyCloud::start().await?;
     // One key, so that placeholders are the same.
     let replicas = json!({"count": 1, "key": {"env": "REPLICAS_KEY"}});
-    let kinds = json!({"kinds": ["email", "phone"]});
-    let config = hostile(&cloud, puppet)?.policy("redact", "builtin:redaction", kinds).engine();
+    let config = config(&cloud)?.engine();
     let config = config.set("/replicas", replicas).env("REPLICAS_KEY", &"5a".repeat(32));
     let postern = Postern::start(&config).await?;
     postern.engine_ready().await?;
     let amy = postern.client("clerk/amy")?;
-    let (others, marked) = ([&amy, &postern.client("clerk/bo")?, &postern.client("officer/pat")?], "postern-label");
+    let (others, marked) = ([&amy, &postern.client("clerk/bo")?, &postern.client("clerk/cy")?], "postern-label");
+    let officer = postern.client("officer/pat")?;
     let mut answered = 0;
     for (number, public) in
         ["Greet ann@example.org", "What is the time?", "Greet bob@example.net, 13812345678", "What is the time?"]
@@ -122,6 +122,7 @@ async fn mixed(puppet: &Puppet, classified: &[&str]) -> Result<(Vec<String>, u64
             let again = others[at % 3].with_header("postern-conversation", &format!("{number}{at}"));
             let again = again.post_json("/v1/chat/completions", &body(&format!("And {}?", &text[..90]))).await?;
             assert_eq!(again.header(marked), "classified");
+            officer.post_json("/v1/chat/completions", &body(text)).await?;
             let mut stream = body(text);
             stream["max_tokens"] = json!(60);
             let _first = client.stream(&stream).await?.next().await;
@@ -152,10 +153,19 @@ async fn runs_that_differ_in_what_is_classified_leave_the_same_bytes() -> Result
         "the secret is 2222-ledger: nobody in the north may see the books until the auditors have left the building for good.",
         "TOP SECRET: whoever counted the money in the north has to be moved to the south before the end of the week, quietly.",
     ];
-    let (none, _) = mixed(&puppet, &[]).await?;
-    assert!(none.len() >= 4, "{}", none.len());
+    // With a policy that tells what it can, which refuses what is classified; and with none, where the engine answers it.
+    let none_of_its_own = |cloud: &BusyCloud| -> Result<Config> {
+        let markings = json!({"markings": {"TOP SECRET": "classified"}});
+        Ok(crate::config(cloud).set("/classification", markings))
+    };
+    let kinds = json!({"kinds": ["email", "phone"]});
+    let with_it = |cloud: &BusyCloud| Ok(hostile(cloud, &puppet)?.policy("redact", "builtin:redaction", kinds.clone()));
+    let (told, _) = mixed(with_it, &[]).await?;
+    let (none, _) = mixed(none_of_its_own, &[]).await?;
+    assert!(none.len() >= 4 && told.len() >= 4, "{} {}", none.len(), told.len());
     for classified in [&one[..], &other[..]] {
-        let (left, answered) = mixed(&puppet, classified).await?;
+        assert_eq!(mixed(with_it, classified).await?.0, told);
+        let (left, answered) = mixed(none_of_its_own, classified).await?;
         assert!(answered > 0, "none was answered here");
         assert_eq!(left, none);
     }

@@ -22,7 +22,7 @@ fn settings(dir: &Path) -> config::Audit {
 }
 
 fn open(settings: &config::Audit) -> (AuditLog, Flushed) {
-    AuditLog::open(settings, ("branch.example.org", "c".into()), Arc::default()).unwrap()
+    AuditLog::open(settings, ("branch.example.org", "c".into(), false), Arc::default()).unwrap()
 }
 
 fn outcome() -> Outcome {
@@ -144,8 +144,12 @@ async fn a_log_that_is_lost_is_not_begun_anew_by_itself() {
     write_intent(&log).await;
     drop(log);
     assert!(flushed.wait(Duration::from_secs(5)));
-    let refused =
-        || format!("{:#}", AuditLog::open(&settings, ("branch.example.org", "c".into()), Arc::default()).unwrap_err());
+    let refused = || {
+        format!(
+            "{:#}",
+            AuditLog::open(&settings, ("branch.example.org", "c".into(), false), Arc::default()).unwrap_err()
+        )
+    };
     std::fs::rename(settings.dir.join("key.pub"), dir.path().join("aside")).unwrap();
     assert!(refused().contains("put it back"), "{}", refused());
     std::fs::rename(dir.path().join("aside"), settings.dir.join("key.pub")).unwrap();
@@ -262,7 +266,7 @@ fn a_log_is_not_begun_anew_under_a_name_that_it_had() {
     for folder in ["journal", "tile"] {
         std::fs::remove_dir_all(settings.dir.join(folder)).unwrap();
     }
-    let refused = AuditLog::open(&settings, ("branch.example.org", "c".into()), Arc::default()).unwrap_err();
+    let refused = AuditLog::open(&settings, ("branch.example.org", "c".into(), false), Arc::default()).unwrap_err();
     assert!(format!("{refused:#}").contains("was begun"), "{refused:#}");
 }
 

@@ -86,7 +86,7 @@ impl Writer {
 
     /// Says what was found that nobody had signed, gives an outcome to every request that the last gateway left without one, and says
     /// that a gateway begins.
-    pub(super) fn begin(&mut self, configuration: String) -> anyhow::Result<usize> {
+    pub(super) fn begin(&mut self, configuration: String, offline: bool) -> anyhow::Result<usize> {
         self.turn_day()?;
         let open = self.without_outcome()?;
         let mut records = self.recovered();
@@ -95,7 +95,7 @@ impl Writer {
             records.push(line(record, "outcome", &outcome));
         }
         let (version, interrupted) = (env!("CARGO_PKG_VERSION"), open.len());
-        let began = Began { version, configuration, interrupted, logs: self.logs };
+        let began = Began { version, configuration, offline, interrupted, logs: self.logs };
         records.push(line(RecordId::new(), "start", &began));
         self.log.append(&records, true)?;
         self.sign()?;
