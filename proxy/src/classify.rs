@@ -14,7 +14,6 @@ use postern_wire::json;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::answer::Place;
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Keys;
@@ -244,6 +243,11 @@ impl Classifier {
             found = found.join(detected);
             sources.push(Source { source, label: name(detected) });
         }
+        // A target may have made, or repeated, what is known from elsewhere.
+        if let Some(known) = self.taint.of_text(&request.who, text).await.map_err(|_| Error::LabelsUnavailable)? {
+            found = found.join(known);
+            sources.push(Source { source: "taint:text".to_owned(), label: name(known) });
+        }
         let (label, ceiling) = (request.label().join(found), request.request.peer.ceiling);
         if request.known.join(found) > ceiling {
             return Err(Error::LabelRefused { label: name(label), ceiling: name(ceiling), sources });
@@ -265,12 +269,12 @@ impl Classifier {
         (request.sticky > self.labels.lowest()).then(|| Remembering {
             reading: AnswerReading::new(request.who.clone()),
             fresh: Fresh::default(),
-            label: request.sticky,
+            label: request.known,
         })
     }
 
     /// Reads the next piece of a text of an answer.
-    pub fn read(&self, remembering: &mut Remembering, place: (u64, Place), text: &str) {
+    pub fn read(&self, remembering: &mut Remembering, place: u64, text: &str) {
         self.taint.read(&mut remembering.reading, place, text, &mut remembering.fresh);
     }
 

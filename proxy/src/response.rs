@@ -449,7 +449,7 @@ impl Chain {
         let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| event.clone());
         self.restoration.chunk(masked.vault(), call.choices(), &mut event, kept.as_mut())?;
-        remembered::read(&self.gateway, &mut self.remembering, &mut event);
+        remembered::read(&self.gateway, &mut self.remembering, &event);
         match self.keep.is_some() && self.restoration.saw_foreign() {
             true => Kept::unfit(&mut self.keep),
             false => Kept::chunk(&mut self.keep, kept),
@@ -482,7 +482,7 @@ impl Chain {
         let call = &masked.classified().request().call;
         let mut kept = self.keep.is_some().then(|| answer.clone());
         self.restoration.message(masked.vault(), &mut answer, kept.as_mut());
-        remembered::read(&self.gateway, &mut self.remembering, &mut answer);
+        remembered::read(&self.gateway, &mut self.remembering, &answer);
         match self.restoration.saw_foreign() {
             true => Kept::unfit(&mut self.keep),
             false => Kept::whole(&mut self.keep, masked.vault(), kept),
@@ -496,8 +496,8 @@ impl Chain {
         if stopped {
             return self.stop(Bytes::from(bytes));
         }
-        if let Some(mut rest) = self.restoration.rest() {
-            remembered::read(&self.gateway, &mut self.remembering, &mut rest);
+        if let Some(rest) = self.restoration.rest() {
+            remembered::read(&self.gateway, &mut self.remembering, &rest);
             // Nobody else has this part of it.
             Kept::unfit(&mut self.keep);
             bytes.extend_from_slice(&shape::chunk(&self.request.masked().classified().request().call, rest));

@@ -119,6 +119,22 @@ async fn a_passage_of_a_labelled_text_is_known_wherever_it_stands() -> Result<()
         let body = json!({"model": "chat", "messages": [message, {"role": "assistant", "content": "?"}, {"role": "user", "content": "Go on"}]});
         assert_eq!(bo.post_json("/v1/chat/completions", &body).await?.header("postern-label"), "classified", "{body}");
     }
+    // As JSON in JSON, as programs write it.
+    let escaped: String = passage.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+    for text in [format!("{{\"text\": \"{escaped}\"}}"), json!({"text": passage}).to_string()] {
+        assert_eq!(label(&bo, &text).await?, "classified", "{text}");
+    }
+    // Marked in parts that are short each.
+    let parts = |number: u32| -> Vec<Value> {
+        let word = |n: u32| format!("{}", (n + number).wrapping_mul(2_654_435_761));
+        (0..3).map(|part| json!({"type": "text", "text": (0..5).map(|n| word(part * 5 + n)).collect::<Vec<_>>().join(" ")})).collect()
+    };
+    let body = |content: &Value| json!({"model": "chat", "messages": [{"role": "user", "content": content}]});
+    let marked = amy.with_header("postern-label", "classified");
+    marked.post_json("/v1/chat/completions", &body(&json!(parts(0)))).await?;
+    let whole: String =
+        parts(0).iter().map(|part| part["text"].as_str().unwrap_or_default().to_owned() + " ").collect();
+    assert_eq!(label(&bo, &whole).await?, "classified");
     let vectors = json!({"model": "chat", "input": [passage]});
     assert_eq!(bo.post_json("/v1/embeddings", &vectors).await?.header("postern-label"), "classified");
     // Less of it, another tenant's, and what came along with it are free: a label does not spread from text to text.

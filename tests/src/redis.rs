@@ -111,6 +111,18 @@ impl Redis {
         Ok(())
     }
 
+    /// Killed, it begins again with what `SAVE` wrote, and not with what came after.
+    ///
+    /// # Errors
+    /// It cannot save, or does not start.
+    pub async fn falls_back_to(&mut self, then: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+        self.cli(&["SAVE"])?;
+        then().await?;
+        self.kill();
+        self.options.extend(["--appendonly", "no"].map(str::to_owned));
+        self.restart().await
+    }
+
     /// Sends it a signal, such as STOP: then it answers nothing, and keeps its connections.
     ///
     /// # Errors

@@ -24,6 +24,11 @@ struct Part {
 }
 
 impl Joint {
+    /// What it is of, in order.
+    pub fn parts(&self) -> impl Iterator<Item = u32> {
+        self.parts.iter().map(|part| part.id)
+    }
+
     /// Of these texts, each with what it is called.
     #[must_use]
     pub fn of(texts: &[(u32, &str)]) -> Vec<Self> {

@@ -23,7 +23,6 @@ pub(super) use traces::{AnswerReading, Who};
 
 use super::Conversation;
 use super::label::Label;
-use crate::answer::Place;
 use crate::config::file::Unavailable;
 use crate::config::{self, Config};
 use crate::keys::Keys;
@@ -76,7 +75,8 @@ impl Taint {
     pub(super) fn new(config: &Config, keys: &Keys, store: Option<Arc<Store>>) -> Self {
         let config::Taint { per_identity, keep, common, unavailable } = &config.classification.taint;
         let rooms = Rooms { of_identity: *per_identity, keep: *keep };
-        let shared = store.map(|store| Shared::new(store, keys, config.labels.clone(), rooms));
+        let are_others = config.replicas.as_ref().is_some_and(|replicas| replicas.count.get() > 1);
+        let shared = store.map(|store| Shared::new(store, keys, config.labels.clone(), rooms, are_others));
         let goes_on = *unavailable == Unavailable::Own;
         Self { passages: Passages::new(keys, common), held: Held::new(rooms), shared, goes_on }
     }
@@ -105,7 +105,7 @@ impl Taint {
         let marks = [traces.all.as_slice(), traces.talk.as_slice()].concat();
         (known.hits, known.lost) = self.held.look(ids, marks.iter());
         if let Some(shared) = &self.shared {
-            match shared.look(&self.held, ids, &marks).await {
+            match shared.look(ids, &marks).await {
                 Ok((hits, lost)) => {
                     known.hits.extend(hits);
                     known.lost = known.lost.max(lost);
@@ -148,8 +148,27 @@ impl Taint {
         self.keep_marks(who, &marks).await
     }
 
+    /// What is known of a text alone; an error: others may know more, and cannot be asked.
+    pub(super) async fn of_text(&self, who: &Who, text: &str) -> Result<Option<Label>, NotKept> {
+        if self.shared.is_none() && self.held.is_empty(&who.tenant) {
+            return Ok(None);
+        }
+        let mut marks = Vec::new();
+        traces::marks_of(who, &self.passages, text, |mark| marks.push(mark));
+        let ids = (&*who.tenant, &*who.identity);
+        let (mut hits, _) = self.held.look(ids, marks.iter());
+        if let Some(shared) = &self.shared {
+            match shared.look(ids, &marks).await {
+                Ok((others, _)) => hits.extend(others),
+                Err(_) if self.goes_on => {}
+                Err(_) => return Err(NotKept),
+            }
+        }
+        Ok(hits.into_iter().map(|(_, label)| label).max())
+    }
+
     /// The passages that the next piece of an answer brings.
-    pub(super) fn read(&self, reading: &mut AnswerReading, place: (u64, Place), text: &str, fresh: &mut Fresh) {
+    pub(super) fn read(&self, reading: &mut AnswerReading, place: u64, text: &str, fresh: &mut Fresh) {
         reading.read(&self.passages, place, text, &mut fresh.0);
     }
 
@@ -160,7 +179,10 @@ impl Taint {
     }
 
     async fn keep_marks(&self, who: &Who, marks: &[(Mark, Label)]) -> Result<(), NotKept> {
-        self.held.keep((&who.tenant, &who.identity), marks.iter().copied()).map_err(|_| NotKept)?;
+        // Of large requests it takes milliseconds.
+        let keep = || self.held.keep((&who.tenant, &who.identity), marks.iter().copied());
+        let kept = if marks.len() > LARGE / 8 { tokio::task::block_in_place(keep) } else { keep() };
+        kept.map_err(|_| NotKept)?;
         let Some(shared) = &self.shared else { return Ok(()) };
         let kept = shared.keep((&who.tenant, &who.identity), marks).await;
         kept.or(if self.goes_on { Ok(()) } else { Err(NotKept) })

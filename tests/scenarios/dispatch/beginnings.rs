@@ -96,6 +96,24 @@ async fn what_nobody_may_see_is_not_gone_on_with() -> Result<()> {
     Ok(())
 }
 
+/// A target says what was labelled elsewhere: to the next one that is a text like any other.
+#[tokio::test]
+async fn what_is_known_of_a_beginning_is_not_gone_on_with_where_it_may_not_be() -> Result<()> {
+    let office = Office::open().await?;
+    let postern = Postern::start(&office.config()).await?;
+    let (amy, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
+    let text = "The heron project moves its second site to the harbour in spring, and nobody outside of the board knows it yet.";
+    assert_eq!(amy.with_header("postern-label", "confidential").chat(text).await?.status, 200);
+    office.breaks_after(text).await?;
+    let before = office.asked().await?;
+    let (events, outcome) = answer(&postern, &bo, "What is new?").await?;
+    let after = office.asked().await?;
+    assert_eq!(after[1], before[1], "moon may not see it");
+    assert!(is_broken(&events) || after[2] > before[2], "{outcome}");
+    assert_eq!(outcome["label"], "confidential", "{outcome}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn whoever_may_see_it_goes_on() -> Result<()> {
     let office = Office::open().await?;

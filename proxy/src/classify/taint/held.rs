@@ -74,7 +74,7 @@ struct Holder {
 impl Holder {
     fn note(&mut self, mark: Mark, now: u32) -> bool {
         let is_new = match self.seen.entry(mark) {
-            Entry::Occupied(seen) if now - *seen.get() < SEEN_AGAIN => return false,
+            Entry::Occupied(seen) if now.saturating_sub(*seen.get()) < SEEN_AGAIN => return false,
             Entry::Occupied(mut seen) => {
                 seen.insert(now);
                 false
@@ -180,7 +180,13 @@ impl Held {
                 new.insert(Holder::default())
             }
         };
-        for (mark, label) in marks {
+        // Of one request no more than there is room for: the rest is lost at once.
+        let mut lost = None::<Label>;
+        for (number, (mark, label)) in marks.enumerate() {
+            if number >= self.rooms.of_identity {
+                lost = lost.max(Some(label));
+                continue;
+            }
             let kept = of_tenant.marks.entry(mark).or_insert(Kept { label, holders: 0 });
             kept.label = kept.label.join(label);
             if holder.note(mark, now) {
@@ -188,7 +194,8 @@ impl Held {
                 inner.marks += 1;
             }
         }
-        let extra = of_tenant.holders.get(identity).map_or(0, |holder| holder.seen.len());
+        holder.raise(lost, now);
+        let extra = holder.seen.len();
         inner.lose((tenant, identity), extra.saturating_sub(self.rooms.of_identity), now);
         while inner.marks > MAX_MARKS && inner.lose_of_most(now) {}
         if now >= inner.swept.saturating_add(SWEEP_EVERY) {

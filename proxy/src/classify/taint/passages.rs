@@ -9,7 +9,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use postern_text::words::folded;
+use postern_text::plain;
+use unicode_normalization::char::{decompose_compatible, is_combining_mark};
 
 use crate::keys::Keys;
 
@@ -37,9 +38,9 @@ impl Passages {
         let mut passages = Self { base, power, common: HashSet::new() };
         let mut hashes = HashSet::new();
         for text in common {
-            let mut reading = Reading::default();
-            for c in letters(text) {
-                hashes.extend(reading.candidate(&passages, c));
+            let (mut reading, mut letters) = (Reading::default(), Letters::default());
+            for c in text.chars() {
+                letters.read(c, &mut |letter| hashes.extend(reading.candidate(&passages, letter)));
             }
         }
         passages.common = hashes;
@@ -47,14 +48,74 @@ impl Passages {
     }
 }
 
-/// What counts of a text.
-fn letters(text: &str) -> impl Iterator<Item = char> {
-    text.chars().filter_map(folded).filter(|c| c.is_alphanumeric())
+/// The letters of a text that comes in pieces, each as it is compared: without accents and the difference of forms that read the same (NFKD; UAX #15),
+/// in lower case. What a backslash stands for in JSON counts as what it means, however often it was escaped: a text that is JSON in one place
+/// and plain in another is the same.
+#[derive(Debug, Default)]
+struct Letters(Escape);
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Escape {
+    #[default]
+    None,
+    /// After a backslash, or several.
+    Begun,
+    /// `\u` and so many digits, which make this.
+    Digits(u8, u32),
+}
+
+impl Letters {
+    fn read(&mut self, c: char, letter: &mut impl FnMut(char)) {
+        match (self.0, c) {
+            (Escape::None | Escape::Begun, '\\') => self.0 = Escape::Begun,
+            (Escape::Begun, 'u') => self.0 = Escape::Digits(0, 0),
+            // Line breaks and tabs.
+            (Escape::Begun, 'n' | 'r' | 't' | 'b' | 'f') => self.0 = Escape::None,
+            (Escape::Digits(count, value), c) => match c.to_digit(16) {
+                Some(digit) if count == 3 => {
+                    self.0 = Escape::None;
+                    // Half of a pair, which few letters have, is none.
+                    char::from_u32(value << 4 | digit).into_iter().for_each(|c| folded(c, letter));
+                }
+                Some(digit) => self.0 = Escape::Digits(count + 1, value << 4 | digit),
+                None => {
+                    self.0 = Escape::None;
+                    self.read(c, letter);
+                }
+            },
+            (Escape::None | Escape::Begun, c) => {
+                self.0 = Escape::None;
+                folded(c, letter);
+            }
+        }
+    }
+}
+
+/// The letters and digits that `c` reads as.
+fn folded(c: char, letter: &mut impl FnMut(char)) {
+    if c.is_ascii() {
+        if c.is_ascii_alphanumeric() {
+            letter(c.to_ascii_lowercase());
+        }
+        return;
+    }
+    let mut lower = |c: char| {
+        for c in c.to_lowercase() {
+            match c {
+                'ß' => ['s', 's'].into_iter().for_each(&mut *letter),
+                c if c.is_alphanumeric() && !is_combining_mark(c) => letter(c),
+                _ => {}
+            }
+        }
+    };
+    // Of letters that look like Latin ones, what they look like.
+    plain(c).into_iter().for_each(|c| decompose_compatible(c, &mut lower));
 }
 
 /// How far a text has been read, which may come in pieces.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
+    escape: Letters,
     /// The last [`SHARED`] letters, which have all candidates that may be chosen yet.
     letters: VecDeque<char>,
     hash: u64,
@@ -69,25 +130,31 @@ pub(super) struct Reading {
 impl Reading {
     /// Reads on, and gives each passage that is chosen: when so much of a text was read that it must be recognised by it, and not later.
     pub(super) fn read(&mut self, passages: &Passages, text: &str, mut chosen: impl FnMut(&str)) {
-        for c in letters(text) {
-            let Some(hash) = self.candidate(passages, c) else { continue };
-            let last = self.number - 1;
-            if !passages.common.contains(&hash) {
-                // Of equal ones, which are the same, the first: what repeats itself gives few.
-                while self.window.back().is_some_and(|(before, _)| *before > hash) {
-                    self.window.pop_back();
-                }
-                self.window.push_back((hash, last));
+        let mut escape = std::mem::take(&mut self.escape);
+        for c in text.chars() {
+            escape.read(c, &mut |letter| self.letter(passages, letter, &mut chosen));
+        }
+        self.escape = escape;
+    }
+
+    fn letter(&mut self, passages: &Passages, c: char, chosen: &mut impl FnMut(&str)) {
+        let Some(hash) = self.candidate(passages, c) else { return };
+        let last = self.number - 1;
+        if !passages.common.contains(&hash) {
+            // Of equal ones, which are the same, the first: what repeats itself gives few.
+            while self.window.back().is_some_and(|(before, _)| *before > hash) {
+                self.window.pop_back();
             }
-            while self.window.front().is_some_and(|(_, first)| first + WINDOW as u64 <= last) {
-                self.window.pop_front();
-            }
-            let is_full = self.number >= SHARED as u64;
-            let least = self.window.front().map(|(_, number)| *number).filter(|_| is_full);
-            if let Some(least) = least.filter(|least| self.chosen != Some(*least)) {
-                self.chosen = Some(least);
-                chosen(&self.ending_with(least));
-            }
+            self.window.push_back((hash, last));
+        }
+        while self.window.front().is_some_and(|(_, first)| first + WINDOW as u64 <= last) {
+            self.window.pop_front();
+        }
+        let is_full = self.number >= SHARED as u64;
+        let least = self.window.front().map(|(_, number)| *number).filter(|_| is_full);
+        if let Some(least) = least.filter(|least| self.chosen != Some(*least)) {
+            self.chosen = Some(least);
+            chosen(&self.ending_with(least));
         }
     }
 
@@ -180,6 +247,29 @@ mod tests {
         let first = |letters: usize| of(&passages, text.split_at(letters).0).len();
         assert_eq!((first(SHARED - 1), first(SHARED)), (0, 1));
         assert_eq!(of(&passages, &"ab".repeat(5_000)).len(), 1, "what repeats itself");
+    }
+
+    #[test]
+    fn what_reads_the_same_is_the_same() {
+        let passages = passages();
+        let known = |text: &str| of(&passages, &text.repeat(6));
+        for (one, other) in [
+            ("Le préfet a signé l’accord en été", "Le pre\u{301}fet a signe\u{301} l’accord en e\u{301}te\u{301}"),
+            (
+                "한국어로 쓴 비밀 문서입니다",
+                "\u{1112}\u{1161}\u{11ab}\u{1100}\u{116e}\u{11a8}\u{110b}\u{1165}로 쓴 비밀 문서입니다",
+            ),
+            ("the official office files", "the oﬃcial oﬃce ﬁles"),
+            ("Straße und Fußball", "STRASSE UND FUSSBALL"),
+            ("İstanbul iyi", "istanbul iyi"),
+            ("机密文件不得外传任何人", "\\u673a\\u5bc6\\u6587\\u4ef6\\u4e0d\\u5f97\\u5916\\u4f20\\u4efb\\u4f55\\u4eba"),
+            ("one\ntwo\nthree\tfour", "one\\ntwo\\nthree\\tfour"),
+            ("one \"two\" three", "one \\\\\\\"two\\\\\\\" three"),
+            ("all of it is the same", "a\u{345}l\u{345}l\u{345} of it is t\u{300}he same"),
+        ] {
+            assert!(!known(one).is_empty(), "{one}");
+            assert_eq!(known(one), known(other), "{one}");
+        }
     }
 
     #[test]

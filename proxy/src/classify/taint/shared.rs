@@ -1,32 +1,45 @@
 //! What gateways that stand in for each other remember together, in a Redis.
 //!
 //! It has hashes and the names of labels, and forgets what was not seen for long. Room is by identity as in [`Held`], in one script, so that several
-//! gateways keep to it together. Each gateway remembers its own part as well: a Redis that has lost what it had is told again, and nothing is looked
-//! up in it before.
+//! gateways keep to it together. Each gateway remembers its own part as well: a Redis that has lost what it had is told again, in the background, and nothing
+//! is looked up in it before, nor before others have had the time to do the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::Mark;
 use super::held::{Held, Rooms};
 use crate::classify::label::{Label, Labels};
 use crate::keys::Keys;
-use crate::store::{Away, Store};
+use crate::store::{Away, Line, Store};
 
 /// How long the Redis may take.
 const WITHIN: Duration = Duration::from_millis(250);
 /// Marks that are asked for, or told, at a time.
 const BATCH: usize = 1_024;
 /// Batches that are on their way at a time.
-const BATCHES: usize = 8;
+const BATCHES: usize = 2;
+/// Questions of more than one batch, at a time, and how long each of their steps may take.
+const LARGE_AT_ONCE: usize = 2;
+const LARGE_WITHIN: Duration = Duration::from_secs(1);
+/// Others notice within so long that the Redis has lost something, and tell it again.
+const OTHERS_TELL_WITHIN: Duration = Duration::from_secs(3);
+/// After it could not be told.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// So often it is looked whether the Redis has lost what it had.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of a reply: a number and a label for each mark.
 pub(crate) const REPLY: usize = 128 << 10;
+
+/// Which run of the server it is, or nothing where it may not be asked.
+const RUN: &str = r"
+local said = redis.pcall('INFO', 'server')
+return type(said) == 'string' and string.match(said, 'run_id:(%w+)') or ''
+";
 
 /// `ARGV`: what all keys begin with; a word by which it is known whether anything was lost; whose floor; for how many milliseconds that is kept; then marks.
 ///
@@ -79,7 +92,7 @@ local function let_go(mark)
   local key = prefix .. 'mark:' .. mark
   local holders, label = read(key)
   if holders > 1 then
-    redis.call('SET', key, string.format('%d %s', holders - 1, label), 'KEEPTTL')
+    redis.call('SET', key, string.format('%d %s', holders - 1, label), 'PX', math.max(1, redis.call('PTTL', key)))
   else
     redis.call('DEL', key)
   end
@@ -106,89 +119,162 @@ pub(super) struct Shared {
     labels: Labels,
     prefix: String,
     rooms: Rooms,
-    /// What this gateway puts there if nothing is; and what was there when it last told all that it knows.
-    own_word: String,
-    word: Mutex<Option<String>>,
-    /// Something could not be told.
+    /// Others may know what this gateway does not.
+    are_others: bool,
+    told: Mutex<Option<Told>>,
+    /// Something could not be told since.
     untold: AtomicBool,
-    /// Held while all is told.
-    telling: tokio::sync::Mutex<()>,
+    wake: Notify,
+    /// Large questions at a time: others are answered between them.
+    large: Semaphore,
+}
+
+/// A Redis that was told all that this gateway knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    /// What it had then, to be there as long as it loses nothing.
+    word: String,
+    /// Which run of it that was: one that starts again may have what it had some time ago. `None`: it does not say.
+    run: Option<String>,
+    /// Over which connection.
+    line: u64,
 }
 
 /// Marks that are known, and the floor.
 type Known = (Vec<(Mark, Label)>, Option<Label>);
 
+/// Unless this ends well, all is told again: whoever waits for it may go at any moment.
+struct Telling<'a>(Option<&'a Shared>);
+
+impl Telling<'_> {
+    fn has_ended_well(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0 {
+            shared.untold.store(true, Ordering::Release);
+            shared.wake.notify_one();
+        }
+    }
+}
+
 impl Shared {
-    pub(super) fn new(store: Arc<Store>, keys: &Keys, labels: Labels, rooms: Rooms) -> Self {
+    pub(super) fn new(store: Arc<Store>, keys: &Keys, labels: Labels, rooms: Rooms, are_others: bool) -> Self {
         let keys = keys.derive("redis:taint", &[]);
         let prefix = format!("postern:1:taint:{}:", keys.short_hash("prefix", &[]));
-        let own_word = uuid::Uuid::new_v4().to_string();
-        let (word, untold, telling) = (Mutex::default(), AtomicBool::new(false), tokio::sync::Mutex::default());
-        Self { store, keys, labels, prefix, rooms, own_word, word, untold, telling }
+        let (told, untold, wake) = (Mutex::default(), AtomicBool::new(false), Notify::new());
+        Self {
+            store,
+            keys,
+            labels,
+            prefix,
+            rooms,
+            are_others,
+            told,
+            untold,
+            wake,
+            large: Semaphore::new(LARGE_AT_ONCE),
+        }
     }
 
-    /// Keeps a connection, and tells what has to be told again, for as long as it is polled.
+    /// Keeps a connection, and tells what has to be told, for as long as it is polled.
     pub(super) async fn keep_up(&self, held: &Held) {
         let telling = async {
-            let mut look = tokio::time::interval(LOOK_EVERY);
-            look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut lines = self.store.lines();
             loop {
-                look.tick().await;
-                let _next_time = self.look(held, ("", ""), &[]).await;
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    _ = lines.changed() => {}
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                }
+                let Ok(line) = self.store.line() else { continue };
+                if self.look(("", ""), &[]).await.is_err() && self.tell_all(held, &line).await.is_err() {
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
             }
         };
         tokio::join!(self.store.keep_up(), telling);
     }
 
-    /// See [`Held::look`]. What `held` has is told before, if the Redis may have lost it.
-    pub(super) async fn look(&self, held: &Held, who: (&str, &str), marks: &[Mark]) -> Result<Known, Away> {
-        if self.untold.load(Ordering::Acquire) || self.word().is_none() {
-            self.tell_all(held).await?;
-        }
-        match self.ask(who, marks).await? {
-            (word, known) if Some(&word) == self.word().as_ref() => Ok(known),
-            // Another Redis, or one that has lost what it had.
-            _ => {
-                self.tell_all(held).await?;
-                let (word, known) = self.ask(who, marks).await?;
-                if Some(&word) == self.word().as_ref() { Ok(known) } else { Err(Away) }
-            }
-        }
+    /// See [`Held::look`].
+    ///
+    /// # Errors
+    /// The Redis cannot be asked, or may have lost something and was not told of it yet.
+    pub(super) async fn look(&self, who: (&str, &str), marks: &[Mark]) -> Result<Known, Away> {
+        let (line, expected) = self.ready()?;
+        let (word, known) = self.ask(&line, who, marks).await?;
+        if word == expected { Ok(known) } else { Err(self.has_lost_something()) }
     }
 
     /// See [`Held::keep`]. What cannot be told now is told later.
     pub(super) async fn keep(&self, who: (&str, &str), marks: &[(Mark, Label)]) -> Result<(), Away> {
-        let told = self.tell(who, marks, None).await;
-        let is_known = told.as_ref().is_ok_and(|word| Some(word) == self.word().as_ref());
-        if !is_known {
-            self.untold.store(true, Ordering::Release);
+        let telling = Telling(Some(self));
+        let (line, expected) = self.ready()?;
+        if self.tell(&line, who, marks, None).await? != expected {
+            return Err(self.has_lost_something());
         }
-        if is_known { Ok(()) } else { Err(Away) }
+        telling.has_ended_well();
+        Ok(())
     }
 
-    /// Tells all that this gateway remembers. Nobody waits for somebody else who does.
-    async fn tell_all(&self, held: &Held) -> Result<(), Away> {
-        let Ok(_alone) = self.telling.try_lock() else { return Err(Away) };
+    /// The connection over which all was told, and the word that has to be there.
+    fn ready(&self) -> Result<(Line, String), Away> {
+        let line = self.store.line()?;
+        let told = self.told().clone().filter(|told| told.line == line.number());
+        match told.filter(|_| !self.untold.load(Ordering::Acquire)) {
+            Some(told) => Ok((line, told.word)),
+            None => {
+                self.wake.notify_one();
+                Err(Away)
+            }
+        }
+    }
+
+    fn has_lost_something(&self) -> Away {
+        // Which run it is, and so that it was told before, is known still.
+        self.untold.store(true, Ordering::Release);
+        self.wake.notify_one();
+        Away
+    }
+
+    /// Tells all that this gateway remembers. Where something may be lost, others are given the time to do the same before anything is looked up.
+    async fn tell_all(&self, held: &Held, line: &Line) -> Result<(), Away> {
+        let telling = Telling(Some(self));
         // What cannot be told from here on is told the next time.
         self.untold.store(false, Ordering::Release);
-        let told = async {
-            let mut word = self.tell(("", ""), &[], None).await?;
-            for (tenant, identity) in held.holders() {
-                let (marks, floor) = held.of((&tenant, &identity));
-                word = self.tell((&tenant, &identity), &marks, floor).await?;
-            }
-            *self.word.lock().unwrap_or_else(PoisonError::into_inner) = Some(word);
-            Ok(())
-        };
-        let told = told.await;
-        if told.is_err() {
-            self.untold.store(true, Ordering::Release);
+        let before = self.told().clone();
+        let run = self.run(line).await?;
+        let word = self.tell(line, ("", ""), &[], None).await?;
+        let is_as_it_was = before.is_some_and(|told| told.word == word && told.run.is_some() && told.run == run);
+        for (tenant, identity) in held.holders() {
+            let (marks, floor) = held.of((&tenant, &identity));
+            self.tell(line, (&tenant, &identity), &marks, floor).await?;
         }
-        told
+        if self.are_others && !is_as_it_was {
+            tokio::time::sleep(OTHERS_TELL_WITHIN).await;
+        }
+        // While it was told it may have lost it again.
+        let (now, _) = self.ask(line, ("", ""), &[]).await?;
+        if now != word {
+            return Err(Away);
+        }
+        *self.told() = Some(Told { word, run, line: line.number() });
+        telling.has_ended_well();
+        Ok(())
     }
 
-    async fn ask(&self, who: (&str, &str), marks: &[Mark]) -> Result<(String, Known), Away> {
-        let line = self.store.line()?;
+    async fn run(&self, line: &Line) -> Result<Option<String>, Away> {
+        let mut asked = redis::pipe();
+        asked.cmd("EVAL").arg(RUN).arg(0);
+        let replies: Vec<String> = self.store.ask(line, &asked, WITHIN).await?;
+        Ok(replies.into_iter().next().filter(|run| !run.is_empty()))
+    }
+
+    async fn ask(&self, line: &Line, who: (&str, &str), marks: &[Mark]) -> Result<(String, Known), Away> {
+        let (_place, within) = self.place(marks.len()).await;
         let (mut word, mut hits, mut floor) = (None::<String>, Vec::new(), None::<Label>);
         let mut batches = marks.chunks(BATCH);
         let mut first = Some(batches.next().unwrap_or_default());
@@ -199,15 +285,15 @@ impl Shared {
             }
             let mut asked = redis::pipe();
             for batch in &some {
-                let call = asked.cmd("EVAL").arg(LOOK).arg(0).arg(&self.prefix).arg(&self.own_word);
+                let call = asked.cmd("EVAL").arg(LOOK).arg(0).arg(&self.prefix).arg(fresh_word());
                 call.arg(self.name(who)).arg(self.keep_ms());
                 for mark in *batch {
                     call.arg(&mark.0[..]);
                 }
             }
-            let replies: Vec<Vec<String>> = self.store.ask(&line, &asked, WITHIN).await?;
+            let replies: Vec<Vec<String>> = self.store.ask(line, &asked, within).await?;
             for (batch, reply) in some.into_iter().zip(replies) {
-                let [of, floor_name, pairs @ ..] = reply.as_slice() else { return Err(self.store.give_up(&line)) };
+                let [of, floor_name, pairs @ ..] = reply.as_slice() else { return Err(self.store.give_up(line)) };
                 if word.as_ref().is_some_and(|word| word != of) {
                     return Err(Away);
                 }
@@ -215,23 +301,29 @@ impl Shared {
                 let named = Some(floor_name).filter(|name| !name.is_empty()).map(|name| self.label(name));
                 floor = floor.max(named);
                 for pair in pairs.chunks(2) {
-                    let [number, label] = pair else { return Err(self.store.give_up(&line)) };
+                    let [number, label] = pair else { return Err(self.store.give_up(line)) };
                     let mark = number.parse::<usize>().ok().and_then(|number| batch.get(number));
-                    hits.push((*mark.ok_or_else(|| self.store.give_up(&line))?, self.label(label)));
+                    hits.push((*mark.ok_or_else(|| self.store.give_up(line))?, self.label(label)));
                 }
             }
         }
         Ok((word.ok_or(Away)?, (hits, floor)))
     }
 
-    async fn tell(&self, who: (&str, &str), marks: &[(Mark, Label)], floor: Option<Label>) -> Result<String, Away> {
-        let line = self.store.line()?;
+    async fn tell(
+        &self,
+        line: &Line,
+        who: (&str, &str),
+        marks: &[(Mark, Label)],
+        floor: Option<Label>,
+    ) -> Result<String, Away> {
+        let (_place, within) = self.place(marks.len()).await;
         let names = self.labels.names();
         let (mut word, mut batches) = (None::<String>, marks.chunks(BATCH));
         let mut first = Some(batches.next().unwrap_or_default());
         while let Some(batch) = first.take().or_else(|| batches.next()) {
             let mut asked = redis::pipe();
-            let call = asked.cmd("EVAL").arg(KEEP).arg(0).arg(&self.prefix).arg(&self.own_word);
+            let call = asked.cmd("EVAL").arg(KEEP).arg(0).arg(&self.prefix).arg(fresh_word());
             call.arg(self.name(who)).arg(self.keep_ms()).arg(self.rooms.of_identity);
             call.arg(floor.map_or("", |label| self.labels.name(label))).arg(names.len());
             for name in names {
@@ -242,10 +334,10 @@ impl Shared {
                     names.iter().position(|name| name == self.labels.name(*label)).map_or(names.len(), |n| n + 1);
                 call.arg(&mark.0[..]).arg(number);
             }
-            let replies: Vec<String> = self.store.ask(&line, &asked, WITHIN).await?;
+            let replies: Vec<String> = self.store.ask(line, &asked, within).await?;
             word = replies.into_iter().next();
         }
-        word.ok_or_else(|| self.store.give_up(&line))
+        word.ok_or_else(|| self.store.give_up(line))
     }
 
     /// A name that nobody here knows may be above all that are.
@@ -262,7 +354,21 @@ impl Shared {
         u64::try_from(self.rooms.keep.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn word(&self) -> Option<String> {
-        self.word.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Of large questions only some are asked at a time, and they may take longer: it must be them that wait.
+    async fn place(&self, marks: usize) -> (Option<SemaphorePermit<'_>>, Duration) {
+        if marks <= BATCH {
+            return (None, WITHIN);
+        }
+        // It is never closed; whoever waits goes when the time of the request is over.
+        (self.large.acquire().await.ok(), LARGE_WITHIN)
     }
+
+    fn told(&self) -> MutexGuard<'_, Option<Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a Redis that has nothing gets: another one each time, so that nobody takes it for what was there before.
+fn fresh_word() -> String {
+    uuid::Uuid::new_v4().to_string()
 }

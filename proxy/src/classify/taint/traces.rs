@@ -3,17 +3,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use postern_plugins::Joint;
 use postern_wire::json;
 use serde_json::Value;
 
 use super::Mark;
 use super::passages::{Passages, Reading};
-use crate::answer::Place;
 use crate::classify::Conversation;
 use crate::keys::{Hasher, Keys};
 use crate::redact::joints::joints;
-use crate::redact::segments;
+use crate::redact::{Segment, segments};
 use crate::request::ParsedRequest;
 
 /// Characters from which a text is remembered by itself.
@@ -64,30 +62,39 @@ impl Traces {
         let joints = joints(body, &segments, true);
         let mut seen = HashSet::new();
         let mut read = |text: &str, is_own: bool| {
-            let mut note = |mark: Mark| {
+            marks_of(who, passages, text, |mark| {
                 if seen.insert(mark) {
                     traces.all.push(mark);
                 }
                 if is_own {
                     traces.own.push(mark);
                 }
-            };
-            if text.chars().nth(LONG_TEXT - 1).is_some() {
-                note(who.mark("text", &[text.trim().as_bytes()]));
-            }
-            Reading::default().read(passages, text, |passage| note(who.mark("passage", &[passage.as_bytes()])));
+            });
         };
+        let is_own = |segment: &Segment<'_>| matches!(segment.role, "user" | "tool" | "function");
         for segment in &segments {
-            read(&segment.text, matches!(segment.role, "user" | "tool" | "function"));
+            read(&segment.text, is_own(segment));
         }
-        // What is split over several texts.
-        joints.iter().map(Joint::text).for_each(|text| read(text, false));
+        // What is split over several texts; each is of one role.
+        let own: HashSet<u32> = segments.iter().filter(|segment| is_own(segment)).map(|segment| segment.id).collect();
+        for joint in &joints {
+            read(joint.text(), joint.parts().any(|part| own.contains(&part)));
+        }
         traces.own.sort_unstable();
         traces.own.dedup();
         traces.talk = links(who, request);
         traces.talk.push(who.mark("conversation", &[&conversation.0]));
+        traces.talk.extend(beginning(who, request));
         traces
     }
+}
+
+/// What a text is known by.
+pub(super) fn marks_of(who: &Who, passages: &Passages, text: &str, mut note: impl FnMut(Mark)) {
+    if text.chars().nth(LONG_TEXT - 1).is_some() {
+        note(who.mark("text", &[text.trim().as_bytes()]));
+    }
+    Reading::default().read(passages, text, |passage| note(who.mark("passage", &[passage.as_bytes()])));
 }
 
 /// Each two turns that follow each other, for this identity. Instructions are no turn: they are the same in many conversations.
@@ -103,12 +110,40 @@ fn links(who: &Who, request: &ParsedRequest) -> Vec<Mark> {
     turns.iter().zip(turns.iter().skip(1)).map(link).collect()
 }
 
+/// The turns up to the first of a user, without what a program says to the model: that has the time of day in it, say. Not of a conversation that has a name.
+fn beginning(who: &Who, request: &ParsedRequest) -> Option<Mark> {
+    if request.marks.conversation.is_some() {
+        return None;
+    }
+    let messages = request.call.body().get("messages").and_then(Value::as_array)?;
+    let role = |message: &Value| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let end = messages.iter().position(|message| role(message) == "user")?;
+    let turns = messages.iter().take(end + 1).filter(|message| !matches!(&*role(message), "system" | "developer"));
+    let said: Vec<String> = turns.map(|turn| format!("{}:{}", role(turn), said(turn))).collect();
+    let mut parts = vec![who.identity.as_bytes()];
+    parts.extend(said.iter().map(String::as_bytes));
+    Some(who.mark("beginning", &parts))
+}
+
+/// The text of a turn, however it is written; what is no text is as it stands.
+fn said(turn: &Value) -> String {
+    match turn.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            let part =
+                |part: &Value| part.get("text").and_then(Value::as_str).map_or_else(|| part.to_string(), str::to_owned);
+            parts.iter().map(part).collect()
+        }
+        other => other.map(Value::to_string).unwrap_or_default(),
+    }
+}
+
 /// What an answer is known by, as it comes.
 #[derive(Debug)]
 pub(in crate::classify) struct AnswerReading {
     pub(in crate::classify) who: Who,
-    /// Of each choice and place.
-    readings: BTreeMap<(u64, Place), Reading>,
+    /// Of each place in it, by the hash of that.
+    readings: BTreeMap<u64, Reading>,
 }
 
 impl AnswerReading {
@@ -117,7 +152,7 @@ impl AnswerReading {
     }
 
     /// The marks that the next piece of a text brings.
-    pub(super) fn read(&mut self, passages: &Passages, place: (u64, Place), text: &str, marks: &mut Vec<Mark>) {
+    pub(super) fn read(&mut self, passages: &Passages, place: u64, text: &str, marks: &mut Vec<Mark>) {
         if self.readings.len() >= MAX_READINGS && !self.readings.contains_key(&place) {
             return;
         }
