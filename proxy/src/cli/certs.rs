@@ -237,8 +237,16 @@ fn revoke(config: &ConfigArgument, id: Option<SpiffeId>, serial: Option<Serial>)
 }
 
 fn note_unmatched(config: &Config, id: &SpiffeId) {
-    if !is_expected(config, id) {
-        note("no rule under `identities` matches this ID, so the gateway will refuse it");
+    let role = config.operators.iter().filter(|(pattern, _)| pattern.matches(id)).map(|(_, role)| *role).max();
+    match role {
+        _ if is_expected(config, id) => {}
+        Some(role) => {
+            let role = format!("{role:?}").to_lowercase();
+            note(&format!(
+                "`operators` lets it use the admin address, as {role}; no rule under `identities` lets it ask anything"
+            ));
+        }
+        None => note("no rule under `identities` matches this ID, so the gateway will refuse it"),
     }
 }
 

@@ -65,7 +65,9 @@ async fn a_conversation_is_known_without_its_beginning() {
     let other = [says("system", "Be brief. It is 12:04."), talk[1].clone(), talk[2].clone(), says("user", "Why?")];
     assert_eq!(known("amy", &other).await, Some(scene.high), "another system prompt");
     assert_eq!(known("bo", &talk).await, None, "somebody else's");
-    assert_eq!(known("amy", &[&talk[..2], &goes_on].concat()).await, None, "the same question in another conversation");
+    assert_eq!(known("amy", &[&talk[..2], &goes_on].concat()).await, Some(scene.high), "it begins in the same way");
+    let aside = [says("user", "Who?"), talk[1].clone(), goes_on[0].clone(), goes_on[1].clone()];
+    assert_eq!(known("amy", &aside).await, None, "the same question in another conversation");
     let split = [says("user", "Where?"), says("system", "Careful."), says("assistant", "The harbour.")];
     assert_eq!(known("amy", &split).await, Some(scene.high), "instructions in between");
 }
@@ -98,7 +100,8 @@ async fn a_long_request_leaves_its_last_links_only() {
         let who = Who::of(&scene.keys, &request);
         scene.taint.traces(&who, &request, Conversation([0; 32])).talk
     };
-    assert_eq!(of(&turns).len(), LINKS + 1);
-    assert_eq!(of(&turns), of(&turns[1_000..]));
-    assert_eq!((of(&turns[..1]).len(), of(&turns[..2]).len()), (1, 2));
+    // And two for where it begins.
+    assert_eq!(of(&turns).len(), LINKS + 2);
+    assert_eq!(of(&turns)[..LINKS], of(&turns[1_000..])[..LINKS]);
+    assert_eq!((of(&turns[..1]).len(), of(&turns[..2]).len()), (2, 3));
 }
