@@ -441,7 +441,7 @@ mod tests {
         let newest = log.checkpoint().unwrap();
         let push = Push::of(log.files(), &key, &newest, 0, u64::MAX).unwrap();
         kept.accept(&mut state, &push.to_bytes()).unwrap();
-        let mut other = |name: &str| {
+        let other = |name: &str| {
             let mut other = Log::open(&dir.path().join(name), key.clone(), |_| false).unwrap();
             other.append(&[name], false).unwrap();
             other.checkpoint().unwrap().bytes

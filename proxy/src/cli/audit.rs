@@ -111,7 +111,8 @@ fn own_key(folder: &Path) -> anyhow::Result<Key> {
 
 /// What somebody else wrote, for a terminal: what would move its cursor, change its colours or turn its text round is written as JSON writes it.
 fn plain(text: &str) -> String {
-    let turns = |letter: char| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+    let turns =
+        |letter: char| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
     let one = |letter: char| match letter {
         letter if letter.is_control() || turns(letter) => format!("\\u{:04x}", u32::from(letter)),
         letter => letter.to_string(),

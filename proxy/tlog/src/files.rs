@@ -472,15 +472,12 @@ fn tiles(dir: &Path, kind: Kind, each: &mut impl FnMut(u64, u64)) -> Result<(), 
 
 /// The tiles in the folders so deep below `dir`, which is `above` of its tiles' numbers. Links are not followed: they may lead back. Folders
 /// are looked at in ascending order, as long as `each` says so.
-fn numbers(
-    dir: &Path,
-    above: &str,
-    depth: usize,
-    each: &mut impl FnMut(u64, u64) -> bool,
-) -> Result<bool, LogError> {
+fn numbers(dir: &Path, above: &str, depth: usize, each: &mut impl FnMut(u64, u64) -> bool) -> Result<bool, LogError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(true);
+        }
         Err(error) => return Err(LogError::io(dir)(error)),
     };
     let is_inner = |name: &str, is_dir: bool| is_dir && name.starts_with('x') && !(above.is_empty() && name == "x000");

@@ -182,7 +182,9 @@ pub fn agree(
         )));
     }
     if let Some(name) = all.twice() {
-        return Err(LogError::Note(format!("two keys have the name {name}, and a log has one: somebody made another of that name")));
+        return Err(LogError::Note(format!(
+            "two keys have the name {name}, and a log has one: somebody made another of that name"
+        )));
     }
     // Somebody has written just that already, in the newest generation.
     if !known.iter().any(|known| known.text == all.text()) {

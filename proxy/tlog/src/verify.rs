@@ -365,7 +365,8 @@ fn compare_journal(files: &Files, tree: Option<&Tree>, report: &mut Report) -> R
     for first in journal::segments(&dir)? {
         // Those after the checkpoint may be in tiles.
         if end.unwrap_or(report.size).max(report.size) < first && files.entry(first - 1).is_err() {
-            let what = format!("it begins with record {first}, and those before it are nowhere: it is no part of the log");
+            let what =
+                format!("it begins with record {first}, and those before it are nowhere: it is no part of the log");
             report.find(format!("journal/{}", journal::name(first)), what);
             continue;
         }

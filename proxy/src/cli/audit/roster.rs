@@ -110,7 +110,8 @@ fn contradictions(roster: &SignedRoster, said: &[(String, Told)], all_whole: boo
     }
     for (name, told) in said.iter().filter(|(_, told)| told.generation <= generation) {
         let (at, then) = (told.generation, told.logs);
-        let is_other = at == generation && (then != logs || told.sha256.as_ref().is_some_and(|hash| *hash != roster.digest()));
+        let is_other =
+            at == generation && (then != logs || told.sha256.as_ref().is_some_and(|hash| *hash != roster.digest()));
         // Names are only added.
         if then > logs {
             findings.insert(format!(

@@ -102,7 +102,9 @@ pub(super) fn check(files: &Files, trusted: &Trusted<'_>) -> anyhow::Result<(Rep
         report.findings.push(Finding { place: format!("records 0 to {}", report.first - 1), what });
     }
     if seen.is_too_much {
-        let what = format!("there are more than {MOST} notices of a kind, or requests without an outcome, and no gateway writes so many");
+        let what = format!(
+            "there are more than {MOST} notices of a kind, or requests without an outcome, and no gateway writes so many"
+        );
         report.findings.push(Finding { place: "records".to_owned(), what });
     }
     Ok((report, seen))
@@ -289,7 +291,9 @@ mod tests {
     fn what_was_taken_over_without_a_signature_is_known_as_one_range_and_other_kinds_are_no_words() {
         let mut seen = Seen::default();
         for (from, records) in [(10, 5), (30, 5), (12, 10), (22, 8), (50, 1)] {
-            let record = format!("{{\"record\":\"1\",\"kind\":\"notice\",\"what\":\"unsigned\",\"from\":{from},\"records\":{records}}}");
+            let record = format!(
+                "{{\"record\":\"1\",\"kind\":\"notice\",\"what\":\"unsigned\",\"from\":{from},\"records\":{records}}}"
+            );
             seen.note(60, record.as_bytes());
         }
         assert_eq!(seen.unsigned, [(10, 35), (50, 51)].into());
