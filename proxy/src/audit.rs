@@ -11,6 +11,7 @@ mod log;
 mod outcome;
 mod read;
 mod roster;
+mod seldom;
 mod witness;
 
 pub use copies::CopyRefusal;

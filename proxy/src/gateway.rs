@@ -157,7 +157,7 @@ impl Gateway {
         let (audit, flushed) =
             AuditLog::open(&config.audit, (&config.trust_domain, digest(file), config.offline), metrics.clone())
                 .context("the records")?;
-        let witnesses = Witness::all(&config.audit, config.offline).context("`audit.witnesses`")?;
+        let witnesses = Witness::all(&config.audit.witnesses, config.offline);
         let copier = Copier::of(&config.audit, &audit, certificate, config.offline);
         let roster = RosterKeeper::of(&config, &keys, &audit, &metrics).context("the roster of the records")?;
         let tenant_keys = TenantKeys::open(&config.state_dir, &keys).context("tenant-keys in state_dir")?;

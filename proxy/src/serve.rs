@@ -252,8 +252,8 @@ fn keep_up(gateway: &Arc<Gateway>) {
             }
         });
     }
-    let listing = gateway.clone();
-    tokio::spawn(async move { listing.roster.keep_up(&listing.audit).await });
+    let (listing, until) = (gateway.clone(), offline.clone());
+    tokio::spawn(async move { listing.roster.keep_up(&listing.audit, &until).await });
     let (copying, until) = (gateway.clone(), offline.clone());
     tokio::spawn(async move {
         if let Some(copier) = &copying.copier {

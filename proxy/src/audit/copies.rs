@@ -9,12 +9,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use postern_tlog::{LogError, MAX_PUSH, Mirror, Push, Refusal};
+use postern_tlog::{LogError, MAX_PUSH, Mirror, Push, Refusal, read_file};
 use serde_json::json;
 use time::Date;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use super::line::Notice;
+use super::seldom::Seldom;
 use super::{AuditLog, day_of};
 use crate::config;
 use crate::config::audit::CopyFrom;
@@ -31,10 +32,14 @@ pub(crate) const COPIES_PATH: &str = "/.well-known/postern/copies/";
 /// What stays free of copies on a disk, or one part in so many of a small one: the own records need it.
 const FREE: u64 = 1 << 30;
 const FREE_PART: u64 = 20;
-/// What a record takes on the disk beside its bytes: its length and its hash.
-const BESIDE: u64 = 36;
-/// What a checkpoint at the end of a day takes.
-const KEPT: u64 = 4096;
+/// What a record takes on the disk beside its bytes: its length, its hash, and its part of what files of 256 take more than they have.
+const BESIDE: u64 = 52;
+/// What a file takes at least, and what is counted of it. A checkpoint at the end of a day is not longer.
+const BLOCK: u64 = 4096;
+/// Requests whose bodies are read at a time.
+const READING: usize = 4;
+/// Bytes of the checkpoint that contradicts a copy.
+const MAX_EVIDENCE: u64 = 64 << 10;
 /// Folders in each other, of a log.
 const DEPTH: usize = 12;
 
@@ -93,6 +98,10 @@ pub(crate) struct Copies(Vec<Arc<Kept>>);
 #[derive(Debug)]
 pub(crate) struct Kept {
     from: CopyFrom,
+    /// Bodies that are read.
+    reading: Semaphore,
+    /// That it cannot be kept.
+    failing: Seldom,
     /// One request at a time.
     state: Arc<tokio::sync::Mutex<State>>,
     /// Its alarm is on record, once for each run.
@@ -111,9 +120,7 @@ struct State {
 impl Copies {
     /// Those of the configuration.
     pub(crate) fn of(settings: &config::Audit) -> Self {
-        let one =
-            |from: &CopyFrom| Arc::new(Kept { from: from.clone(), state: Arc::default(), told: Mutex::default() });
-        Self(settings.copies.iter().map(one).collect())
+        Self(settings.copies.iter().map(|from| Arc::new(Kept::of(from.clone()))).collect())
     }
 
     /// The one that this address is of, if whoever asks may send it. Over the connection of somebody else nobody may.
@@ -125,6 +132,11 @@ impl Copies {
 }
 
 impl Kept {
+    fn of(from: CopyFrom) -> Self {
+        let (reading, failing) = (Semaphore::new(READING), Seldom::default());
+        Self { from, reading, failing, state: Arc::default(), told: Mutex::default() }
+    }
+
     /// Answers a request of who sends it.
     pub(crate) async fn answer(self: &Arc<Self>, gateway: &Gateway, request: Request<Incoming>) -> Response<Body> {
         let within = gateway.config.limits.receive.0;
@@ -158,17 +170,15 @@ impl Kept {
     }
 
     async fn take(self: &Arc<Self>, body: Incoming, within: Duration) -> Result<u64, Refused> {
-        let state = match self.lock() {
-            Ok(state) => state,
-            Err(refused) => {
-                discard(body).await;
-                return Err(refused);
-            }
+        // Who is slow keeps nobody else from it.
+        let Ok(_reading) = self.reading.try_acquire() else {
+            discard(body).await;
+            return Err(CopyRefusal::Unavailable.into());
         };
         let received = tokio::time::timeout(within, Limited::new(body, MAX_PUSH).collect()).await;
         let received = received.map_err(|_| Error::ReceiveTimeout(within))?;
         let bytes = received.map_err(|_| Error::TooLarge { limit: MAX_PUSH as u64 })?.to_bytes();
-        self.blocking(state, move |kept, state| kept.accept(state, &bytes)).await
+        self.blocking(self.lock()?, move |kept, state| kept.accept(state, &bytes)).await
     }
 
     fn lock(&self) -> Result<OwnedMutexGuard<State>, Refused> {
@@ -212,19 +222,17 @@ impl Kept {
         let push = Push::parse(bytes)?;
         let has = self.opened(state)?.size();
         let size: u64 = push.entries.iter().map(|entry| entry.len() as u64 + BESIDE).sum();
-        let is_full = state.bytes.saturating_add(size + KEPT) > self.from.max_size || is_nearly_full(&self.from.dir);
+        let is_full = state.bytes.saturating_add(size + BLOCK) > self.from.max_size || is_nearly_full(&self.from.dir);
         if is_full && !push.entries.is_empty() {
             return Err(CopyRefusal::Full.into());
         }
         let day = push.entries.first().and_then(|entry| day_of(entry));
         let ended = state.day.filter(|before| day.is_some_and(|day| day > *before)).filter(|_| push.from == has);
+        let ended = ended.map(|ended| ended.to_string());
         let mirror = self.opened(state)?;
-        if let Some(ended) = ended {
-            mirror.keep(&ended.to_string()).map_err(|error| self.cannot(&error))?;
-        }
-        match mirror.accept(&push) {
+        match mirror.accept(&push, ended.as_deref()) {
             Ok(records) => {
-                state.bytes += size + if ended.is_some() { KEPT } else { 0 };
+                state.bytes += size + if ended.is_some() { BLOCK } else { 0 };
                 state.day = push.entries.last().and_then(|entry| day_of(entry)).max(state.day);
                 Ok(records)
             }
@@ -238,8 +246,8 @@ impl Kept {
                     _ => None,
                 };
                 if shown.is_some() {
-                    // Both are signed by the same key: together they prove it.
-                    let _said_anyway = write_once(&self.from.dir.join("contradicted"), &push.checkpoint);
+                    let is_rewritten = matches!(refusal, Refusal::Rewritten { .. });
+                    keep_evidence(mirror, &self.from.dir.join("contradicted"), &push.checkpoint, is_rewritten);
                 }
                 Err(Refused { shown, ..refusal.into() })
             }
@@ -247,7 +255,9 @@ impl Kept {
     }
 
     fn cannot(&self, error: &LogError) -> Refused {
-        tracing::error!(log = self.from.key.name(), %error, "the copy of this log cannot be kept here");
+        if self.failing.is_due() {
+            tracing::error!(log = self.from.key.name(), %error, "the copy of this log cannot be kept here");
+        }
         CopyRefusal::Unavailable.into()
     }
 
@@ -312,12 +322,30 @@ fn accepted(records: u64) -> Response<Body> {
     response
 }
 
-/// Bytes of all files below a folder.
+/// Keeps what shows that a log was set back or rewritten. Two histories are signed by the same key and prove it; an older state is a beginning
+/// of what is here, and proves nothing by itself. So the first is never replaced, and takes the place of the second.
+fn keep_evidence(mirror: &mut Mirror, path: &Path, checkpoint: &[u8], is_rewritten: bool) {
+    let there = match read_file(path, MAX_EVIDENCE) {
+        Ok(there) => there,
+        // Whatever it is, it is not ours to replace.
+        Err(_) => return,
+    };
+    let mut is_older = |there: Vec<u8>| {
+        let shown = Push { from: 0, entries: Vec::new(), checkpoint: there };
+        matches!(mirror.accept(&shown, None), Err(Refusal::SetBack { .. }))
+    };
+    if there.is_none_or(|there| is_rewritten && is_older(there)) {
+        // What cannot be kept is said anyway.
+        let _said = write_once(path, checkpoint);
+    }
+}
+
+/// Bytes that all files below a folder take, in whole blocks.
 fn bytes_below(dir: &Path, depth: usize) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let bytes = entries.map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() && depth < DEPTH => bytes_below(&entry.path(), depth + 1),
-        Ok(metadata) => metadata.len(),
+        Ok(metadata) if metadata.is_dir() && depth < DEPTH => BLOCK + bytes_below(&entry.path(), depth + 1),
+        Ok(metadata) => metadata.len().div_ceil(BLOCK) * BLOCK,
         Err(_) => 0,
     });
     bytes.sum()
@@ -326,7 +354,13 @@ fn bytes_below(dir: &Path, depth: usize) -> u64 {
 fn is_nearly_full(dir: &Path) -> bool {
     let Ok(there) = rustix::fs::statvfs(dir) else { return false };
     let bytes = |blocks: u64| blocks.saturating_mul(there.f_frsize);
-    bytes(there.f_bavail) < (bytes(there.f_blocks) / FREE_PART).min(FREE)
+    is_low((bytes(there.f_bavail), bytes(there.f_blocks)), (there.f_favail, there.f_files))
+}
+
+/// Whether of the bytes or the files that a disk can have, free ones and all, so few are free that the own records need them. A file system
+/// that counts no files has as many as it wants.
+fn is_low((free, all): (u64, u64), (free_files, all_files): (u64, u64)) -> bool {
+    free < (all / FREE_PART).min(FREE) || free_files < all_files / FREE_PART
 }
 
 #[cfg(test)]
@@ -343,8 +377,8 @@ mod tests {
         let mut log = Log::open(&dir.path().join("log"), key.clone(), |_| false).unwrap();
         let identity = "spiffe://branch.example.org/one/gateway".parse().unwrap();
         let copy = dir.path().join("copy");
-        let from = CopyFrom { identity, key: key.public().clone(), max_size: 64 << 10, dir: copy.clone() };
-        let kept = Kept { from, state: Arc::default(), told: Mutex::default() };
+        let from = CopyFrom { identity, key: key.public().clone(), max_size: 128 << 10, dir: copy.clone() };
+        let kept = Kept::of(from);
         let mut has = 0;
         for day in ["2026-11-01", "2026-11-02", "2026-11-03"] {
             // As after a restart: the day is known by the records.
@@ -372,5 +406,56 @@ mod tests {
         let trusted = postern_tlog::Trusted { key: key.public(), later: &[], witnesses: &[] };
         let report = postern_tlog::verify(&Files::new(&copy), &trusted, |_, _| {}).unwrap();
         assert!(report.is_good() && report.size == 6 && report.kept == 2, "{report:?}");
+    }
+
+    #[test]
+    fn a_disk_is_full_by_its_bytes_or_by_its_files() {
+        let gib = 1_u64 << 30;
+        assert!(!is_low((2 * gib, 100 * gib), (60, 1000)));
+        assert!(is_low((gib - 1, 100 * gib), (60, 1000)) && is_low((2 * gib, 100 * gib), (49, 1000)));
+        assert!(!is_low((gib, 2 * gib), (0, 0)), "it counts none");
+    }
+
+    #[test]
+    fn files_are_counted_by_the_blocks_that_they_take() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("inner")).unwrap();
+        for name in ["a", "inner/b"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        assert_eq!(bytes_below(dir.path(), 0), 3 * BLOCK);
+    }
+
+    #[test]
+    fn two_histories_are_kept_and_an_older_state_never_takes_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = SecretKey::parse(&SecretKey::generate("branch.example.org/audit/0123abcd").unwrap()).unwrap();
+        let mut log = Log::open(&dir.path().join("log"), key.clone(), |_| false).unwrap();
+        let identity = "spiffe://branch.example.org/one/gateway".parse().unwrap();
+        let copy = dir.path().join("copy");
+        let from = CopyFrom { identity, key: key.public().clone(), max_size: 1 << 20, dir: copy.clone() };
+        let (kept, mut state) = (Kept::of(from), State::default());
+        log.append(&["{}"], false).unwrap();
+        let older = log.checkpoint().unwrap();
+        log.append(&["{}", "{}"], false).unwrap();
+        let newest = log.checkpoint().unwrap();
+        let push = Push::of(log.files(), &key, &newest, 0, u64::MAX).unwrap();
+        kept.accept(&mut state, &push.to_bytes()).unwrap();
+        let other = |name: &str| {
+            let mut other = Log::open(&dir.path().join(name), key.clone(), |_| false).unwrap();
+            other.append(&[name], false).unwrap();
+            other.checkpoint().unwrap().bytes
+        };
+        let (first, second) = (other("first"), other("second"));
+        let mut shown = |checkpoint: &[u8]| {
+            let push = Push { from: 0, entries: Vec::new(), checkpoint: checkpoint.to_vec() };
+            assert!(kept.accept(&mut state, &push.to_bytes()).is_err());
+            std::fs::read(copy.join("contradicted")).unwrap()
+        };
+        assert_eq!(shown(&older.bytes), older.bytes);
+        assert_eq!(shown(&first), first);
+        for later in [&older.bytes, &second] {
+            assert_eq!(shown(later), first);
+        }
     }
 }

@@ -19,6 +19,8 @@ use crate::tls::Certificate;
 const EVERY: Duration = Duration::from_secs(1);
 /// The longest wait after failures.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait before all is given again to who lost it.
+const MAX_PAUSE: Duration = Duration::from_secs(3600);
 /// Letters of an error code that is told.
 const MAX_CODE: usize = 40;
 
@@ -63,6 +65,8 @@ impl Copier {
     pub(crate) async fn keep_up(&self, log: &AuditLog, metrics: &Metrics) {
         let mut checkpoints = log.checkpoints();
         let (mut has, mut failures, mut told) = (None, 0_u32, false);
+        // What it took already, and how often it said that it has less.
+        let (mut most, mut lost) = (0, 0_u32);
         metrics.copied_contradicts(false);
         loop {
             let newest = checkpoints.borrow_and_update().clone();
@@ -74,11 +78,17 @@ impl Copier {
             };
             match self.step(log, &newest, has).await {
                 Step::Has(records) => {
-                    (has, failures) = (Some(records), 0);
+                    let is_less = has.is_none() && records < most;
                     metrics.copied(records, time::OffsetDateTime::now_utc().unix_timestamp());
                     metrics.copied_contradicts(false);
-                    if std::mem::take(&mut told) {
-                        tracing::info!(to = self.to, "the other gateway takes this log again");
+                    if std::mem::take(&mut told) || failures > 0 {
+                        tracing::info!(to = self.to, records, "the other gateway takes this log again");
+                    }
+                    (has, failures, most) = (Some(records), 0, most.max(records));
+                    if is_less {
+                        lost = lost.saturating_add(1);
+                        self.way.complain(&format!("it has {records} records, and took {most} before; it is given all of them again, more slowly each time"));
+                        tokio::time::sleep(pause(lost)).await;
                     }
                     // Without a pause, as long as there is more.
                     if records >= newest.head.size {
@@ -196,6 +206,11 @@ fn code(body: &[u8]) -> String {
     code.unwrap_or_default()
 }
 
+/// How long to wait before everything is given again to who lost it so many times.
+fn pause(lost: u32) -> Duration {
+    MAX_WAIT.saturating_mul(1 << lost.saturating_sub(1).min(16)).min(MAX_PAUSE)
+}
+
 /// How long to wait after so many failures in a row.
 fn wait(failures: u32) -> Duration {
     EVERY.saturating_mul(1 << failures.min(16)).min(MAX_WAIT)
@@ -204,6 +219,11 @@ fn wait(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_loses_a_copy_again_and_again_is_given_it_less_and_less_often() {
+        assert_eq!([1, 2, 5, 9, u32::MAX].map(|lost| pause(lost).as_secs()), [60, 120, 960, 3600, 3600]);
+    }
 
     #[test]
     fn of_an_error_only_its_code_is_told() {

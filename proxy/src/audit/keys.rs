@@ -1,16 +1,17 @@
 //! The key of each log. A log that begins anew, in an empty folder, is another log with another name and key: so nobody, the
 //! gateway included, can give a second history out for the first.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use postern_tlog::{Key, SecretKey};
+use postern_tlog::{Key, SecretKey, read_file};
 
 use crate::keys::write_once;
 
 /// Logs of one gateway that a roster names.
 const MAX_OWN: usize = 32;
+/// Bytes of a public key at most.
+const MAX_PUBLIC: u64 = 4096;
 
 /// Where keys are: the secret ones in `state_dir`, the public one beside the log's files.
 #[derive(Debug, Clone)]
@@ -26,11 +27,9 @@ impl LogKeys {
 
     /// The public key of the log; `None` if there is none yet.
     pub(crate) fn public(&self) -> anyhow::Result<Option<Key>> {
-        let text = match std::fs::read_to_string(&self.public) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| self.public.display().to_string()),
-        };
+        // Of a copy somebody else made it: it may be a pipe, or without end.
+        let Some(bytes) = read_file(&self.public, MAX_PUBLIC)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&bytes);
         Ok(Some(Key::parse(&text).with_context(|| self.public.display().to_string())?))
     }
 

@@ -58,6 +58,9 @@ pub(super) struct Notice {
     /// How many logs it names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) logs: Option<u64>,
+    /// What tells its text from any other of that generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sha256: Option<String>,
     /// How many answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) requests: Option<u64>,

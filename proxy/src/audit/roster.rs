@@ -10,8 +10,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use data_encoding::HEXLOWER;
 use postern_tlog::{Files, SecretKey, SignedRoster, agree, keep_roster, read_roster};
+use tokio_util::sync::CancellationToken;
 
 use super::line::Notice;
+use super::seldom::Seldom;
 use super::{AuditLog, LogKeys};
 use crate::config::Config;
 use crate::keys::Keys;
@@ -42,6 +44,17 @@ pub(crate) struct RosterKeeper {
     /// Another place for it, which goes on when a log begins anew: its generations never fall.
     beside: Files,
     shared: Option<Shared>,
+    /// What is wrong with the file, and why it is not as it must be.
+    changed: Seldom,
+    failing: Seldom,
+}
+
+/// How far it is.
+#[derive(Debug, Default)]
+struct Looked {
+    known: Option<SignedRoster>,
+    /// The generation that is on record.
+    told: Option<u64>,
 }
 
 /// Where replicas write it.
@@ -75,15 +88,15 @@ impl RosterKeeper {
             Shared { store, keys, key }
         });
         let (retired, beside) = (audit.retired.clone(), Files::new(&audit.state_dir));
-        Ok(Self { domain: config.trust_domain.clone(), own, retired, beside, shared })
+        let (changed, failing) = (Seldom::default(), Seldom::default());
+        Ok(Self { domain: config.trust_domain.clone(), own, retired, beside, shared, changed, failing })
     }
 
-    /// Keeps it as it must be, here and with others, for as long as it is polled.
-    pub(crate) async fn keep_up(&self, log: &AuditLog) {
+    /// Keeps it as it must be, here and, until the gateway goes `offline`, with others, for as long as it is polled.
+    pub(crate) async fn keep_up(&self, log: &AuditLog, offline: &CancellationToken) {
         let connection = async {
-            match &self.shared {
-                Some(shared) => shared.store.keep_up().await,
-                None => std::future::pending().await,
+            if let Some(shared) = &self.shared {
+                offline.run_until_cancelled(shared.store.keep_up()).await;
             }
         };
         let look = async {
@@ -92,9 +105,11 @@ impl RosterKeeper {
                 let mut lines = shared.store.lines();
                 let _not_yet = tokio::time::timeout(FIRST_WITHIN, lines.wait_for(Option::is_some)).await;
             }
-            let mut known = None;
+            let mut looked = Looked::default();
             loop {
-                if let Err(error) = self.look(log, &mut known).await {
+                if let Err(error) = self.look(log, &mut looked, offline).await
+                    && self.failing.is_due()
+                {
                     tracing::warn!(
                         error = format!("{error:#}"),
                         "the roster of the logs is not as it must be yet; it is tried again"
@@ -106,38 +121,43 @@ impl RosterKeeper {
         tokio::join!(connection, look);
     }
 
-    async fn look(&self, log: &AuditLog, known: &mut Option<SignedRoster>) -> anyhow::Result<()> {
+    async fn look(&self, log: &AuditLog, looked: &mut Looked, offline: &CancellationToken) -> anyhow::Result<()> {
+        let Looked { known, told } = looked;
         let (files, beside) = (log.files().clone(), self.beside.clone());
         // What cannot be read is not what was written.
         let read = |files: &Files| read_roster(files).unwrap_or_else(|_| Some(Vec::new()));
         let (there, beside) = tokio::task::spawn_blocking(move || (read(&files), read(&beside))).await?;
         let here = there.as_ref().and_then(|bytes| self.own_word(bytes));
-        if there.is_some() && here.is_none() {
+        if there.is_some() && here.is_none() && self.changed.is_due() {
             tracing::error!(
                 "the file `roster` beside the records is not what this gateway signed: somebody changed it. It is written anew"
             );
         }
         let aside = beside.as_ref().and_then(|bytes| self.own_word(bytes));
         let before = known.clone().or_else(|| here.clone());
-        let shared = self.read().await;
+        let shared = offline.run_until_cancelled(self.read()).await.flatten();
         let theirs = shared.as_ref().and_then(|(_, roster)| roster.clone());
         let all: Vec<SignedRoster> = known.iter().cloned().chain(here).chain(aside).chain(theirs).collect();
         let agreed = agree(&self.domain, &all, &self.own, &self.retired)?;
+        // On record first: a gateway that is killed after the files would find nothing new in them.
+        let generation = Some(agreed.roster.generation);
+        if *told != generation && before.is_none_or(|before| Some(before.roster.generation) != generation) {
+            let (logs, sha256) = (Some(agreed.roster.logs.len() as u64), Some(agreed.digest()));
+            log.notice(&Notice { what: "roster", generation, logs, sha256, ..Notice::default() }).await?;
+            *told = generation;
+        }
         for (kept, files) in [(there, log.files()), (beside, &self.beside)] {
             if kept.as_ref() != Some(&agreed.bytes) {
                 let (files, bytes) = (files.clone(), agreed.bytes.clone());
                 tokio::task::spawn_blocking(move || keep_roster(&files, &bytes)).await??;
             }
         }
-        if before.is_none_or(|before| before.roster.generation != agreed.roster.generation) {
-            let (generation, logs) = (Some(agreed.roster.generation), Some(agreed.roster.logs.len() as u64));
-            log.notice(&Notice { what: "roster", generation, logs, ..Notice::default() }).await?;
-        }
         if let (Some(shared), Some((raw, roster))) = (&self.shared, shared)
             && roster.is_none_or(|roster| roster.bytes != agreed.bytes)
         {
             // If somebody else was quicker, the next look has it.
-            let _later: Result<(), Away> = shared.put(&raw, &agreed.bytes).await;
+            let put = shared.put(&raw, &agreed.bytes);
+            let _later: Option<Result<(), Away>> = offline.run_until_cancelled(put).await;
         }
         *known = Some(agreed);
         Ok(())

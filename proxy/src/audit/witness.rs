@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use postern_tlog::{Answer, Signed, WitnessKey, add_checkpoint, answer, keep_cosigned, kept_cosigned};
 
 use super::AuditLog;
@@ -45,23 +44,26 @@ enum Ended {
 }
 
 impl Witness {
-    /// Those of the configuration; none if the gateway is offline. Connects to nothing yet.
-    ///
-    /// # Errors
-    /// The authorities of one are not to be had.
-    pub(crate) fn all(settings: &config::Audit, offline: bool) -> anyhow::Result<Vec<Self>> {
-        if offline && !settings.witnesses.is_empty() {
+    /// Those of the configuration; none if the gateway is offline. One whose authorities are not to be had is left out until the next start,
+    /// loudly: nobody waits for a witness, so nobody is refused for want of one. Connects to nothing yet.
+    pub(crate) fn all(witnesses: &[config::audit::Witness], offline: bool) -> Vec<Self> {
+        if offline && !witnesses.is_empty() {
             tracing::warn!("this gateway is offline: its witnesses (`audit.witnesses`) are given no checkpoints");
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let one = |witness: &config::audit::Witness| {
             let lacks = "this witness has not signed the newest checkpoint of the records";
             let post = Post::new(witness.key.name(), witness.url.clone(), witness.ca.as_deref(), lacks);
-            let post =
-                post.map_err(anyhow::Error::msg).with_context(|| format!("the witness {}", witness.key.name()))?;
-            Ok(Self { key: witness.key.clone(), post })
+            let post = post.map_err(|error| {
+                tracing::error!(
+                    witness = witness.key.name(),
+                    error,
+                    "this witness (`audit.witnesses`) is given no checkpoints until the gateway is started again: its `ca` cannot be used"
+                );
+            });
+            Some(Self { key: witness.key.clone(), post: post.ok()? })
         };
-        settings.witnesses.iter().map(one).collect()
+        witnesses.iter().filter_map(one).collect()
     }
 
     /// Gives it what the log signs, for as long as it is polled.
@@ -83,8 +85,8 @@ impl Witness {
             };
             match self.show(log, &newest, known).await {
                 Ended::Cosigned(bytes) => {
-                    if told {
-                        tracing::info!(witness = name, "this witness signs this log again");
+                    if told || failures > 0 {
+                        tracing::info!(witness = name, records = newest.head.size, "this witness signs this log again");
                     }
                     (known, failures, told) = (newest.head.size, 0, false);
                     self.keep(log, bytes, metrics).await;
@@ -197,6 +199,16 @@ fn wait(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_witness_without_authorities_is_left_out_and_stops_nobody() {
+        let witness = config::audit::Witness {
+            url: http::Uri::from_static("https://witness.example.org/add-checkpoint"),
+            key: WitnessKey::named("witness.example.org", [7; 32]).unwrap(),
+            ca: Some("/nowhere/ca.pem".into()),
+        };
+        assert!(Witness::all(&[witness], false).is_empty());
+    }
 
     #[test]
     fn who_fails_is_asked_less_and_less_often() {

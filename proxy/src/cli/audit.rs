@@ -11,12 +11,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use postern_tlog::Key;
+use postern_tlog::{Key, LogError, WitnessKey, read_file};
 use time::Date;
 
-use super::say;
 use crate::audit::{LogKeys, Records};
 use crate::config;
+
+/// Bytes of a file with a key at most.
+const MAX_KEY: u64 = 4096;
 
 /// The records of what happened.
 #[derive(Debug, Subcommand)]
@@ -74,6 +76,13 @@ impl Place {
 }
 
 pub(super) fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
+    done(command).map_err(|error| {
+        let (said, shown) = (format!("{error:#}"), plain(&format!("{error:#}")));
+        if said == shown { error } else { anyhow::anyhow!(shown) }
+    })
+}
+
+fn done(command: AuditCommand) -> anyhow::Result<ExitCode> {
     let done = match command {
         AuditCommand::Verify(arguments) => return verify::run(&arguments),
         AuditCommand::Prove(arguments) => proof::prove(&arguments),
@@ -100,15 +109,46 @@ fn own_key(folder: &Path) -> anyhow::Result<Key> {
     key.with_context(|| format!("{}: there is no log, at least no key.pub", folder.display()))
 }
 
+/// What somebody else wrote, for a terminal: what would move its cursor, change its colours or turn its text round is written as JSON writes it.
+fn plain(text: &str) -> String {
+    let turns =
+        |letter: char| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+    let one = |letter: char| match letter {
+        letter if letter.is_control() || turns(letter) => format!("\\u{:04x}", u32::from(letter)),
+        letter => letter.to_string(),
+    };
+    text.chars().map(one).collect()
+}
+
+/// Says a line.
+fn say(line: &str) {
+    super::say(&plain(line));
+}
+
+/// Says a text, line by line.
+fn say_lines(text: &str) {
+    text.lines().for_each(say);
+}
+
 /// A public key, or a file that has one.
 fn key(written: &str) -> anyhow::Result<Key> {
-    if let Ok(key) = Key::parse(written) {
-        return Ok(key);
-    }
+    key_or_file(written, Key::parse)
+}
+
+/// So for a witness.
+fn witness(written: &str) -> anyhow::Result<WitnessKey> {
+    key_or_file(written, WitnessKey::parse)
+}
+
+fn key_or_file<K>(written: &str, parse: impl Fn(&str) -> Result<K, LogError>) -> anyhow::Result<K> {
+    let wrong = match parse(written) {
+        Ok(key) => return Ok(key),
+        Err(wrong) => wrong,
+    };
     let path = Path::new(written);
-    match std::fs::read_to_string(path) {
-        Ok(text) => Key::parse(&text).with_context(|| path.display().to_string()),
-        Err(_) => Ok(Key::parse(written).with_context(|| format!("{written}: neither a file nor a key"))?),
+    match read_file(path, MAX_KEY).with_context(|| written.to_owned())? {
+        Some(bytes) => parse(&String::from_utf8_lossy(&bytes)).with_context(|| path.display().to_string()),
+        None => Err(wrong).with_context(|| format!("{written}: neither a file nor a key")),
     }
 }
 
@@ -116,4 +156,25 @@ fn key(written: &str) -> anyhow::Result<Key> {
 fn day(written: &str) -> Result<Date, &'static str> {
     let format = time::macros::format_description!("[year]-[month]-[day]");
     Date::parse(written, &format).map_err(|_| "expected a day such as 2026-11-26; days are those of UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_does_nothing_to_a_terminal() {
+        assert_eq!(plain("a\u{1b}[2J\u{9b}b\n\u{202e}c ä"), "a\\u001b[2J\\u009bb\\u000a\\u202ec ä");
+    }
+
+    #[test]
+    fn a_witness_may_be_named_by_a_file() {
+        let key = WitnessKey::named("witness.example.org", [7; 32]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("witness.pub");
+        std::fs::write(&file, format!("{key}\n")).unwrap();
+        assert_eq!(witness(&file.display().to_string()).unwrap(), key);
+        assert_eq!(witness(&key.to_string()).unwrap(), key);
+        assert!(witness("/nowhere").unwrap_err().to_string().contains("neither a file nor a key"));
+    }
 }

@@ -156,7 +156,10 @@ fn https(written: &Placed, expected: &str) -> Result<Uri, Wrong> {
     let wrong = |what: &str| (written.referenced, what.to_owned());
     let uri: Uri = written.value.parse().map_err(|_| wrong(expected))?;
     let authority = uri.authority().ok_or_else(|| wrong(expected))?;
-    if uri.scheme_str() != Some("https") || authority.as_str().contains('@') || uri.query().is_some() {
+    if uri.scheme_str() != Some("https") {
+        return Err(wrong(&format!("https:// is needed: {expected}")));
+    }
+    if authority.as_str().contains('@') || uri.query().is_some() {
         return Err(wrong(expected));
     }
     Ok(uri)
@@ -208,7 +211,9 @@ mod tests {
             ("https://u@w.example.org", &witness_key),
             ("https://w.example.org", WITNESS),
         ] {
-            assert!(witness(url, key).unwrap_err().contains(":7:"), "{url}");
+            let error = witness(url, key).unwrap_err();
+            assert!(error.contains(":7:"), "{url}");
+            assert_eq!(error.contains("https:// is needed"), url.starts_with("http:"), "{error}");
         }
         let twice = format!("{{url: 'https://w.example.org', key: '{witness_key}'}}");
         assert!(read(&format!("{{witnesses: [{twice}, {twice}]}}")).unwrap_err().contains("the same key twice"));

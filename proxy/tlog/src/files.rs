@@ -5,12 +5,12 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use tlog_tiles::tile::Tile;
-use tlog_tiles::tlog::{Error, HashReader, record_hash};
+use tlog_tiles::tlog::{EMPTY_HASH, Error, HashReader, check_tree, prove_tree, record_hash};
 
-use crate::layout::{self, HASH, Kind, WIDTH};
+use crate::layout::{self, HASH, Kind, LEVELS, WIDTH};
 use crate::note::{MAX_NOTE, head};
 use crate::tree::HEIGHT;
-use crate::{Hash, LogError, MAX_ENTRY, journal};
+use crate::{Hash, Head, LogError, MAX_ENTRY, journal};
 
 /// Bytes of a bundle at most.
 pub(crate) const MAX_BUNDLE: u64 = WIDTH * (MAX_ENTRY as u64 + 2);
@@ -66,12 +66,20 @@ impl Files {
         read(&self.checkpoint_path(), MAX_NOTE as u64)
     }
 
-    /// The checkpoints at the ends of segments, by name.
+    /// The names of the checkpoints at the ends of segments, ascending.
     ///
     /// # Errors
-    /// One cannot be read.
-    pub fn kept(&self) -> Result<BTreeMap<String, Vec<u8>>, LogError> {
-        notes(&self.dir.join("checkpoints"), |name| !name.contains('.'), usize::MAX)
+    /// Their folder cannot be read.
+    pub fn kept(&self) -> Result<Vec<String>, LogError> {
+        names(&self.dir.join("checkpoints"), |name| !name.contains('.'), usize::MAX)
+    }
+
+    /// One of them, as it is there.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn kept_one(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
+        read(&self.kept_path(name), MAX_NOTE as u64)
     }
 
     /// What each witness signed last, by the name of its file.
@@ -79,7 +87,14 @@ impl Files {
     /// # Errors
     /// One cannot be read.
     pub fn witnessed(&self) -> Result<BTreeMap<String, Vec<u8>>, LogError> {
-        notes(&self.dir.join("witnessed"), |name| !name.ends_with(".new"), MAX_WITNESSED)
+        let dir = self.dir.join("witnessed");
+        let mut notes = BTreeMap::new();
+        for name in names(&dir, |name| !name.ends_with(".new"), MAX_WITNESSED)? {
+            if let Some(bytes) = read(&dir.join(&name), MAX_NOTE as u64)? {
+                notes.insert(name, bytes);
+            }
+        }
+        Ok(notes)
     }
 
     /// The ends of segments by name: the number of the first entry after each. What is written there, whoever signed it.
@@ -87,7 +102,13 @@ impl Files {
     /// # Errors
     /// As for [`Files::kept`].
     pub fn ends(&self) -> Result<BTreeMap<String, u64>, LogError> {
-        Ok(self.kept()?.into_iter().filter_map(|(name, bytes)| Some((name, signed_size(&bytes)?))).collect())
+        let mut ends = BTreeMap::new();
+        for name in self.kept()? {
+            if let Some(size) = self.kept_one(&name)?.and_then(|bytes| signed_size(&bytes)) {
+                ends.insert(name, size);
+            }
+        }
+        Ok(ends)
     }
 
     /// The number of the first entry that is kept.
@@ -95,7 +116,7 @@ impl Files {
     /// # Errors
     /// The folder cannot be read.
     pub fn first(&self) -> Result<u64, LogError> {
-        let bundle = lowest(&self.dir.join("tile/entries"), &mut Vec::new())?;
+        let bundle = lowest(&self.dir.join("tile/entries"))?;
         let journal = journal::segments(&self.journal())?.first().copied();
         let bundle = bundle.map(|index| index.saturating_mul(WIDTH));
         Ok(bundle.into_iter().chain(journal).min().unwrap_or(0))
@@ -110,13 +131,34 @@ impl Files {
         Ok(self.journal_end()?.max(signed))
     }
 
+    /// The names of tiles that no tree of `size` records has.
+    ///
+    /// # Errors
+    /// A folder cannot be read.
+    pub(crate) fn tiles_beyond(&self, size: u64) -> Result<Vec<PathBuf>, LogError> {
+        let mut beyond = Vec::new();
+        for level in 0..=LEVELS {
+            let kind = if level == LEVELS { Kind::Entries } else { Kind::Level(level) };
+            let places = match kind {
+                Kind::Entries => size,
+                Kind::Level(level) => size >> (u32::from(HEIGHT) * u32::from(level)),
+            };
+            tiles(&self.dir, kind, &mut |index, width| {
+                if index.saturating_mul(WIDTH).saturating_add(width) > places {
+                    beyond.push(layout::tile(kind, index, width));
+                }
+            })?;
+        }
+        Ok(beyond)
+    }
+
     fn journal_end(&self) -> Result<u64, LogError> {
         let dir = self.journal();
         for _ in 0..AGAIN {
             let Some(first) = journal::segments(&dir)?.pop() else { break };
             let mut end = first;
             let read = journal::read(&dir, first, |number, _| {
-                end = number + 1;
+                end = number.saturating_add(1);
                 Ok(true)
             });
             match read {
@@ -177,7 +219,7 @@ impl Files {
             if number >= from && number < to {
                 entries.push(line);
             }
-            Ok(number + 1 < to)
+            Ok(number.saturating_add(1) < to)
         });
         match found {
             Err(LogError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -240,11 +282,26 @@ impl Files {
         Stored { files: self, size }
     }
 
+    /// Whether the tree of `earlier` is the beginning of that of `head`, by a proof (RFC 6962, section 2.1.2). What the files say is believed
+    /// only so far: whatever is planted among them, a proof that holds is right. One that does not may also be for want of the right files.
+    ///
+    /// # Errors
+    /// What is needed for it is not there.
+    pub(crate) fn is_beginning(&self, earlier: &Head, head: &Head) -> Result<bool, LogError> {
+        if earlier.size == 0 || earlier.size >= head.size {
+            let same = if earlier.size == 0 { EMPTY_HASH } else { head.root };
+            return Ok(earlier.size <= head.size && earlier.root == same);
+        }
+        let proof = prove_tree(head.size, earlier.size, &self.tree(head.size));
+        let proof = proof.map_err(|error| LogError::Missing(words(&error)))?;
+        Ok(check_tree(&proof, head.size, head.root, earlier.size, earlier.root).is_ok())
+    }
+
     /// The root of the first `size` entries, as the files have it.
     ///
     /// # Errors
     /// What is needed for it is not there.
-    pub fn root(&self, size: u64) -> Result<Hash, LogError> {
+    pub(crate) fn root(&self, size: u64) -> Result<Hash, LogError> {
         let reading = self.tree(size);
         tlog_tiles::tlog::tree_hash(size, &reading).map_err(|error| LogError::Missing(words(&error)))
     }
@@ -335,21 +392,25 @@ fn part(entries: Vec<Vec<u8>>, from: u64, to: u64) -> Vec<Vec<u8>> {
     entries.into_iter().skip(from as usize).take((to - from) as usize).collect()
 }
 
-/// The notes in a folder whose names are `wanted`, by name; `most` of them at most.
-fn notes(dir: &Path, wanted: impl Fn(&str) -> bool, most: usize) -> Result<BTreeMap<String, Vec<u8>>, LogError> {
+/// The names of files in a folder that are `wanted`, ascending; `most` of them at most.
+fn names(dir: &Path, wanted: impl Fn(&str) -> bool, most: usize) -> Result<Vec<String>, LogError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(LogError::io(dir)(error)),
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let mut notes = BTreeMap::new();
-    for name in names.filter(|name| wanted(name)).take(most) {
-        if let Some(bytes) = read(&dir.join(&name), MAX_NOTE as u64)? {
-            notes.insert(name, bytes);
-        }
-    }
-    Ok(notes)
+    let mut names: Vec<String> = names.filter(|name| wanted(name)).take(most).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// A file of `max` bytes at most, which is a plain one; `None` if there is none.
+///
+/// # Errors
+/// It is longer, or no plain file, or cannot be read.
+pub fn read_file(path: &Path, max: u64) -> Result<Option<Vec<u8>>, LogError> {
+    read(path, max)
 }
 
 /// A file of `max` bytes at most; `None` if there is none.
@@ -380,26 +441,75 @@ pub(crate) fn plain(path: &Path) -> io::Result<std::fs::File> {
     }
 }
 
-/// The lowest number of a full tile below `dir`.
-fn lowest(dir: &Path, above: &mut Vec<String>) -> Result<Option<u64>, LogError> {
+/// The lowest number of a full tile below `dir`. What has more parts has a larger number.
+fn lowest(dir: &Path) -> Result<Option<u64>, LogError> {
+    for depth in 0..=DEPTH {
+        let mut least = None;
+        let mut each = |index, width| {
+            least = least.into_iter().chain((width == WIDTH).then_some(index)).min();
+            // Those that come are larger.
+            least.is_none()
+        };
+        numbers(dir, "", depth, &mut each)?;
+        if least.is_some() {
+            return Ok(least);
+        }
+    }
+    Ok(None)
+}
+
+/// Every tile of a kind that is there, by its number and how many of its places it has.
+fn tiles(dir: &Path, kind: Kind, each: &mut impl FnMut(u64, u64)) -> Result<(), LogError> {
+    let dir = dir.join(layout::tiles(kind));
+    for depth in 0..=DEPTH {
+        numbers(&dir, "", depth, &mut |index, width| {
+            each(index, width);
+            true
+        })?;
+    }
+    Ok(())
+}
+
+/// The tiles in the folders so deep below `dir`, which is `above` of its tiles' numbers. Links are not followed: they may lead back. Folders
+/// are looked at in ascending order, as long as `each` says so.
+fn numbers(dir: &Path, above: &str, depth: usize, each: &mut impl FnMut(u64, u64) -> bool) -> Result<bool, LogError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(true);
+        }
         Err(error) => return Err(LogError::io(dir)(error)),
     };
-    let mut least = None;
-    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        // Deeper than any number: a link that leads back.
-        let found = if name.starts_with('x') && above.len() < DEPTH {
-            let inner = dir.join(&name);
-            above.push(name);
-            let found = lowest(&inner, above)?;
-            above.pop();
-            found
-        } else {
-            layout::parse_number(above.iter().map(String::as_str).chain([name.as_str()]))
-        };
-        least = least.into_iter().chain(found).min();
+    let is_inner = |name: &str, is_dir: bool| is_dir && name.starts_with('x') && !(above.is_empty() && name == "x000");
+    let mut inner = Vec::new();
+    let mut goes_on = true;
+    for entry in entries.flatten() {
+        let (Ok(name), Ok(what)) = (entry.file_name().into_string(), entry.file_type()) else { continue };
+        if depth > 0 {
+            if is_inner(&name, what.is_dir()) {
+                inner.push(name);
+            }
+            continue;
+        }
+        let number = |last: &str| layout::parse_number(above.split_terminator('/').chain([last]));
+        match (name.strip_suffix(".p"), what.is_dir()) {
+            (Some(last), true) => {
+                let Some(index) = number(last) else { continue };
+                let widths = names(&dir.join(&name), |_| true, usize::MAX)?;
+                let widths = widths.iter().filter_map(|name| name.parse::<u64>().ok().filter(|width| *width < WIDTH));
+                widths.for_each(|width| goes_on &= each(index, width));
+            }
+            (None, false) if what.is_file() => {
+                if let Some(index) = number(&name) {
+                    goes_on &= each(index, WIDTH);
+                }
+            }
+            _ => {}
+        }
     }
-    Ok(least)
+    inner.sort_unstable();
+    for name in inner {
+        goes_on = goes_on && numbers(&dir.join(&name), &format!("{above}{name}/"), depth - 1, each)?;
+    }
+    Ok(goes_on)
 }

@@ -111,7 +111,8 @@ pub(crate) fn read(
 ) -> Result<(), LogError> {
     let path = dir.join(name(first));
     let mut lines = BufReader::new(files::plain(&path).map_err(LogError::io(&path))?);
-    for number in first.. {
+    for number in (0u64..).map(|place| first.checked_add(place)) {
+        let number = number.ok_or_else(|| LogError::malformed(&path, "no log has records of such numbers"))?;
         let mut line = Vec::new();
         let limit = MAX_ENTRY as u64 + 1;
         lines.by_ref().take(limit).read_until(b'\n', &mut line).map_err(LogError::io(&path))?;

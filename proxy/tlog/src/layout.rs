@@ -20,13 +20,17 @@ pub(crate) enum Kind {
     Entries,
 }
 
+/// The folder of all tiles of a kind.
+pub(crate) fn tiles(kind: Kind) -> PathBuf {
+    match kind {
+        Kind::Level(level) => Path::new("tile").join(level.to_string()),
+        Kind::Entries => PathBuf::from("tile/entries"),
+    }
+}
+
 /// The path of a tile with `width` of its [`WIDTH`] places taken.
 pub(crate) fn tile(kind: Kind, index: u64, width: u64) -> PathBuf {
-    let mut path = PathBuf::from("tile");
-    match kind {
-        Kind::Level(level) => path.push(level.to_string()),
-        Kind::Entries => path.push("entries"),
-    }
+    let mut path = tiles(kind);
     path.push(number(index));
     if width < WIDTH {
         path.as_mut_os_string().push(".p");

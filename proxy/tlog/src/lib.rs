@@ -34,7 +34,7 @@ mod verify;
 mod witness;
 
 pub use error::LogError;
-pub use files::{Entries, Files};
+pub use files::{Entries, Files, read_file};
 pub use log::{Changed, Log, Recovery};
 pub use mirror::{MAX_PUSH, Mirror, Push, Refusal};
 pub use note::{Head, Key, SecretKey, Signed};

@@ -154,6 +154,12 @@ impl Log {
         &self.tree
     }
 
+    /// Whose it is.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// Its files.
     #[must_use]
     pub fn files(&self) -> &Files {
@@ -253,7 +259,7 @@ impl Log {
     pub fn forgettable(&self, name: &str) -> Result<u64, LogError> {
         let path = self.files.kept_path(name);
         let missing = || LogError::Missing(path.display().to_string());
-        let bytes = self.files.kept()?.remove(name).ok_or_else(missing)?;
+        let bytes = self.files.kept_one(name)?.ok_or_else(missing)?;
         let end = self.key.checkpoint(&bytes).map_err(|error| LogError::malformed(&path, error.to_string()))?;
         Ok(end.head.size.min(self.size()) / WIDTH * WIDTH)
     }
@@ -271,10 +277,12 @@ impl Log {
             let _ended = thread.join();
         }
         // A witness is given a proof that begins with what it has signed last.
-        let (kept, witnessed) = (self.files.kept()?, self.files.witnessed()?);
-        let sizes = kept.values().chain(witnessed.values());
-        let sizes = sizes.filter_map(|bytes| Some(self.key.checkpoint(bytes).ok()?.head.size));
-        let needed: Vec<u64> = sizes.filter(|size| size % WIDTH > 0).map(|size| size / WIDTH).collect();
+        let size = |bytes: &[u8]| Some(self.key.checkpoint(bytes).ok()?.head.size);
+        let mut sizes: Vec<u64> = self.files.witnessed()?.values().filter_map(|bytes| size(bytes)).collect();
+        for name in self.files.kept()? {
+            sizes.extend(self.files.kept_one(&name)?.and_then(|bytes| size(&bytes)));
+        }
+        let needed: Vec<u64> = sizes.into_iter().filter(|size| size % WIDTH > 0).map(|size| size / WIDTH).collect();
         for index in self.files.first()? / WIDTH..end {
             remove(&self.files.dir().join(layout::tile(Kind::Entries, index, WIDTH)))?;
             let is_covered = (index / WIDTH + 1) * WIDTH * WIDTH <= self.size();

@@ -5,7 +5,6 @@ use tlog_tiles::tlog::record_hash;
 
 use crate::layout;
 use crate::log::{self, Log};
-use crate::note::MAX_NOTE;
 use crate::{Files, Hash, Head, Key, LogError, MAX_ENTRY, SecretKey, Signed};
 
 use std::path::Path;
@@ -16,6 +15,8 @@ pub const MAX_PUSH: usize = 2 << 20;
 const ENOUGH: usize = 1 << 20;
 /// Entries of a step at most.
 const MAX_ENTRIES: usize = 4096;
+/// Bytes of a checkpoint at most: it has few signatures, and each day one is kept.
+const MAX_CHECKPOINT: u64 = 4096;
 const FIRST_WORD: &str = "postern-copy/v1";
 
 /// A log of somebody else, as it is kept here.
@@ -92,7 +93,14 @@ impl Push {
         let size = from + entries.len() as u64;
         let checkpoint = match size {
             size if size == newest.head.size => newest.bytes.clone(),
-            size => key.checkpoint(size, files.root(size)?)?,
+            size => {
+                let head = Head { origin: newest.head.origin.clone(), size, root: files.root(size)? };
+                // Whoever can write the files must not be able to have another history signed.
+                if !files.is_beginning(&head, &newest.head)? {
+                    return Err(LogError::Changed { size });
+                }
+                key.checkpoint(size, head.root)?
+            }
         };
         Ok(Self { from, entries, checkpoint })
     }
@@ -124,7 +132,7 @@ impl Push {
         let (Some(from), Some(count), Some(length)) = (number(), number(), number()) else {
             return Err(bad("its first line has not three numbers"));
         };
-        if count > MAX_ENTRIES as u64 || length > MAX_NOTE as u64 || words.next().is_some() {
+        if count > MAX_ENTRIES as u64 || length > MAX_CHECKPOINT || words.next().is_some() {
             return Err(bad("its first line has not three numbers that can be"));
         }
         let rest = rest.get(1..).unwrap_or_default();
@@ -159,20 +167,12 @@ impl Mirror {
         self.log.files()
     }
 
-    /// Keeps the newest checkpoint under a name: a segment ends here.
-    ///
-    /// # Errors
-    /// The disk says no.
-    pub fn keep(&self, name: &str) -> Result<(), LogError> {
-        let Some(bytes) = self.files().checkpoint()? else { return Ok(()) };
-        log::write(&self.files().kept_path(name), &bytes, true)
-    }
-
     /// Takes a step, all or nothing of it, and returns how many entries there are then. Entries are on the disk before their checkpoint is.
+    /// Where a segment `ended` before this step, the checkpoint that is here is kept under its name, once the step is found good.
     ///
     /// # Errors
     /// See [`Refusal`]. After [`Refusal::Disk`] it must be opened anew.
-    pub fn accept(&mut self, push: &Push) -> Result<u64, Refusal> {
+    pub fn accept(&mut self, push: &Push, ended: Option<&str>) -> Result<u64, Refusal> {
         let (size, count) = (self.size(), push.entries.len() as u64);
         let signed = self.key.checkpoint(&push.checkpoint).map_err(|error| Refusal::NotSigned(error.to_string()))?;
         if push.entries.is_empty() {
@@ -190,9 +190,22 @@ impl Mirror {
         if self.root_with(&push.entries)? != signed.head.root {
             return Err(Refusal::Rewritten { size: signed.head.size });
         }
+        if let Some(name) = ended {
+            self.keep(name).map_err(Refusal::Disk)?;
+        }
         self.log.append(&push.entries, true).map_err(Refusal::Disk)?;
         self.log.put_theirs(&signed).map_err(Refusal::Disk)?;
         Ok(self.size())
+    }
+
+    /// Keeps the newest checkpoint under a name: a segment ends here. What is kept is never another; and names ascend as their ends do, so one
+    /// that is not larger than those that are there is left out.
+    fn keep(&self, name: &str) -> Result<(), LogError> {
+        let Some(bytes) = self.files().checkpoint()? else { return Ok(()) };
+        if self.files().kept()?.last().is_some_and(|newest| newest.as_str() >= name) {
+            return Ok(());
+        }
+        log::write(&self.files().kept_path(name), &bytes, true)
     }
 
     /// The root that the tree would have with these.
@@ -237,7 +250,7 @@ mod tests {
         let (newest, mut steps) = (log.checkpoint().unwrap(), 0);
         while mirror.size() < newest.head.size {
             let push = Push::of(log.files(), key, &newest, mirror.size(), u64::MAX).unwrap();
-            mirror.accept(&Push::parse(&push.to_bytes()).unwrap())?;
+            mirror.accept(&Push::parse(&push.to_bytes()).unwrap(), None)?;
             steps += 1;
         }
         Ok(steps)
@@ -299,32 +312,59 @@ mod tests {
         follow(&mut log, &secret, &mut mirror).unwrap();
         let newest = log.checkpoint().unwrap();
         let shown = |checkpoint: &[u8]| Push { from: 0, entries: Vec::new(), checkpoint: checkpoint.to_vec() };
-        assert_eq!(mirror.accept(&shown(&newest.bytes)).unwrap(), 4);
+        assert_eq!(mirror.accept(&shown(&newest.bytes), None).unwrap(), 4);
         // Set back: by its own signature.
-        assert!(matches!(mirror.accept(&shown(&early.bytes)), Err(Refusal::SetBack { has: 4, shown: 3 })));
+        assert!(matches!(mirror.accept(&shown(&early.bytes), None), Err(Refusal::SetBack { has: 4, shown: 3 })));
         // Rewritten, and longer, or not.
         let other = dir.path().join("other");
         let mut rewritten = Log::open(&other, secret.clone(), |_| false).unwrap();
         rewritten.append(&[entry(0, 1), entry(9, 9), entry(2, 1)], false).unwrap();
         let short = rewritten.checkpoint().unwrap();
-        assert!(matches!(mirror.accept(&shown(&short.bytes)), Err(Refusal::Rewritten { size: 3 })));
+        assert!(matches!(mirror.accept(&shown(&short.bytes), None), Err(Refusal::Rewritten { size: 3 })));
         rewritten.append(&[entry(3, 1), entry(4, 1)], false).unwrap();
         let long = rewritten.checkpoint().unwrap();
         let push = Push::of(rewritten.files(), &secret, &long, 4, u64::MAX).unwrap();
-        assert!(matches!(mirror.accept(&push), Err(Refusal::Rewritten { size: 5 })));
+        assert!(matches!(mirror.accept(&push, None), Err(Refusal::Rewritten { size: 5 })));
         // Gaps, repeats, somebody else's key, a line break, a checkpoint of something else.
         for from in [0, 3, 5, u64::MAX] {
             let push = Push { from, ..push.clone() };
-            assert!(matches!(mirror.accept(&push), Err(Refusal::Elsewhere { size: 4 })), "{from}");
+            assert!(matches!(mirror.accept(&push, None), Err(Refusal::Elsewhere { size: 4 })), "{from}");
         }
         let mut stranger = Log::open(&dir.path().join("stranger"), key(), |_| false).unwrap();
         let strange = Push { checkpoint: stranger.checkpoint().unwrap().bytes, ..push.clone() };
-        assert!(matches!(mirror.accept(&strange), Err(Refusal::NotSigned(_))));
+        assert!(matches!(mirror.accept(&strange, None), Err(Refusal::NotSigned(_))));
         let broken = Push { entries: vec![b"a\nb".to_vec()], ..push.clone() };
-        assert!(matches!(mirror.accept(&broken), Err(Refusal::Malformed(_))));
+        assert!(matches!(mirror.accept(&broken, None), Err(Refusal::Malformed(_))));
         let short = Push { entries: vec![entry(4, 1), entry(5, 1)], ..push };
-        assert!(matches!(mirror.accept(&short), Err(Refusal::Malformed(_))));
+        assert!(matches!(mirror.accept(&short, None), Err(Refusal::Malformed(_))));
         assert_eq!(is_good(&mirror, &secret).size, 4);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_segment_is_never_another_and_nothing_is_kept_for_what_is_not_good() {
+        let (dir, secret) = (tempfile::tempdir().unwrap(), key());
+        let mut log = Log::open(&dir.path().join("log"), secret.clone(), |_| false).unwrap();
+        let mut mirror = Mirror::open(&dir.path().join("copy"), secret.public()).unwrap();
+        let mut step = |mirror: &mut Mirror, name: Option<&str>| {
+            log.append(&[entry(1, 1)], false).unwrap();
+            let newest = log.checkpoint().unwrap();
+            let push = Push::of(log.files(), &secret, &newest, mirror.size(), u64::MAX).unwrap();
+            let unsigned = Push { checkpoint: b"nobody's\n".to_vec(), ..push.clone() };
+            assert!(matches!(mirror.accept(&unsigned, Some("2026-11-09")), Err(Refusal::NotSigned(_))));
+            mirror.accept(&push, name).unwrap();
+        };
+        step(&mut mirror, None);
+        step(&mut mirror, Some("2026-11-04"));
+        let kept = mirror.files().kept_one("2026-11-04").unwrap().unwrap();
+        // The clock of the writer was set back, and the copy opened again.
+        for name in ["2026-11-03", "2026-11-04"] {
+            step(&mut mirror, Some(name));
+        }
+        assert_eq!(mirror.files().kept().unwrap(), ["2026-11-04"]);
+        assert_eq!(mirror.files().kept_one("2026-11-04").unwrap().unwrap(), kept);
+        is_good(&mirror, &secret);
+        let long = Push { from: 0, entries: vec![], checkpoint: vec![b'x'; 4097] };
+        assert!(matches!(Push::parse(&long.to_bytes()), Err(Refusal::Malformed(_))), "each day one is kept");
     }
 
     proptest! {

@@ -3,13 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use signed_note::{Note, Signature};
 
 use crate::note::MAX_NOTE;
 use crate::{Files, Key, LogError, SecretKey, files, log};
 
-/// Logs of a roster at most; a note has at most a hundred signatures.
-const MAX_LOGS: usize = 64;
+/// Logs of a roster at most: a note has at most a hundred signatures, and each of them signs.
+const MAX_LOGS: usize = 96;
 /// The name of its file beside a log.
 const FILE: &str = "roster";
 const FIRST_WORD: &str = "postern-roster/v1";
@@ -69,8 +71,17 @@ impl Roster {
             return Err(bad("it has more logs than there may be"));
         }
         let roster = Self { domain, generation, logs, retired };
+        if let Some(name) = roster.twice() {
+            return Err(bad(&format!("it has two keys of the name {name}, and a log has one")));
+        }
         // One way to write it, so that the same list has the same signatures.
         if roster.text() != text.as_bytes() { Err(bad("it is not written in order")) } else { Ok(roster) }
+    }
+
+    /// A name that two keys have: nobody could say which of both is shown, or retired.
+    fn twice(&self) -> Option<&str> {
+        let mut names = BTreeSet::new();
+        self.logs.values().map(Key::name).find(|name| !names.insert(*name))
     }
 
     /// Whether it has all that the other has.
@@ -92,6 +103,12 @@ impl SignedRoster {
         let note = Note::from_bytes(bytes).map_err(|_| LogError::Note("it is not a signed note".into()))?;
         let text = note.text().to_vec();
         Ok(Self { roster: Roster::parse(&text)?, bytes: bytes.to_vec(), text })
+    }
+
+    /// What tells its text from any other: SHA-256, in hexadecimal digits. Who has signed it changes nothing in it.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        HEXLOWER.encode(digest(&SHA256, &self.text).as_ref())
     }
 
     /// Whether the log of this key, as it is written, has signed it.
@@ -157,7 +174,17 @@ pub fn agree(
         all.retired.extend(known.roster.retired.iter().cloned());
     }
     if all.logs.len() > MAX_LOGS || all.retired.len() > MAX_LOGS {
-        return Err(LogError::Note(format!("the roster would have more than {MAX_LOGS} logs")));
+        return Err(LogError::Note(format!(
+            "the roster would have {} logs, {} of them retired, and no more than {MAX_LOGS} can sign one: none is added any more. Gateways that begin a log \
+             only now and then keep `audit.dir`; for more, name another trust domain or another `replicas.key`, and begin another roster",
+            all.logs.len(),
+            all.retired.len()
+        )));
+    }
+    if let Some(name) = all.twice() {
+        return Err(LogError::Note(format!(
+            "two keys have the name {name}, and a log has one: somebody made another of that name"
+        )));
     }
     // Somebody has written just that already, in the newest generation.
     if !known.iter().any(|known| known.text == all.text()) {
@@ -221,6 +248,26 @@ mod tests {
         assert_eq!((back.roster.generation, &back.roster.retired), (4, &retired.roster.retired));
         // Of another domain nothing is taken.
         assert_eq!(agree("other.example", &[back], &[a], &[]).unwrap().roster.logs.len(), 1);
+    }
+
+    #[test]
+    fn a_name_has_one_key_and_there_are_no_more_logs_than_can_sign() {
+        let [a, other] = ["00000001", "00000001"].map(key);
+        let error = agree(DOMAIN, &[], &[a.clone(), other.clone()], &[]).unwrap_err().to_string();
+        assert!(error.contains("two keys"), "{error}");
+        let mut lines = [&a, &other].map(|key| format!("log {}\n", key.public()));
+        lines.sort();
+        let text = format!("{FIRST_WORD} {DOMAIN}\ngeneration 1\n{}", lines.concat());
+        let error = SignedRoster::parse(&a.sign(text.as_bytes()).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("two keys"), "{error}");
+
+        let many: Vec<SecretKey> = (0..MAX_LOGS).map(|id| key(&format!("{id:08x}"))).collect();
+        let all = agreed(vec![], many.clone(), vec![]);
+        assert_eq!((all.roster.logs.len(), all.unsigned().len()), (MAX_LOGS, 0), "as many as may be can sign");
+        let error = agree(DOMAIN, &[all.clone()], &[key("ffffffff")], &[]).unwrap_err().to_string();
+        assert!(error.contains("none is added"), "{error}");
+        let fewer = agreed(vec![], many[1..].to_vec(), vec![]);
+        assert_ne!(fewer.digest(), all.digest());
     }
 
     #[test]

@@ -29,8 +29,12 @@ fn check(dir: &Path, key: &SecretKey) -> Report {
     checked(dir, key, &[])
 }
 
+fn named(later: &[Vec<u8>]) -> Vec<(String, Vec<u8>)> {
+    later.iter().map(|bytes| ("safe".to_owned(), bytes.clone())).collect()
+}
+
 fn checked(dir: &Path, key: &SecretKey, later: &[Vec<u8>]) -> Report {
-    let trusted = Trusted { key: key.public(), later, witnesses: &[] };
+    let trusted = Trusted { key: key.public(), later: &named(later), witnesses: &[] };
     let mut next = None;
     verify(&Files::new(dir), &trusted, |number, _| {
         assert!(next.is_none_or(|next| next == number), "each once, in order");
@@ -420,7 +424,7 @@ fn after_records_are_deleted_a_witness_is_given_a_proof_and_a_copy_of_the_folder
     fill(&mut log, 70_900);
     let newest = log.checkpoint().unwrap();
     let push = crate::Push::of(log.files(), &key, &newest, mirror.size(), u64::MAX).unwrap();
-    assert_eq!(mirror.accept(&push).unwrap(), 70_900);
+    assert_eq!(mirror.accept(&push, None).unwrap(), 70_900);
     assert!(check(&copied, &key).is_good());
     let from_nothing = crate::Mirror::open(&dir.path().join("new"), key.public()).unwrap();
     assert!(crate::Push::of(log.files(), &key, &newest, from_nothing.size(), u64::MAX).is_err());
@@ -502,12 +506,107 @@ fn a_witness_signs_what_goes_on_with_what_it_knows() {
     let files = Files::new(dir.path());
     let with = |later: &[Vec<u8>]| {
         let witnesses = std::slice::from_ref(&witness);
-        verify(&files, &Trusted { key: key.public(), later, witnesses }, |_, _| {}).unwrap()
+        verify(&files, &Trusted { key: key.public(), later: &named(later), witnesses }, |_, _| {}).unwrap()
     };
     let report = with(&[both]);
     assert!(report.is_good(), "{report:?}");
     assert_eq!((report.vouched, report.witnessed.len()), (Some(900), 1));
     assert!(!with(&[]).is_good(), "it has signed nothing of this");
+}
+
+/// A log of 400 records that its own key signed anew from record 256 on, and an honest checkpoint of the first 300 as they were.
+fn rewritten(dir: &Path, key: &SecretKey) -> (Vec<u8>, Vec<u8>) {
+    let honest = tempfile::tempdir().unwrap();
+    let mut log = open(honest.path(), key).unwrap();
+    fill(&mut log, 300);
+    let later = log.checkpoint().unwrap().bytes;
+    fill(&mut log, 600);
+    log.checkpoint().unwrap();
+    let tile = std::fs::read(honest.path().join("tile/0/001")).unwrap();
+    let mut log = open(dir, key).unwrap();
+    fill(&mut log, 256);
+    let others: Vec<_> = (256..400).map(|number| entry(number + 1000)).collect();
+    log.append(&others, false).unwrap();
+    log.checkpoint().unwrap();
+    (later, tile)
+}
+
+#[test]
+fn a_planted_tile_makes_no_other_history_of_the_one_that_is_there() {
+    for (name, hashes) in [("tile/0/001", 256), ("tile/0/001.p/200", 200)] {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (later, tile) = rewritten(dir.path(), &key);
+        let report = checked(dir.path(), &key, std::slice::from_ref(&later));
+        let found: Vec<_> = report.findings.iter().map(|finding| finding.place.as_str()).collect();
+        assert_eq!((found.as_slice(), report.vouched), (&["later checkpoint safe"][..], None), "{report:?}");
+        assert!(report.findings[0].what.contains("of another history"), "{report:?}");
+        std::fs::write(dir.path().join(name), &tile[..hashes * 32]).unwrap();
+        std::fs::create_dir_all(dir.path().join("witnessed")).unwrap();
+        std::fs::write(dir.path().join("witnessed/w"), &later).unwrap();
+        let report = checked(dir.path(), &key, &[later]);
+        let found = |place: &str| report.findings.iter().any(|finding| finding.place == place);
+        assert!(found("later checkpoint safe") && found("witnessed/w") && found(name), "{report:?}");
+        assert!(report.vouched.is_none() && report.cosigned.is_empty(), "{report:?}");
+    }
+}
+
+#[test]
+fn a_log_whose_journal_alone_was_changed_is_no_other_history() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut log = open(dir.path(), &key).unwrap();
+    fill(&mut log, 300);
+    let earlier = log.checkpoint().unwrap().bytes;
+    fill(&mut log, 400);
+    log.checkpoint().unwrap();
+    drop(log);
+    let journal = dir.path().join("journal/00000000000000000000.jsonl");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    std::fs::write(&journal, text.replacen("\"record\":280,", "\"record\":281,", 1)).unwrap();
+    let report = checked(dir.path(), &key, &[earlier]);
+    assert!(!report.is_good());
+    let places: Vec<_> = report.findings.iter().map(|finding| finding.place.as_str()).collect();
+    assert!(!places.iter().any(|place| place.starts_with("later")), "{report:?}");
+}
+
+#[test]
+fn no_tile_makes_a_copy_be_given_another_history_by_signature() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    let mut log = open(dir.path(), &key).unwrap();
+    fill(&mut log, 6000);
+    let newest = log.checkpoint().unwrap();
+    assert!(crate::Push::of(log.files(), &key, &newest, 0, 5000).is_ok());
+    let tile = dir.path().join("tile/0/003");
+    std::fs::write(&tile, vec![7; 8192]).unwrap();
+    assert!(crate::Push::of(log.files(), &key, &newest, 0, 1000).is_err());
+}
+
+#[test]
+fn a_segment_of_no_record_is_told_and_nothing_overflows() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key());
+    drop(log(dir.path(), &key, 600));
+    std::fs::write(dir.path().join("journal/18446744073709551615.jsonl"), "a\nb\n").unwrap();
+    let report = verify(&Files::new(dir.path()), &Trusted { key: key.public(), later: &[], witnesses: &[] }, |_, _| {});
+    let is_told = |report: Report| report.findings.iter().any(|finding| finding.place.contains("18446744073709551615"));
+    assert!(report.map_or_else(|error| error.to_string().contains("18446744073709551615"), is_told));
+    let _either = open(dir.path(), &key);
+}
+
+#[test]
+fn links_among_tiles_are_not_followed_and_the_first_of_many_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = dir.path().join("tile/entries");
+    std::fs::create_dir_all(entries.join("x001/x000")).unwrap();
+    std::fs::create_dir_all(entries.join("x002")).unwrap();
+    for number in 0..100 {
+        std::os::unix::fs::symlink(".", entries.join(format!("x{number:03}"))).ok();
+        std::os::unix::fs::symlink("..", entries.join(format!("x001/x{number:03}"))).ok();
+    }
+    for name in ["x001/x000/000", "x002/007", "x002/009"] {
+        std::fs::write(entries.join(name), "").unwrap();
+    }
+    let began = std::time::Instant::now();
+    assert_eq!(Files::new(dir.path()).first().unwrap(), 2007 * 256);
+    assert!(began.elapsed().as_secs() < 5);
 }
 
 proptest! {
@@ -548,7 +647,8 @@ proptest! {
         std::fs::write(dir.path().join("tile/entries/001"), &tile).unwrap();
         std::fs::write(dir.path().join("tile/0/001"), &tile).unwrap();
         std::fs::write(dir.path().join(format!("journal/{first:020}.jsonl")), &journal).unwrap();
-        let trusted = Trusted { key: key.public(), later: &[checkpoint.clone(), journal], witnesses: &[] };
+        let later = named(&[checkpoint.clone(), journal]);
+        let trusted = Trusted { key: key.public(), later: &later, witnesses: &[] };
         let report = verify(&Files::new(dir.path()), &trusted, |_, _| {});
         prop_assert!(report.map_or(true, |report| !report.is_good()));
         let _either = open(dir.path(), &key);

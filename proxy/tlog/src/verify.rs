@@ -8,7 +8,6 @@ use crate::files::MAX_BUNDLE;
 use crate::layout::{self, HASH, Kind, LEVELS, WIDTH};
 use crate::log::edge;
 use crate::tree::{Full, Tree};
-use crate::witness::is_beginning;
 use crate::{Files, Head, Key, LogError, WitnessKey, files, journal};
 
 /// Findings that are told; there may be as many as records.
@@ -19,8 +18,8 @@ const MAX_FINDINGS: usize = 100;
 pub struct Trusted<'a> {
     /// Whose log it is.
     pub key: &'a Key,
-    /// Checkpoints of it that came another way: from a witness, a copy, a note in a safe.
-    pub later: &'a [Vec<u8>],
+    /// Checkpoints of it that came another way: from a witness, a copy, a note in a safe. Each with where it is from.
+    pub later: &'a [(String, Vec<u8>)],
     /// Witnesses that must have signed one of those, or the newest of the folder.
     pub witnesses: &'a [WitnessKey],
 }
@@ -81,7 +80,7 @@ impl Report {
 /// A file cannot be read at all, or the folder has no checkpoint of this key. What is wrong with what can be read is in the report.
 pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[u8])) -> Result<Report, LogError> {
     // Before the newest, so that none that is added meanwhile has more than that.
-    let (kept, witnessed) = (files.kept()?, files.witnessed()?);
+    let (kept, witnessed) = (kept_heads(files, trusted.key)?, files.witnessed()?);
     let bytes = files
         .checkpoint()?
         .ok_or_else(|| LogError::Missing(format!("a log in {}, at least its checkpoint,", files.dir().display())))?;
@@ -90,14 +89,17 @@ pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[
     let head = newest.head;
     let mut report =
         Report { size: head.size, root: Some(head.root), first: files.first()?.min(head.size), ..Report::default() };
-    let mut heads = kept_heads(kept, trusted.key, &mut report);
-    heads.push(("checkpoint".into(), head.clone()));
+    let beside = beside(trusted, witnessed, &mut report);
+    let mut heads = judged(kept, &mut report);
+    heads.extend(beside.iter().map(|beside| (beside.place.clone(), beside.head.clone())));
+    heads.push((NEWEST.into(), head.clone()));
     heads.sort_by_key(|(_, head)| head.size);
-    let tree = read_all(files, &heads, &mut report, &mut each);
+    let (tree, compared) = read_all(files, &head, &heads, &mut report, &mut each);
     if let Some(tree) = &tree {
         compare_partial(files, tree, &mut report);
     }
     compare_journal(files, tree.as_ref(), &mut report)?;
+    compare_names(files, &mut report)?;
     report.unsigned = files.end()?.saturating_sub(head.size);
     for (number, entry) in (head.size..).zip(files.entries(head.size, head.size + report.unsigned)) {
         match entry {
@@ -106,27 +108,81 @@ pub fn verify(files: &Files, trusted: &Trusted<'_>, mut each: impl FnMut(u64, &[
         }
         report.checked += 1;
     }
-    compare_later(files, trusted, &head, &mut report);
-    let witnessed = compare_witnessed(files, trusted, witnessed, &mut report);
-    compare_witnesses(trusted, &witnessed, &bytes, &mut report);
+    judge(files, &heads, &compared, &mut report);
+    let good: Vec<&Beside> =
+        beside.iter().filter(|one| !report.findings.iter().any(|finding| finding.place == one.place)).collect();
+    vouch(trusted, &good, &bytes, &mut report);
     Ok(report)
 }
 
-fn kept_heads(kept: BTreeMap<String, Vec<u8>>, key: &Key, report: &mut Report) -> Vec<(String, Head)> {
+/// The place of the newest checkpoint.
+const NEWEST: &str = "checkpoint";
+
+/// A checkpoint that is not one of the folder's own.
+struct Beside {
+    place: String,
+    head: Head,
+    bytes: Vec<u8>,
+    /// The file in `witnessed`, if it is from there.
+    witnessed: Option<String>,
+}
+
+/// What came another way, and what is kept as signed by witnesses, as far as it is of this log. More than there is shows that the log was
+/// set back; whoever does that may forget what a witness signed, or not have it of that time.
+fn beside(trusted: &Trusted<'_>, witnessed: BTreeMap<String, Vec<u8>>, report: &mut Report) -> Vec<Beside> {
+    let later = trusted.later.iter().map(|(name, bytes)| (format!("later checkpoint {name}"), None, bytes.clone()));
+    let witnessed = witnessed.into_iter().map(|(name, bytes)| (format!("witnessed/{name}"), Some(name), bytes));
+    let mut good = Vec::new();
+    for (place, witnessed, bytes) in later.chain(witnessed) {
+        let head = match trusted.key.checkpoint(&bytes) {
+            Ok(signed) => signed.head,
+            Err(error) => {
+                report.find(place, error.to_string());
+                continue;
+            }
+        };
+        if head.size > report.size {
+            let what = if witnessed.is_some() { "a witness has seen" } else { "it has" };
+            let (there, newest) = (head.size, report.size);
+            report.find(
+                place,
+                format!(
+                    "{what} {there} records, and the newest checkpoint of the folder {newest}: the log was set back, and {} records are missing",
+                    there - newest
+                ),
+            );
+            continue;
+        }
+        good.push(Beside { place, head, bytes, witnessed });
+    }
+    good
+}
+
+/// The checkpoints at the ends of segments, of which no more is held than what they say.
+fn kept_heads(files: &Files, key: &Key) -> Result<Vec<(String, Result<Head, LogError>)>, LogError> {
     let mut heads = Vec::new();
-    for (name, bytes) in kept {
-        let place = format!("checkpoints/{name}");
-        match key.checkpoint(&bytes) {
-            Ok(signed) if signed.head.size > report.size => report.find(
+    for name in files.kept()? {
+        if let Some(bytes) = files.kept_one(&name)? {
+            heads.push((format!("checkpoints/{name}"), key.checkpoint(&bytes).map(|signed| signed.head)));
+        }
+    }
+    Ok(heads)
+}
+
+fn judged(kept: Vec<(String, Result<Head, LogError>)>, report: &mut Report) -> Vec<(String, Head)> {
+    let mut heads = Vec::new();
+    for (place, head) in kept {
+        match head {
+            Ok(head) if head.size > report.size => report.find(
                 place,
                 format!(
                     "it is a checkpoint of {} records, and the newest has {}: the log was set back",
-                    signed.head.size, report.size
+                    head.size, report.size
                 ),
             ),
-            Ok(signed) => {
+            Ok(head) => {
                 report.kept += 1;
-                heads.push((place, signed.head));
+                heads.push((place, head));
             }
             Err(error) => report.find(place, error.to_string()),
         }
@@ -142,36 +198,44 @@ fn kept_heads(kept: BTreeMap<String, Vec<u8>>, key: &Key, report: &mut Report) -
     heads
 }
 
+/// Which heads are those of the tree that is built from the records, by their places in the list; those that are not in it were not reached.
+type Compared = BTreeMap<usize, bool>;
+
 /// Builds the tree anew from what is there, and compares it with every head on the way. The tree, if all of it was there.
 fn read_all(
     files: &Files,
+    newest: &Head,
     heads: &[(String, Head)],
     report: &mut Report,
     each: &mut impl FnMut(u64, &[u8]),
-) -> Option<Tree> {
+) -> (Option<Tree>, Compared) {
     let first = report.first / WIDTH * WIDTH;
-    for (place, head) in heads.iter().filter(|(_, head)| head.size < first) {
-        compare(report, place, head, files.root(head.size).map_err(|error| error.to_string()));
+    let mut compared = Compared::new();
+    // Their records are gone: a proof says it, towards what is signed and compared.
+    for (at, (place, head)) in heads.iter().enumerate().filter(|(_, (_, head))| head.size < first) {
+        match files.is_beginning(head, newest) {
+            Ok(is_it) => drop(compared.insert(at, is_it)),
+            Err(error) => report.find(place, format!("it cannot be compared: {error}")),
+        }
     }
     let mut tree = match edge(files, first) {
         Ok(edge) => Tree::with_edge(first, edge),
         Err(error) => {
             report.find(format!("tiles before record {first}"), error.to_string());
-            return None;
+            return (None, compared);
         }
     };
-    let mut due = heads.iter().filter(|(_, head)| head.size >= first).peekable();
+    let mut due = heads.iter().enumerate().filter(|(_, (_, head))| head.size >= first).peekable();
     let mut entries = files.entries(first, report.size);
     loop {
-        while let Some((place, head)) = due.next_if(|(_, head)| head.size == tree.size()) {
-            let root = tree.root().map_err(|error| error.to_string());
-            compare(report, place, head, root);
+        while let Some((at, (_, head))) = due.next_if(|(_, (_, head))| head.size == tree.size()) {
+            compared.insert(at, tree.root().is_ok_and(|root| root == head.root));
         }
         match entries.next() {
-            None => return Some(tree),
+            None => return (Some(tree), compared),
             Some(Err(error)) => {
                 report.find(format!("records from {} on", tree.size()), error.to_string());
-                return None;
+                return (None, compared);
             }
             Some(Ok(entry)) => {
                 each(tree.size(), &entry);
@@ -186,18 +250,53 @@ fn read_all(
     }
 }
 
-fn compare(report: &mut Report, place: &str, head: &Head, root: Result<crate::Hash, String>) {
-    match root {
-        Ok(root) if root == head.root => {}
-        Ok(_) => report.find(
-            place,
-            format!(
-                "the first {} records are not those that were signed: some were changed, moved or replaced",
-                head.size
+/// Says of each head whether it is the beginning of what is here. Where the records are not those of the newest checkpoint, or not all there,
+/// what is known of the others is what can be proved towards that one: a history is another one only by the signatures.
+fn judge(files: &Files, heads: &[(String, Head)], compared: &Compared, report: &mut Report) {
+    let newest = heads.iter().enumerate().find(|(_, (place, _))| place == NEWEST);
+    let Some((at, (_, newest))) = newest else { return };
+    let is_whole = compared.get(&at) == Some(&true);
+    for (at, (place, head)) in heads.iter().enumerate() {
+        let of = head.size;
+        let is_own = place == NEWEST || place.starts_with("checkpoints/");
+        match compared.get(&at) {
+            Some(true) => {}
+            Some(false) if is_own => report.find(
+                place,
+                format!("the first {of} records are not those that were signed: some were changed, moved or replaced"),
             ),
-        ),
-        Err(error) => report.find(place, format!("it cannot be compared: {error}")),
+            Some(false) if is_whole => {
+                report.find(place, "it is signed, and of another history than the one that is here");
+            }
+            Some(false) | None => match files.is_beginning(head, newest) {
+                Ok(true) => {}
+                Ok(false) | Err(_) if report.findings.iter().any(|finding| finding.place == *place) => {}
+                Ok(false) => report.find(
+                    place,
+                    format!("it cannot be shown that its {of} records are the beginning of what is here: records or tiles were changed, or it is of another history"),
+                ),
+                Err(error) => report.find(place, format!("it cannot be compared: {error}")),
+            },
+        }
     }
+}
+
+/// Tiles beyond what is written: a failure of power leaves some, until the next start; whoever else puts one there wants it to be read.
+fn compare_names(files: &Files, report: &mut Report) -> Result<(), LogError> {
+    if files.tiles_beyond(report.size)?.is_empty() {
+        return Ok(());
+    }
+    // It may have gone on meanwhile, and tiles are written before they are signed.
+    let beyond = files.tiles_beyond(report.size)?;
+    let end = files.end()?.max(report.size);
+    let still = files.tiles_beyond(end)?;
+    for name in beyond.into_iter().filter(|name| still.contains(name)) {
+        report.find(
+            name.display().to_string(),
+            format!("there are {end} records, and no tile of so many has this name: it is no part of the log"),
+        );
+    }
+    Ok(())
 }
 
 /// A tile as it follows from the records, and as it is there. A difference says where a record was changed.
@@ -264,9 +363,16 @@ fn compare_journal(files: &Files, tree: Option<&Tree>, report: &mut Report) -> R
     let newest = tree.map(|tree| tree.edge(0).to_vec()).unwrap_or_default();
     let mut end = None::<u64>;
     for first in journal::segments(&dir)? {
+        // Those after the checkpoint may be in tiles.
+        if end.unwrap_or(report.size).max(report.size) < first && files.entry(first - 1).is_err() {
+            let what =
+                format!("it begins with record {first}, and those before it are nowhere: it is no part of the log");
+            report.find(format!("journal/{}", journal::name(first)), what);
+            continue;
+        }
         let mut tile: Option<(u64, Vec<u8>)> = None;
         let read = journal::read(&dir, first, |number, line| {
-            end = end.max(Some(number + 1));
+            end = end.max(Some(number.saturating_add(1)));
             if number >= size {
                 return Ok(false);
             }
@@ -298,77 +404,16 @@ fn compare_journal(files: &Files, tree: Option<&Tree>, report: &mut Report) -> R
     Ok(())
 }
 
-/// What came another way. A later checkpoint than the folder's shows that the log was set back.
-fn compare_later(files: &Files, trusted: &Trusted<'_>, head: &Head, report: &mut Report) {
-    for (number, bytes) in trusted.later.iter().enumerate() {
-        let place = format!("later checkpoint {}", number + 1);
-        let later = match trusted.key.checkpoint(bytes) {
-            Ok(signed) => signed.head,
-            Err(error) => {
-                report.find(place, error.to_string());
-                continue;
-            }
-        };
-        if later.size > head.size {
-            report.find(
-                place,
-                format!(
-                    "it has {} records, and the newest checkpoint of the folder {}: the log was set back, and {} records are missing",
-                    later.size,
-                    head.size,
-                    later.size - head.size
-                ),
-            );
-            continue;
-        }
-        match is_beginning(files, &later) {
-            Ok(true) => report.vouched = report.vouched.max(Some(later.size)),
-            Ok(false) => report.find(place, "it is signed, and of another history than the one that is here"),
-            Err(error) => report.find(place, format!("it cannot be compared: {error}")),
+/// What good checkpoints from elsewhere, and witnesses, say of how much there must be.
+fn vouch(trusted: &Trusted<'_>, good: &[&Beside], newest: &[u8], report: &mut Report) {
+    for one in good {
+        match &one.witnessed {
+            Some(name) => report.cosigned.push((name.clone(), one.head.size)),
+            None => report.vouched = report.vouched.max(Some(one.head.size)),
         }
     }
-}
-
-/// What is kept as signed by witnesses, as far as it is of this log: whoever sets a log back may forget it, or not have it of that time.
-fn compare_witnessed(
-    files: &Files,
-    trusted: &Trusted<'_>,
-    witnessed: BTreeMap<String, Vec<u8>>,
-    report: &mut Report,
-) -> Vec<Vec<u8>> {
-    let mut good = Vec::new();
-    for (name, bytes) in witnessed {
-        let place = format!("witnessed/{name}");
-        let head = match trusted.key.checkpoint(&bytes) {
-            Ok(signed) => signed.head,
-            Err(error) => {
-                report.find(place, error.to_string());
-                continue;
-            }
-        };
-        if head.size > report.size {
-            let (there, newest) = (head.size, report.size);
-            report.find(
-                place,
-                format!("a witness has seen {there} records, and the newest checkpoint has {newest}: the log was set back, and {} records are missing", there - newest),
-            );
-            continue;
-        }
-        match is_beginning(files, &head) {
-            Ok(true) => {
-                report.cosigned.push((name, head.size));
-                good.push(bytes);
-            }
-            Ok(false) => report.find(place, "it is signed, and of another history than the one that is here"),
-            Err(error) => report.find(place, format!("it cannot be compared: {error}")),
-        }
-    }
-    good
-}
-
-fn compare_witnesses(trusted: &Trusted<'_>, witnessed: &[Vec<u8>], newest: &[u8], report: &mut Report) {
     for witness in trusted.witnesses {
-        let candidates = trusted.later.iter().chain(witnessed).map(Vec::as_slice).chain([newest]);
+        let candidates = good.iter().map(|one| one.bytes.as_slice()).chain([newest]);
         let signed = candidates.filter_map(|bytes| {
             let time = witness.time_of(bytes).ok()?;
             Some((trusted.key.checkpoint(bytes).ok()?.head.size, time))
@@ -376,9 +421,9 @@ fn compare_witnesses(trusted: &Trusted<'_>, witnessed: &[Vec<u8>], newest: &[u8]
         match signed.max() {
             Some((size, time)) => {
                 report.witnessed.push((witness.name().to_owned(), size, time));
-                report.vouched = report.vouched.max(Some(size.min(report.size)));
+                report.vouched = report.vouched.max(Some(size));
             }
-            None => report.find(format!("witness {}", witness.name()), "it has signed none of the checkpoints"),
+            None => report.find(format!("witness {}", witness.name()), "it has signed none of the good checkpoints"),
         }
     }
 }

@@ -7,7 +7,7 @@ use tlog_tiles::tlog::prove_tree;
 
 use crate::files::{self, words};
 use crate::note::{MAX_NOTE, file_name};
-use crate::{Files, Head, Key, LogError, Signed, log};
+use crate::{Files, Key, LogError, Signed, log};
 
 /// Ed25519 with a time, as signed-note numbers it.
 const COSIGNATURE: u8 = 4;
@@ -178,9 +178,4 @@ fn cosigned(key: &WitnessKey, signed: &Signed, body: &[u8]) -> Option<Vec<u8>> {
     }
     key.time_of(&bytes).ok()?;
     Some(bytes)
-}
-
-/// Whether both are heads of one log of which one goes on with the other, as far as the files show.
-pub(crate) fn is_beginning(files: &Files, earlier: &Head) -> Result<bool, LogError> {
-    Ok(files.root(earlier.size)? == earlier.root)
 }

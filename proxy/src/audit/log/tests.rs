@@ -300,3 +300,25 @@ fn whoever_gave_up_waiting_is_not_recorded_as_about_to_act() {
     let lines = lines(&settings.dir);
     assert_eq!((lines.len(), &lines[0]["record"]), (1, &"waits".into()));
 }
+
+#[test]
+fn a_clock_that_was_set_back_over_a_restart_ends_no_day_a_second_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    std::fs::create_dir_all(&settings.dir).unwrap();
+    let key = LogKeys::of(&settings.state_dir, &settings.dir).open("branch.example.org").unwrap();
+    let mut log = postern_tlog::Log::open(&settings.dir, key, |_| false).unwrap();
+    let at = |day: &str| format!("{{\"record\":\"1\",\"kind\":\"action\",\"time\":\"{day}T12:00:00Z\"}}");
+    log.append(&[at("2026-01-04")], true).unwrap();
+    let ended = log.end_segment("2026-01-04").unwrap();
+    log.append(&[at("2026-01-03")], true).unwrap();
+    log.checkpoint().unwrap();
+    drop(log);
+    let (log, flushed) = open(&settings);
+    drop(log);
+    assert!(flushed.wait(Duration::from_secs(5)));
+    let files = Files::new(&settings.dir);
+    assert_eq!(files.kept().unwrap(), ["2026-01-04"], "the next is of the next day");
+    assert_eq!(files.kept_one("2026-01-04").unwrap().unwrap(), ended.bytes);
+    assert!(is_good(&settings));
+}

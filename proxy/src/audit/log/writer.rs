@@ -58,7 +58,7 @@ impl Writer {
         let log = Log::open(&settings.dir, key.clone(), is_stop)?;
         keys.has_begun(log.size())?;
         let last = log.size().checked_sub(1).map(|last| log.files().entry(last)).transpose()?;
-        let day = last.and_then(|record| day_of(&record)).unwrap_or_else(today);
+        let day = last.and_then(|record| day_of(&record)).max(newest_end(&log)?).unwrap_or_else(today);
         Ok(Self {
             _lock: lock,
             log,
@@ -243,8 +243,10 @@ impl Writer {
         if today <= self.day {
             return Ok(());
         }
-        if self.log.size() > 0 {
-            self.log.end_segment(&self.day.to_string())?;
+        // What ended already is left: its clock was set back since, and what came after belongs to the next segment.
+        let name = self.day.to_string();
+        if self.log.size() > 0 && self.log.files().kept_one(&name)?.is_none() {
+            self.log.end_segment(&name)?;
         }
         self.day = today;
         if let Err(error) = self.delete_oldest() {
@@ -260,7 +262,7 @@ impl Writer {
             return Ok(());
         };
         let first = self.log.files().first()?;
-        for name in self.log.files().kept()?.into_keys().filter(|name| *name < oldest) {
+        for name in self.log.files().kept()?.into_iter().filter(|name| *name < oldest) {
             let before = self.log.forgettable(&name)?;
             if before <= first {
                 continue;
@@ -285,6 +287,20 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The day of the newest segment that has ended, if the record before its end is not of an earlier one: a name is not signed.
+fn newest_end(log: &Log) -> Result<Option<Date>, LogError> {
+    let format = time::macros::format_description!("[year]-[month]-[day]");
+    for name in log.files().kept()?.into_iter().rev() {
+        let Ok(day) = Date::parse(&name, &format) else { continue };
+        let end = log.files().kept_one(&name)?.and_then(|bytes| Some(log.key().checkpoint(&bytes).ok()?.head.size));
+        let last = end.and_then(|end| end.checked_sub(1)).and_then(|last| log.files().entry(last).ok());
+        if last.and_then(|last| day_of(&last)).is_some_and(|last| last >= day) {
+            return Ok(Some(day));
+        }
+    }
+    Ok(None)
 }
 
 /// The last record of a gateway that ended in order.

@@ -1,6 +1,6 @@
 //! `postern audit export` and `tail`.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 use time::Date;
 
-use super::{Place, day};
+use super::{Place, day, plain};
 
 /// How often --follow looks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -76,6 +76,7 @@ pub(super) fn export(arguments: &Export) -> anyhow::Result<()> {
         ensure!(from <= to, "--to is before --from");
     }
     let records = arguments.place.records()?;
+    let is_terminal = std::io::stdout().is_terminal();
     let mut output = std::io::BufWriter::new(std::io::stdout().lock());
     if arguments.format == Format::Csv {
         writeln!(output, "number,{},rest\r", COLUMNS.join(","))?;
@@ -83,10 +84,13 @@ pub(super) fn export(arguments: &Export) -> anyhow::Result<()> {
     for record in records.of_days(arguments.from, arguments.to)? {
         let record = record?;
         match arguments.format {
+            // A file gets what is in the log, byte for byte.
+            Format::Jsonl if is_terminal => writeln!(output, "{}", plain(&String::from_utf8_lossy(&record.bytes)))?,
             Format::Jsonl => {
                 output.write_all(&record.bytes)?;
                 output.write_all(b"\n")?;
             }
+            Format::Csv if is_terminal => writeln!(output, "{}", plain(row(record.index, &record.bytes).trim_end()))?,
             Format::Csv => output.write_all(row(record.index, &record.bytes).as_bytes())?,
         }
     }
@@ -129,7 +133,7 @@ pub(super) fn tail(arguments: &Tail) -> anyhow::Result<()> {
     let mut output = std::io::stdout();
     let mut print = |from, to| -> anyhow::Result<()> {
         for record in files.entries(from, to) {
-            writeln!(output, "{}", String::from_utf8_lossy(&record?))?;
+            writeln!(output, "{}", plain(&String::from_utf8_lossy(&record?)))?;
         }
         Ok(output.flush()?)
     };

@@ -6,9 +6,8 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use postern_tlog::{Files, Proof};
 
-use super::{Place, key, own_key};
+use super::{Place, key, own_key, say, say_lines};
 use crate::audit::Records;
-use crate::cli::say;
 
 /// Which record.
 #[derive(Debug, Args)]
@@ -43,7 +42,7 @@ pub(super) fn prove(arguments: &Prove) -> anyhow::Result<()> {
     for number in &numbers {
         let text = Proof::of(&files, &signed.bytes, &signed.head, *number)?.to_text();
         match &arguments.out {
-            None => say(String::from_utf8_lossy(&text).trim_end()),
+            None => say_lines(String::from_utf8_lossy(&text).trim_end()),
             Some(path) => {
                 let path = if numbers.len() == 1 { path.clone() } else { numbered(path, *number) };
                 std::fs::write(&path, text).with_context(|| path.display().to_string())?;

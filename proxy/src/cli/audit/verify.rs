@@ -6,14 +6,15 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
-use postern_tlog::{Files, Finding, Key, Report, Trusted, WitnessKey};
+use postern_tlog::{Files, Finding, Key, Report, Trusted, WitnessKey, read_file};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Place, key, own_key, roster};
-use crate::cli::say;
+use super::{Place, key, own_key, roster, say, witness};
 use crate::config;
 
+/// Bytes of a checkpoint at most.
+const MAX_CHECKPOINT: u64 = 64 << 10;
 /// Requests without an outcome that are named.
 const NAMED: usize = 5;
 
@@ -39,7 +40,7 @@ pub(in crate::cli) struct Arguments {
     /// A checkpoint of this log that came another way: from a witness, a copy, a safe. Shows whether the log was set back. Repeat for more.
     #[arg(long, value_name = "FILE")]
     later: Vec<PathBuf>,
-    /// The public key of a witness that must have signed the newest checkpoint, one of --later, or the one in `witnessed` beside the
+    /// The public key of a witness, or a file that has it, which must have signed the newest checkpoint, one of --later, or the one in `witnessed` beside the
     /// log. Repeat for more.
     #[arg(long, value_name = "KEY")]
     witness: Vec<String>,
@@ -49,9 +50,8 @@ pub(in crate::cli) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let witnesses: Vec<WitnessKey> = (arguments.witness.iter())
-        .map(|text| WitnessKey::parse(text).with_context(|| text.clone()))
-        .collect::<Result<_, _>>()?;
+    let witnesses: Vec<WitnessKey> =
+        arguments.witness.iter().map(|written| witness(written)).collect::<Result<_, _>>()?;
     if let Some(roster) = &arguments.roster {
         let mut folders = arguments.log.clone();
         if let Some(file) = &arguments.config {
@@ -71,9 +71,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let folder = folder.folder()?;
     let key = arguments.key.as_deref().map_or_else(|| own_key(&folder), key)?;
-    let later: Vec<Vec<u8>> = (arguments.later.iter())
-        .map(|path| std::fs::read(path).with_context(|| path.display().to_string()))
-        .collect::<Result<_, _>>()?;
+    let later: Vec<(String, Vec<u8>)> = (arguments.later.iter())
+        .map(|path| {
+            let bytes = read_file(path, MAX_CHECKPOINT)?;
+            let bytes = bytes.with_context(|| format!("{}: there is no such file", path.display()))?;
+            Ok((path.display().to_string(), bytes))
+        })
+        .collect::<anyhow::Result<_>>()?;
     let files = Files::new(&folder);
     let trusted = Trusted { key: &key, later: &later, witnesses: &witnesses };
     let before = files.checkpoint()?;
@@ -97,22 +101,48 @@ pub(super) fn check(files: &Files, trusted: &Trusted<'_>) -> anyhow::Result<(Rep
         let what = "they are not there, and no record says that they were past their time".to_owned();
         report.findings.push(Finding { place: format!("records 0 to {}", report.first - 1), what });
     }
+    if seen.is_too_much {
+        let what = format!(
+            "there are more than {MOST} notices of a kind, or requests without an outcome, and no gateway writes so many"
+        );
+        report.findings.push(Finding { place: "records".to_owned(), what });
+    }
     Ok((report, seen))
 }
+
+/// The kinds of records that there are.
+const KINDS: [&str; 7] = ["intent", "outcome", "shadow", "action", "start", "stop", "notice"];
+/// Of all others.
+const OTHER: &str = "other";
+/// Digits of the ID of a record.
+const ID: usize = 32;
+/// Requests without an outcome that are held at a time, and notices of a kind: far more than a gateway writes.
+const MOST: usize = 200_000;
 
 /// What the records say by themselves.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    kinds: BTreeMap<String, u64>,
+    kinds: BTreeMap<&'static str, u64>,
     /// Requests that have an intent, and no outcome so far.
     open: BTreeSet<String>,
     /// By which record the gateway said that it deletes those before which.
     past: Vec<(u64, u64)>,
-    /// Records that were taken from a journal without a signature: from which on, and how many.
-    unsigned: Vec<(u64, u64)>,
-    /// By which record the gateway said that the roster is of which generation.
-    rosters: Vec<(u64, u64)>,
+    /// Records that were taken from a journal without a signature: from which on, up to and without which. Ascending, none in another.
+    unsigned: BTreeMap<u64, u64>,
+    /// By which record the gateway said that the roster is which.
+    rosters: Vec<(u64, Told)>,
     unreadable: u64,
+    /// There is more than is held.
+    is_too_much: bool,
+}
+
+/// What a gateway has on record of a roster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) generation: u64,
+    pub(super) logs: u64,
+    /// Of its text; gateways did not always say it.
+    pub(super) sha256: Option<String>,
 }
 
 impl Seen {
@@ -131,42 +161,63 @@ impl Seen {
             records: u64,
             #[serde(default)]
             generation: u64,
+            #[serde(default)]
+            logs: u64,
+            #[serde(default)]
+            sha256: Option<String>,
         }
         let Ok(read) = serde_json::from_slice::<Read>(record) else {
             self.unreadable += 1;
             return;
         };
-        match read.kind.as_str() {
-            "intent" => drop(self.open.insert(read.record)),
-            "outcome" => drop(self.open.remove(&read.record)),
-            "notice" if read.what == "retention" => self.past.push((number, read.before)),
-            "notice" if read.what == "roster" => self.rosters.push((number, read.generation)),
-            "notice" if read.what == "unsigned" => self.unsigned.push((read.from, read.records)),
+        let kind = KINDS.into_iter().find(|kind| *kind == read.kind).unwrap_or(OTHER);
+        *self.kinds.entry(kind).or_default() += 1;
+        let held = self.open.len().max(self.past.len()).max(self.unsigned.len()).max(self.rosters.len());
+        self.is_too_much |= held >= MOST;
+        match (kind, read.what.as_str()) {
+            ("outcome", _) => drop(self.open.remove(&read.record)),
+            _ if held >= MOST => {}
+            ("intent", _) if read.record.len() == ID => drop(self.open.insert(read.record)),
+            ("notice", "retention") => self.past.push((number, read.before)),
+            ("notice", "roster") => {
+                let sha256 = read.sha256.filter(|hash| hash.len() == 64);
+                self.rosters.push((number, Told { generation: read.generation, logs: read.logs, sha256 }));
+            }
+            ("notice", "unsigned") => self.take_over(read.from, read.from.saturating_add(read.records)),
             _ => {}
         }
-        *self.kinds.entry(read.kind).or_default() += 1;
+    }
+
+    /// Adds a range, in one with those that it meets.
+    fn take_over(&mut self, mut from: u64, mut to: u64) {
+        while let Some((start, end)) = self.unsigned.range(..=to).next_back().map(|(start, end)| (*start, *end)) {
+            if end < from {
+                break;
+            }
+            (from, to) = (from.min(start), to.max(end));
+            self.unsigned.remove(&start);
+        }
+        self.unsigned.insert(from, to);
     }
 }
 
 impl Seen {
     /// Records with lower numbers were deleted by the gateway itself.
     fn past(&self, size: u64) -> u64 {
-        self.newest(&self.past, size)
+        let known = self.past.iter().filter(|(number, _)| self.is_known(*number, size));
+        known.map(|(_, before)| *before).max().unwrap_or(0)
     }
 
-    /// The newest generation of a roster that the gateway told of.
-    pub(super) fn newest_roster(&self, size: u64) -> u64 {
-        self.newest(&self.rosters, size)
+    /// The rosters that the gateway told of.
+    pub(super) fn rosters(&self, size: u64) -> Vec<Told> {
+        let known = self.rosters.iter().filter(|(number, _)| self.is_known(*number, size));
+        known.map(|(_, told)| told.clone()).collect()
     }
 
-    /// The largest that was told. Of what is not signed yet, of the `size` that are, and of what had no signature when a gateway took it
-    /// over, nobody knows who wrote it.
-    fn newest(&self, told: &[(u64, u64)], size: u64) -> u64 {
-        let is_known = |number: u64| {
-            number < size
-                && !self.unsigned.iter().any(|(from, records)| (*from..from.saturating_add(*records)).contains(&number))
-        };
-        told.iter().filter(|(number, _)| is_known(*number)).map(|(_, what)| *what).max().unwrap_or(0)
+    /// Of what is not signed yet, of the `size` that are, and of what had no signature when a gateway took it over, nobody knows who wrote it.
+    fn is_known(&self, number: u64, size: u64) -> bool {
+        let taken = self.unsigned.range(..=number).next_back();
+        number < size && taken.is_none_or(|(_, end)| *end <= number)
     }
 }
 
@@ -217,7 +268,7 @@ fn tell(key: &Key, is_own_key: bool, report: &Report, seen: &Seen) {
         say(&format!("NOT GOOD     {}: {}", finding.place, finding.what));
     }
     say(&match (report.is_good(), report.vouched) {
-        (true, Some(size)) => format!("good: consistent, and nothing is missing up to record number {size}"),
+        (true, Some(size)) => format!("good: consistent, and nothing of the first {size} records is missing"),
         (true, None) => {
             "good: consistent, completeness unproven (a log that was set back to an older state looks the same: give --later or --witness)".into()
         }
@@ -230,4 +281,26 @@ fn moment(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok().and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
     let time = time.and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok());
     time.unwrap_or_else(|| format!("second {seconds} since 1970"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_taken_over_without_a_signature_is_known_as_one_range_and_other_kinds_are_no_words() {
+        let mut seen = Seen::default();
+        for (from, records) in [(10, 5), (30, 5), (12, 10), (22, 8), (50, 1)] {
+            let record = format!(
+                "{{\"record\":\"1\",\"kind\":\"notice\",\"what\":\"unsigned\",\"from\":{from},\"records\":{records}}}"
+            );
+            seen.note(60, record.as_bytes());
+        }
+        assert_eq!(seen.unsigned, [(10, 35), (50, 51)].into());
+        let known: Vec<u64> = (0..60).filter(|number| seen.is_known(*number, 55)).collect();
+        let expected: Vec<u64> = (0..10).chain(35..50).chain(51..55).collect();
+        assert_eq!(known, expected);
+        seen.note(61, b"{\"record\":\"1\",\"kind\":\"\\u001b[2Jgood\"}");
+        assert_eq!(seen.kinds, [("notice", 5), ("other", 1)].into());
+    }
 }
