@@ -264,7 +264,7 @@ mod tests {
         let many: Vec<SecretKey> = (0..MAX_LOGS).map(|id| key(&format!("{id:08x}"))).collect();
         let all = agreed(vec![], many.clone(), vec![]);
         assert_eq!((all.roster.logs.len(), all.unsigned().len()), (MAX_LOGS, 0), "as many as may be can sign");
-        let error = agree(DOMAIN, &[all.clone()], &[key("ffffffff")], &[]).unwrap_err().to_string();
+        let error = agree(DOMAIN, std::slice::from_ref(&all), &[key("ffffffff")], &[]).unwrap_err().to_string();
         assert!(error.contains("none is added"), "{error}");
         let fewer = agreed(vec![], many[1..].to_vec(), vec![]);
         assert_ne!(fewer.digest(), all.digest());

@@ -158,8 +158,11 @@ fn beside(trusted: &Trusted<'_>, witnessed: BTreeMap<String, Vec<u8>>, report: &
     good
 }
 
+/// A checkpoint by the name of its file, or why it is none.
+type NamedHead = (String, Result<Head, LogError>);
+
 /// The checkpoints at the ends of segments, of which no more is held than what they say.
-fn kept_heads(files: &Files, key: &Key) -> Result<Vec<(String, Result<Head, LogError>)>, LogError> {
+fn kept_heads(files: &Files, key: &Key) -> Result<Vec<NamedHead>, LogError> {
     let mut heads = Vec::new();
     for name in files.kept()? {
         if let Some(bytes) = files.kept_one(&name)? {

@@ -255,8 +255,8 @@ mod tests {
     fn a_roster_from_which_a_log_was_taken_is_contradicted_by_the_records_of_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let [one, two] = ["00000001", "00000002"].map(key);
-        let first = agree(DOMAIN, &[], &[one.clone()], &[]).unwrap();
-        let both = agree(DOMAIN, &[first.clone()], &[one.clone(), two.clone()], &[]).unwrap();
+        let first = agree(DOMAIN, &[], std::slice::from_ref(&one), &[]).unwrap();
+        let both = agree(DOMAIN, std::slice::from_ref(&first), &[one.clone(), two.clone()], &[]).unwrap();
         // Of the same generation, by the key of the one that is shown.
         let cut = String::from_utf8(first.bytes.clone()).unwrap().replace("generation 1", "generation 2");
         let text = cut.split("\n\n").next().unwrap().to_owned() + "\n";
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(contradictions(&both, &[told(&first), told(&both)], true), [""; 0]);
         assert!(contradictions(&cut, &[told(&first), told(&both)], true)[0].contains("taken out"));
         // As many, and others.
-        let other = agree(DOMAIN, &[first.clone()], &[one.clone(), key("00000003")], &[]).unwrap();
+        let other = agree(DOMAIN, std::slice::from_ref(&first), &[one.clone(), key("00000003")], &[]).unwrap();
         assert!(contradictions(&other, &[told(&both)], true)[0].contains("another roster"));
         // A later one that nobody tells of.
         assert!(contradictions(&both, &[told(&first)], true)[0].contains("none of the logs"));
