@@ -61,6 +61,12 @@ async fn nothing_secret_is_written_anywhere() -> Result<()> {
         }
     }
     let client = postern.client("clerk/amy")?;
+    // The first of several gateways waits for what the others may know.
+    let deadline = std::time::Instant::now() + SOON;
+    while client.chat("Hello?").await?.error_code() == "labels_unavailable" {
+        anyhow::ensure!(std::time::Instant::now() < deadline, "{}", postern.log());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
     let question = format!("{WORD}: write to {EMAIL} about card {CARD}");
     for _ in 0..2 {
         let answer = client.post_json("/v1/chat/completions", &chat_body(&question)).await?;
