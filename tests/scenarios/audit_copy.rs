@@ -9,7 +9,6 @@ use postern_tests::pki::Authority;
 use postern_tests::pki::gateway::GatewayLeaf;
 use postern_tests::tls::Identity;
 use postern_tests::{BusyCloud, Client, Config, Postern, Reply};
-use rustix::process::Signal;
 use serde_json::json;
 
 use crate::audit::{audit, copy, key, signed, text, verify};
@@ -118,17 +117,6 @@ async fn until(postern: &Postern, is: impl Fn(f64) -> bool, name: &str, labels: 
     Ok(())
 }
 
-async fn killed(postern: &Postern) -> Result<()> {
-    let before = postern.child("gateway").context("a gateway")?;
-    postern.signal_child("gateway", Signal::KILL)?;
-    let deadline = Instant::now() + SOON;
-    while postern.child("gateway").is_none_or(|pid| pid == before) || postern.metrics().await.is_err() {
-        ensure!(Instant::now() < deadline, "no new gateway: {}", postern.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
-
 fn export(log: &Path) -> Result<String> {
     let exported = audit(&["export", "--log", &log.display().to_string()])?;
     ensure!(exported.status.success(), "{}", text(&exported));
@@ -143,9 +131,9 @@ async fn a_copy_at_another_gateway_is_the_same_log_over_kills_of_both() -> Resul
     let one = Postern::start(&office.copied(&two)?).await?;
     office.ask(&one, 150).await?;
     office.all_copied(&one).await?;
-    killed(&two).await?;
+    two.kill_gateway(SOON).await?;
     office.ask(&one, 10).await?;
-    killed(&one).await?;
+    one.kill_gateway(SOON).await?;
     office.ask(&one, 10).await?;
     let size = office.all_copied(&one).await?;
     let (log, copy) = (office.log("one"), office.copy()?);

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, ensure};
 use postern_tests::pki::Authority;
 use postern_tests::process::Process;
 use postern_tests::{BusyCloud, Config, Postern};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::audit::{audit, copy, folder, key, signed, text, verify};
@@ -110,17 +109,6 @@ async fn contradicts(postern: &Postern) -> Result<()> {
     Ok(())
 }
 
-async fn restarted(postern: &Postern) -> Result<()> {
-    let before = postern.child("gateway").context("a gateway")?;
-    postern.signal_child("gateway", Signal::KILL)?;
-    let deadline = Instant::now() + SOON;
-    while postern.child("gateway").is_none_or(|pid| pid == before) || postern.metrics().await.is_err() {
-        ensure!(Instant::now() < deadline, "no new gateway: {}", postern.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn each_checkpoint_is_signed_by_a_witness_over_kills_and_while_it_is_away_nobody_waits() -> Result<()> {
     let (cloud, mut witness) = (BusyCloud::start().await?, Witness::start().await?);
@@ -145,7 +133,7 @@ async fn each_checkpoint_is_signed_by_a_witness_over_kills_and_while_it_is_away_
 
     // A kill: it goes on where it was, from what is kept.
     let from_nothing = witness.asked("- old 0\n");
-    restarted(&postern).await?;
+    postern.kill_gateway(SOON).await?;
     for number in 0..5 {
         ensure!(client.chat(&format!("After the kill {number}")).await?.status == 200);
     }

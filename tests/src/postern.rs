@@ -288,6 +288,21 @@ impl Postern {
         process::send(self.child(name).with_context(|| format!("no {name} runs"))?, signal)
     }
 
+    /// Kills its gateway, and waits until another one answers.
+    ///
+    /// # Errors
+    /// There is none, or none comes in time.
+    pub async fn kill_gateway(&self, within: Duration) -> Result<()> {
+        let before = self.child("gateway").context("no gateway runs")?;
+        self.signal_child("gateway", Signal::KILL)?;
+        let deadline = Instant::now() + within;
+        while self.child("gateway").is_none_or(|pid| pid == before) || self.metrics().await.is_err() {
+            ensure!(Instant::now() < deadline, "no new gateway: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// Ends it as an operator would, with SIGTERM, and waits.
     ///
     /// # Errors

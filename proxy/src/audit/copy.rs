@@ -3,12 +3,13 @@
 //! once cannot be taken back: a log that was set back or rewritten is refused there, and told on both sides.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postern_tlog::{Files, LogError, Push, SecretKey, Signed};
 use serde::Deserialize;
 
 use super::line::Notice;
+use super::seldom::wait;
 use super::{AuditLog, COPIES_PATH, day_of};
 use crate::config;
 use crate::egress::CopyWay;
@@ -19,6 +20,8 @@ use crate::tls::Certificate;
 const EVERY: Duration = Duration::from_secs(1);
 /// The longest wait after failures.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+/// Between two times that it is put on record that a copy contradicts.
+const TOLD_EVERY: Duration = Duration::from_secs(3600);
 /// The longest wait before all is given again to who lost it.
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 /// Letters of an error code that is told.
@@ -64,7 +67,7 @@ impl Copier {
     /// Gives it what the log signs, for as long as it is polled.
     pub(crate) async fn keep_up(&self, log: &AuditLog, metrics: &Metrics) {
         let mut checkpoints = log.checkpoints();
-        let (mut has, mut failures, mut told) = (None, 0_u32, false);
+        let (mut has, mut failures, mut told) = (None, 0_u32, None::<Instant>);
         // What it took already, and how often it said that it has less.
         let (mut most, mut lost) = (0, 0_u32);
         metrics.copied_contradicts(false);
@@ -81,7 +84,7 @@ impl Copier {
                     let is_less = has.is_none() && records < most;
                     metrics.copied(records, time::OffsetDateTime::now_utc().unix_timestamp());
                     metrics.copied_contradicts(false);
-                    if std::mem::take(&mut told) || failures > 0 {
+                    if failures > 0 {
                         tracing::info!(to = self.to, records, "the other gateway takes this log again");
                     }
                     (has, failures, most) = (Some(records), 0, most.max(records));
@@ -102,12 +105,15 @@ impl Copier {
                 Step::Contradicted(records) => {
                     metrics.copy_failed("contradicts");
                     metrics.copied_contradicts(true);
-                    told = told || self.tell(log, &newest, records).await;
+                    // One that says now this and now that would fill the log.
+                    if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) && self.tell(log, &newest, records).await {
+                        told = Some(Instant::now());
+                    }
                 }
                 Step::Failed(why) => metrics.copy_failed(why),
             }
             (has, failures) = (None, failures.saturating_add(1));
-            tokio::time::sleep(wait(failures)).await;
+            tokio::time::sleep(wait(failures, MAX_WAIT)).await;
         }
     }
 
@@ -211,11 +217,6 @@ fn pause(lost: u32) -> Duration {
     MAX_WAIT.saturating_mul(1 << lost.saturating_sub(1).min(16)).min(MAX_PAUSE)
 }
 
-/// How long to wait after so many failures in a row.
-fn wait(failures: u32) -> Duration {
-    EVERY.saturating_mul(1 << failures.min(16)).min(MAX_WAIT)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +233,5 @@ mod tests {
         {
             assert_eq!(code(body), "");
         }
-        assert_eq!([1, 3, 99].map(|failures| wait(failures).as_secs()), [2, 8, 60]);
     }
 }

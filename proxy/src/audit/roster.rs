@@ -44,7 +44,7 @@ pub(crate) struct RosterKeeper {
     /// Another place for it, which goes on when a log begins anew: its generations never fall.
     beside: Files,
     shared: Option<Shared>,
-    /// What is wrong with the file, and why it is not as it must be.
+    /// What is wrong with the file, or what is in the Redis; and why it is not as it must be.
     changed: Seldom,
     failing: Seldom,
 }
@@ -176,7 +176,7 @@ impl RosterKeeper {
         let shared = self.shared.as_ref()?;
         let raw = shared.get().await.ok()?;
         let roster = shared.opened(&raw).and_then(|bytes| SignedRoster::parse(bytes).ok());
-        if roster.is_none() && !raw.is_empty() {
+        if roster.is_none() && !raw.is_empty() && self.changed.is_due() {
             tracing::warn!("what the Redis has as the roster of the logs is of none of the replicas; it is replaced");
         }
         Some((raw, roster))

@@ -1,10 +1,15 @@
-//! What would be said with every request is said once a minute.
+//! What would be said with every request is said once a minute; who fails is asked less and less often.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two times that something is said.
 const EVERY: Duration = Duration::from_secs(60);
+
+/// How long to wait after so many failures in a row, and no longer than `most`.
+pub(super) fn wait(failures: u32, most: Duration) -> Duration {
+    Duration::from_secs(1).saturating_mul(1 << failures.min(16)).min(most)
+}
 
 /// When something was said last.
 #[derive(Debug, Default)]
@@ -25,6 +30,12 @@ impl Seldom {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_fails_is_asked_less_and_less_often() {
+        let most = Duration::from_secs(300);
+        assert_eq!([1, 2, 3, 9, u32::MAX].map(|failures| wait(failures, most).as_secs()), [2, 4, 8, 300, 300]);
+    }
 
     #[test]
     fn what_is_asked_for_often_is_said_once() {

@@ -6,12 +6,13 @@
 //! here but what is told about it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postern_tlog::{Answer, Signed, WitnessKey, add_checkpoint, answer, keep_cosigned, kept_cosigned};
 
 use super::AuditLog;
 use super::line::Notice;
+use super::seldom::wait;
 use crate::config;
 use crate::egress::Post;
 use crate::telemetry::metrics::Metrics;
@@ -20,7 +21,7 @@ use crate::telemetry::metrics::Metrics;
 const EVERY: Duration = Duration::from_secs(1);
 /// The longest wait after failures.
 const MAX_WAIT: Duration = Duration::from_secs(300);
-/// A log that does not grow is shown again: the signature says of when it is.
+/// A log that does not grow is shown again, since the signature says of when it is; and what is wrong is told again.
 const AGAIN_AFTER: Duration = Duration::from_secs(3600);
 /// Questions about one checkpoint: the first, one with what it knows, and one more if somebody else gave it another meanwhile.
 const ROUNDS: usize = 3;
@@ -72,7 +73,7 @@ impl Witness {
         let mut checkpoints = log.checkpoints();
         let kept = self.kept(log).await;
         // What it signed last is a part of this folder; what the log has less than that was taken from it.
-        let (mut known, mut failures, mut told) = (kept.as_ref().map_or(0, |kept| kept.head.size), 0, false);
+        let (mut known, mut failures, mut told) = (kept.as_ref().map_or(0, |kept| kept.head.size), 0, None::<Instant>);
         metrics.witness_contradicts(name, false);
         metrics.witnessed(name, known, None);
         loop {
@@ -85,10 +86,10 @@ impl Witness {
             };
             match self.show(log, &newest, known).await {
                 Ended::Cosigned(bytes) => {
-                    if told || failures > 0 {
+                    if failures > 0 {
                         tracing::info!(witness = name, records = newest.head.size, "this witness signs this log again");
                     }
-                    (known, failures, told) = (newest.head.size, 0, false);
+                    (known, failures) = (newest.head.size, 0);
                     self.keep(log, bytes, metrics).await;
                     metrics.witness_contradicts(name, false);
                     metrics.witnessed(name, known, Some(time::OffsetDateTime::now_utc().unix_timestamp()));
@@ -102,12 +103,15 @@ impl Witness {
                     let seen = seen.or((known > newest.head.size).then_some(known));
                     metrics.witness_failed(name, "contradicts");
                     metrics.witness_contradicts(name, true);
-                    told = told || self.tell(log, &newest, seen).await;
+                    // One that says now this and now that would fill the log.
+                    if told.is_none_or(|at| at.elapsed() >= AGAIN_AFTER) && self.tell(log, &newest, seen).await {
+                        told = Some(Instant::now());
+                    }
                 }
                 Ended::Failed(why) => metrics.witness_failed(name, why),
             }
             failures += 1;
-            tokio::time::sleep(wait(failures)).await;
+            tokio::time::sleep(wait(failures, MAX_WAIT)).await;
         }
     }
 
@@ -191,11 +195,6 @@ impl Witness {
     }
 }
 
-/// How long to wait after so many failures in a row.
-fn wait(failures: u32) -> Duration {
-    EVERY.saturating_mul(1 << failures.min(16)).min(MAX_WAIT)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,10 +207,5 @@ mod tests {
             ca: Some("/nowhere/ca.pem".into()),
         };
         assert!(Witness::all(&[witness], false).is_empty());
-    }
-
-    #[test]
-    fn who_fails_is_asked_less_and_less_often() {
-        assert_eq!([1, 2, 3, 9, u32::MAX].map(|failures| wait(failures).as_secs()), [2, 4, 8, 300, 300]);
     }
 }

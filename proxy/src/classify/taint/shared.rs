@@ -4,6 +4,7 @@
 //! gateways keep to it together. Each gateway remembers its own part as well: a Redis that has lost what it had is told again, in the background, and nothing
 //! is looked up in it before, nor before others have had the time to do the same.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -122,8 +123,10 @@ pub(super) struct Shared {
     /// Others may know what this gateway does not.
     are_others: bool,
     told: Mutex<Option<Told>>,
-    /// Something could not be told since.
-    untold: AtomicBool,
+    /// It has lost something since.
+    has_lost: AtomicBool,
+    /// Whose marks could not be told since. They are known here, and others go on without them as if they had not been made yet.
+    untold: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
     wake: Notify,
     /// Large questions at a time: others are answered between them.
     large: Semaphore,
@@ -143,20 +146,23 @@ struct Told {
 /// Marks that are known, and the floor.
 type Known = (Vec<(Mark, Label)>, Option<Label>);
 
-/// Unless this ends well, all is told again: whoever waits for it may go at any moment.
-struct Telling<'a>(Option<&'a Shared>);
+/// Unless this ends well, what is known of an identity is told again: whoever waits for it may go at any moment.
+struct Telling<'a> {
+    shared: &'a Shared,
+    who: Option<(Arc<str>, Arc<str>)>,
+}
 
 impl Telling<'_> {
     fn has_ended_well(mut self) {
-        self.0 = None;
+        self.who = None;
     }
 }
 
 impl Drop for Telling<'_> {
     fn drop(&mut self) {
-        if let Some(shared) = self.0 {
-            shared.untold.store(true, Ordering::Release);
-            shared.wake.notify_one();
+        if let Some(who) = self.who.take() {
+            self.shared.untold().insert(who);
+            self.shared.wake.notify_one();
         }
     }
 }
@@ -165,7 +171,8 @@ impl Shared {
     pub(super) fn new(store: Arc<Store>, keys: &Keys, labels: Labels, rooms: Rooms, are_others: bool) -> Self {
         let keys = keys.derive("redis:taint", &[]);
         let prefix = format!("postern:1:taint:{}:", keys.short_hash("prefix", &[]));
-        let (told, untold, wake) = (Mutex::default(), AtomicBool::new(false), Notify::new());
+        let (told, has_lost, untold, wake) =
+            (Mutex::default(), AtomicBool::new(false), Mutex::default(), Notify::new());
         Self {
             store,
             keys,
@@ -174,6 +181,7 @@ impl Shared {
             rooms,
             are_others,
             told,
+            has_lost,
             untold,
             wake,
             large: Semaphore::new(LARGE_AT_ONCE),
@@ -191,7 +199,11 @@ impl Shared {
                     () = tokio::time::sleep(LOOK_EVERY) => {}
                 }
                 let Ok(line) = self.store.line() else { continue };
-                if self.look(("", ""), &[]).await.is_err() && self.tell_all(held, &line).await.is_err() {
+                let told = match self.look(("", ""), &[]).await {
+                    Ok(_) => self.tell_untold(held, &line).await,
+                    Err(Away) => self.tell_all(held, &line).await,
+                };
+                if told.is_err() {
                     tokio::time::sleep(AGAIN_AFTER).await;
                 }
             }
@@ -210,10 +222,10 @@ impl Shared {
     }
 
     /// See [`Held::keep`]. What cannot be told now is told later.
-    pub(super) async fn keep(&self, who: (&str, &str), marks: &[(Mark, Label)]) -> Result<(), Away> {
-        let telling = Telling(Some(self));
+    pub(super) async fn keep(&self, who: (&Arc<str>, &Arc<str>), marks: &[(Mark, Label)]) -> Result<(), Away> {
+        let telling = Telling { shared: self, who: Some((who.0.clone(), who.1.clone())) };
         let (line, expected) = self.ready()?;
-        if self.tell(&line, who, marks, None).await? != expected {
+        if self.tell(&line, (who.0, who.1), marks, None).await? != expected {
             return Err(self.has_lost_something());
         }
         telling.has_ended_well();
@@ -224,7 +236,7 @@ impl Shared {
     fn ready(&self) -> Result<(Line, String), Away> {
         let line = self.store.line()?;
         let told = self.told().clone().filter(|told| told.line == line.number());
-        match told.filter(|_| !self.untold.load(Ordering::Acquire)) {
+        match told.filter(|_| !self.has_lost.load(Ordering::Acquire)) {
             Some(told) => Ok((line, told.word)),
             None => {
                 self.wake.notify_one();
@@ -235,17 +247,29 @@ impl Shared {
 
     fn has_lost_something(&self) -> Away {
         // Which run it is, and so that it was told before, is known still.
-        self.untold.store(true, Ordering::Release);
+        self.has_lost.store(true, Ordering::Release);
         self.wake.notify_one();
         Away
     }
 
+    /// Tells what could not be told.
+    async fn tell_untold(&self, held: &Held, line: &Line) -> Result<(), Away> {
+        loop {
+            let Some(who) = self.untold().iter().next().cloned() else { return Ok(()) };
+            self.untold().remove(&who);
+            let telling = Telling { shared: self, who: Some(who.clone()) };
+            let (marks, floor) = held.of((&who.0, &who.1));
+            self.tell(line, (&who.0, &who.1), &marks, floor).await?;
+            telling.has_ended_well();
+        }
+    }
+
     /// Tells all that this gateway remembers. Where something may be lost, others are given the time to do the same before anything is looked up.
     async fn tell_all(&self, held: &Held, line: &Line) -> Result<(), Away> {
-        let telling = Telling(Some(self));
-        // What cannot be told from here on is told the next time.
-        self.untold.store(false, Ordering::Release);
-        let before = self.told().clone();
+        // What is lost, or cannot be told, from here on is told the next time.
+        self.has_lost.store(false, Ordering::Release);
+        self.untold().clear();
+        let before = self.told().take();
         let run = self.run(line).await?;
         let word = self.tell(line, ("", ""), &[], None).await?;
         let is_as_it_was = before.is_some_and(|told| told.word == word && told.run.is_some() && told.run == run);
@@ -262,7 +286,6 @@ impl Shared {
             return Err(Away);
         }
         *self.told() = Some(Told { word, run, line: line.number() });
-        telling.has_ended_well();
         Ok(())
     }
 
@@ -361,6 +384,10 @@ impl Shared {
         }
         // It is never closed; whoever waits goes when the time of the request is over.
         (self.large.acquire().await.ok(), LARGE_WITHIN)
+    }
+
+    fn untold(&self) -> MutexGuard<'_, HashSet<(Arc<str>, Arc<str>)>> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn told(&self) -> MutexGuard<'_, Option<Told>> {
