@@ -213,7 +213,7 @@ fn counting(config: &Config, keys: &Keys, metrics: &Arc<Metrics>) -> anyhow::Res
 /// Where labels are remembered together.
 fn labels(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Arc<Store>>> {
     let redis = config.replicas.as_ref().and_then(|replicas| replicas.redis.as_ref()).filter(|_| !config.offline);
-    let loss = "what other gateways know of labels cannot be asked: only the engine and targets that are cleared for every label may answer";
+    let loss = "what other gateways know of labels cannot be asked: only the engine on this machine may answer";
     redis.map(|redis| Store::new(redis, ("labels", loss), shared::REPLY, metrics.clone())).transpose()
 }
 

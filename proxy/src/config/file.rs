@@ -544,7 +544,7 @@ pub struct Taint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unavailable {
-    /// Every request may have the highest label: the engine answers, and targets that are cleared for it.
+    /// Every request may have the highest label: only the engine on this machine answers.
     #[default]
     Refuse,
     /// This gateway goes by what it knows itself.
