@@ -185,7 +185,7 @@ impl Mirror {
             return Err(Refusal::Malformed("its checkpoint is not of the tree that its records make"));
         }
         if push.entries.iter().any(|entry| entry.len() > MAX_ENTRY || entry.contains(&b'\n')) {
-            return Err(Refusal::Malformed("a record has a line break in it"));
+            return Err(Refusal::Malformed("a record is too long, or has a line break in it"));
         }
         if self.root_with(&push.entries)? != signed.head.root {
             return Err(Refusal::Rewritten { size: signed.head.size });
