@@ -5,6 +5,7 @@
 pub mod clearance;
 mod detect;
 pub mod label;
+pub mod route;
 pub(crate) mod taint;
 
 use std::sync::Arc;
@@ -21,12 +22,13 @@ use crate::request::ParsedRequest;
 use crate::store::Store;
 use detect::Scanner;
 use label::{Label, Labels};
+use route::Routes;
 use taint::{AnswerReading, Fresh, Taint, Who};
 
 /// Why a label is what it is; goes into the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Source {
-    /// `floor`, `header`, `detector:…`, `marking`, `opaque`, `taint:text`, `taint:conversation`, `taint:evicted`, `taint:unavailable`, `policy:…`.
+    /// `floor`, `route`, `header`, `detector:…`, `marking`, `opaque`, `taint:text`, `taint:conversation`, `taint:evicted`, `taint:unavailable`, `policy:…`.
     pub source: String,
     /// The label that it called for.
     pub label: String,
@@ -160,6 +162,7 @@ impl ClassifiedBeginning {
 pub struct Classifier {
     labels: Labels,
     opaque: Label,
+    routes: Routes,
     scanner: Scanner,
     taint: Taint,
 }
@@ -171,6 +174,7 @@ impl Classifier {
         Self {
             labels: config.labels.clone(),
             opaque: config.classification.opaque,
+            routes: config.classification.routes.clone(),
             scanner: Scanner::new(&config.classification),
             taint: Taint::new(config, keys, store),
         }
@@ -181,7 +185,7 @@ impl Classifier {
         self.taint.keep_up().await;
     }
 
-    /// Joins floor, header, detectors, markings and taint, and remembers what follows from them.
+    /// Joins floor, route, header, detectors, markings and taint, and remembers what follows from them.
     ///
     /// # Errors
     /// [`Error::LabelRefused`] if the label is above the identity's ceiling.
@@ -194,6 +198,8 @@ impl Classifier {
 
         let (floor, lowest) = (request.peer.floor, self.labels.lowest());
         let mut sources = vec![source("floor", floor)];
+        let route = self.routes.label(request.call.endpoint(), request.call.model());
+        sources.extend(route.map(|label| source("route", label)));
         // What is said or found of the text itself marks it; what was known of parts of it does not mark the rest.
         let mut marked = None::<Label>;
         let mut mark = |name: &str, label: Label| {
@@ -209,7 +215,7 @@ impl Classifier {
         sources.extend(tainted.into_iter().filter_map(|(name, label)| Some(source(name, label?))));
         let marked = marked.filter(|label| *label > lowest);
         // It taints what comes after it in the conversation; floors do not.
-        let sticky = [marked, known.texts, known.talk].into_iter().flatten().fold(lowest, Label::join);
+        let sticky = [marked, route, known.texts, known.talk].into_iter().flatten().fold(lowest, Label::join);
         let label = known.lost.into_iter().fold(floor.join(sticky), Label::join);
         let mut classified =
             ClassifiedRequest { request, known: label, sources, conversation, who, sticky, doubted: None };

@@ -246,6 +246,8 @@ pub struct Classification {
     pub join_messages: bool,
     /// For what cannot be read as text.
     pub opaque: Label,
+    /// What models and endpoints call for.
+    pub routes: crate::classify::route::Routes,
     /// What is remembered.
     pub taint: Taint,
 }
@@ -387,10 +389,11 @@ impl Config {
             || self.engine.as_ref().is_some_and(|engine| engine.serves(model))
     }
 
-    /// Names for `GET /v1/models`: those that the configuration spells out.
+    /// Names for `GET /v1/models`: those that the configuration spells out, and that are answered while `offline`, if it is.
     #[must_use]
-    pub fn model_names(&self) -> std::collections::BTreeSet<&str> {
-        let remote = self.targets.iter().flat_map(|target| target.models.keys());
+    pub fn model_names(&self, offline: bool) -> std::collections::BTreeSet<&str> {
+        let is_answered = |name: &&String| !offline || self.engine.as_ref().is_some_and(|engine| engine.serves(name));
+        let remote = self.targets.iter().flat_map(|target| target.models.keys()).filter(is_answered);
         let local = self.engine.iter().flat_map(|engine| engine.models.iter());
         remote.chain(local).map(String::as_str).collect()
     }

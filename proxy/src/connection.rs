@@ -2,6 +2,7 @@
 
 pub(crate) mod session;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
@@ -236,16 +237,16 @@ async fn route(front: &Front, session: &Arc<Session>, request: Request<Payload>)
 }
 
 fn models(gateway: &Gateway) -> Response<Body> {
-    let data: Vec<Value> = gateway.config.model_names().into_iter().map(described).collect();
+    let data: Vec<Value> = model_names(gateway).into_iter().map(described).collect();
     json(&json!({"object": "list", "data": data}))
 }
 
 fn model(gateway: &Gateway, name: &str) -> Response<Body> {
-    if gateway.config.model_names().contains(name) {
-        json(&described(name))
-    } else {
-        response::error(&Error::ModelUnknown)
-    }
+    if model_names(gateway).contains(name) { json(&described(name)) } else { response::error(&Error::ModelUnknown) }
+}
+
+fn model_names(gateway: &Gateway) -> BTreeSet<&str> {
+    gateway.config.model_names(gateway.dispatcher.offline().is_cancelled())
 }
 
 fn described(name: &str) -> Value {

@@ -359,14 +359,15 @@ async fn consult(
     Ok(Consulted { masked, scene, watching })
 }
 
-/// Joins what plugins raised; the label is final afterwards.
+/// Joins what plugins raised, or chose a model that calls for it; the label is final afterwards.
 async fn raise(gateway: &Gateway, masked: &mut MaskedRequest, votes: &Votes) -> Result<(), Error> {
-    let Some((label, policy)) = &votes.raised else { return Ok(()) };
     let labels = &gateway.config.labels;
-    let source = Source { source: format!("policy:{policy}"), label: labels.name(*label).to_owned() };
-    masked.raise(*label, source);
-    if !gateway.classifier.taint_conversation(masked.classified(), *label).await {
-        masked.doubt(labels);
+    let call = &masked.classified().request().call;
+    for (label, source) in votes.labels(&gateway.config.classification.routes, call.endpoint(), call.model()) {
+        masked.raise(label, Source { source, label: labels.name(label).to_owned() });
+        if !gateway.classifier.taint_conversation(masked.classified(), label).await {
+            masked.doubt(labels);
+        }
     }
     masked.classified().check(labels)
 }

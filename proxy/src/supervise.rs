@@ -332,7 +332,14 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
         } else {
             (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE)
         };
-        tracing::error!(process = self.name, status = %status, again_in_ms = self.pause.as_millis() as u64, "a process ended; it is started again");
+        let (name, again_in_ms) = (self.name, self.pause.as_millis() as u64);
+        match status.success() {
+            // By itself and with no fault of its own, as an engine does whose gateway has gone.
+            true => tracing::info!(process = name, again_in_ms, "a process has done its work; it is started again"),
+            false => {
+                tracing::error!(process = name, status = %status, again_in_ms, "a process ended; it is started again");
+            }
+        }
         Ok(None)
     }
 

@@ -64,6 +64,10 @@ async fn a_check_says_what_will_hardly_work() -> Result<()> {
         odd.status.success() && said.contains("gone.pem, is not there") && said.contains("nobody may answer"),
         "{said}"
     );
+    let redis = json!({"memory": "16MiB", "ttl": "3600s", "redis": {"url": "redis://127.0.0.1:6379"}});
+    let apart = check(&config(&cloud).set("/cache", redis).set("/offline", json!(true)))?;
+    let said = String::from_utf8_lossy(&apart.stdout).into_owned();
+    assert!(said.contains("`cache.redis` is not used while"), "{said} {}", String::from_utf8_lossy(&apart.stderr));
     let hand = run(&["gateway", "--config", "postern.yaml"])?;
     let said = String::from_utf8_lossy(&hand.stderr).into_owned();
     assert!(hand.status.code() == Some(78) && said.contains("a part of `postern run`"), "{said}");

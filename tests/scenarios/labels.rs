@@ -91,6 +91,40 @@ async fn markings_and_detectors_raise_and_long_texts_stay_tainted() -> Result<()
     Ok(())
 }
 
+#[tokio::test]
+async fn what_is_asked_may_call_for_a_label_by_itself() -> Result<()> {
+    let (cloud, node) = (BusyCloud::start().await?, BusyCloud::start().await?);
+    let routes = json!({"models": {"HR-*": "confidential"}, "endpoints": {"/v1/completions": "confidential"}});
+    let config = config(&cloud).edge("node", &node, "confidential").set("/classification", routes);
+    let postern = Postern::start(&config.set("/routing", json!({"default": "cloud"}))).await?;
+    let (amy, bo) = (postern.client("clerk/amy")?, postern.client("clerk/bo")?);
+    let ask = async |client: &Client, model: &str, text: &str| {
+        let body = json!({"model": model, "messages": [{"role": "user", "content": text}]});
+        client.post_json("/v1/chat/completions", &body).await
+    };
+    let said =
+        "Those who joined before the merger of the two houses keep their days of leave, and seven of them get a raise.";
+    node.switch(json!({"answer": said})).await?;
+    let talk = amy.with_header("postern-conversation", "a");
+    for model in ["hr-letters", "Hr-Letters"] {
+        let reply = ask(&talk, model, LONG).await?;
+        assert_eq!((reply.status, reply.header("postern-label")), (200, "confidential"), "{model} {}", reply.text());
+        assert_eq!(reply.header("postern-target"), "node");
+        let record = postern.records().of(reply.header("postern-record"), SOON).await?;
+        let route = json!({"source": "route", "label": "confidential"});
+        assert!(record.intent["label_sources"].as_array().is_some_and(|all| all.contains(&route)), "{record:?}");
+    }
+    // What it said may be in what follows, whoever is asked; what was said to it is not marked for that.
+    assert_eq!(ask(&talk, "chat", "And then?").await?.header("postern-target"), "node");
+    assert_eq!(ask(&bo, "chat", LONG).await?.header("postern-target"), "sun");
+    assert_eq!(ask(&bo, "chat", &format!("She wrote: {said}")).await?.header("postern-label"), "confidential");
+    let prompt = json!({"model": "chat", "prompt": "Once"});
+    assert_eq!(bo.post_json("/v1/completions", &prompt).await?.header("postern-label"), "confidential");
+    let refused = ask(&postern.client("guest/x")?, "hr-letters", "Hello").await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (400, "label_refused"));
+    Ok(())
+}
+
 /// What a request is labelled, whoever answers it.
 async fn label(client: &Client, text: &str) -> Result<String> {
     Ok(client.chat(text).await?.header("postern-label").to_owned())
@@ -283,17 +317,24 @@ async fn what_cannot_be_read_is_confidential() -> Result<()> {
 async fn offline_refuses_every_target_but_the_engine() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let config = config(&cloud).edge("node", &cloud, "confidential").set("/offline", json!(true));
+    let config = config.set("/targets/0/models", json!({"large": "their-large"}));
     let postern = Postern::start(&config).await?;
     let refused = postern.client("clerk/amy")?.chat("Hello").await?;
     assert_eq!((refused.status, refused.error_code().as_str()), (503, "offline"));
     assert_eq!(postern.admin("/readyz").await?.status, 503);
     drop(postern);
-    let postern = Postern::start(&config.engine()).await?;
+    let postern = Postern::start(&config.engine().set("/engine/models", json!(["chat"]))).await?;
     postern.engine_ready().await?;
     let mut body = chat_body("Hello");
     body["max_tokens"] = json!(3);
     let reply = postern.client("clerk/amy")?.post_json("/v1/chat/completions", &body).await?;
     assert_eq!((reply.status, reply.header("postern-reason")), (200, "offline"));
+    // What nobody here answers is not listed.
+    let listed = postern.client("clerk/amy")?.get("/v1/models").await?.json()?;
+    assert!(
+        listed["data"].as_array().is_some_and(|all| all.len() == 1) && listed["data"][0]["id"] == "chat",
+        "{listed}"
+    );
     let stats = cloud.stats().await?;
     assert_eq!(stats.requests, 0);
     Ok(())

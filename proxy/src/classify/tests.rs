@@ -32,6 +32,8 @@ struct Office {
     email: usize,
     marking: usize,
     opaque: usize,
+    /// Of the model that is asked, and of one that a policy may choose.
+    models: [usize; 2],
     clearances: [usize; 3],
     offline: bool,
     engine: bool,
@@ -56,11 +58,11 @@ fn any_office() -> impl Strategy<Value = Office> {
     let label = 0usize..4;
     let placements = prop::sample::select(vec![Placement::Cloud, Placement::EdgeFirst, Placement::Local]);
     let labels = (label.clone(), label.clone(), label.clone(), label.clone(), label);
-    let clearances = prop::array::uniform3(0usize..3);
-    (labels, clearances, any::<bool>(), any::<bool>(), placements).prop_map(
-        |((floor, ceiling, email, marking, opaque), clearances, offline, engine, default)| {
+    let (clearances, models) = (prop::array::uniform3(0usize..3), prop::array::uniform2(0usize..4));
+    (labels, models, clearances, any::<bool>(), any::<bool>(), placements).prop_map(
+        |((floor, ceiling, email, marking, opaque), models, clearances, offline, engine, default)| {
             let ceiling = ceiling.max(floor);
-            Office { floor, ceiling, email, marking, opaque, clearances, offline, engine, default }
+            Office { floor, ceiling, email, marking, opaque, models, clearances, offline, engine, default }
         },
     )
 }
@@ -85,6 +87,7 @@ impl Office {
         let Self { floor, ceiling, email, marking, opaque, .. } = self;
         let [floor, ceiling, email, marking, opaque] =
             [floor, ceiling, email, marking, opaque].map(|number| LABELS[*number]);
+        let [chat, chosen] = self.models.map(|number| LABELS[number]);
         let [sun, moon, node] = self.clearances.map(|number| LABELS[number]);
         let text = format!(
             "
@@ -99,7 +102,11 @@ targets:
   - {{name: sun, placement: cloud, clearance: {sun}, openai: {{base_url: 'https://sun.example/v1'}}}}
   - {{name: moon, placement: cloud, clearance: {moon}, openai: {{base_url: 'https://moon.example/v1'}}}}
   - {{name: node, placement: edge, clearance: {node}, openai: {{base_url: 'https://node.example/v1'}}}}
-classification: {{detect: {{email: {email}}}, markings: {{'TOP SECRET': {marking}}}, opaque: {opaque}}}
+classification:
+  detect: {{email: {email}}}
+  markings: {{'TOP SECRET': {marking}}}
+  opaque: {opaque}
+  models: {{chat: {chat}, a: {chosen}}}
 "
         );
         config::parse(&text, Path::new("postern.yaml")).unwrap()
@@ -156,10 +163,10 @@ impl Scene {
         classified.request.marks.placement = sent.asked;
         let conversation = classified.conversation();
         let mut masked = MaskedRequest::plain(&self.keys, classified);
-        if let Some((label, policy)) = &votes.raised {
-            masked.raise(*label, Source { source: policy.clone(), label: self.config.labels.name(*label).to_owned() });
-            masked.classified().check(&self.config.labels)?;
+        for (label, source) in votes.labels(&self.config.classification.routes, Endpoint::Chat, "chat") {
+            masked.raise(label, Source { source, label: self.config.labels.name(label).to_owned() });
         }
+        masked.classified().check(&self.config.labels)?;
         let targets: Vec<_> = self.config.targets.iter().map(|target| (target.clone(), Now::default())).collect();
         let facts = Facts {
             labels: &self.config.labels,
@@ -186,9 +193,10 @@ fn called_for(office: &Office, sent: &Sent, votes: &Votes, labels: &Labels) -> V
     let found = [(sent.mail, office.email), (sent.marked, office.marking), (sent.image, office.opaque)];
     let found = found.into_iter().filter_map(|(is_there, label)| is_there.then_some(label));
     // What is above the ceiling is not heard, so nothing remembers it.
-    let talk = sent.talk.filter(|talk| *talk <= office.ceiling);
-    let said =
-        [Some(office.floor), sent.header, sent.known, talk, votes.raised.as_ref().and_then(|(label, _)| number(label))];
+    let talk = sent.talk.filter(|talk| *talk.max(&office.models[0]) <= office.ceiling);
+    let raised = votes.raised.as_ref().and_then(|(label, _)| number(label));
+    let chosen = votes.model.as_ref().filter(|model| *model == "a").map(|_| office.models[1]);
+    let said = [Some(office.floor), Some(office.models[0]), sent.header, sent.known, talk, raised, chosen];
     found.chain(said.into_iter().flatten()).collect()
 }
 
@@ -203,6 +211,8 @@ fn raised(office: &Office, sent: &Sent, what: usize) -> (Office, Sent) {
         3 => sent.talk = Some(sent.talk.map_or(1, up).min(office.ceiling.max(sent.talk.unwrap_or(0)))),
         4 => (sent.mail, office.email) = (true, up(office.email)),
         5 => (sent.marked, office.marking) = (true, up(office.marking)),
+        6 => office.models[0] = up(office.models[0]),
+        7 => office.models[1] = up(office.models[1]),
         _ => (sent.image, office.opaque) = (true, up(office.opaque)),
     }
     (office, sent)
@@ -243,7 +253,7 @@ proptest! {
 
     #[test]
     fn to_raise_anything_opens_no_way(
-        office in any_office(), sent in any_sent(), votes in prop::collection::vec(any_vote(), 0..3), what in 0usize..7,
+        office in any_office(), sent in any_sent(), votes in prop::collection::vec(any_vote(), 0..3), what in 0usize..9,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let votes = ballots(&votes);

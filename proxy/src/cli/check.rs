@@ -161,7 +161,12 @@ fn of_records(config: &Config) -> Vec<String> {
         }
     }
     if config.offline {
-        let unused = [("audit.witnesses", !audit.witnesses.is_empty()), ("audit.copy", audit.copy.is_some())];
+        let unused = [
+            ("audit.witnesses", !audit.witnesses.is_empty()),
+            ("audit.copy", audit.copy.is_some()),
+            ("cache.redis", config.cache.as_ref().is_some_and(|cache| cache.redis.is_some())),
+            ("replicas.redis", config.replicas.as_ref().is_some_and(|replicas| replicas.redis.is_some())),
+        ];
         let unused = unused.iter().filter(|(_, is_there)| *is_there);
         found.extend(
             unused.map(|(name, _)| format!("`{name}` is not used while the gateway is offline: it reaches nobody")),

@@ -515,6 +515,14 @@ pub struct Classification {
     /// is split over them is found. The parts of one message always are.
     #[serde(default)]
     pub join_messages: bool,
+    /// Model, as it is asked for → the label that a request for it has. With a * at the end: all that begin so. Case does not matter.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub models: BTreeMap<String, Placed>,
+    /// Endpoint (/v1/chat/completions, /v1/completions, /v1/embeddings) → the label that a request to it has.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub endpoints: BTreeMap<String, Placed>,
     /// Label of what cannot be read as text (images, files); absent: the second highest.
     #[serde(default)]
     #[schemars(with = "Option<String>")]

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::classify::clearance::ENGINE;
 use crate::classify::label::{Label, Labels};
+use crate::classify::route::Routes;
 
 /// The longest configuration file.
 const MAX_FILE_BYTES: usize = 8 << 20;
@@ -189,6 +190,20 @@ impl Resolver<'_> {
         if file.enrol.is_some() && file.trust.issuer.value != file::Issuer::Embedded {
             let what = "`enrol` needs `issuer: embedded`: with another one, workstations enrol there";
             return Err(self.error(&file.trust.issuer.referenced, what));
+        }
+        let answers_any = file.targets.iter().any(|target| target.models.is_empty())
+            || file.engine.as_ref().is_some_and(|engine| engine.models.is_empty());
+        let remote = file.targets.iter().flat_map(|target| target.models.keys());
+        let served: HashSet<String> = remote
+            .chain(file.engine.iter().flat_map(|engine| &engine.models))
+            .map(|name| name.to_lowercase())
+            .collect();
+        let unserved = |(name, _): &(&String, &Placed)| {
+            !answers_any && !name.ends_with('*') && !served.contains(&name.trim().to_lowercase())
+        };
+        if let Some((name, label)) = file.classification.models.iter().find(unserved) {
+            let what = format!("`classification.models`: no target and no engine serves `{name}`");
+            return Err(self.error(&label.referenced, &what));
         }
         if file.identities.is_empty() {
             return Err(self.error(&Location::UNKNOWN, "`identities` is empty: nobody could ask for anything"));
@@ -480,7 +495,34 @@ impl Resolver<'_> {
         let file::Taint { per_identity, keep, common, unavailable } = &written.taint;
         let common = common.clone();
         let taint = file::Taint { per_identity: *per_identity, keep: *keep, common, unavailable: *unavailable }.into();
-        Ok(Classification { detect, markings, decode, join_messages: written.join_messages, opaque, taint })
+        let routes = self.routes(written, labels)?;
+        Ok(Classification { detect, markings, decode, join_messages: written.join_messages, opaque, routes, taint })
+    }
+
+    fn routes(&self, written: &file::Classification, labels: &Labels) -> Result<Routes, ConfigError> {
+        let mut models = Vec::new();
+        for (model, label) in &written.models {
+            if model.trim().is_empty() || model.trim_end_matches('*').len() + 1 < model.len() {
+                let what = format!(
+                    "`classification.models`: `{model}` is no name of a model; a * at its end stands for all that begin so"
+                );
+                return Err(self.error(&label.referenced, &what));
+            }
+            models.push((model.clone(), self.label(label, labels)?));
+        }
+        let mut endpoints = Vec::new();
+        for (path, label) in &written.endpoints {
+            let endpoint = Endpoint::of(path).ok_or_else(|| {
+                let all: Vec<String> = Endpoint::ALL.iter().map(|endpoint| format!("/v1{}", endpoint.path())).collect();
+                let what = format!(
+                    "`classification.endpoints`: unknown endpoint `{path}`; expected one of {}",
+                    all.join(", ")
+                );
+                self.error(&label.referenced, &what)
+            })?;
+            endpoints.push((endpoint, self.label(label, labels)?));
+        }
+        Ok(Routes::new(models, endpoints))
     }
 
     fn unique<'a>(&self, names: impl Iterator<Item = &'a Placed>, what: &str) -> Result<(), ConfigError> {
@@ -614,6 +656,24 @@ targets:
             ("spiffe://branch.example.org/clerk/*", "clerk", "7:12", "expected a SPIFFE ID"),
             ("models: {chat: their-chat}", "limits: {requests_per_minute: 0}", "14", "a whole number from 1 to"),
             ("models: {chat: their-chat}", "limits: {requests_per_minute: many}", "14", "expected a whole number"),
+            (
+                "state_dir: state",
+                "state_dir: state\nclassification: {models: {chatty: internal}}",
+                "5:36",
+                "no target and no engine serves `chatty`",
+            ),
+            (
+                "state_dir: state",
+                "state_dir: state\nclassification: {models: {'ch**': internal}}",
+                "5:36",
+                "is no name of a model",
+            ),
+            (
+                "state_dir: state",
+                "state_dir: state\nclassification: {endpoints: {/v1/chat: internal}}",
+                "5:41",
+                "expected one of /v1/chat/completions, /v1/completions, /v1/embeddings",
+            ),
             ("state_dir: state", "state_dir: state\noffline: maybe", "5", "expected true or false"),
             ("state_dir: state", "state_dir: state\nnames: localhost", "5", "expected a list"),
             (

@@ -72,6 +72,13 @@ impl Scene {
         votes.model_for(self.endpoint, &self.request.model)
     }
 
+    /// The label that these votes lead to.
+    #[must_use]
+    pub fn label_by(&self, config: &Config, votes: &Votes) -> Label {
+        let raised = votes.labels(&config.classification.routes, self.endpoint, &self.request.model);
+        raised.into_iter().fold(self.label, |label, (raised, _)| label.join(raised))
+    }
+
     /// What a decision by these votes depends on; everything else is as it was.
     #[must_use]
     pub fn facts<'a>(&'a self, config: &'a Config, votes: &'a Votes) -> Facts<'a> {

@@ -137,8 +137,8 @@ impl Asked<'_> {
             let reply = shadow.timed(Step::Routing, shadow.policy.route(&context, &scene.request, &scene.fleet)).await;
             let choices = scene.policies.choices(&self.gateway.config, &scene.request, &scene.fleet);
             let vote = reply.answer.and_then(|verdict| Vote::read(&verdict, &choices));
-            label = vote.as_ref().ok().and_then(|vote| vote.raised).map_or(label, |raised| label.join(raised));
             let own = Ballot { policy: shadow.name().to_owned(), vote: vote.as_ref().ok().cloned() };
+            label = label.join(scene.label_by(&self.gateway.config, &Votes::merged([&own])));
             let compared = || {
                 let would = Votes::merged(self.imagined(Step::Routing, &scene.ballots, &own));
                 compare::decisions(&self.gateway.config, scene, &scene.votes, &would)

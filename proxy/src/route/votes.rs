@@ -17,6 +17,7 @@ use postern_plugins::{PolicyFailure, TargetFacts, Verdict};
 use postern_wire::call::Endpoint;
 
 use crate::classify::label::Label;
+use crate::classify::route::Routes;
 use crate::config::policies::Routing;
 use crate::config::{Config, Placement};
 
@@ -150,6 +151,16 @@ impl Votes {
     #[must_use]
     pub fn model_for<'a>(&'a self, endpoint: Endpoint, asked: &'a str) -> &'a str {
         self.model.as_deref().filter(|_| !endpoint.keeps_model()).unwrap_or(asked)
+    }
+
+    /// What these call for beyond the label so far, and who does: labels that policies raised to, and that of another model than
+    /// `asked`, which they chose.
+    #[must_use]
+    pub fn labels(&self, routes: &Routes, endpoint: Endpoint, asked: &str) -> Vec<(Label, String)> {
+        let raised = self.raised.iter().map(|(label, policy)| (*label, format!("policy:{policy}")));
+        let chosen = Some(self.model_for(endpoint, asked)).filter(|model| *model != asked);
+        let chosen = chosen.and_then(|model| routes.label(endpoint, model)).map(|label| (label, "route".to_owned()));
+        raised.chain(chosen).collect()
     }
 
     fn with(mut self, Ballot { policy, vote }: &Ballot) -> Self {

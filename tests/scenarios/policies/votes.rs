@@ -76,6 +76,24 @@ async fn what_the_configuration_does_not_name_cannot_be_voted_for() -> Result<()
 }
 
 #[tokio::test]
+async fn a_vote_for_a_model_has_the_label_of_that_model() -> Result<()> {
+    let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    puppet.first(&[])?;
+    let config = config(&cloud, puppet.policy(json!({"vote": {"model": "hr-letters"}})))
+        .set("/routing", json!({"models": ["hr-letters"]}))
+        .set("/classification", json!({"models": {"hr-letters": "confidential"}}));
+    let postern = Postern::start(&config).await?;
+    let client = postern.client("clerk/amy")?.with_header("postern-conversation", "a");
+    let refused = ask(&client, "chat", "Hello").await?;
+    assert_eq!((refused.status, refused.header("postern-label")), (403, "confidential"), "{}", refused.text());
+    let outcome = record(&postern, &refused).await?.outcome;
+    let route = json!({"source": "route", "label": "confidential"});
+    assert!(outcome["label_sources"].as_array().is_some_and(|all| all.contains(&route)), "{outcome}");
+    assert_eq!(cloud.stats().await?.requests, 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn no_vote_lowers_a_label() -> Result<()> {
     let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
     puppet.first(&[])?;

@@ -74,7 +74,7 @@ pub(super) fn decisions(config: &Config, scene: &Scene, now: &Votes, would: &Vot
 
 /// What these votes lead to, with everything else as it was.
 fn decided(config: &Config, scene: &Scene, votes: &Votes) -> Value {
-    let label = votes.raised.as_ref().map_or(scene.label, |(raised, _)| scene.label.join(*raised));
+    let label = scene.label_by(config, votes);
     let (name, model) = (config.labels.name(label), scene.model(votes));
     let refused = |code: &str| json!({"label": name, "model": model, "refused": code});
     if votes.denied.is_some() {
