@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
-use time::{Duration, OffsetDateTime, macros::datetime};
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339, macros::datetime};
 
 use crate::CertsError;
 
@@ -77,6 +77,12 @@ pub(crate) fn check(now: OffsetDateTime, highest: Option<OffsetDateTime>) -> Res
         Some(highest) if now < highest.saturating_sub(TOLERANCE) => Err(CertsError::ClockSetBack { now, highest }),
         _ => Ok(()),
     }
+}
+
+/// A moment as RFC 3339 writes it, in whole seconds; empty for a year that it cannot write.
+#[must_use]
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -72,7 +72,7 @@ pub mod trust;
 pub mod verify;
 
 pub use authority::{Authority, AuthorityOptions, Revocation, RootPlace, SignedLeaf, Status};
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, SystemClock, rfc3339};
 pub use csr::Csr;
 pub use error::CertsError;
 pub use issue::{IssuedLeaf, LeafRequest, Role};

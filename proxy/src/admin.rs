@@ -19,8 +19,8 @@ use axum::{Json, Router, middleware};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use postern_certs::SpiffeId;
 use postern_certs::rotate::Health;
+use postern_certs::{SpiffeId, rfc3339};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -291,7 +291,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
     let failing = failing.filter(|(_, steps)| !steps.is_empty());
     let failing: Vec<Value> = failing.map(|(loaded, steps)| json!({"name": loaded.name(), "steps": steps})).collect();
     let current = admin.certificate.current();
-    let until = current.not_after.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+    let until = rfc3339(current.not_after);
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "offline": offline::shown(gateway),

@@ -214,16 +214,19 @@ impl Classifier {
         let tainted = [("taint:text", known.texts), ("taint:conversation", known.talk), ("taint:evicted", known.lost)];
         sources.extend(tainted.into_iter().filter_map(|(name, label)| Some(source(name, label?))));
         let marked = marked.filter(|label| *label > lowest);
-        // It taints what comes after it in the conversation; floors do not.
-        let sticky = [marked, route, known.texts, known.talk].into_iter().flatten().fold(lowest, Label::join);
+        // It taints what comes after it in the conversation; floors do not. What is no talk and has no name comes again with its route.
+        let has_next = matches!(request.call, Call::Chat(_)) || request.marks.conversation.is_some();
+        let join = |labels: [Option<Label>; 4]| labels.into_iter().flatten().fold(lowest, Label::join);
+        let sticky = join([marked, route, known.texts, known.talk]);
+        let talk = join([marked, route.filter(|_| has_next), known.texts, known.talk]);
         let label = known.lost.into_iter().fold(floor.join(sticky), Label::join);
         let mut classified =
             ClassifiedRequest { request, known: label, sources, conversation, who, sticky, doubted: None };
         // Only what was accepted is remembered: who may not handle a label must not be able to put it on what others write.
         classified.check(&self.labels)?;
         let ClassifiedRequest { request, who, .. } = &classified;
-        let kept = match sticky > lowest {
-            true => self.taint.keep(who, (request, conversation), (traces, &known), (marked, sticky)).await,
+        let kept = match talk > lowest {
+            true => self.taint.keep(who, (request, conversation), (traces, &known), (marked, talk)).await,
             false => Ok(()),
         };
         if known.is_incomplete || kept.is_err() {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
-use postern_certs::{Clock as _, SystemClock};
+use postern_certs::{Clock as _, SystemClock, rfc3339};
 use rustix::fs::{FlockOperation, Mode, flock};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -118,7 +118,7 @@ fn start(arguments: StartArguments) -> anyhow::Result<ExitCode> {
     let _one_at_a_time = lock(dir)?;
     if let Some((token_file, gateway)) = invite {
         match workstation::enrol_in(dir, gateway, token_file).context("enrolling") {
-            Ok(leaf) => tracing::info!(id = %leaf.id, until = %leaf.not_after, "enrolled"),
+            Ok(leaf) => tracing::info!(id = %leaf.id, until = rfc3339(leaf.not_after), "enrolled"),
             // With a certificate that has ended, applications can at least be told so.
             Err(error) if dir.join("cert.pem").exists() => {
                 tracing::error!(
@@ -148,7 +148,10 @@ fn invite(arguments: &StartArguments) -> anyhow::Result<Option<(&Path, &str)>> {
         match workstation::read_leaf(dir) {
             Ok(leaf) if leaf.not_after <= SystemClock.now() => return Ok(Some((token_file, gateway))),
             Ok(leaf) => {
-                tracing::warn!(until = %leaf.not_after, "there is a certificate, so the token of --token-file was not used")
+                tracing::warn!(
+                    until = rfc3339(leaf.not_after),
+                    "there is a certificate, so the token of --token-file was not used"
+                )
             }
             Err(_) => tracing::warn!("there is a certificate, so the token of --token-file was not used"),
         }

@@ -8,8 +8,8 @@ mod stage;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::say;
 use stage::Stage;
@@ -43,6 +43,8 @@ pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn keep(stage: &Stage, json: bool) -> anyhow::Result<ExitCode> {
+    let [mut interrupt, mut term, mut hangup] =
+        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
     let (gateway, admin) = (stage.gateway, stage.admin);
     let clerk = stage.folder.join("clerk");
     let file = |name: &str| clerk.join(name).display().to_string();
@@ -72,10 +74,8 @@ async fn keep(stage: &Stage, json: bool) -> anyhow::Result<ExitCode> {
              Ctrl-C ends everything and removes the folder."
         ));
     }
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
     tokio::select! {
-        ended = tokio::signal::ctrl_c() => ended.context("waiting for Ctrl-C")?,
+        _ = interrupt.recv() => {}
         _ = term.recv() => {}
         _ = hangup.recv() => {}
     }

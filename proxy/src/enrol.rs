@@ -23,13 +23,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use moka::sync::Cache;
-use postern_certs::{Authority, CertsError, JoinToken, SignedLeaf};
+use postern_certs::{Authority, CertsError, JoinToken, SignedLeaf, rfc3339};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -172,7 +171,7 @@ impl Registrar {
         match signed {
             Ok(leaf) => {
                 self.metrics.certificate_signed(what, "ok");
-                tracing::info!(id = %leaf.id, serial = %leaf.serial, until = %leaf.not_after, what, "a certificate was signed");
+                tracing::info!(id = %leaf.id, serial = %leaf.serial, until = rfc3339(leaf.not_after), what, "a certificate was signed");
                 answer(&described(&leaf, &self.certificate))
             }
             Err(error) => {
@@ -249,7 +248,7 @@ fn described(leaf: &SignedLeaf, certificate: &Certificate) -> Value {
         "gateway": certificate.gateway_id().to_string(),
         "certificate": pem(&leaf.chain),
         "ca": pem(&leaf.roots),
-        "not_after": leaf.not_after.format(&Rfc3339).unwrap_or_default(),
+        "not_after": rfc3339(leaf.not_after),
     })
 }
 

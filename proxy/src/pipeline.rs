@@ -363,13 +363,17 @@ async fn consult(
 async fn raise(gateway: &Gateway, masked: &mut MaskedRequest, votes: &Votes) -> Result<(), Error> {
     let labels = &gateway.config.labels;
     let call = &masked.classified().request().call;
-    for (label, source) in votes.labels(&gateway.config.classification.routes, call.endpoint(), call.model()) {
+    let called_for = votes.labels(&gateway.config.classification.routes, call.endpoint(), call.model());
+    let Some(label) = called_for.iter().map(|(label, _)| *label).reduce(Label::join) else { return Ok(()) };
+    for (label, source) in called_for {
         masked.raise(label, Source { source, label: labels.name(label).to_owned() });
-        if !gateway.classifier.taint_conversation(masked.classified(), label).await {
-            masked.doubt(labels);
-        }
     }
-    masked.classified().check(labels)
+    // Who may not have a label does not mark what comes after.
+    masked.classified().check(labels)?;
+    if !gateway.classifier.taint_conversation(masked.classified(), label).await {
+        masked.doubt(labels);
+    }
+    Ok(())
 }
 
 /// Where it goes; an error if a policy said no, or there is nowhere to go.

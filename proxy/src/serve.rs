@@ -65,13 +65,15 @@ pub fn run(config_path: &Path, offline: bool) -> anyhow::Result<()> {
     let confined = config.offline.then(|| inherited.confine(&reach(config_path, &config))).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
+    // Whoever reads that it is ready may end it at once, and then it closes its books as ever.
+    let terminate = runtime.block_on(async { signal(SignalKind::terminate()) })?;
     hangups.thread_unblock()?;
     let engine = local::Engine::new(config.timeouts.idle);
     let certificate = Arc::new(runtime.block_on(Certificate::open(&config)).context("the certificates")?);
     let (mut gateway, flushed) = Gateway::new(config_path, config, engine.clone(), &certificate)?;
     gateway.metrics.offline(confined.is_some());
     gateway.confined = confined;
-    let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, hangup));
+    let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, (hangup, terminate)));
     // Dropping the runtime drops what is still running, and with it closes its books.
     runtime.shutdown_timeout(Duration::from_secs(1));
     flush(flushed);
@@ -165,7 +167,7 @@ async fn serve(
     certificate: Arc<Certificate>,
     engine: Arc<local::Engine>,
     inherited: Inherited,
-    hangup: Signal,
+    (hangup, mut terminate): (Signal, Signal),
 ) -> anyhow::Result<()> {
     let metrics = gateway.metrics.clone();
     gateway.live.try_all().await;
@@ -211,7 +213,7 @@ async fn serve(
 
     let warming = tokio::spawn(cache::warm::at_start(gateway.clone()));
 
-    signal(SignalKind::terminate())?.recv().await;
+    terminate.recv().await;
     warming.abort();
     drain.cancel();
     // The supervisor was killed, and the next one wants these addresses now, not when the last request has ended.

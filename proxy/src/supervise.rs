@@ -333,12 +333,11 @@ impl<'a, F: FnMut() -> anyhow::Result<Command>> Service<'a, F> {
             (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE)
         };
         let (name, again_in_ms) = (self.name, self.pause.as_millis() as u64);
-        match status.success() {
-            // By itself and with no fault of its own, as an engine does whose gateway has gone.
-            true => tracing::info!(process = name, again_in_ms, "a process has done its work; it is started again"),
-            false => {
-                tracing::error!(process = name, status = %status, again_in_ms, "a process ended; it is started again");
-            }
+        // As one does whose gateway has gone, and the next one asks it again.
+        if name != "gateway" && self.is_well && status.success() {
+            tracing::info!(process = name, again_in_ms, "a process ended by itself; it is started again");
+        } else {
+            tracing::error!(process = name, status = %status, again_in_ms, "a process ended; it is started again");
         }
         Ok(None)
     }

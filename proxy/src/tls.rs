@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Health, Schedule};
 use postern_certs::{
     Authority, AuthorityOptions, CertsError, Clock, IssuedLeaf, LeafRequest, Role, Serial, Signatory, SpiffeId,
-    SystemClock, Trust, clock, verify,
+    SystemClock, Trust, clock, rfc3339, verify,
 };
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use time::OffsetDateTime;
@@ -230,7 +230,7 @@ impl Certificate {
             Ok(until) => {
                 *failures = Failures::default();
                 metrics.certificate_rotated("ok");
-                tracing::info!(%until, "the gateway's certificate was renewed");
+                tracing::info!(until = rfc3339(*until), "the gateway's certificate was renewed");
             }
             Err(error) => {
                 *failures = failures.and_at(SystemClock.now());
@@ -353,7 +353,10 @@ impl Certificate {
                     let until = current.not_after;
                     self.adopt(current, trust);
                     metrics.certificate_rotated("ok");
-                    tracing::info!(%until, "a new certificate, or new trust, was taken over from the issuer");
+                    tracing::info!(
+                        until = rfc3339(until),
+                        "a new certificate, or new trust, was taken over from the issuer"
+                    );
                 }
                 Err(error) => {
                     metrics.certificate_rotated("failed");
@@ -396,13 +399,16 @@ impl Told {
         let what = self.what;
         match health {
             Health::Good if before.is_some_and(|before| before != Health::Good) => {
-                tracing::info!(%until, "{what} is good again");
+                tracing::info!(until = rfc3339(until), "{what} is good again");
             }
             Health::Good => {}
-            Health::Warning => tracing::warn!(%until, "{what} should have been renewed long ago"),
-            Health::Alarm => tracing::error!(%until, "ALARM: {what} ends soon and cannot be renewed"),
+            Health::Warning => tracing::warn!(until = rfc3339(until), "{what} should have been renewed long ago"),
+            Health::Alarm => tracing::error!(until = rfc3339(until), "ALARM: {what} ends soon and cannot be renewed"),
             Health::Expired => {
-                tracing::error!(%until, "{what} has ended: no connection is accepted until it is renewed");
+                tracing::error!(
+                    until = rfc3339(until),
+                    "{what} has ended: no connection is accepted until it is renewed"
+                );
             }
         }
     }

@@ -320,19 +320,19 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_told() -> Result<()> {
 }
 
 /// A disk that is full in the middle of things, in a file system of its own.
-struct SmallDisk {
-    dir: tempfile::TempDir,
+pub(crate) struct SmallDisk {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let dir = tempfile::tempdir()?;
         std::fs::create_dir(dir.path().join("disk"))?;
         Ok(Self { dir })
     }
 
     /// What `postern` is started with: it lives in a namespace in which `disk` is small, and somebody there fills and frees it.
-    fn command(&self) -> Vec<String> {
+    pub(crate) fn command(&self) -> Vec<String> {
         let script = r#"
 mount -t tmpfs -o size=4m none "$0/disk" || exit 90
 ( while sleep 0.05; do
@@ -347,13 +347,13 @@ exec "$@""#;
     }
 
     /// Whether such a namespace can be made here.
-    fn is_possible() -> bool {
+    pub(crate) fn is_possible() -> bool {
         let mut unshare = Command::new("unshare");
         unshare.args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]);
         unshare.output().is_ok_and(|output| output.status.success())
     }
 
-    async fn told(&self, what: &str, done: &str) -> Result<()> {
+    pub(crate) async fn told(&self, what: &str, done: &str) -> Result<()> {
         std::fs::write(self.dir.path().join(what), "")?;
         let deadline = Instant::now() + SOON;
         while std::fs::remove_file(self.dir.path().join(done)).is_err() {
@@ -473,5 +473,26 @@ async fn records_past_their_time_are_deleted_by_days_and_the_rest_is_proved() ->
     let (report, code) = verify(&log, &[])?;
     assert_eq!(code, 1, "{report}");
     assert!(report["findings"][0]["what"].as_str().unwrap().contains("past their time"), "{report}");
+    Ok(())
+}
+
+#[test]
+fn a_folder_of_somebody_else_holds_nobody_up_whatever_lies_in_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let log = dir.path().display().to_string();
+    for name in ["key.pub", "checkpoint", "roster"] {
+        let path = dir.path().join(name);
+        ensure!(Command::new("mkfifo").arg(&path).status()?.success());
+        for command in [["key", "--log"], ["verify", "--log"], ["roster", "--log"]] {
+            let said = audit(&[&command[..], &[&log]].concat())?;
+            assert!(!said.status.success(), "{name} {command:?}: {}", text(&said));
+            assert!(String::from_utf8_lossy(&said.stderr).contains(&log), "{name} {command:?}: {said:?}");
+        }
+        std::fs::remove_file(&path)?;
+    }
+    // Far too large, and of no use to anybody.
+    std::fs::File::create(dir.path().join("key.pub"))?.set_len(1 << 40)?;
+    let said = audit(&["key", "--log", &log])?;
+    assert!(String::from_utf8_lossy(&said.stderr).contains("it is longer than"), "{said:?}");
     Ok(())
 }

@@ -11,7 +11,7 @@ use postern_tests::tls::Identity;
 use postern_tests::{BusyCloud, Client, Config, Postern, Reply};
 use serde_json::json;
 
-use crate::audit::{audit, copy, key, signed, text, verify};
+use crate::audit::{SmallDisk, audit, copy, key, signed, text, verify};
 use crate::{SOON, config};
 
 const ONE: &str = "spiffe://branch.test/one/gateway";
@@ -280,5 +280,34 @@ async fn whoever_sends_what_the_copy_stays_what_was_signed_and_nobody_else_notic
     office.ask(&one, 2).await?;
     office.ask(&two, 2).await?;
     assert_eq!(verify(&office.copy()?, &["--key", &key])?.1, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn while_the_disk_of_who_keeps_the_copy_is_full_the_other_goes_on_and_all_comes_later() -> Result<()> {
+    if !SmallDisk::is_possible() {
+        eprintln!("NOT TESTED: this machine lets nobody make a mount namespace, so no disk can be full");
+        return Ok(());
+    }
+    let (office, disk) = (Office::new().await?, SmallDisk::new()?);
+    let key = office.key().await?;
+    let keeping = office.keeping(&key, "1GiB")?.set("/audit/dir", json!(disk.dir.path().join("disk/audit")));
+    let two = Postern::start_under(&disk.command(), &keeping).await?;
+    let one = Postern::start(&office.copied(&two)?).await?;
+    office.ask(&one, 3).await?;
+    office.all_copied(&one).await?;
+    disk.told("fill", "full").await?;
+    office.ask(&one, 3).await?;
+    one.logged("507 copy_full").await?;
+    // A copy that cannot be kept is nobody's reason to refuse what can be recorded.
+    office.ask(&one, 3).await?;
+    disk.told("free", "freed").await?;
+    office.all_copied(&one).await?;
+    let inside = format!("/proc/{}/root{}", two.child("gateway").context("a gateway")?, disk.dir.path().display());
+    let mut copies = std::fs::read_dir(format!("{inside}/disk/audit-copies"))?;
+    let copy = copies.next().context("a copy")??.path();
+    let (report, code) = verify(&copy, &["--key", &key])?;
+    assert_eq!((code, &report["kinds"]["intent"]), (0, &json!(9)), "{report}");
+    assert!(export(&office.log("one"))?.starts_with(&export(&copy)?), "record for record");
     Ok(())
 }

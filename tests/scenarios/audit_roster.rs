@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use postern_tests::{BusyCloud, Config, Postern, Redis};
+use postern_tests::{BusyCloud, Config, Postern, Records, Redis};
 use serde_json::{Value, json};
 
 use crate::audit::{audit, copy, folder, key, signed, text};
@@ -148,5 +148,55 @@ async fn a_gateway_alone_lists_the_logs_that_it_has_begun_and_who_is_retired_sta
     assert_eq!(code, 0, "{report}");
     let retired = report["logs"].as_array().unwrap().iter().find(|log| log["log"] == name.as_str()).unwrap();
     assert_eq!((&retired["retired"], &retired["folder"]), (&json!(true), &Value::Null));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_roster_is_on_record_before_it_is_in_its_file() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let dir = tempfile::Builder::new().prefix("pr").tempdir()?;
+    // Nothing can be written in the place of a folder that is not empty.
+    let (state, in_the_way) = (dir.path().join("state"), dir.path().join("state/audit/roster/full"));
+    std::fs::create_dir_all(&in_the_way)?;
+    let postern = Postern::start(&config(&cloud).set("/state_dir", json!(state))).await?;
+    let records = Records::in_folder(state.join("audit"));
+    let told = || -> Result<usize> { Ok(records.lines()?.iter().filter(|line| line["what"] == "roster").count()) };
+    let deadline = Instant::now() + SOON;
+    while told().unwrap_or_default() == 0 {
+        ensure!(Instant::now() < deadline, "it is not on record: {}", postern.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    postern.logged("the roster of the logs is not as it must be yet").await?;
+    assert!(in_the_way.exists());
+    std::fs::remove_dir_all(state.join("audit/roster"))?;
+    complete(&state.join("audit"), 1).await?;
+    assert_eq!(told()?, 1, "once");
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_goes_offline_asks_the_redis_nothing_any_more() -> Result<()> {
+    let (cloud, redis) = (BusyCloud::start().await?, Redis::start().await?);
+    let postern = Postern::start(&replica(&cloud, &redis)).await?;
+    complete(&folder(&postern), 1).await?;
+    let theirs = || -> Result<usize> {
+        Ok(redis.cli(&["CLIENT", "LIST"])?.lines().filter(|line| !line.contains("cmd=client")).count())
+    };
+    ensure!(theirs()? > 0, "it is not there before");
+    assert_eq!(postern.admin_post("/api/offline").await?.status, 202);
+    let deadline = Instant::now() + SOON * 2;
+    while postern.admin("/api/status").await.and_then(|reply| reply.json()).unwrap_or_default()["offline"] != true {
+        ensure!(Instant::now() < deadline, "{}", postern.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    redis.cli(&["CONFIG", "RESETSTAT"])?;
+    // The roster is looked after each five seconds.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(theirs()?, 0);
+    let connections = redis.cli(&["INFO", "stats"])?;
+    let since = connections.lines().find_map(|line| line.trim().strip_prefix("total_connections_received:"));
+    // Those of this test.
+    assert!(since.and_then(|count| count.parse::<u32>().ok()).is_some_and(|count| count <= 2), "{connections}");
+    complete(&folder(&postern), 1).await?;
     Ok(())
 }

@@ -120,6 +120,16 @@ async fn what_is_asked_may_call_for_a_label_by_itself() -> Result<()> {
     assert_eq!(ask(&bo, "chat", &format!("She wrote: {said}")).await?.header("postern-label"), "confidential");
     let prompt = json!({"model": "chat", "prompt": "Once"});
     assert_eq!(bo.post_json("/v1/completions", &prompt).await?.header("postern-label"), "confidential");
+    // Nor does it ask for another model in another way.
+    for (field, value, code) in [
+        ("Model", json!("hr-letters"), "ambiguous_field"),
+        ("extra_body", json!({"model": "hr-letters"}), "ambiguous_field"),
+        ("models", json!(["hr-letters"]), "other_model_refused"),
+    ] {
+        let mut body = chat_body("Hello");
+        body[field] = value;
+        assert_eq!(bo.post_json("/v1/chat/completions", &body).await?.error_code(), code, "{body}");
+    }
     let refused = ask(&postern.client("guest/x")?, "hr-letters", "Hello").await?;
     assert_eq!((refused.status, refused.error_code().as_str()), (400, "label_refused"));
     Ok(())

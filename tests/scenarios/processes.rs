@@ -276,3 +276,15 @@ async fn a_stream_that_does_not_finish_in_time_says_why_it_ends() -> Result<()> 
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn whoever_is_ended_as_soon_as_it_is_ready_ends_well() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let config = config(&cloud);
+    for _ in 0..5 {
+        let mut postern = Postern::start(&config).await?;
+        let status = postern.stop().await?;
+        assert!(status.success(), "{status}: {}", postern.log());
+    }
+    Ok(())
+}

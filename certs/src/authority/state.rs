@@ -13,6 +13,7 @@ use super::{
 use crate::{
     CertsError, Trust, clock,
     ledger::{Ledger, Switch},
+    rfc3339,
     rotate::RootSwitch,
     signer::Signer,
     store::{Locked, Stamp, Store},
@@ -467,7 +468,7 @@ fn create_root(settings: &Settings, locked: &Locked<'_>, now: OffsetDateTime) ->
     let root = Signer::create_root(&settings.trust_domain, now)?;
     locked.write(ROOT_FILE, root.to_pem().as_bytes())?;
     let trust_domain = settings.trust_domain.trust_domain();
-    tracing::info!(trust_domain, not_after = %root.not_after, "a new authority begins");
+    tracing::info!(trust_domain, not_after = rfc3339(root.not_after), "a new authority begins");
     Ok(Roots::Here { current: Box::new(root), next: None })
 }
 
@@ -480,7 +481,7 @@ fn create_intermediate(
     check_root(root, now)?;
     let fresh = root.create_intermediate(&settings.prefix, settings.intermediate_life(), now)?;
     locked.write(INTERMEDIATE_FILE, fresh.to_pem().as_bytes())?;
-    tracing::info!(not_after = %fresh.not_after, "a new intermediate issues from now on");
+    tracing::info!(not_after = rfc3339(fresh.not_after), "a new intermediate issues from now on");
     Ok(fresh)
 }
 

@@ -2,10 +2,9 @@
 
 use serde::Serialize;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::{Authority, RootPlace, disk::Roots, state::State};
-use crate::{PathPrefix, Serial, rotate::RootSwitch, signer::Signer, verify};
+use crate::{PathPrefix, Serial, rfc3339, rotate::RootSwitch, signer::Signer, verify};
 
 /// With the root off line, an operator is woken this long before the intermediate ends.
 const OFFLINE_ALARM_DAYS: i64 = 15;
@@ -120,8 +119,8 @@ impl Authority {
             issued: state.ledger.in_force(now).count(),
             revoked: state.ledger.revoked.iter().filter(|leaf| leaf.not_after >= now.unix_timestamp()).count(),
             invited: state.ledger.invites(now),
-            crl_next_update: state.trust.next_update().map(text),
-            highest_time: state.highest.map(text),
+            crl_next_update: state.trust.next_update().map(rfc3339),
+            highest_time: state.highest.map(rfc3339),
             bundle_sequence: state.ledger.bundle.sequence,
         }
     }
@@ -132,7 +131,7 @@ impl Authority {
         let own = state.ledger.in_force(now).filter(|leaf| leaf.id == self.settings.gateway_id);
         let newest = own.max_by_key(|leaf| leaf.not_after)?;
         let not_after = OffsetDateTime::from_unix_timestamp(newest.not_after).ok()?;
-        Some(LeafStatus { serial: newest.serial.clone(), not_after: text(not_after) })
+        Some(LeafStatus { serial: newest.serial.clone(), not_after: rfc3339(not_after) })
     }
 }
 
@@ -141,12 +140,7 @@ fn of_signer(signer: &Signer, stage: Stage) -> CertificateStatus {
 }
 
 fn of(key_id: String, not_before: OffsetDateTime, not_after: OffsetDateTime, stage: Stage) -> CertificateStatus {
-    CertificateStatus { key_id, not_before: text(not_before), not_after: text(not_after), stage }
-}
-
-/// Empty for a year that RFC 3339 cannot write.
-fn text(time: OffsetDateTime) -> String {
-    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
+    CertificateStatus { key_id, not_before: rfc3339(not_before), not_after: rfc3339(not_after), stage }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -5,10 +5,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use postern_certs::{CertsError, Serial, SpiffeId};
+use postern_certs::{CertsError, Serial, SpiffeId, rfc3339};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use time::format_description::well_known::Rfc3339;
 
 use super::Admin;
 use super::actions::Subject;
@@ -38,7 +37,7 @@ async fn show(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({
         "gateway": admin.certificate.gateway_id().to_string(),
         "serial": current.serial().map(|serial| serial.to_string()),
-        "not_after": current.not_after.format(&Rfc3339).unwrap_or_default(),
+        "not_after": rfc3339(current.not_after),
         "health": format!("{:?}", admin.certificate.health()).to_lowercase(),
         "authority": authority,
     }))
@@ -51,7 +50,7 @@ async fn rotate(State(admin): State<Admin>, Extension(access): Extension<Access>
     // Of its own: whoever hangs up does not take the bookkeeping along.
     let rotated = tokio::spawn(async move { admin.certificate.rotate(&admin.gateway.metrics).await });
     match rotated.await {
-        Ok(Ok(until)) => Json(json!({"not_after": until.format(&Rfc3339).unwrap_or_default()})).into_response(),
+        Ok(Ok(until)) => Json(json!({"not_after": rfc3339(until)})).into_response(),
         Ok(Err(_)) | Err(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "The certificate could not be renewed; the log says why.\n")
                 .into_response()

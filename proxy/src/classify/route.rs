@@ -32,11 +32,21 @@ impl Routes {
         let endpoints = self.endpoints.iter().filter(|(which, _)| *which == endpoint).map(|(_, label)| *label);
         models.chain(endpoints).reduce(Label::join)
     }
+
+    /// What is configured of models: names, with or without `*`, and what they call for.
+    pub fn models(&self) -> impl Iterator<Item = (&str, Label)> {
+        self.models.iter().map(|(name, label)| (name.as_str(), *label))
+    }
+
+    /// All that anything calls for.
+    pub fn labels(&self) -> impl Iterator<Item = Label> {
+        self.models().map(|(_, label)| label).chain(self.endpoints.iter().map(|(_, label)| *label))
+    }
 }
 
-/// Some targets take a name in any case, and with spaces around it.
+/// Some targets take a name in any case.
 fn folded(model: &str) -> String {
-    model.trim().to_lowercase()
+    model.to_lowercase()
 }
 
 #[cfg(test)]
@@ -54,7 +64,7 @@ mod tests {
         let routes = Routes::new(models, vec![(Endpoint::Embeddings, label("confidential"))]);
         let asked = |endpoint, model| routes.label(endpoint, model).map(|label| labels.name(label));
         assert_eq!(asked(Endpoint::Chat, "hr-letters"), Some("internal"));
-        assert_eq!(asked(Endpoint::Chat, " Hr-Pay\t"), Some("classified"));
+        assert_eq!(asked(Endpoint::Chat, "Hr-Pay"), Some("classified"));
         assert_eq!(asked(Endpoint::Chat, "hr-pay-2"), Some("internal"));
         assert_eq!(asked(Endpoint::Chat, "chat"), Some("public"));
         assert_eq!(asked(Endpoint::Chat, "chatty"), None);

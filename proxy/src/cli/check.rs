@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use postern_engine::catalog;
 use postern_plugins::{HostOptions, PolicyHost};
+use postern_wire::call::Endpoint;
 
 use super::say;
 use crate::cache::warm;
 use crate::classify::clearance::ENGINE;
+use crate::classify::label::Label;
 use crate::config::{self, Config, ConfigError, PolicyPart, Target, trust};
 use crate::route::load::Loader;
 use crate::route::probe;
@@ -67,6 +69,33 @@ pub(crate) fn dangers(config: &Config) -> Vec<String> {
             found.push(format!(
                 "`payload.relays` has {relay}, which the rule {pattern} of `identities` matches too: such a middlebox may then ask for itself as well. Write a narrower `match`, such as spiffe://{}/clerk/*",
                 config.trust_domain
+            ));
+        }
+    }
+    found.extend(config.targets.iter().flat_map(|target| of_names(config, target)));
+    found
+}
+
+/// Names that lead to a labelled model and have no such label themselves.
+fn of_names(config: &Config, target: &Target) -> Vec<String> {
+    let (routes, of) = (&config.classification.routes, &target.name);
+    if target.models.is_empty() {
+        let exact = routes.models().map(|(name, _)| name).filter(|name| !name.ends_with('*'));
+        let open = |name| {
+            format!(
+                "`classification.models` has `{name}`, and target `{of}` takes any name, so it may know that model by another one, such as `{name}:latest`: write `{name}*`, or list the `models` of the target"
+            )
+        };
+        return exact.map(open).collect();
+    }
+    let label = |name: &str| routes.label(Endpoint::Chat, name);
+    let mut found = Vec::new();
+    // Whatever an engine has loaded has many names; which of them is labelled is for the office to say.
+    for (name, theirs) in target.models.iter().filter(|(_, theirs)| theirs.as_str() != ENGINE) {
+        let lower = target.models.iter().find(|(other, also)| *also == theirs && label(other) < label(name));
+        if let Some((other, _)) = lower {
+            found.push(format!(
+                "`classification.models` gives `{name}` a label, and target `{of}` calls `{other}` the same, which has none as high: whoever asks for `{other}` gets that model without the label"
             ));
         }
     }
@@ -134,6 +163,16 @@ fn warnings(config: &Config) -> Vec<String> {
             )),
             Err(error) => Some(format!("`cache.semantic` is not used yet: {error}")),
         });
+    }
+    let highest = config.targets.iter().map(|target| target.clearance).max();
+    let above = |label: &Label| highest.is_none_or(|highest| *label > highest);
+    if config.engine.is_none()
+        && let Some(label) = config.classification.routes.labels().find(above)
+    {
+        found.push(format!(
+            "`classification` gives a model or an endpoint the label {}, which no target is cleared for, and there is no `engine`: nobody may answer",
+            config.labels.name(label)
+        ));
     }
     found.extend(of_records(config));
     let socket = std::path::absolute(config.engine_socket()).unwrap_or_else(|_| config.engine_socket());

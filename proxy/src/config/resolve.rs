@@ -12,6 +12,7 @@ use postern_engine::catalog;
 use postern_plugins::detectors::Kind;
 use postern_text::encoded::Encodings;
 use postern_wire::call::Endpoint;
+use postern_wire::is_model_name;
 use serde_saphyr::{Location, Spanned};
 
 use super::file::{self, File, Placed};
@@ -199,7 +200,12 @@ impl Resolver<'_> {
             .map(|name| name.to_lowercase())
             .collect();
         let unserved = |(name, _): &(&String, &Placed)| {
-            !answers_any && !name.ends_with('*') && !served.contains(&name.trim().to_lowercase())
+            let name = name.to_lowercase();
+            !answers_any
+                && match name.strip_suffix('*') {
+                    Some(beginning) => !served.iter().any(|served| served.starts_with(beginning)),
+                    None => !served.contains(&name),
+                }
         };
         if let Some((name, label)) = file.classification.models.iter().find(unserved) {
             let what = format!("`classification.models`: no target and no engine serves `{name}`");
@@ -502,9 +508,9 @@ impl Resolver<'_> {
     fn routes(&self, written: &file::Classification, labels: &Labels) -> Result<Routes, ConfigError> {
         let mut models = Vec::new();
         for (model, label) in &written.models {
-            if model.trim().is_empty() || model.trim_end_matches('*').len() + 1 < model.len() {
+            if model != "*" && !is_model_name(model.strip_suffix('*').unwrap_or(model)) {
                 let what = format!(
-                    "`classification.models`: `{model}` is no name of a model; a * at its end stands for all that begin so"
+                    "`classification.models`: nobody can ask for `{model}`; a name has the characters a-z A-Z 0-9 . _ : / + -, and a * at its end stands for all that begin so"
                 );
                 return Err(self.error(&label.referenced, &what));
             }
@@ -666,7 +672,7 @@ targets:
                 "state_dir: state",
                 "state_dir: state\nclassification: {models: {'ch**': internal}}",
                 "5:36",
-                "is no name of a model",
+                "nobody can ask for `ch**`",
             ),
             (
                 "state_dir: state",

@@ -12,7 +12,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use postern_certs::rotate::{Action, Failures, Schedule};
-use postern_certs::{Clock as _, Csr, IssuedLeaf, Signatory, SpiffeId, SystemClock, Trust, clock};
+use postern_certs::{Clock as _, Csr, IssuedLeaf, Signatory, SpiffeId, SystemClock, Trust, clock, rfc3339};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -136,7 +136,7 @@ impl Identity {
             return Ok(());
         }
         let fresh = ready(leaf, Arc::new(trust), &self.gateway, self.middlebox.clone())?;
-        tracing::info!(until = %fresh.not_after, "a new certificate, or new trust, was taken over");
+        tracing::info!(until = rfc3339(fresh.not_after), "a new certificate, or new trust, was taken over");
         self.current.store(Arc::new(fresh));
         // Last: who is asked to connect anew finds the new leaf.
         before.replaced.cancel();

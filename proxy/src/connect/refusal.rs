@@ -6,10 +6,10 @@
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
+use postern_certs::rfc3339;
 use postern_wire::error::ErrorBody;
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::front::Body;
 use super::sealing::{INCOMPLETE, SealingError};
@@ -70,7 +70,7 @@ pub(crate) enum Refusal {
     /// The leaf has ended.
     #[error(
         "The certificate of this workstation ended at {} and is not renewed any more. Ask the operator for a new invite, then run `postern certs enrol --gateway HOST:PORT --token-file FILE --out FOLDER` with the connector's folder; nothing has to be started anew.",
-        in_words(*ended)
+        rfc3339(*ended)
     )]
     CertificateExpired { ended: OffsetDateTime },
     /// The gateway, or somebody on the way, refused it without a sealed answer.
@@ -133,10 +133,6 @@ impl From<SealingError> for Refusal {
             error => Self::Sealing(error.to_string()),
         }
     }
-}
-
-fn in_words(at: OffsetDateTime) -> String {
-    at.replace_nanosecond(0).ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 fn refused_outside(status: StatusCode, code: Option<&str>) -> String {

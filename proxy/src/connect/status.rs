@@ -16,10 +16,10 @@ use http::Request;
 use http::header::{AUTHORIZATION, HOST};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use postern_certs::rfc3339;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::front::Front;
 use super::token::Token;
@@ -169,29 +169,25 @@ pub(super) fn of(front: &Front) -> Value {
         "gateway": identity.gateway().to_string(),
         "gateway_address": front.link.address(),
         "connected": held.is_some(),
-        "since": held.as_ref().map(|held| moment(held.since())),
+        "since": held.as_ref().map(|held| rfc3339(held.since())),
         "last_error": front.link.trouble(),
         "certificate": {
-            "not_after": moment(current.not_after),
-            "renew_due": moment(current.schedule.due()),
+            "not_after": rfc3339(current.not_after),
+            "renew_due": rfc3339(current.schedule.due()),
             "last_error": identity.last_error(),
         },
-        "keys": key.as_ref().map(|key| json!({"id": key.config.id(), "until": until.map(moment)})),
+        "keys": key.as_ref().map(|key| json!({"id": key.config.id(), "until": until.map(rfc3339)})),
         "requests": {
             "total": count(&front.counts.total),
             "under_way": count(&front.counts.under_way),
             "failed": count(&front.counts.failed),
         },
         "last_failure": front.counts.last_failure().map(|failure| json!({
-            "at": moment(failure.at),
+            "at": rfc3339(failure.at),
             "status": failure.refusal.status().as_u16(),
             "code": failure.refusal.code(),
             "message": failure.refusal.told(),
         })),
         "version": env!("CARGO_PKG_VERSION"),
     })
-}
-
-fn moment(at: OffsetDateTime) -> String {
-    at.replace_nanosecond(0).ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use postern_certs::rotate::{Action, Failures, Schedule};
-use postern_certs::{CertsError, Clock as _, IssuedLeaf, Signatory, SpiffeId, SystemClock, Trust, clock, material};
+use postern_certs::{
+    CertsError, Clock as _, IssuedLeaf, Signatory, SpiffeId, SystemClock, Trust, clock, material, rfc3339,
+};
 use rustls::ServerConfig;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -127,7 +129,10 @@ impl Identity {
         let follow = async {
             loop {
                 match files.next().await.map_err(anyhow::Error::from).and_then(|material| self.adopt(&material)) {
-                    Ok(until) => tracing::info!(%until, "this node's new certificate, or new trust, was taken over"),
+                    Ok(until) => tracing::info!(
+                        until = rfc3339(until),
+                        "this node's new certificate, or new trust, was taken over"
+                    ),
                     // Told once for each fault: the files are read every second.
                     Err(error) => {
                         tracing::error!(

@@ -138,11 +138,9 @@ impl Asked<'_> {
             let choices = scene.policies.choices(&self.gateway.config, &scene.request, &scene.fleet);
             let vote = reply.answer.and_then(|verdict| Vote::read(&verdict, &choices));
             let own = Ballot { policy: shadow.name().to_owned(), vote: vote.as_ref().ok().cloned() };
-            label = label.join(scene.label_by(&self.gateway.config, &Votes::merged([&own])));
-            let compared = || {
-                let would = Votes::merged(self.imagined(Step::Routing, &scene.ballots, &own));
-                compare::decisions(&self.gateway.config, scene, &scene.votes, &would)
-            };
+            let would = Votes::merged(self.imagined(Step::Routing, &scene.ballots, &own));
+            label = label.join(scene.label_by(&self.gateway.config, &would));
+            let compared = || compare::decisions(&self.gateway.config, scene, &scene.votes, &would);
             differences.extend(self.heard(Step::Routing, vote.err(), reply.effects, &mut heard, compared));
         }
         if let Some(plans) = scene.plans.as_ref().filter(|_| shadow.takes_part_at(Step::Caching)) {

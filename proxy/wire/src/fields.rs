@@ -51,8 +51,9 @@ pub(crate) fn model_name(body: &Map<String, Value>) -> Result<String, Invalid> {
     }
 }
 
-/// A name travels to targets and into records as it is: it must not be able to hold a sentence or an address.
-fn is_model_name(name: &str) -> bool {
+/// Whether `name` may be asked for. It travels to targets and into records as it is: it must not be able to hold a sentence or an address.
+#[must_use]
+pub fn is_model_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/+-".contains(&b);
     (1..=128).contains(&name.len()) && name.bytes().all(plain)
 }

@@ -11,3 +11,5 @@ mod fields;
 pub mod json;
 pub mod sse;
 pub mod vectors;
+
+pub use fields::is_model_name;

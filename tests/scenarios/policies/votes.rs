@@ -83,13 +83,21 @@ async fn a_vote_for_a_model_has_the_label_of_that_model() -> Result<()> {
         .set("/routing", json!({"models": ["hr-letters"]}))
         .set("/classification", json!({"models": {"hr-letters": "confidential"}}));
     let postern = Postern::start(&config).await?;
-    let client = postern.client("clerk/amy")?.with_header("postern-conversation", "a");
-    let refused = ask(&client, "chat", "Hello").await?;
+    let talk = |who: &str| Ok::<_, anyhow::Error>(postern.client(who)?.with_header("postern-conversation", "a"));
+    let refused = ask(&talk("clerk/amy")?, "chat", "Hello").await?;
     assert_eq!((refused.status, refused.header("postern-label")), (403, "confidential"), "{}", refused.text());
     let outcome = record(&postern, &refused).await?.outcome;
     let route = json!({"source": "route", "label": "confidential"});
     assert!(outcome["label_sources"].as_array().is_some_and(|all| all.contains(&route)), "{outcome}");
-    assert_eq!(cloud.stats().await?.requests, 0);
+    // It stays with the conversation, but for whoever may not have it: they are told so and nothing else changes.
+    let refused = ask(&talk("guest/x")?, "chat", "Hello").await?;
+    assert_eq!((refused.status, refused.error_code().as_str()), (400, "label_refused"), "{}", refused.text());
+    postern.configure(&config.clone().set("/policies", json!([])))?;
+    postern_tests::process::send(postern.pid(), rustix::process::Signal::HUP)?;
+    postern.logged("the policies were reloaded").await?;
+    assert_eq!(ask(&talk("clerk/amy")?, "chat", "And now?").await?.header("postern-label"), "confidential");
+    assert_eq!(ask(&talk("guest/x")?, "chat", "And now?").await?.status, 200);
+    assert_eq!(cloud.stats().await?.requests, 1);
     Ok(())
 }
 

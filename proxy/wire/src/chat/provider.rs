@@ -1,4 +1,8 @@
-//! What of a request is not text: state and tools that a provider has of its own, and images and the like, wherever they are.
+//! What of a request is not text: state and tools that a provider has of its own, other models than the one that is asked for, and
+//! images and the like, wherever they are.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
@@ -26,6 +30,30 @@ const PROVIDER_EXTRAS: [&str; 15] = [
     "mcp_servers",
     "container",
 ];
+/// Fields that have somebody else answer than the model that is asked for, at some servers: labels and targets go by that one.
+const OTHER_MODELS: [&str; 7] = ["models", "fallbacks", "fallback_models", "model_id", "preset", "adapter_id", "lora"];
+/// Fields that are read here, as they are written. Some servers take them in any case as well, and out of `extra_body`.
+const READ_HERE: [&str; 19] = [
+    "model",
+    "messages",
+    "prompt",
+    "suffix",
+    "input",
+    "stream",
+    "stream_options",
+    "n",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "tools",
+    "functions",
+    "tool_choice",
+    "response_format",
+    "logprobs",
+    "encoding_format",
+    "dimensions",
+    "extra_body",
+];
 /// Fields that hold, or point at, what cannot be read as text.
 const OPAQUE_FIELDS: [&str; 13] = [
     "image",
@@ -50,7 +78,7 @@ const OWN_NAMES: [&str; 5] = ["tools", "functions", "tool_choice", "response_for
 /// Is there an image, or the like, at any place?
 pub(crate) fn holds_opaque(members: &Map<String, Value>) -> bool {
     members.iter().any(|(key, value)| {
-        let named = OPAQUE_FIELDS.contains(&key.as_str()) && is_on(value);
+        let named = OPAQUE_FIELDS.contains(&folded(key).as_ref()) && is_on(value);
         named || if OWN_NAMES.contains(&key.as_str()) { any_data_url(value) } else { is_opaque(value) }
     })
 }
@@ -88,18 +116,62 @@ pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
     let extra = body.get("extra_body").and_then(Value::as_object);
     for (prefix, members) in [("", Some(body)), ("extra_body.", extra)] {
         let Some(members) = members else { continue };
-        if let Some(field) = PROVIDER_EXTRAS.into_iter().find(|field| members.get(*field).is_some_and(is_on)) {
-            return Err(used(&format!("{prefix}{field}")));
-        }
-        if let Some(field) = TOKEN_FIELDS.into_iter().find(|field| members.get(*field).is_some_and(is_on)) {
-            return Err(tokens(&format!("{prefix}{field}")));
+        for (key, value) in members {
+            let name = folded(key);
+            let name = name.as_ref();
+            if READ_HERE.contains(&name) && (key != name || !prefix.is_empty()) {
+                return Err(read_elsewhere(&format!("{prefix}{name}"), name));
+            }
+            if !is_on(value) {
+                continue;
+            }
+            if PROVIDER_EXTRAS.contains(&name) {
+                return Err(used(&format!("{prefix}{name}")));
+            }
+            if OTHER_MODELS.contains(&name) {
+                return Err(other_model(&format!("{prefix}{name}")));
+            }
+            if TOKEN_FIELDS.contains(&name) {
+                return Err(tokens(&format!("{prefix}{name}")));
+            }
         }
         // A prompt that is kept there; one that is text is an unknown field like others.
         if members.get("prompt").is_some_and(Value::is_object) {
             return Err(used(&format!("{prefix}prompt")));
         }
     }
-    Ok(())
+    refuse_twins(body)
+}
+
+/// Names that differ in case alone are the same one to some servers, which take the last of them: what is looked at here would not be
+/// what is read there.
+fn refuse_twins(members: &Map<String, Value>) -> Result<(), Invalid> {
+    if members.keys().any(|key| matches!(folded(key), Cow::Owned(_))) {
+        let mut seen = HashSet::with_capacity(members.len());
+        if let Some(name) = members.keys().map(|key| folded(key)).find(|name| !seen.insert(name.clone())) {
+            // A name that is none of the API's may be anybody's words.
+            let known = READ_HERE.into_iter().chain(["role", "content", "text", "type"]).find(|known| *known == name);
+            return Err(read_elsewhere(known.unwrap_or_default(), known.unwrap_or("a field")));
+        }
+    }
+    let inside = members.iter().filter(|(key, _)| !OWN_NAMES.contains(&key.as_str()));
+    inside.map(|(_, value)| value).try_for_each(refuse_twins_in)
+}
+
+fn refuse_twins_in(value: &Value) -> Result<(), Invalid> {
+    match value {
+        Value::Array(items) => items.iter().try_for_each(refuse_twins_in),
+        Value::Object(members) => refuse_twins(members),
+        _ => Ok(()),
+    }
+}
+
+/// As a server reads it that does not mind case: Go's `encoding/json`, to which a long s and the sign for kelvin are letters like others.
+fn folded(key: &str) -> Cow<'_, str> {
+    if key.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(key);
+    }
+    Cow::Owned(key.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
 }
 
 /// The same inside of messages, and among tools.
@@ -125,6 +197,20 @@ fn used(field: &str) -> Invalid {
         "`{field}` uses state or tools of the provider, which is not allowed here. Send all of it in the request itself."
     );
     invalid(field, REFUSED, &what)
+}
+
+fn other_model(field: &str) -> Invalid {
+    let what = format!(
+        "`{field}` has another model answer than the one under `model`, which is not allowed here. Leave it out."
+    );
+    invalid(field, "other_model_refused", &what)
+}
+
+fn read_elsewhere(field: &str, name: &str) -> Invalid {
+    let what = format!(
+        "Some servers would read `{name}` from another place than it is read here: once is enough, in lower case, and not inside of `extra_body`."
+    );
+    invalid(field, "ambiguous_field", &what)
 }
 
 #[cfg(test)]
@@ -158,6 +244,38 @@ mod tests {
             }
         }
         assert!(read(with("prompt", json!("text"))).is_ok());
+    }
+
+    #[test]
+    fn what_others_would_read_elsewhere_or_answer_with_another_model_is_refused() {
+        for tree in [
+            with("Model", json!("hr")),
+            with("meſſages", json!([])),
+            with("STREAM", json!(true)),
+            with("extra_body", json!({"model": "hr"})),
+            with("extra_body", json!({"Messages": []})),
+            with("messages", json!([{"role": "user", "content": "a", "Content": "b"}])),
+            with("messages", json!([{"role": "user", "content": [{"type": "text", "text": "a", "TEXT": "b"}]}])),
+            with("options", json!({"seed": 1, "ſeed": 2})),
+        ] {
+            let fault = read(tree.clone()).unwrap_err();
+            assert_eq!(fault.code, "ambiguous_field", "{tree}");
+            assert!(!fault.message.contains("eed"), "{fault}");
+        }
+        for field in OTHER_MODELS.into_iter().chain(["Models", "fallbacKs"]) {
+            assert_eq!(read(with(field, json!(["hr"]))).unwrap_err().code, "other_model_refused", "{field}");
+        }
+        assert_eq!(read(with("Store", json!(true))).unwrap_err().code, "provider_state_refused");
+        let parameters = json!({"type": "object", "properties": {"id": {}, "ID": {}}});
+        let tool = json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+        for tree in [
+            with("tools", tool),
+            with("topK", json!(3)),
+            with("metadata", json!({"a": "1", "A": "2"})),
+            with("models", json!([])),
+        ] {
+            assert!(read(tree.clone()).is_ok(), "{tree}");
+        }
     }
 
     #[test]
