@@ -665,19 +665,19 @@ targets:
             (
                 "state_dir: state",
                 "state_dir: state\nclassification: {models: {chatty: internal}}",
-                "5:36",
+                "5:35",
                 "no target and no engine serves `chatty`",
             ),
             (
                 "state_dir: state",
                 "state_dir: state\nclassification: {models: {'ch**': internal}}",
-                "5:36",
+                "5:35",
                 "nobody can ask for `ch**`",
             ),
             (
                 "state_dir: state",
                 "state_dir: state\nclassification: {endpoints: {/v1/chat: internal}}",
-                "5:41",
+                "5:40",
                 "expected one of /v1/chat/completions, /v1/completions, /v1/embeddings",
             ),
             ("state_dir: state", "state_dir: state\noffline: maybe", "5", "expected true or false"),
