@@ -13,7 +13,7 @@ pub(crate) fn config(bytes: &[u8]) -> bool {
         Ok(config) => {
             assert!(config.gateway_id().parse::<postern_certs::SpiffeId>().is_ok(), "a gateway without a name");
             assert!(config.identities.iter().all(|rule| rule.floor <= rule.ceiling), "a rule that nobody can keep");
-            assert!(config.model_names().iter().all(|name| config.knows_model(name)));
+            assert!(config.model_names(false).iter().all(|name| config.knows_model(name)));
             true
         }
         Err(error) => {
