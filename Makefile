@@ -25,7 +25,7 @@ export RUSTFLAGS := -C target-cpu=x86-64
 endif
 endif
 
-.PHONY: build plugins examples model demo run test test-all faketime redis nftables lint bench bench-peers fuzz check-cuda deploy-check clean
+.PHONY: build plugins examples model demo run test test-all faketime redis nftables systemd lint bench bench-peers fuzz check-cuda deploy-check clean
 
 build: plugins
 	@echo "== building (the first time takes several minutes)"
@@ -47,7 +47,7 @@ run: build
 	@$(RELEASE)/postern demo --keep
 
 # Always the whole workspace: with another selection of packages cargo would build many dependencies a second time.
-test: build model target/venv/ready target/node/ready faketime redis nftables
+test: build model target/venv/ready target/node/ready faketime redis nftables systemd
 	plugins/examples/build.sh rust
 	@echo "== unit tests, and scenarios through the real binary"
 	$(CARGO) test --locked --release --workspace
@@ -89,6 +89,12 @@ nftables:
 	@{ command -v nft && command -v ip; } >/dev/null || { \
 	echo "== installing nftables and iproute2"; sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends nftables iproute2 >/dev/null; }
+
+# A scenario has its sockets from there; nothing of it is started.
+systemd:
+	@command -v systemd-socket-activate >/dev/null || { \
+	echo "== installing systemd"; sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	$$sudo apt-get update -qq && RUNLEVEL=1 $$sudo apt-get install -y -qq --no-install-recommends systemd >/dev/null; }
 
 # As Astral builds it from the release of its authors; the file has its SHA-256.
 target/lint/ready: tests/lint-requirements.txt

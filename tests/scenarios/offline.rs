@@ -128,6 +128,77 @@ async fn what_starts_offline_is_confined_and_serves_what_needs_no_line() -> Resu
     Ok(())
 }
 
+/// Ports that were free a moment ago.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let sockets: Vec<_> = (0..N).map(|_| std::net::TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+    let mut ports = [0; N];
+    for (port, socket) in ports.iter_mut().zip(&sockets) {
+        *port = socket.local_addr()?.port();
+    }
+    Ok(ports)
+}
+
+#[tokio::test]
+async fn in_a_network_of_its_own_it_is_reached_through_the_sockets_of_systemd_and_reaches_nobody() -> Result<()> {
+    let apart = ["unshare", "--user", "--map-root-user", "--net"];
+    let tried = std::process::Command::new(apart[0]).args(&apart[1..]).arg("true").output();
+    if !tried.is_ok_and(|tried| tried.status.success()) {
+        not_shown("sockets of systemd: this machine lets nobody make a network namespace");
+        return Ok(());
+    }
+    let cloud = BusyCloud::start().await?;
+    for offline in [true, false] {
+        let ports: [u16; 3] = free_ports()?;
+        let config = config(&cloud).engine().set("/offline", json!(offline)).set("/enrol", json!("127.0.0.1:0"));
+        // It hands on what it is told to.
+        let own = ["POSTERN_CACHE", "POSTERN_PLUGINS"].into_iter().filter(|name| std::env::var_os(name).is_some());
+        let names = config.environment().iter().map(|(name, _)| name.as_str()).chain(own);
+        let mut wrapper = vec!["systemd-socket-activate".to_owned(), "--fdname=enrol:listen:admin".to_owned()];
+        wrapper.extend(names.map(|name| format!("--setenv={name}")));
+        wrapper.extend(ports.iter().map(|port| format!("--listen=127.0.0.1:{port}")));
+        wrapper.extend(apart.map(str::to_owned));
+        // It is started when somebody comes.
+        let knock = tokio::spawn(async move {
+            loop {
+                let came = tokio::net::TcpStream::connect(("127.0.0.1", ports[0])).await;
+                tokio::time::sleep(std::time::Duration::from_millis(if came.is_ok() { 2000 } else { 20 })).await;
+            }
+        });
+        let postern = Postern::start_under(&wrapper, &config).await?;
+        knock.abort();
+        assert_eq!([postern.enrol.context("none")?, postern.gateway, postern.admin].map(|at| at.port()), ports);
+        postern.engine_ready().await?;
+        let network = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net"));
+        for name in ["gateway", "engine"] {
+            let pid = postern.child(name).context(name)?;
+            assert_ne!(network(pid)?, network(std::process::id())?, "{name}");
+            let lines = std::fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+            assert!(lines.contains("lo:") && lines.lines().count() == 3, "loopback and nothing else: {lines}");
+        }
+        let client = postern.client("clerk/amy")?;
+        // Also where nothing in the process would hold it back: there is no way to the cloud.
+        for placement in ["local", "cloud"] {
+            let asked = client.with_header("postern-placement", placement);
+            let reply = asked.post_json("/v1/chat/completions", &short("Who is there?")).await?;
+            assert_eq!(
+                (reply.status, reply.header("postern-target")),
+                (200, "engine"),
+                "{placement}: {}",
+                reply.text()
+            );
+        }
+        // The sockets outlive the gateway.
+        let before = postern.child("gateway").context("no gateway")?;
+        postern.signal_child("gateway", Signal::KILL)?;
+        let answered = client.with_header("postern-placement", "local").get("/v1/models").await;
+        let answered = if answered.is_ok() { answered } else { client.get("/v1/models").await };
+        assert_eq!(answered?.status, 200);
+        assert_ne!(postern.child("gateway"), Some(before));
+    }
+    assert_eq!(cloud.stats().await?.connections, 0);
+    Ok(())
+}
+
 #[test]
 fn an_agent_that_has_to_be_asked_and_offline_exclude_each_other() -> Result<()> {
     let spiffe = json!({"domain": "branch.test", "issuer": "spiffe", "spiffe": {"socket": "/run/agent.sock"}});
