@@ -192,6 +192,13 @@ impl Resolver<'_> {
             let what = "`enrol` needs `issuer: embedded`: with another one, workstations enrol there";
             return Err(self.error(&file.trust.issuer.referenced, what));
         }
+        let is_name = |name: &str| name == "*" || is_model_name(name.strip_suffix('*').unwrap_or(name));
+        if let Some((name, label)) = file.classification.models.iter().find(|(name, _)| !is_name(name)) {
+            let what = format!(
+                "`classification.models`: nobody can ask for `{name}`; a name has the characters a-z A-Z 0-9 . _ : / + -, and a * at its end stands for all that begin so"
+            );
+            return Err(self.error(&label.referenced, &what));
+        }
         let answers_any = file.targets.iter().any(|target| target.models.is_empty())
             || file.engine.as_ref().is_some_and(|engine| engine.models.is_empty());
         let remote = file.targets.iter().flat_map(|target| target.models.keys());
@@ -508,12 +515,6 @@ impl Resolver<'_> {
     fn routes(&self, written: &file::Classification, labels: &Labels) -> Result<Routes, ConfigError> {
         let mut models = Vec::new();
         for (model, label) in &written.models {
-            if model != "*" && !is_model_name(model.strip_suffix('*').unwrap_or(model)) {
-                let what = format!(
-                    "`classification.models`: nobody can ask for `{model}`; a name has the characters a-z A-Z 0-9 . _ : / + -, and a * at its end stands for all that begin so"
-                );
-                return Err(self.error(&label.referenced, &what));
-            }
             models.push((model.clone(), self.label(label, labels)?));
         }
         let mut endpoints = Vec::new();
