@@ -65,15 +65,13 @@ pub fn run(config_path: &Path, offline: bool) -> anyhow::Result<()> {
     let confined = config.offline.then(|| inherited.confine(&reach(config_path, &config))).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
-    // Whoever reads that it is ready may end it at once, and then it closes its books as ever.
-    let terminate = runtime.block_on(async { signal(SignalKind::terminate()) })?;
     hangups.thread_unblock()?;
     let engine = local::Engine::new(config.timeouts.idle);
     let certificate = Arc::new(runtime.block_on(Certificate::open(&config)).context("the certificates")?);
     let (mut gateway, flushed) = Gateway::new(config_path, config, engine.clone(), &certificate)?;
     gateway.metrics.offline(confined.is_some());
     gateway.confined = confined;
-    let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, (hangup, terminate)));
+    let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, hangup));
     // Dropping the runtime drops what is still running, and with it closes its books.
     runtime.shutdown_timeout(Duration::from_secs(1));
     flush(flushed);
@@ -167,7 +165,7 @@ async fn serve(
     certificate: Arc<Certificate>,
     engine: Arc<local::Engine>,
     inherited: Inherited,
-    (hangup, mut terminate): (Signal, Signal),
+    hangup: Signal,
 ) -> anyhow::Result<()> {
     let metrics = gateway.metrics.clone();
     gateway.live.try_all().await;
@@ -183,6 +181,9 @@ async fn serve(
     }
     tokio::spawn(certificate.clone().keep(metrics.clone()));
     let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
+    // Before anybody is let in, or reads that it is ready and ends it at once: from here on it closes its books. A start that hangs is
+    // ended without.
+    let mut terminate = signal(SignalKind::terminate())?;
 
     let pages = Admin { gateway: gateway.clone(), certificate: certificate.clone(), pace: Arc::default() };
     let admin_listener = TcpListener::from_std(inherited.admin)?;

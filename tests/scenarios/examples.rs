@@ -68,6 +68,19 @@ async fn a_check_says_what_will_hardly_work() -> Result<()> {
     let apart = check(&config(&cloud).set("/cache", redis).set("/offline", json!(true)))?;
     let said = String::from_utf8_lossy(&apart.stdout).into_owned();
     assert!(said.contains("`cache.redis` is not used while"), "{said} {}", String::from_utf8_lossy(&apart.stderr));
+    // A name is labelled, not a model: where another name leads to the same one, somebody may not have meant it.
+    let (one, two) = (json!({"models": {"hr": "internal"}}), json!({"models": {"hr*": "classified"}}));
+    for (rules, models, expected) in [
+        (&one, json!({}), "target `sun` takes any name"),
+        (&one, json!({"hr": "large", "chat": "large"}), "target `sun` calls `chat` the same"),
+        (&two, json!({}), "the label classified, which no target is cleared for"),
+    ] {
+        let warned =
+            check(&config(&cloud).set("/classification", rules.clone()).set("/targets/0/models", models.clone()))?;
+        let said = String::from_utf8_lossy(&warned.stdout).into_owned();
+        assert!(warned.status.success() && said.contains(expected), "{rules} {models}: {said}");
+        assert_eq!(said.matches("warning").count(), 1, "{said}");
+    }
     let hand = run(&["gateway", "--config", "postern.yaml"])?;
     let said = String::from_utf8_lossy(&hand.stderr).into_owned();
     assert!(hand.status.code() == Some(78) && said.contains("a part of `postern run`"), "{said}");

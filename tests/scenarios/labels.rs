@@ -135,6 +135,20 @@ async fn what_is_asked_may_call_for_a_label_by_itself() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn an_endpoint_that_has_a_label_takes_no_room_from_those_who_use_it() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let rules = json!({"endpoints": {"/v1/embeddings": "internal"}, "taint": {"per_identity": 8}});
+    let postern = Postern::start(&config(&cloud).set("/classification", rules)).await?;
+    let amy = postern.client("clerk/amy")?;
+    for number in 0..24 {
+        let body = json!({"model": "embed", "input": format!("Text {number}")});
+        assert_eq!(amy.post_json("/v1/embeddings", &body).await?.header("postern-label"), "internal");
+    }
+    assert_eq!(label(&amy, "Hello").await?, "public");
+    Ok(())
+}
+
 /// What a request is labelled, whoever answers it.
 async fn label(client: &Client, text: &str) -> Result<String> {
     Ok(client.chat(text).await?.header("postern-label").to_owned())

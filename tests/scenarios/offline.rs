@@ -78,6 +78,7 @@ async fn a_gateway_goes_offline_in_a_successor_and_nothing_brings_it_back() -> R
     let second = offline(&postern, first).await?;
     assert!(is_confined(second)?);
     postern.engine_ready().await?;
+    assert!(!postern.log().contains("ERROR"), "it went as it was asked to: {}", postern.log());
     let before = cloud.stats().await?.requests;
     let answered = client.post_json("/v1/chat/completions", &short("And now?")).await?;
     assert_eq!((answered.status, answered.header("postern-target")), (200, "engine"), "{}", answered.text());

@@ -85,6 +85,33 @@ async fn a_shadow_changes_nothing_and_its_differences_are_recorded() -> Result<(
 }
 
 #[tokio::test]
+async fn a_shadow_that_would_choose_a_labelled_model_is_judged_by_that_label() -> Result<()> {
+    let (sun, puppet) = (BusyCloud::start().await?, Puppet::new()?);
+    puppet.first(&[])?;
+    let shadow = |name: &str, model: &str| {
+        with(puppet.policy(json!({"vote": {"model": model}})), &[("name", json!(name)), ("shadow", json!(true))])
+    };
+    let config = config(&sun, puppet.policy(json!({})))
+        .set("/routing", json!({"models": ["hr-letters", "hr-pay"]}))
+        .set("/classification", json!({"models": {"hr-letters": "internal", "hr-pay": "confidential"}}))
+        .push("/policies", shadow("letters", "hr-letters"))
+        .push("/policies", shadow("pay", "hr-pay"));
+    let postern = Postern::start(&config).await?;
+    let reply = ask(&postern.client("clerk/amy")?, "chat", "Hello").await?;
+    assert_eq!((reply.status, reply.header("postern-label")), (200, "public"), "{}", reply.text());
+    let told = until(async || {
+        let told = shadows(&postern, &reply).await?;
+        Ok((told.len() == 2).then_some(told))
+    })
+    .await?;
+    let of = |name: &str| told.iter().find(|line| line["policy"] == name).cloned().unwrap_or_default();
+    assert_eq!(of("letters")["would"], json!({"label": "internal", "model": "hr-letters"}), "{told:?}");
+    assert_eq!(of("pay")["would"]["refused"], "no_permitted_target", "{told:?}");
+    assert_eq!(of("pay")["would"]["label"], "confidential", "{told:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_a_shadow_writes_is_its_own_and_it_is_quarantined_like_others() -> Result<()> {
     let (cloud, puppet) = (BusyCloud::start().await?, Puppet::new()?);
     puppet.first(&[("metrics", json!(["requests", "last"]))])?;

@@ -135,10 +135,10 @@ pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
                 return Err(tokens(&format!("{prefix}{name}")));
             }
         }
-        // A prompt that is kept there; one that is text is an unknown field like others.
-        if members.get("prompt").is_some_and(Value::is_object) {
-            return Err(used(&format!("{prefix}prompt")));
-        }
+    }
+    // A prompt that is kept there; one that is text is an unknown field like others.
+    if body.get("prompt").is_some_and(Value::is_object) {
+        return Err(used("prompt"));
     }
     refuse_twins(body)
 }
