@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use postern_certs::Trust;
 use postern_wire::call::Endpoint;
@@ -30,6 +30,7 @@ use crate::pipeline;
 use crate::request::{Peer, discard};
 use crate::response::{self, Body};
 use crate::seal::{self, Sender};
+use crate::workers::Spread;
 
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
@@ -95,7 +96,7 @@ pub(crate) async fn drive<S, H, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     // As agreed in the handshake. Waiting to see what comes first would be a wait without a bound.
-    let http = auto::Builder::new(TokioExecutor::new());
+    let http = auto::Builder::new(Spread);
     let mut http = if version == Version::HTTP_2 { http.http2_only() } else { http.http1_only() };
     http.http1().timer(TokioTimer::new()).header_read_timeout(bounds.receive).max_buf_size(MAX_SEND_BUFFER);
     http.http2()

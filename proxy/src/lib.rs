@@ -45,3 +45,4 @@ pub mod supervise;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+mod workers;

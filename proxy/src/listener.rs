@@ -21,6 +21,7 @@ use crate::connection::{self, Front};
 use crate::listener::places::{Place, Places};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Certificate, Current};
+use crate::workers::{Crew, Post};
 
 /// For a whole handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -31,13 +32,13 @@ pub(crate) const HANDSHAKES_PER_ADDRESS: usize = 128;
 /// After an error of accept, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until `drain` is cancelled; every connection is then a task of `connections`, ending by itself.
+/// Serves until `drain` is cancelled; every connection is then a task of `connections` on one of the `workers`, ending by itself.
 pub(crate) async fn serve(
     front: Arc<Front>,
     certificate: Arc<Certificate>,
     listener: TcpListener,
     drain: CancellationToken,
-    connections: TaskTracker,
+    (connections, workers): (TaskTracker, Arc<Crew>),
 ) {
     let places = Arc::new(Semaphore::new(front.gateway.config.limits.connections));
     let handshakes = Places::new(HANDSHAKES, HANDSHAKES_PER_ADDRESS);
@@ -47,8 +48,12 @@ pub(crate) async fn serve(
             front.gateway.metrics.handshake_failed("too_many");
             continue;
         };
-        let guest = Guest { stream, handshake, places: places.clone() };
-        connections.spawn(greet(front.clone(), certificate.clone(), guest, drain.clone()));
+        // What is left behind here is the runtime that it was accepted on.
+        let Ok(stream) = stream.into_std() else { continue };
+        let post = workers.post();
+        let worker = post.handle();
+        let guest = Guest { stream, handshake, places: places.clone(), _post: post };
+        connections.spawn_on(greet(front.clone(), certificate.clone(), guest, drain.clone()), &worker);
     }
 }
 
@@ -72,19 +77,21 @@ pub(crate) async fn next(listener: &TcpListener, drain: &CancellationToken) -> O
 
 /// Who has connected and not yet said who it is.
 struct Guest {
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     handshake: Place,
     places: Arc<Semaphore>,
+    _post: Post,
 }
 
 async fn greet(
     front: Arc<Front>,
     certificate: Arc<Certificate>,
-    Guest { stream, handshake, places }: Guest,
+    Guest { stream, handshake, places, _post }: Guest,
     drain: CancellationToken,
 ) {
     // Before the handshake, so that no change of trust is missed between it and the first request.
     let trust = certificate.trust();
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
     let Some((stream, session)) = shake_hands(&front.gateway.metrics, &certificate.current(), stream).await else {
         return;
     };

@@ -10,6 +10,7 @@
 mod answering;
 mod way;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -103,8 +104,11 @@ async fn respond(
     let mut label = peer.floor;
     let (labels, total) = (&gateway.config.labels, gateway.config.timeouts.total);
     let deadline = exchange.started + total;
-    let answering = answer(&gateway, (peer, endpoint), request, &mut exchange, &mut label, &known);
-    let answered = tokio::time::timeout_at(deadline.into(), answering).await;
+    // Pinned where it is: it is large, and would be copied into what bounds its time.
+    let answered = {
+        let answering = pin!(answer(&gateway, (peer, endpoint), request, &mut exchange, &mut label, &known));
+        tokio::time::timeout_at(deadline.into(), answering).await
+    };
     exchange.stays &= !gateway.config.is_cleared(label);
     let label = labels.name(label).to_owned();
     match answered.unwrap_or(Err(Error::DeadlineExceeded(total))) {
@@ -447,15 +451,21 @@ fn slot(gateway: &Gateway, cache: &Tiers, planned: &PlannedRequest, key: CacheKe
 
 /// Keeps what later versions of policies are tried on, and asks the shadows.
 fn remember(gateway: &Arc<Gateway>, scene: Scene, watching: Option<Watching>) {
-    if gateway.config.is_cleared(scene.final_label) {
-        let recorded = Arc::new(scene.recorded(&gateway.config));
-        if let Some(recorder) = scene.policies.recorder() {
+    let policies = scene.policies.clone();
+    let is_kept = gateway.config.is_cleared(scene.final_label);
+    let recorded = match watching {
+        Some(watching) => {
+            let recorded = is_kept.then(|| scene.recorded(&gateway.config));
+            watching.start(gateway, scene);
+            recorded
+        }
+        None => is_kept.then(|| scene.into_recorded(&gateway.config)),
+    };
+    if let Some(recorded) = recorded.map(Arc::new) {
+        if let Some(recorder) = policies.recorder() {
             recorder.note(recorded.clone());
         }
         gateway.live.recent.note(recorded);
-    }
-    if let Some(watching) = watching {
-        watching.start(gateway, scene);
     }
 }
 

@@ -30,6 +30,7 @@ use crate::listener;
 use crate::supervise::Control;
 use crate::tls::Certificate;
 use crate::upstream::local;
+use crate::workers::{Crew, Workers};
 
 /// For requests under way when the gateway is asked to end; one connection may take 30 s.
 const DRAIN_WITHIN: Duration = Duration::from_secs(33);
@@ -63,7 +64,11 @@ pub fn run(config_path: &Path, offline: bool) -> anyhow::Result<()> {
         inherit(&config).context("`postern gateway` is started by `postern run`, which passes its sockets on")?;
     // Before the first thread is started.
     let confined = config.offline.then(|| inherited.confine(&reach(config_path, &config))).transpose()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // What was used to compile policies, or when there was much to do, goes back to the system, also if nothing is asked any more.
+    let _kept_a_while = tikv_jemalloc_ctl::background_thread::write(true);
+    // What goes on beside requests; those are served by workers.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let workers = Workers::start()?;
     let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
     hangups.thread_unblock()?;
     let engine = local::Engine::new(config.timeouts.idle);
@@ -71,8 +76,9 @@ pub fn run(config_path: &Path, offline: bool) -> anyhow::Result<()> {
     let (mut gateway, flushed) = Gateway::new(config_path, config, engine.clone(), &certificate)?;
     gateway.metrics.offline(confined.is_some());
     gateway.confined = confined;
-    let served = runtime.block_on(serve(Arc::new(gateway), certificate, engine, inherited, hangup));
+    let served = runtime.block_on(serve(Arc::new(gateway), (certificate, engine), inherited, hangup, workers.crew()));
     // Dropping the runtime drops what is still running, and with it closes its books.
+    workers.end(Duration::from_secs(1));
     runtime.shutdown_timeout(Duration::from_secs(1));
     flush(flushed);
     served
@@ -162,10 +168,10 @@ async fn record_trust(gateway: Arc<Gateway>, mut trust: watch::Receiver<Arc<Trus
 
 async fn serve(
     gateway: Arc<Gateway>,
-    certificate: Arc<Certificate>,
-    engine: Arc<local::Engine>,
+    (certificate, engine): (Arc<Certificate>, Arc<local::Engine>),
     inherited: Inherited,
     hangup: Signal,
+    workers: Arc<Crew>,
 ) -> anyhow::Result<()> {
     let metrics = gateway.metrics.clone();
     gateway.live.try_all().await;
@@ -209,7 +215,8 @@ async fn serve(
     }
     let listener = TcpListener::from_std(inherited.gateway)?;
     let front = Arc::new(Front { gateway: gateway.clone(), registrar });
-    let serving = tokio::spawn(listener::serve(front, certificate, listener, drain.clone(), connections.clone()));
+    let serving = listener::serve(front, certificate, listener, drain.clone(), (connections.clone(), workers));
+    let serving = tokio::spawn(serving);
     announce(&ready, &gateway);
 
     let warming = tokio::spawn(cache::warm::at_start(gateway.clone()));

@@ -1,6 +1,7 @@
 //! What the gateway hands records to, and the thread that writes them.
 
 mod lock;
+mod queue;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -11,8 +12,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use postern_tlog::{Files, SecretKey, Signed};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
+use self::queue::{Line, Room, Sender};
 use self::writer::Writer;
 use super::line::{Action, Notice, line};
 use super::{Intent, Outcome, RecordId};
@@ -29,7 +31,7 @@ const PLACE_WITHIN: Duration = Duration::from_secs(5);
 /// Appends records.
 #[derive(Debug, Clone)]
 pub struct AuditLog {
-    queue: mpsc::Sender<Line>,
+    queue: Arc<Sender>,
     state: Arc<State>,
     /// Where the lowest label is answered without a record rather than refused.
     spares_lowest: bool,
@@ -53,16 +55,10 @@ struct State {
     unrecorded: AtomicU64,
 }
 
-struct Line {
-    bytes: Vec<u8>,
-    /// Whoever waits until it is written.
-    written: Option<oneshot::Sender<()>>,
-}
-
 /// A place in the queue for an outcome: it can be written without waiting, even while a request is torn down.
 #[derive(Debug)]
 pub struct Place {
-    permit: Option<mpsc::OwnedPermit<Line>>,
+    room: Option<(Room, Arc<Sender>)>,
     is_recorded: bool,
 }
 
@@ -99,18 +95,17 @@ impl AuditLog {
             );
         }
         let source = Arc::new(writer.source());
-        let (queue, lines) = mpsc::channel(QUEUE);
+        let (queue, lines) = queue::queue(QUEUE);
         let state = Arc::new(State { healthy: AtomicBool::new(true), unrecorded: AtomicU64::new(0) });
         let (ended, flushed) = std::sync::mpsc::sync_channel(1);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let shared = state.clone();
         std::thread::Builder::new().name("audit".into()).spawn(move || {
-            runtime.block_on(writer.run(lines, &shared, &metrics));
+            writer.run(&lines, &shared, &metrics);
             // Nobody may wait for it.
             let _unheard = ended.send(());
         })?;
         let spares_lowest = settings.unwritable == config::file::Unwritable::Public;
-        Ok((Self { queue, state, spares_lowest, source }, Flushed(flushed)))
+        Ok((Self { queue: Arc::new(queue), state, spares_lowest, source }, Flushed(flushed)))
     }
 
     /// False while the disk refuses lines.
@@ -146,11 +141,11 @@ impl AuditLog {
     /// The log is full or not healthy.
     pub async fn place(&self) -> Result<Place, Error> {
         if self.is_healthy()
-            && let Ok(Ok(permit)) = tokio::time::timeout(PLACE_WITHIN, self.queue.clone().reserve_owned()).await
+            && let Ok(room) = self.room().await
         {
-            return Ok(Place { permit: Some(permit), is_recorded: true });
+            return Ok(Place { room: Some((room, self.queue.clone())), is_recorded: true });
         }
-        if self.spares_lowest { Ok(Place { permit: None, is_recorded: false }) } else { Err(Error::RecordUnavailable) }
+        if self.spares_lowest { Ok(Place { room: None, is_recorded: false }) } else { Err(Error::RecordUnavailable) }
     }
 
     /// Writes an intent. With `durable`, waits until it has reached the disk, or with `sync: interval` the kernel. `is_lowest`: its label
@@ -171,7 +166,7 @@ impl AuditLog {
         };
         if written.is_err() && is_lowest && self.spares_lowest {
             // Either both or none, or a reader would take it for one that was interrupted.
-            *place = Place { permit: None, is_recorded: false };
+            *place = Place { room: None, is_recorded: false };
             self.state.unrecorded.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
@@ -196,28 +191,41 @@ impl AuditLog {
 
     /// Writes what a shadow would have changed, if there is room in the queue: nothing waits for it.
     pub fn shadow(&self, record: RecordId, difference: &Difference) {
-        let _left_out = self.queue.try_send(Line { bytes: line(record, "shadow", difference), written: None });
+        if let Some(room) = self.queue.room_now() {
+            self.queue.send(Line { bytes: line(record, "shadow", difference), written: None, _room: room });
+        }
     }
 
     async fn write(&self, bytes: Vec<u8>, durable: bool) -> Result<(), Error> {
         if !self.is_healthy() {
             return Err(Error::RecordUnavailable);
         }
+        let room = self.room().await?;
+        if !durable {
+            self.queue.send(Line { bytes, written: None, _room: room });
+            return Ok(());
+        }
         let (sender, receiver) = oneshot::channel();
-        let line = Line { bytes, written: durable.then_some(sender) };
-        let written = async {
-            self.queue.send(line).await.map_err(|_| Error::RecordUnavailable)?;
-            if durable { receiver.await.map_err(|_| Error::RecordUnavailable) } else { Ok(()) }
-        };
-        tokio::time::timeout(PLACE_WITHIN, written).await.map_err(|_| Error::RecordUnavailable)?
+        self.queue.send(Line { bytes, written: Some(sender), _room: room });
+        let written = tokio::time::timeout(PLACE_WITHIN, receiver).await;
+        written.ok().and_then(Result::ok).ok_or(Error::RecordUnavailable)
+    }
+
+    async fn room(&self) -> Result<Room, Error> {
+        // Without a timer where it need not wait.
+        if let Some(room) = self.queue.room_now() {
+            return Ok(room);
+        }
+        let room = tokio::time::timeout(PLACE_WITHIN, self.queue.room()).await;
+        room.ok().flatten().ok_or(Error::RecordUnavailable)
     }
 }
 
 impl Place {
     /// Writes the outcome; the second call does nothing.
     pub fn outcome(&mut self, record: RecordId, outcome: &Outcome) {
-        if let Some(permit) = self.permit.take() {
-            permit.send(Line { bytes: line(record, "outcome", outcome), written: None });
+        if let Some((room, queue)) = self.room.take() {
+            queue.send(Line { bytes: line(record, "outcome", outcome), written: None, _room: room });
         }
     }
 }

@@ -116,16 +116,27 @@ impl Scene {
     /// What may be kept of a request that may leave this machine. Never text.
     #[must_use]
     pub fn recorded(&self, config: &Config) -> Recorded {
-        let mut request = self.request.clone();
+        self.keep(config, self.request.clone(), self.fleet.clone(), self.answers.clone())
+    }
+
+    /// The same, of one that is needed for nothing else.
+    #[must_use]
+    pub fn into_recorded(mut self, config: &Config) -> Recorded {
+        let (request, fleet) = (std::mem::take(&mut self.request), std::mem::take(&mut self.fleet));
+        let answers = std::mem::take(&mut self.answers);
+        self.keep(config, request, fleet, answers)
+    }
+
+    fn keep(&self, config: &Config, mut request: RequestFacts, fleet: FleetFacts, answers: Vec<Answered>) -> Recorded {
         request.messages.iter_mut().for_each(|message| message.text = None);
         Recorded {
             version: RECORDED_VERSION,
             record: self.record.to_string(),
             seed: self.record.seed(),
             request,
-            fleet: self.fleet.clone(),
+            fleet,
             final_label: config.labels.name(self.final_label).to_owned(),
-            answers: self.answers.clone(),
+            answers,
         }
     }
 }

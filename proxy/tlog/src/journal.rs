@@ -14,6 +14,8 @@ pub(crate) struct Segment {
     /// Number of its first entry.
     pub(crate) first: u64,
     file: File,
+    /// Device and number of the file: another one at its path has others.
+    id: (u64, u64),
     /// Bytes that are whole lines of ours.
     good: u64,
 }
@@ -32,7 +34,8 @@ impl Segment {
             .and_then(|()| std::fs::rename(&new, &path))
             .and_then(|()| File::open(dir)?.sync_all())
             .map_err(LogError::io(&path))?;
-        Ok(Self { path, first, file, good: lines.len() as u64 })
+        let id = id(&file).map_err(LogError::io(&path))?;
+        Ok(Self { path, first, file, id, good: lines.len() as u64 })
     }
 
     /// Opens what was there, without a line that a crash cut short: nobody was told of that one.
@@ -44,7 +47,8 @@ impl Segment {
         if is_longer {
             file.set_len(good).map_err(LogError::io(&path))?;
         }
-        Ok(Self { path, first, file, good })
+        let id = id(&file).map_err(LogError::io(&path))?;
+        Ok(Self { path, first, file, id, good })
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -63,8 +67,10 @@ impl Segment {
             Err(error) => {
                 // Half a line must not stand in front of the next one. What is at the path may have been mended meanwhile.
                 let _cut = self.file.set_len(self.good);
-                if let Ok(file) = OpenOptions::new().read(true).append(true).open(&self.path) {
-                    self.file = file;
+                if let Ok(file) = OpenOptions::new().read(true).append(true).open(&self.path)
+                    && let Ok(id) = id(&file)
+                {
+                    (self.file, self.id) = (file, id);
                 }
                 Err(LogError::io(&self.path)(error))
             }
@@ -77,17 +83,20 @@ impl Segment {
 
     /// How the file differs from what was written here: a fixed word, and how many bytes it has.
     pub(crate) fn difference(&self) -> Option<(&'static str, u64)> {
-        let own = self.file.metadata().ok()?;
         match std::fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some(("removed", 0)),
             // What cannot be looked at cannot be written either, and that is reported.
             Err(_) => None,
-            Ok(there) if (there.dev(), there.ino()) != (own.dev(), own.ino()) => Some(("replaced", there.len())),
+            Ok(there) if (there.dev(), there.ino()) != self.id => Some(("replaced", there.len())),
             Ok(there) if there.len() < self.good => Some(("cut", there.len())),
             Ok(there) if there.len() > self.good => Some(("extended", there.len())),
             Ok(_) => None,
         }
     }
+}
+
+fn id(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|file| (file.dev(), file.ino()))
 }
 
 /// The segments of a folder: the numbers of their first entries, ascending.

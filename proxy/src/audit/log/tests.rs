@@ -291,11 +291,10 @@ fn whoever_gave_up_waiting_is_not_recorded_as_about_to_act() {
     let (waits, gave_up) = (oneshot::channel(), oneshot::channel());
     drop(gave_up.1);
     let body = serde_json::Map::new();
-    let mut batch = vec![
-        Line { bytes: line("waits", "intent", &body), written: Some(waits.0) },
-        Line { bytes: line("gave up", "intent", &body), written: Some(gave_up.0) },
-    ];
-    writer.write(&mut batch, &state, &Metrics::default());
+    let (queue, _lines) = queue::queue(2);
+    let of = |name, written| Line { bytes: line(name, "intent", &body), written, _room: queue.room_now().unwrap() };
+    let batch = vec![of("waits", Some(waits.0)), of("gave up", Some(gave_up.0))];
+    writer.write(batch, &state, &Metrics::default());
     drop(writer);
     let lines = lines(&settings.dir);
     assert_eq!((lines.len(), &lines[0]["record"]), (1, &"waits".into()));

@@ -9,17 +9,16 @@ use std::time::{Duration, Instant};
 use postern_tlog::{Log, LogError, Recovery, SecretKey, Signed};
 use serde::Deserialize;
 use time::{Date, OffsetDateTime};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::lock::Lock;
-use super::{Line, Source, State};
+use super::queue::{Line, Receiver};
+use super::{Source, State};
 use crate::audit::line::{Began, Notice, line};
 use crate::audit::{LogKeys, Outcome, RecordId, day_of};
 use crate::config;
 use crate::telemetry::metrics::Metrics;
 
-/// Records written together.
-const BATCH: usize = 256;
 /// How long the writer waits before it tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How long a record waits for the signature of a checkpoint.
@@ -139,19 +138,13 @@ impl Writer {
         Ok(open)
     }
 
-    pub(super) async fn run(mut self, mut lines: mpsc::Receiver<Line>, state: &State, metrics: &Metrics) {
-        let mut batch = Vec::with_capacity(BATCH);
+    pub(super) fn run(mut self, lines: &Receiver, state: &State, metrics: &Metrics) {
         metrics.records_writable(true);
-        loop {
-            let due = self.sign_at.map_or(LOOK_EVERY, |at| at.saturating_duration_since(Instant::now()));
-            match tokio::time::timeout(due, lines.recv_many(&mut batch, BATCH)).await {
-                Ok(0) => break,
-                // The day turns before what came in it is written, or its segment would not have all of it.
-                Ok(_) => {
-                    let _next_time = self.turn_day();
-                    self.write(&mut batch, state, metrics);
-                }
-                Err(_) => drop(self.turn_day()),
+        while let Some(batch) = lines.take(self.sign_at.unwrap_or_else(|| Instant::now() + LOOK_EVERY)) {
+            // The day turns before what came in it is written, or its segment would not have all of it.
+            let _next_time = self.turn_day();
+            if !batch.is_empty() {
+                self.write(batch, state, metrics);
             }
             if self.sign_at.is_some_and(|at| at <= Instant::now()) {
                 // What fails here fails for the next record as well, and that one is refused.
@@ -167,7 +160,7 @@ impl Writer {
     }
 
     /// Writes a batch, however long that takes.
-    pub(super) fn write(&mut self, batch: &mut Vec<Line>, state: &State, metrics: &Metrics) {
+    pub(super) fn write(&mut self, mut batch: Vec<Line>, state: &State, metrics: &Metrics) {
         let mut failing = None;
         loop {
             // Whoever gave up was refused, and does nothing that would have to be recorded before.
@@ -208,7 +201,7 @@ impl Writer {
         }
         metrics.records_writable(true);
         self.sign_at.get_or_insert_with(|| Instant::now() + SIGN_WITHIN);
-        for line in batch.drain(..) {
+        for line in batch {
             if let Some(written) = line.written {
                 // The request may have been given up meanwhile.
                 let _gone = written.send(());
