@@ -47,6 +47,7 @@ use crate::route::scene::Scene;
 use crate::route::shadow::Watching;
 use crate::route::{Policies, Votes};
 use crate::upstream::standing::Claim;
+use crate::workers;
 use answering::{Answering, Known, Responded};
 use way::{Found, Shared, Way, follow};
 
@@ -199,6 +200,11 @@ async fn answer(
             (admitted, body)
         }
     };
+    if workers::is_long(body.len()) {
+        known.is_long.store(true, Ordering::Relaxed);
+        // From the next time on that this goes on.
+        tokio::task::yield_now().await;
+    }
     let opened = OpenedRequest::new(parts.headers, body)?;
     let parsed = ParsedRequest::parse(config, peer, endpoint, &opened)?;
     *label = parsed.marks.label.map_or(*label, |marked| label.join(marked));

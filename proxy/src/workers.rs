@@ -9,17 +9,20 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::rt::Executor;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// How often a worker that has nothing to do looks at its clock.
-const BEAT: Duration = Duration::from_millis(250);
+const BEAT: Duration = Duration::from_secs(1);
 
 thread_local! {
     static HERE: OnceCell<(Arc<Crew>, usize)> = const { OnceCell::new() };
 }
+
+/// What is longer takes so many milliseconds to read or to write that others would notice: bytes.
+const LONG: usize = 128 << 10;
 
 /// All of them, until they are dropped or [ended](Workers::end).
 #[derive(Debug)]
@@ -57,6 +60,16 @@ pub(crate) fn here() -> usize {
     HERE.with(|here| here.get().map_or(0, |(_, index)| index + 1))
 }
 
+/// Is this so long that work on it should be done [beside] what else there is?
+pub(crate) fn is_long(bytes: usize) -> bool {
+    bytes > LONG
+}
+
+/// Does work that takes long. If this is the thread of a worker, another takes over what else the worker has to do.
+pub(crate) fn beside<T>(work: impl FnOnce() -> T) -> T {
+    if here() > 0 { tokio::task::block_in_place(work) } else { work() }
+}
+
 impl Workers {
     /// Starts [`number`] of them.
     ///
@@ -90,10 +103,12 @@ impl Workers {
 
     /// Drops what still runs there, and waits for what blocks, for `within` at most.
     pub(crate) fn end(self, within: Duration) {
-        let until = Instant::now() + within;
-        for runtime in self.runtimes {
-            runtime.shutdown_timeout(until.saturating_duration_since(Instant::now()));
-        }
+        // All at the same time: one would wait for what blocks another, and its requests for those of the other.
+        std::thread::scope(|scope| {
+            for runtime in self.runtimes {
+                scope.spawn(move || runtime.shutdown_timeout(within));
+            }
+        });
     }
 }
 
@@ -122,7 +137,7 @@ impl Post {
         Self { crew: crew.clone(), index, what }
     }
 
-    /// Its runtime; ours, if it has ended.
+    /// Its runtime.
     pub(crate) fn handle(&self) -> Handle {
         self.crew.workers().get(self.index).map_or_else(Handle::current, |worker| worker.handle.clone())
     }
@@ -138,7 +153,7 @@ impl Drop for Post {
 
 /// Each time that a timer is set that would be the first to end, tokio wakes the thread that waits for the first, even if that is the
 /// one that sets it: two system calls and a round for nothing, several times a request, for time limits that are seldom reached. So there
-/// is always one that ends earlier.
+/// is always one that ends earlier than any of more than a second.
 async fn beat() {
     loop {
         tokio::time::sleep(BEAT).await;
@@ -171,39 +186,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_and_streams_are_spread_evenly_and_stay_where_they_are_if_they_can() {
+    fn connections_are_spread_evenly() {
         let workers = Workers::start().unwrap();
         let count = number();
         let posts: Vec<_> = (0..2 * count).map(|_| workers.crew().post()).collect();
         let on = |index| posts.iter().filter(|post| post.index == index).count();
         assert!((0..count).all(|index| on(index) == 2));
-        drop(posts);
-        let post = workers.crew().post();
-        let (first, all) = post.handle().block_on(async move {
-            post.handle()
-                .spawn(async move {
-                    let (sender, mut places) = tokio::sync::mpsc::unbounded_channel();
-                    let run = |sender: tokio::sync::mpsc::UnboundedSender<usize>| {
-                        Spread.execute(async move {
-                            let _open = sender.send(here());
-                            std::future::pending::<()>().await;
-                        });
-                    };
-                    (0..count).for_each(|_| run(sender.clone()));
-                    let mut all = Vec::new();
-                    for _ in 0..count {
-                        all.push(places.recv().await.unwrap());
-                    }
-                    (here(), all)
-                })
-                .await
-                .unwrap()
-        });
-        let mut sorted = all.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (1..=count).collect::<Vec<_>>());
-        assert!(all.contains(&first));
         assert_eq!(here(), 0);
         workers.end(Duration::from_secs(1));
+    }
+
+    /// Runs it on the last worker.
+    fn on_the_last<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> T {
+        let workers = Workers::start().unwrap();
+        let last = workers.runtimes.last().unwrap();
+        let given = last.block_on(last.spawn(run)).unwrap();
+        workers.end(Duration::from_secs(1));
+        given
+    }
+
+    #[test]
+    fn streams_stay_where_they_are_if_they_can_and_are_spread_if_there_are_more() {
+        let places = on_the_last(async {
+            let (sender, mut places) = tokio::sync::mpsc::unbounded_channel();
+            let mut all = Vec::new();
+            for _ in 0..number() {
+                let sender = sender.clone();
+                Spread.execute(async move {
+                    let _open = sender.send(here());
+                    std::future::pending::<()>().await;
+                });
+                all.push(places.recv().await.unwrap());
+            }
+            all
+        });
+        assert_eq!(places.first(), Some(&number()), "the first stays");
+        let mut sorted = places;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (1..=number()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn who_works_for_long_holds_nobody_up() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let heard = on_the_last(async move {
+            let other = tokio::spawn(async move { sender.send("the other") });
+            let heard = beside(|| receiver.recv_timeout(Duration::from_secs(10)));
+            let _sent = other.await;
+            heard
+        });
+        assert_eq!(heard, Ok("the other"));
     }
 }

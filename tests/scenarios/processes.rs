@@ -121,6 +121,28 @@ async fn a_killed_gateway_is_started_again_on_the_same_port_and_its_records_stay
 }
 
 #[tokio::test]
+async fn what_was_refused_is_on_record_although_the_gateway_is_killed_right_after() -> Result<()> {
+    let cloud = BusyCloud::start().await?;
+    let postern = Postern::start(&config(&cloud)).await?;
+    let client = postern.client("clerk/amy")?.pooled()?;
+    let mut refused = Vec::new();
+    for _ in 0..8 {
+        let reply = client.post_json("/v1/chat/completions", &json!({"model": 7})).await?;
+        assert_eq!(reply.status, 400);
+        refused.push(reply.header("postern-record").to_owned());
+    }
+    postern.kill_gateway(Duration::from_secs(20)).await?;
+    // Of the last, its answer may have been quicker than the disk: nothing was done with it.
+    refused.pop();
+    let all = postern.records().all()?;
+    for id in refused {
+        let record = all.iter().find(|record| record.id == id).expect("a refusal is on record");
+        assert_eq!(record.outcome["result"], "refused");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_killed_supervisor_leaves_its_addresses_to_the_next_one_at_once() -> Result<()> {
     let cloud = BusyCloud::start().await?;
     let free = || Ok::<_, std::io::Error>(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// An outcome is written up to 5 ms after its answer has ended; this is on a machine that has much to do.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(50);
 
 /// The folder of a gateway's records.
 #[derive(Debug, Clone)]
@@ -35,12 +37,15 @@ impl Records {
         Self { dir }
     }
 
-    /// All lines in the order in which they were written. A last line without its end is left out.
+    /// All lines of what has happened until now, in the order in which they were written. A last line without its end is left out.
     ///
     /// # Errors
     /// A file cannot be read, or a whole line is not JSON.
     pub fn lines(&self) -> Result<Vec<Value>> {
-        let text = self.text()?;
+        Self::read(&self.text()?)
+    }
+
+    fn read(text: &str) -> Result<Vec<Value>> {
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
     }
@@ -50,6 +55,12 @@ impl Records {
     /// # Errors
     /// A file cannot be read.
     pub fn text(&self) -> Result<String> {
+        std::thread::sleep(WRITTEN_WITHIN);
+        self.written()
+    }
+
+    /// What is there already.
+    fn written(&self) -> Result<String> {
         // A journal may be taken away between its name and its lines: then its records are in bundles.
         let attempt = || -> Result<String> {
             let mut lines: Vec<String> = Vec::new();
@@ -81,8 +92,12 @@ impl Records {
     /// # Errors
     /// As for [`Records::lines`].
     pub fn all(&self) -> Result<Vec<Record>> {
+        Self::joined(self.lines()?)
+    }
+
+    fn joined(lines: Vec<Value>) -> Result<Vec<Record>> {
         let mut records: Vec<Record> = Vec::new();
-        for line in self.lines()? {
+        for line in lines {
             let field = |name: &str| line.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
             let (id, kind) = (field("record"), field("kind"));
             let index = records.iter().position(|record| record.id == id).unwrap_or_else(|| {
@@ -120,7 +135,7 @@ impl Records {
     pub async fn when<T>(&self, within: Duration, wanted: impl Fn(&[Record]) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + within;
         loop {
-            let records = self.all()?;
+            let records = Self::joined(Self::read(&self.written()?)?)?;
             if let Some(found) = wanted(&records) {
                 return Ok(found);
             }

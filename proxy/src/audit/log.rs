@@ -60,6 +60,8 @@ struct State {
 pub struct Place {
     room: Option<(Room, Arc<Sender>)>,
     is_recorded: bool,
+    /// An intent tells of the request.
+    has_intent: bool,
 }
 
 /// Tells when the last line is on the disk, after every [`AuditLog`] and [`Place`] is gone.
@@ -143,9 +145,13 @@ impl AuditLog {
         if self.is_healthy()
             && let Ok(room) = self.room().await
         {
-            return Ok(Place { room: Some((room, self.queue.clone())), is_recorded: true });
+            return Ok(Place { room: Some((room, self.queue.clone())), is_recorded: true, has_intent: false });
         }
-        if self.spares_lowest { Ok(Place { room: None, is_recorded: false }) } else { Err(Error::RecordUnavailable) }
+        if self.spares_lowest {
+            Ok(Place { room: None, is_recorded: false, has_intent: false })
+        } else {
+            Err(Error::RecordUnavailable)
+        }
     }
 
     /// Writes an intent. With `durable`, waits until it has reached the disk, or with `sync: interval` the kernel. `is_lowest`: its label
@@ -164,9 +170,10 @@ impl AuditLog {
         } else {
             Err(Error::RecordUnavailable)
         };
+        place.has_intent = written.is_ok();
         if written.is_err() && is_lowest && self.spares_lowest {
             // Either both or none, or a reader would take it for one that was interrupted.
-            *place = Place { room: None, is_recorded: false };
+            *place = Place { room: None, is_recorded: false, has_intent: false };
             self.state.unrecorded.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
@@ -192,7 +199,12 @@ impl AuditLog {
     /// Writes what a shadow would have changed, if there is room in the queue: nothing waits for it.
     pub fn shadow(&self, record: RecordId, difference: &Difference) {
         if let Some(room) = self.queue.room_now() {
-            self.queue.send(Line { bytes: line(record, "shadow", difference), written: None, _room: room });
+            self.queue.send(Line {
+                bytes: line(record, "shadow", difference),
+                lingers: true,
+                written: None,
+                _room: room,
+            });
         }
     }
 
@@ -202,11 +214,11 @@ impl AuditLog {
         }
         let room = self.room().await?;
         if !durable {
-            self.queue.send(Line { bytes, written: None, _room: room });
+            self.queue.send(Line { bytes, lingers: false, written: None, _room: room });
             return Ok(());
         }
         let (sender, receiver) = oneshot::channel();
-        self.queue.send(Line { bytes, written: Some(sender), _room: room });
+        self.queue.send(Line { bytes, lingers: false, written: Some(sender), _room: room });
         let written = tokio::time::timeout(PLACE_WITHIN, receiver).await;
         written.ok().and_then(Result::ok).ok_or(Error::RecordUnavailable)
     }
@@ -225,7 +237,8 @@ impl Place {
     /// Writes the outcome; the second call does nothing.
     pub fn outcome(&mut self, record: RecordId, outcome: &Outcome) {
         if let Some((room, queue)) = self.room.take() {
-            queue.send(Line { bytes: line(record, "outcome", outcome), written: None, _room: room });
+            let lingers = self.has_intent;
+            queue.send(Line { bytes: line(record, "outcome", outcome), lingers, written: None, _room: room });
         }
     }
 }

@@ -5,7 +5,8 @@
 //! that do not read hold up nobody but themselves. Servers take a hundred streams or two on a connection as well, and whatever is more
 //! would wait without a word.
 //!
-//! Each [worker](crate::workers) has pools of its own: what comes on a connection is read by the thread that waits for it.
+//! Each [worker](crate::workers) has pools of its own: what comes on a connection is read by the thread that waits for it, mostly. While a
+//! worker asks seldom, it borrows.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use hyper_util::client::legacy::{Builder, Client, Error};
 
 use crate::workers;
 
-/// Requests of one pool at a time, and as many pools as there may be.
+/// Requests of one pool at a time, and as many pools as there may be of all workers.
 const REQUESTS_OF_A_POOL: usize = 64;
 const MOST_POOLS: usize = 256;
 /// Bytes of one answer that may wait to be read. More would make large answers quicker over long distances (this is 2.6 MB/s at 50 ms),
@@ -93,6 +94,11 @@ impl<C: Connect + Clone + Send + Sync + 'static> Pools<C> {
     }
 }
 
+/// Of one worker.
+fn most_pools() -> usize {
+    (MOST_POOLS / workers::number()).max(1)
+}
+
 fn lock<C>(made: &Mutex<Made<C>>) -> MutexGuard<'_, Made<C>> {
     made.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -115,7 +121,7 @@ impl<C: Clone> Made<C> {
         let Self { pools, .. } = self;
         let free = pools.iter().find(|pool| pool.under_way() < REQUESTS_OF_A_POOL);
         let free =
-            free.or_else(|| pools.iter().min_by_key(|pool| pool.under_way()).filter(|_| pools.len() >= MOST_POOLS));
+            free.or_else(|| pools.iter().min_by_key(|pool| pool.under_way()).filter(|_| pools.len() >= most_pools()));
         if let Some(pool) = free {
             return (pool.client.clone(), pool.seats.clone());
         }

@@ -1,6 +1,7 @@
 //! A request on its way to an answer, as its connection sees it.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -10,12 +11,15 @@ use tokio::runtime::Handle;
 use crate::cache::flight::Flight;
 use crate::error::Error;
 use crate::response::{Body, Head};
+use crate::workers;
 
 /// What is known of an answer before it has begun.
 #[derive(Default)]
 pub(super) struct Known {
     /// For headers that cannot wait; of streams only.
     pub(super) head: OnceLock<Head>,
+    /// It holds so much that other requests need their thread while it is worked on.
+    pub(super) is_long: AtomicBool,
     /// What others follow.
     pub(super) flight: OnceLock<Arc<Flight>>,
 }
@@ -33,12 +37,16 @@ impl Future for Answering {
     type Output = Responded;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Responded> {
-        let Some(responding) = &mut self.responding else { return Poll::Pending };
-        let responded = responding.as_mut().poll(context);
-        if responded.is_ready() {
-            self.responding = None;
-        }
-        responded
+        let is_long = self.known.is_long.load(Ordering::Relaxed);
+        let mut poll = || {
+            let Some(responding) = &mut self.responding else { return Poll::Pending };
+            let responded = responding.as_mut().poll(context);
+            if responded.is_ready() {
+                self.responding = None;
+            }
+            responded
+        };
+        if is_long { workers::beside(poll) } else { poll() }
     }
 }
 

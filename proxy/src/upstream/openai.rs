@@ -29,6 +29,7 @@ use super::standing::{Said, Turn};
 use super::{Asks, AttemptError, Reply, Upstream, members, scrape, tokens_used};
 use crate::classify::clearance::{EgressPermit, Refusal};
 use crate::egress::{Answer, Remote, Seat, SendError};
+use crate::workers;
 
 /// The most bytes of a whole answer.
 const MAX_ANSWER: usize = 16 << 20;
@@ -141,7 +142,9 @@ pub(crate) async fn read(mut response: Response<Answer>, asks: Asks, idle: Durat
 
 async fn whole(body: Answer, asks: Asks) -> Result<Value, AttemptError> {
     let Asks::Vectors(wanted) = asks else {
-        return message(&collected(body, MAX_ANSWER).await?, asks.endpoint());
+        let bytes = collected(body, MAX_ANSWER).await?;
+        let read = || message(&bytes, asks.endpoint());
+        return if workers::is_long(bytes.len()) { workers::beside(read) } else { read() };
     };
     let bytes = collected(body, wanted.max_bytes()).await.map_err(|error| match error {
         // As many texts can be asked for as would give more than is read of anybody.

@@ -1,17 +1,23 @@
-//! Lines on their way to the writer. A line that somebody waits for wakes it; the others are taken along with the next one of those,
-//! or a few milliseconds later: that a request has ended is no reason to wake a thread for each.
+//! Lines on their way to the writer. A line that somebody waits for wakes it, and so does one without which nothing would tell of its request.
+//! The others, which say how a request ended that is on record, are taken along with the next one of those, or a few milliseconds later:
+//! they are no reason to wake a thread for each.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// How long a line that nobody waits for may wait for another.
+/// How long a line may wait for another.
 const LINGER: Duration = Duration::from_millis(5);
+
+/// Lines that are taken together, at most.
+const BATCH: usize = 256;
 
 /// A line for the log.
 pub(super) struct Line {
     pub(super) bytes: Vec<u8>,
+    /// It may wait for another.
+    pub(super) lingers: bool,
     /// Whoever waits until it is written.
     pub(super) written: Option<oneshot::Sender<()>>,
     /// Its room in the queue, until it is written.
@@ -38,7 +44,7 @@ struct Queue {
 #[derive(Default)]
 struct Waiting {
     lines: Vec<Line>,
-    /// Somebody waits for one of them.
+    /// One of them does not linger.
     is_urgent: bool,
     /// Nobody looks before somebody says that there is something.
     is_asleep: bool,
@@ -75,9 +81,11 @@ impl Sender {
         if self.0.room.is_closed() {
             return;
         }
-        waiting.is_urgent |= line.written.is_some();
+        // Whoever set it before has woken the writer, which looks at it before it waits again.
+        let is_first = !line.lingers && !waiting.is_urgent;
+        waiting.is_urgent |= !line.lingers;
         waiting.lines.push(line);
-        let wakes = waiting.is_urgent || waiting.is_asleep;
+        let wakes = is_first || waiting.is_asleep;
         drop(waiting);
         if wakes {
             self.0.come.notify_one();
@@ -93,7 +101,7 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// All lines that there are, in their order, when somebody waits for one or they have waited long enough; none: it is `due`. `None`:
+    /// The lines that there are, in their order, when one does not linger or they have done so long enough; none: it is `due`. `None`:
     /// there are no more, and never will be.
     pub(super) fn take(&self, due: Instant) -> Option<Vec<Line>> {
         let began = Instant::now();
@@ -103,8 +111,13 @@ impl Receiver {
             let has_lingered = now >= began + LINGER;
             let is_empty = waiting.lines.is_empty();
             if waiting.is_urgent || !is_empty && (has_lingered || waiting.is_closed) || now >= due {
-                waiting.is_urgent = false;
-                return Some(std::mem::take(&mut waiting.lines));
+                let rest = match waiting.lines.len() > BATCH {
+                    true => waiting.lines.split_off(BATCH),
+                    false => Vec::new(),
+                };
+                // Those that are left have waited already.
+                waiting.is_urgent = !rest.is_empty();
+                return Some(std::mem::replace(&mut waiting.lines, rest));
             }
             if waiting.is_closed {
                 return None;
@@ -137,7 +150,7 @@ mod tests {
     use super::*;
 
     fn line(sender: &Sender, text: &str, written: Option<oneshot::Sender<()>>) -> Line {
-        Line { bytes: text.into(), written, _room: sender.room_now().unwrap() }
+        Line { bytes: text.into(), lingers: written.is_none(), written, _room: sender.room_now().unwrap() }
     }
 
     fn texts(lines: &[Line]) -> Vec<&str> {
@@ -166,6 +179,22 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_linger_comes_at_once_although_the_writer_waits_for_more() {
+        let quickest = (0..20).map(|_| {
+            let (sender, receiver) = queue(3);
+            sender.send(line(&sender, "one", None));
+            let taking =
+                std::thread::spawn(move || receiver.take(in_a_minute()).map(|lines| (lines.len(), Instant::now())));
+            let sent = Instant::now();
+            sender.send(Line { lingers: false, ..line(&sender, "two", None) });
+            let (count, taken) = taking.join().unwrap().unwrap();
+            assert_eq!(count, 2);
+            taken.saturating_duration_since(sent)
+        });
+        assert!(quickest.min().unwrap() < LINGER / 2);
+    }
+
+    #[test]
     fn who_sleeps_is_woken_by_any_line_and_by_the_end() {
         let (sender, receiver) = queue(3);
         let sending = std::thread::spawn(move || {
@@ -178,6 +207,16 @@ mod tests {
         assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["last"]);
         assert!(receiver.take(in_a_minute()).is_none());
         sending.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_too_much_for_once_comes_at_once_afterwards() {
+        let (sender, receiver) = queue(2 * BATCH);
+        (0..BATCH + 2).for_each(|number| sender.send(line(&sender, &number.to_string(), None)));
+        assert_eq!(receiver.take(in_a_minute()).unwrap().len(), BATCH);
+        let asked = Instant::now();
+        assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["256", "257"]);
+        assert!(asked.elapsed() < LINGER, "without another wait");
     }
 
     #[test]

@@ -292,7 +292,12 @@ fn whoever_gave_up_waiting_is_not_recorded_as_about_to_act() {
     drop(gave_up.1);
     let body = serde_json::Map::new();
     let (queue, _lines) = queue::queue(2);
-    let of = |name, written| Line { bytes: line(name, "intent", &body), written, _room: queue.room_now().unwrap() };
+    let of = |name, written| Line {
+        bytes: line(name, "intent", &body),
+        lingers: false,
+        written,
+        _room: queue.room_now().unwrap(),
+    };
     let batch = vec![of("waits", Some(waits.0)), of("gave up", Some(gave_up.0))];
     writer.write(batch, &state, &Metrics::default());
     drop(writer);
