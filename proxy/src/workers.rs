@@ -11,18 +11,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use hyper::rt::Executor;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// How often a worker that has nothing to do looks at its clock.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// What is longer takes so many milliseconds to read or to write that others would notice: bytes.
+const LONG: usize = 128 << 10;
+
 thread_local! {
     static HERE: OnceCell<(Arc<Crew>, usize)> = const { OnceCell::new() };
 }
-
-/// What is longer takes so many milliseconds to read or to write that others would notice: bytes.
-const LONG: usize = 128 << 10;
 
 /// All of them, until they are dropped or [ended](Workers::end).
 #[derive(Debug)]
@@ -172,13 +173,21 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Spread {
             Some(Post::at(crew, *index, |worker| &worker.streams))
         });
         match post {
-            Some(post) => drop(post.handle().spawn(async move {
-                let _post = post;
-                future.await;
-            })),
+            // Not in an `async` block: it would have room for the future twice, once before it is awaited.
+            Some(post) => drop(post.handle().spawn(future.map(move |()| drop(post)))),
             None => drop(tokio::spawn(future)),
         }
     }
+}
+
+/// Runs it on a worker, the last one.
+#[cfg(test)]
+pub(crate) fn on_the_last<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> T {
+    let workers = Workers::start().unwrap();
+    let last = workers.runtimes.last().unwrap();
+    let given = last.block_on(last.spawn(run)).unwrap();
+    workers.end(Duration::from_secs(1));
+    given
 }
 
 #[cfg(test)]
@@ -194,15 +203,6 @@ mod tests {
         assert!((0..count).all(|index| on(index) == 2));
         assert_eq!(here(), 0);
         workers.end(Duration::from_secs(1));
-    }
-
-    /// Runs it on the last worker.
-    fn on_the_last<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> T {
-        let workers = Workers::start().unwrap();
-        let last = workers.runtimes.last().unwrap();
-        let given = last.block_on(last.spawn(run)).unwrap();
-        workers.end(Duration::from_secs(1));
-        given
     }
 
     #[test]

@@ -68,3 +68,29 @@ impl Drop for Answering {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_long_holds_up_nobody_on_its_worker() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let label = workers::on_the_last(async move {
+            let known = Arc::new(Known::default());
+            known.is_long.store(true, Ordering::Relaxed);
+            let other = tokio::spawn(async move { sender.send("told") });
+            // It keeps its thread until somebody on the same worker has had a turn.
+            let responding = async move {
+                let heard = receiver.recv_timeout(Duration::from_secs(10)).unwrap_or("nobody else had a turn");
+                (Err(Error::Busy), heard.to_owned())
+            };
+            let (_, label) = Answering { responding: Some(Box::pin(responding)), known }.await;
+            let _sent = other.await;
+            label
+        });
+        assert_eq!(label, "told");
+    }
+}
