@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_opens_connections_of_its_own_when_those_of_others_arein_use() {
+    async fn a_worker_opens_connections_of_its_own_when_those_of_others_are_in_use() {
         let pools = Pools::new(tcp(), pool());
         let made = || -> Vec<usize> { pools.made.iter().map(|made| lock(made).pools.len()).collect() };
         drop(pools.take(0));
