@@ -1,7 +1,7 @@
 //! One text that arrives in pieces. What is decided goes on at once; from where something may have begun that is not over, it waits.
 //!
-//! What is decided depends on the text alone, not on how it is cut into pieces: what waits is a function of the text so far, and where
-//! it is too long to wait any more is asked only at certain places of the text.
+//! What is decided depends on the text alone, not on how it is cut into pieces: what waits is a function of the text so far. Whether it
+//! is too long to wait any more is asked only at certain places of the text, and only there is forgotten what was decided.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -140,6 +140,20 @@ impl Text {
         out: &mut String,
         seen: &mut Seen,
     ) {
+        self.decide(rules, own, (ended, overdue), out, seen);
+        if overdue {
+            self.trim();
+        }
+    }
+
+    fn decide(
+        &mut self,
+        rules: &Rules,
+        own: Own<'_>,
+        (ended, overdue): (bool, bool),
+        out: &mut String,
+        seen: &mut Seen,
+    ) {
         while self.leave_out(ended) {
             let looked = rules.look(&self.window);
             let len = self.window.len();
@@ -170,7 +184,6 @@ impl Text {
             }
             if self.leaving_out.is_none() {
                 self.give(open, out);
-                self.trim();
                 return;
             }
         }
@@ -224,7 +237,6 @@ impl Text {
                     }
                     None => {
                         self.drop_to(self.window.len());
-                        self.trim();
                         false
                     }
                 }
@@ -245,7 +257,6 @@ impl Text {
                     }
                     None => {
                         self.drop_to(self.window.len());
-                        self.trim();
                         false
                     }
                 }
@@ -269,7 +280,8 @@ impl Text {
         self.done = self.done.max(to);
     }
 
-    /// Forgets decided bytes that say nothing about what comes.
+    /// Forgets decided bytes that say nothing about what comes. They may yet say what else is found in what is left: it is called at
+    /// places of the text, not where a piece happens to end.
     fn trim(&mut self) {
         let near = self.done.saturating_sub(BEFORE);
         if near <= BEFORE {
