@@ -10,6 +10,7 @@
 
 mod complaints;
 mod copy;
+mod http2;
 mod lifetime;
 mod node;
 mod pools;
@@ -17,9 +18,7 @@ mod post;
 pub(crate) mod redis;
 mod sealed;
 
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -48,8 +47,8 @@ use complaints::Complaints;
 pub(crate) use complaints::in_words;
 pub(crate) use copy::CopyWay;
 use node::{Node, Proof};
-use pools::Pools;
-pub(crate) use pools::Seat;
+use pools::{Connecting, Pools, RequestError};
+pub(crate) use pools::{Received, Seat};
 pub(crate) use post::Post;
 pub(crate) use sealed::Answer;
 
@@ -165,8 +164,8 @@ pub enum SendError {
     NotTaken,
 }
 
-impl From<hyper_util::client::legacy::Error> for SendError {
-    fn from(error: hyper_util::client::legacy::Error) -> Self {
+impl From<RequestError> for SendError {
+    fn from(error: RequestError) -> Self {
         match error.is_connect() {
             true => Self::Connect,
             false if is_not_taken(&error) => Self::NotTaken,
@@ -213,7 +212,7 @@ impl Remote {
                     _ => "",
                 };
                 let complaints = Complaints::of(name(), format!("the target cannot be reached{hint}"));
-                Way::Service(Arc::new(Pools::new(connector, pool())), Arc::new(complaints))
+                Way::Service(Arc::new(Pools::new(connector, None)), Arc::new(complaints))
             }
         };
         let endpoints = Endpoints::below(&target.base_url)
@@ -228,7 +227,7 @@ impl Remote {
     /// # Errors
     /// See [`SendError`].
     pub(crate) async fn look(&self) -> Option<Result<Response<Answer>, SendError>> {
-        let mut request = Request::new(Full::default());
+        let mut request = Request::new(Bytes::new());
         *request.uri_mut() = self.page.clone()?;
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/plain"));
         Some(self.ask(request).await)
@@ -243,7 +242,7 @@ impl Remote {
         let accept = if asks.stream() { "text/event-stream" } else { "application/json" };
         // Only a permit for a node of our own has an origin, and only there it goes.
         let origin = permit.origin().filter(|_| matches!(self.way, Way::Node(_))).map(origin_headers);
-        let mut request = Request::new(Full::new(permit.into_body()));
+        let mut request = Request::new(permit.into_body());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.endpoints.of(asks.endpoint());
         let headers = request.headers_mut();
@@ -258,7 +257,7 @@ impl Remote {
         self.refusals.seal.tell("code payload_not_sealed: it is a node of our own behind a middlebox, or another gateway. Name a node as `openai.identity`, without `sealed: false`, and what it is asked is sealed");
     }
 
-    async fn ask(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Answer>, SendError> {
+    async fn ask(&self, mut request: Request<Bytes>) -> Result<Response<Answer>, SendError> {
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("postern/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
@@ -388,7 +387,7 @@ type ConnectError = Box<dyn std::error::Error + Send + Sync>;
 impl Service<Uri> for Bounded {
     type Response = Connection;
     type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send>>;
+    type Future = Connecting<Connection>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         self.inner.poll_ready(context)
@@ -445,31 +444,4 @@ pub(crate) fn dial_unix_at_once(to: &std::path::Path) -> io::Result<std::os::uni
     let stream = std::os::unix::net::UnixStream::connect(to)?;
     stream.set_nonblocking(true)?;
     Ok(stream)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_request_that_was_not_looked_at_is_told_apart() {
-        for (reason, expected) in
-            [(h2::Reason::REFUSED_STREAM, SendError::NotTaken), (h2::Reason::INTERNAL_ERROR, SendError::Broken)]
-        {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            tokio::spawn(async move {
-                let (stream, _) = listener.accept().await.unwrap();
-                let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    respond.send_reset(reason);
-                }
-            });
-            let client: Client<_, Full<Bytes>> = pool().http2_only(true).build(tcp());
-            let mut request = Request::new(Full::default());
-            *request.uri_mut() = format!("http://{address}/").parse().unwrap();
-            let error = client.request(request).await.unwrap_err();
-            assert_eq!(SendError::from(error), expected);
-        }
-    }
 }

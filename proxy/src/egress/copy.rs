@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use postern_certs::SpiffeId;
 
 use super::node::{Node, Proof};
@@ -40,7 +40,7 @@ impl CopyWay {
     /// Asks without a body, or sends one; returns status and body of the answer. Why there is none is in the log.
     pub(crate) async fn ask(&self, body: Option<Vec<u8>>) -> Option<(u16, Bytes)> {
         let method = if body.is_some() { Method::POST } else { Method::GET };
-        let mut request = Request::new(Full::new(Bytes::from(body.unwrap_or_default())));
+        let mut request = Request::new(Bytes::from(body.unwrap_or_default()));
         *request.method_mut() = method;
         *request.uri_mut() = self.to.clone();
         let headers = request.headers_mut();

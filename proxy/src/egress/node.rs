@@ -7,7 +7,6 @@
 //! Each leaf and each change of trust has connections of its own. What was connected with the one before takes no new request;
 //! what is under way there ends by itself, unless a leaf ends or is revoked meanwhile: then it is cut.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +16,9 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri};
-use http_body_util::Full;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioTimer;
 use postern_certs::verify::{self, Peer};
 use postern_certs::{CertsError, SpiffeId};
 use rustls::RootCertStore;
@@ -31,9 +28,9 @@ use tower_service::Service;
 
 use super::complaints::{Complaints, in_words};
 use super::lifetime::Lifetime;
-use super::pools::Pools;
+use super::pools::{Connecting, Pools};
 use super::sealed::{Answer, Ends, NodeKey, Unsealed};
-use super::{Bounded, ConnectError, SendError, pool, tcp};
+use super::{Bounded, ConnectError, SendError, tcp};
 use crate::tls::{Certificate, Current};
 
 /// How often a silent connection is asked whether the node is still there.
@@ -109,7 +106,7 @@ impl Node {
         self.complaints.tell(why);
     }
 
-    pub(super) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Answer>, SendError> {
+    pub(super) async fn request(&self, request: Request<Bytes>) -> Result<Response<Answer>, SendError> {
         let current = self.certificate.current();
         if !current.is_valid() {
             self.complaints.tell("the gateway's own certificate has ended");
@@ -159,9 +156,7 @@ impl Node {
         let renew_at = RenewAt::default();
         let through = self.proof.middlebox.is_some().then(|| (identity, renew_at.clone()));
         let connector = Watched { inner, certificate: self.certificate.clone(), with: current.clone(), through };
-        let mut pool = pool();
-        pool.timer(TokioTimer::new()).http2_keep_alive_interval(PING_EVERY).http2_keep_alive_timeout(PING_EVERY);
-        let requests = Pools::new(connector, pool);
+        let requests = Pools::new(connector, Some(PING_EVERY));
         let key = before.map(|before| before.key.clone()).unwrap_or_default();
         let held = Arc::new(Held { with: current.clone(), requests, key, renew_at });
         self.held.store(Some(held.clone()));
@@ -216,7 +211,7 @@ fn peer_of(leaf: &CertificateDer<'_>, through: Option<&(SpiffeId, RenewAt)>) -> 
 impl Service<Uri> for Watched {
     type Response = Guarded;
     type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Guarded, ConnectError>> + Send>>;
+    type Future = Connecting<Guarded>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         self.inner.poll_ready(context)

@@ -13,17 +13,15 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Body, Frame, Incoming};
-use hyper_util::client::legacy::Error;
-use hyper_util::client::legacy::connect::Connect;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body, Frame};
 use postern_certs::{SpiffeId, Trust, clock};
 use postern_sealed::chunked;
 use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::lifetime::Lifetime;
-use super::pools::{Pools, Seat};
+use super::pools::{Connector, Pools, Received, RequestError, Seat};
 use crate::connect::keys::{self, KeysError, SealingKey};
 use crate::connect::sealing::{self, OpenBody, Parties};
 use crate::open::GATEWAY;
@@ -47,7 +45,7 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// As it comes.
-    Plain(Incoming),
+    Plain(Received),
     /// Opened as it comes.
     Sealed(Box<Opened>),
 }
@@ -55,7 +53,7 @@ pub(crate) enum Answer {
 /// The body of an answer that came sealed.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    body: Box<OpenBody<Incoming>>,
+    body: Box<OpenBody<Received>>,
     /// Where the connection is with somebody on the way, it does not end with whom the answer is from.
     lifetime: Option<Lifetime>,
 }
@@ -81,7 +79,7 @@ impl Body for Answer {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
-            Self::Plain(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            Self::Plain(body) => Pin::new(body).poll_frame(context),
             Self::Sealed(body) => Pin::new(body).poll_frame(context),
         }
     }
@@ -91,7 +89,7 @@ impl Body for Answer {
 #[derive(Debug)]
 pub(super) enum Unsealed {
     /// What the connection says.
-    Sending(Error),
+    Sending(RequestError),
     /// What only a person can mend.
     Refused(String),
 }
@@ -129,7 +127,7 @@ fn fresh_until(end: OffsetDateTime, now: OffsetDateTime) -> OffsetDateTime {
 
 /// Who asks whom.
 #[derive(Debug)]
-pub(super) struct Ends<'a, C> {
+pub(super) struct Ends<'a, C: Connector> {
     pub(super) requests: &'a Pools<C>,
     pub(super) own: &'a Current,
     pub(super) node: &'a SpiffeId,
@@ -140,21 +138,20 @@ pub(super) struct Ends<'a, C> {
 
 /// What came of one attempt.
 enum Came {
-    Opened(Response<Box<OpenBody<Incoming>>>),
+    Opened(Response<Box<OpenBody<Received>>>),
     /// Not sealed, as whoever is too busy to open anything answers.
-    Plain(Response<Incoming>),
+    Plain(Response<Received>),
     /// Refused, with this code.
     Refused(Option<String>),
 }
 
-impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
+impl<C: Connector> Ends<'_, C> {
     /// Seals a request, sends it, and opens the answer's beginning.
     ///
     /// # Errors
     /// See [`Unsealed`].
-    pub(super) async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Response<Answer>, Unsealed> {
-        let (parts, body) = request.into_parts();
-        let Ok(content) = body.collect().await.map(|body| body.to_bytes());
+    pub(super) async fn ask(&self, request: Request<Bytes>) -> Result<Response<Answer>, Unsealed> {
+        let (parts, content) = request.into_parts();
         let (mut code, mut before) = (None, None);
         for _ in 0..ATTEMPTS {
             // Before the key is looked at, so that no change of trust is missed.
@@ -232,14 +229,14 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
         parts: &Parts,
         content: &Bytes,
         key: &SealingKey,
-    ) -> Result<(Request<Full<Bytes>>, chunked::ResponseOpener), AnyError> {
+    ) -> Result<(Request<Bytes>, chunked::ResponseOpener), AnyError> {
         let mut asked = Request::new(());
         (*asked.method_mut(), *asked.uri_mut()) = (parts.method.clone(), parts.uri.clone());
         *asked.headers_mut() = parts.headers.clone();
         let authority = parts.uri.authority().map_or("", |authority| authority.as_str());
         let parties = Parties { sender: self.own.signatory(), recipient: self.node, key: &key.config, authority };
         let (sealed, opener) = parties.seal(&asked, content.clone(), SystemTime::now())?;
-        let mut request = Request::new(Full::new(sealed.whole()?));
+        let mut request = Request::new(sealed.whole()?);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = beside(&parts.uri).ok_or("it has no address")?;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(chunked::REQUEST));
@@ -252,7 +249,7 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
         if let Some(known) = self.key.0.load_full().and_then(|known| self.still_good(known)) {
             return Ok(known);
         }
-        let mut request = Request::new(Full::default());
+        let mut request = Request::new(Bytes::new());
         *request.uri_mut() = beside(uri).ok_or_else(|| refused("it has no address"))?;
         let response = self.requests.request(request).await.map_err(Unsealed::Sending)?;
         let at = clock::steady_now();
@@ -292,9 +289,9 @@ impl<C: Connect + Clone + Send + Sync + 'static> Ends<'_, C> {
 }
 
 async fn opened(
-    mut response: Response<Incoming>,
+    mut response: Response<Received>,
     opener: chunked::ResponseOpener,
-) -> Result<Response<Box<OpenBody<Incoming>>>, Unsealed> {
+) -> Result<Response<Box<OpenBody<Received>>>, Unsealed> {
     // Kept until the answer has been read.
     let seat = response.extensions_mut().remove::<Seat>();
     let opened = sealing::open(response.into_body(), opener).await;
@@ -320,7 +317,7 @@ fn beside(uri: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-async fn code_of(body: Incoming) -> Option<String> {
+async fn code_of(body: Received) -> Option<String> {
     let reading = tokio::time::timeout(ERROR_WITHIN, Limited::new(body, MAX_ERROR).collect());
     let error: Value = serde_json::from_slice(&reading.await.ok()?.ok()?.to_bytes()).ok()?;
     let code = error.pointer("/error/code")?.as_str()?;

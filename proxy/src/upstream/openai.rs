@@ -28,7 +28,7 @@ use super::progress::Progress;
 use super::standing::{Said, Turn};
 use super::{Asks, AttemptError, Reply, Upstream, members, scrape, tokens_used};
 use crate::classify::clearance::{EgressPermit, Refusal};
-use crate::egress::{Answer, Remote, Seat, SendError};
+use crate::egress::{Answer, Received, Remote, Seat, SendError};
 use crate::workers;
 
 /// The most bytes of a whole answer.
@@ -109,7 +109,7 @@ impl Upstream for OpenAi {
 /// # Errors
 /// As [`read`]. Within the answer, why the engine does not go on is said in its own words.
 pub(super) async fn read_own(response: Response<Incoming>, asks: Asks, idle: Duration) -> Result<Reply, AttemptError> {
-    let mut reply = read(response.map(Answer::Plain), asks, idle).await?;
+    let mut reply = read(response.map(|body| Answer::Plain(Received::Http1(body))), asks, idle).await?;
     if let Reply::Stream(events) = &mut reply {
         events.is_own = true;
     }
