@@ -4,29 +4,33 @@
 # connections. The connector's own to the gateway speaks HTTP/2, so that is what sealed is compared with; `added` also has the way through
 # one more process. No policies, no cache; the cloud is a process on this machine, over TLS. Then what the connector takes of memory.
 #
-# Usage: sealed.sh [--seconds S] [--rounds N] [--keep]
+# Usage: sealed.sh [--seconds S] [--rounds N] [--through] [--keep]
+# With --through: without the cryptography alone.
 # Programs are taken from $POSTERN_RELEASE (default: target/release beside this folder).
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 release=${POSTERN_RELEASE:-$here/../../target/release}
-seconds=2 rounds=5 warmup=0.5
+seconds=2 rounds=5 warmup=0.5 alone=1
 # shellcheck source=tests/load/servers.sh
 source "$here/servers.sh"
 while (($#)); do
     case $1 in
         --seconds) seconds=$2; shift 2 ;;
         --rounds) rounds=$2; shift 2 ;;
+        --through) alone=0; shift ;;
         --keep) keep=1; shift ;;
-        *) sed -n '2,8p' "$0" >&2; exit 2 ;;
+        *) sed -n '2,9p' "$0" >&2; exit 2 ;;
     esac
 done
 for name in busy-cloud postern-load postern; do
     [[ -x $release/$name ]] || { echo "$release/$name is missing: cargo build --release" >&2; exit 1; }
 done
-# With the whole workspace, so that nothing is compiled for a second time.
-(cd "$here/../.." && cargo build --quiet --locked --release --workspace --example cost)
-"$release/examples/cost"
+if ((alone)); then
+    # With the whole workspace, so that nothing is compiled for a second time.
+    (cd "$here/../.." && cargo build --quiet --locked --release --workspace --example cost)
+    "$release/examples/cost"
+fi
 
 key=sk-bench-0123456789
 "$release/busy-cloud" --out "$dir/pki" --parent-death >"$dir/cloud.out" 2>"$dir/cloud.err" &
