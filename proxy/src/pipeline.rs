@@ -125,6 +125,7 @@ async fn respond(
                 true => exchange.broken(&error),
                 false => exchange.refused(&error),
             }
+            exchange.place.written().await;
             (Err(error), label)
         }
     }
@@ -147,6 +148,7 @@ pub async fn refuse(
     let mut exchange = open(gateway, record, started, place, session);
     exchange.outcome.sealed = sealed;
     exchange.refused(error);
+    exchange.place.written().await;
     named(response::error(error), record, label)
 }
 

@@ -227,7 +227,8 @@ async fn it_recovers_by_itself_and_says_what_it_could_not_do() -> Result<()> {
     cloud.switch(json!({"token_ms": 50})).await?;
     let postern = Postern::start(&config(&cloud).set("/policies", json!([]))).await?;
     let wire = Wire::to(postern.gateway).await?;
-    let connector = Connector::start(wire.address, &postern.issue("clerk/amy")?, &[]).await?;
+    let own = postern.issue("clerk/amy")?;
+    let connector = Connector::start(wire.address, &own, &[]).await?;
     let long = chat_body(&"heron ".repeat(300));
     assert_eq!(connector.chat("Hello").await?.status, 200);
 
@@ -272,17 +273,26 @@ async fn it_recovers_by_itself_and_says_what_it_could_not_do() -> Result<()> {
     postern.signal_child("gateway", Signal::STOP)?;
     wire.cut();
     wire.reset();
-    let mut away = connector.chat("Is anybody there?").await?;
-    if away.status == 502 {
-        // It was asked before it heard that the connection is gone.
-        away = connector.chat("Is anybody there?").await?;
+    let own = own.to_str().context("a path")?;
+    let until = Instant::now() + SOON;
+    // What is asked before it has heard of that is told otherwise.
+    while is_connected(own)? {
+        ensure!(Instant::now() < until, "it has not heard that the connection is gone");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let away = connector.chat("Is anybody there?").await?;
     assert_eq!((away.status, away.error_code().as_str()), (503, "gateway_unreachable"), "{}", away.text());
     assert!(!away.header("retry-after").is_empty() && !away.error_message().contains("anybody"));
     postern.signal_child("gateway", Signal::CONT)?;
     wire.mend();
     answers_again(&connector).await?;
     Ok(())
+}
+
+fn is_connected(dir: &str) -> Result<bool> {
+    let said = postern_tests::postern::run(&["connect", "status", "--dir", dir, "--json"])?;
+    let status: serde_json::Value = serde_json::from_slice(&said.stdout)?;
+    Ok(status["connected"] == true)
 }
 
 async fn answers_again(connector: &Connector) -> Result<()> {

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use postern_tlog::{Files, SecretKey, Signed};
 use tokio::sync::{oneshot, watch};
 
-use self::queue::{Line, Room, Sender};
+use self::queue::{Line, Pace, Room, Sender};
 use self::writer::Writer;
 use super::line::{Action, Notice, line};
 use super::{Intent, Outcome, RecordId};
@@ -56,12 +56,14 @@ struct State {
 }
 
 /// A place in the queue for an outcome: it can be written without waiting, even while a request is torn down.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Place {
     room: Option<(Room, Arc<Sender>)>,
     is_recorded: bool,
     /// An intent tells of the request.
     has_intent: bool,
+    /// Tells when an outcome is written without which nothing would tell of the request.
+    written: Option<oneshot::Receiver<()>>,
 }
 
 /// Tells when the last line is on the disk, after every [`AuditLog`] and [`Place`] is gone.
@@ -145,13 +147,9 @@ impl AuditLog {
         if self.is_healthy()
             && let Ok(room) = self.room().await
         {
-            return Ok(Place { room: Some((room, self.queue.clone())), is_recorded: true, has_intent: false });
+            return Ok(Place { room: Some((room, self.queue.clone())), is_recorded: true, ..Place::default() });
         }
-        if self.spares_lowest {
-            Ok(Place { room: None, is_recorded: false, has_intent: false })
-        } else {
-            Err(Error::RecordUnavailable)
-        }
+        if self.spares_lowest { Ok(Place::default()) } else { Err(Error::RecordUnavailable) }
     }
 
     /// Writes an intent. With `durable`, waits until it has reached the disk, or with `sync: interval` the kernel. `is_lowest`: its label
@@ -173,7 +171,7 @@ impl AuditLog {
         place.has_intent = written.is_ok();
         if written.is_err() && is_lowest && self.spares_lowest {
             // Either both or none, or a reader would take it for one that was interrupted.
-            *place = Place { room: None, is_recorded: false, has_intent: false };
+            *place = Place::default();
             self.state.unrecorded.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
@@ -199,12 +197,7 @@ impl AuditLog {
     /// Writes what a shadow would have changed, if there is room in the queue: nothing waits for it.
     pub fn shadow(&self, record: RecordId, difference: &Difference) {
         if let Some(room) = self.queue.room_now() {
-            self.queue.send(Line {
-                bytes: line(record, "shadow", difference),
-                lingers: true,
-                written: None,
-                _room: room,
-            });
+            self.queue.send(Line { bytes: line(record, "shadow", difference), pace: Pace::Lingers, _room: room });
         }
     }
 
@@ -214,11 +207,11 @@ impl AuditLog {
         }
         let room = self.room().await?;
         if !durable {
-            self.queue.send(Line { bytes, lingers: false, written: None, _room: room });
+            self.queue.send(Line { bytes, pace: Pace::AtOnce, _room: room });
             return Ok(());
         }
         let (sender, receiver) = oneshot::channel();
-        self.queue.send(Line { bytes, lingers: false, written: Some(sender), _room: room });
+        self.queue.send(Line { bytes, pace: Pace::Before(sender), _room: room });
         let written = tokio::time::timeout(PLACE_WITHIN, receiver).await;
         written.ok().and_then(Result::ok).ok_or(Error::RecordUnavailable)
     }
@@ -237,8 +230,22 @@ impl Place {
     /// Writes the outcome; the second call does nothing.
     pub fn outcome(&mut self, record: RecordId, outcome: &Outcome) {
         if let Some((room, queue)) = self.room.take() {
-            let lingers = self.has_intent;
-            queue.send(Line { bytes: line(record, "outcome", outcome), lingers, written: None, _room: room });
+            let pace = if self.has_intent {
+                Pace::Lingers
+            } else {
+                let (sender, receiver) = oneshot::channel();
+                self.written = Some(receiver);
+                Pace::After(sender)
+            };
+            queue.send(Line { bytes: line(record, "outcome", outcome), pace, _room: room });
+        }
+    }
+
+    /// Waits until the outcome is written, if nothing else tells of the request, for as long as for a place at most: then it is known,
+    /// however this process ends.
+    pub async fn written(&mut self) {
+        if let Some(written) = self.written.take() {
+            let _in_time = tokio::time::timeout(PLACE_WITHIN, written).await;
         }
     }
 }

@@ -42,6 +42,11 @@ pub(crate) fn in_words(error: &(dyn Error + 'static)) -> String {
         if let Some(tls) = error.downcast_ref() {
             return refusal::in_words(tls);
         }
+        // What the other side says when it ends a connection is its own, and could quote what it was asked.
+        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            said.push(format!("HTTP/2: {reason}"));
+            break;
+        }
         // Libraries add where their manuals are.
         let words = error.to_string();
         said.push(words.split(": https://").next().unwrap_or_default().to_owned());

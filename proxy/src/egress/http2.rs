@@ -56,7 +56,8 @@ where
     let meanwhile = Box::pin(meanwhile(connection.ping_pong()));
     tokio::spawn(async move {
         if let Either::Left((Err(error), _)) = select(connection, meanwhile).await {
-            tracing::debug!(%error, "a connection to a target ended");
+            // Its words could be the other side's.
+            tracing::debug!(reason = ?error.reason(), "a connection to a target ended");
         }
     });
     Ok(Requests(requests))

@@ -133,7 +133,7 @@ pub(super) enum RequestError {
     Connect(#[source] NotConnected),
     #[error("{0}")]
     Http1(#[from] Http1Error),
-    #[error("{0}")]
+    #[error("no answer")]
     Http2(#[from] h2::Error),
 }
 

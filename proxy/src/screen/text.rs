@@ -70,6 +70,9 @@ impl Text {
             let overdue = piece.len() >= room;
             self.came += piece.len();
             self.settle(rules, own, (false, overdue), out, seen);
+            if overdue {
+                self.trim();
+            }
             rest = after;
         }
     }
@@ -93,6 +96,7 @@ impl Text {
         self.came += c.len_utf8();
         if overdue {
             self.settle(rules, own, (false, true), out, seen);
+            self.trim();
         }
     }
 
@@ -133,20 +137,6 @@ impl Text {
 
     /// Gives out what is decided: all of it if the text has ended; if it is `overdue`, all but so much as may wait.
     fn settle(
-        &mut self,
-        rules: &Rules,
-        own: Own<'_>,
-        (ended, overdue): (bool, bool),
-        out: &mut String,
-        seen: &mut Seen,
-    ) {
-        self.decide(rules, own, (ended, overdue), out, seen);
-        if overdue {
-            self.trim();
-        }
-    }
-
-    fn decide(
         &mut self,
         rules: &Rules,
         own: Own<'_>,

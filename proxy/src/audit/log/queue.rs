@@ -16,12 +16,21 @@ const BATCH: usize = 256;
 /// A line for the log.
 pub(super) struct Line {
     pub(super) bytes: Vec<u8>,
-    /// It may wait for another.
-    pub(super) lingers: bool,
-    /// Whoever waits until it is written.
-    pub(super) written: Option<oneshot::Sender<()>>,
+    pub(super) pace: Pace,
     /// Its room in the queue, until it is written.
     pub(super) _room: Room,
+}
+
+/// When a line is written, and who is told then.
+#[derive(Debug)]
+pub(super) enum Pace {
+    /// It may wait for another.
+    Lingers,
+    AtOnce,
+    /// Something is done only when it is on the disk. For whoever does not wait any more, it is not written.
+    Before(oneshot::Sender<()>),
+    /// What it tells of has happened, so it is written in any case.
+    After(oneshot::Sender<()>),
 }
 
 /// Room for one line.
@@ -82,8 +91,9 @@ impl Sender {
             return;
         }
         // Whoever set it before has woken the writer, which looks at it before it waits again.
-        let is_first = !line.lingers && !waiting.is_urgent;
-        waiting.is_urgent |= !line.lingers;
+        let is_urgent = !matches!(line.pace, Pace::Lingers);
+        let is_first = is_urgent && !waiting.is_urgent;
+        waiting.is_urgent |= is_urgent;
         waiting.lines.push(line);
         let wakes = is_first || waiting.is_asleep;
         drop(waiting);
@@ -149,8 +159,8 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn line(sender: &Sender, text: &str, written: Option<oneshot::Sender<()>>) -> Line {
-        Line { bytes: text.into(), lingers: written.is_none(), written, _room: sender.room_now().unwrap() }
+    fn line(sender: &Sender, text: &str, pace: Pace) -> Line {
+        Line { bytes: text.into(), pace, _room: sender.room_now().unwrap() }
     }
 
     fn texts(lines: &[Line]) -> Vec<&str> {
@@ -165,15 +175,15 @@ mod tests {
     fn what_somebody_waits_for_takes_the_others_along_in_their_order() {
         let (sender, receiver) = queue(3);
         let asked = Instant::now();
-        sender.send(line(&sender, "one", None));
-        sender.send(line(&sender, "two", Some(oneshot::channel().0)));
-        sender.send(line(&sender, "three", None));
+        sender.send(line(&sender, "one", Pace::Lingers));
+        sender.send(line(&sender, "two", Pace::Before(oneshot::channel().0)));
+        sender.send(line(&sender, "three", Pace::Lingers));
         assert!(sender.room_now().is_none(), "it is full");
         let taken = receiver.take(in_a_minute()).unwrap();
         assert_eq!(texts(&taken), ["one", "two", "three"]);
         // Without anybody who waits it lingers, and comes all the same.
         drop(taken);
-        sender.send(line(&sender, "four", None));
+        sender.send(line(&sender, "four", Pace::Lingers));
         assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["four"]);
         assert!(asked.elapsed() >= LINGER);
     }
@@ -182,11 +192,11 @@ mod tests {
     fn what_does_not_linger_comes_at_once_although_the_writer_waits_for_more() {
         let quickest = (0..20).map(|_| {
             let (sender, receiver) = queue(3);
-            sender.send(line(&sender, "one", None));
+            sender.send(line(&sender, "one", Pace::Lingers));
             let taking =
                 std::thread::spawn(move || receiver.take(in_a_minute()).map(|lines| (lines.len(), Instant::now())));
             let sent = Instant::now();
-            sender.send(Line { lingers: false, ..line(&sender, "two", None) });
+            sender.send(line(&sender, "two", Pace::AtOnce));
             let (count, taken) = taking.join().unwrap().unwrap();
             assert_eq!(count, 2);
             taken.saturating_duration_since(sent)
@@ -199,9 +209,9 @@ mod tests {
         let (sender, receiver) = queue(3);
         let sending = std::thread::spawn(move || {
             std::thread::sleep(5 * LINGER);
-            sender.send(line(&sender, "one", None));
+            sender.send(line(&sender, "one", Pace::Lingers));
             std::thread::sleep(5 * LINGER);
-            sender.send(line(&sender, "last", None));
+            sender.send(line(&sender, "last", Pace::Lingers));
         });
         assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["one"]);
         assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["last"]);
@@ -212,7 +222,7 @@ mod tests {
     #[test]
     fn what_is_too_much_for_once_comes_at_once_afterwards() {
         let (sender, receiver) = queue(2 * BATCH);
-        (0..BATCH + 2).for_each(|number| sender.send(line(&sender, &number.to_string(), None)));
+        (0..BATCH + 2).for_each(|number| sender.send(line(&sender, &number.to_string(), Pace::Lingers)));
         assert_eq!(receiver.take(in_a_minute()).unwrap().len(), BATCH);
         assert!(receiver.0.lock().is_urgent, "without another wait");
         assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["256", "257"]);
@@ -230,7 +240,7 @@ mod tests {
     async fn who_waits_learns_that_nobody_writes_any_more() {
         let (sender, receiver) = queue(3);
         let (written, waiting) = oneshot::channel();
-        sender.send(line(&sender, "one", Some(written)));
+        sender.send(line(&sender, "one", Pace::Before(written)));
         drop(receiver);
         assert!(waiting.await.is_err());
         assert!(sender.room().await.is_none());

@@ -291,18 +291,20 @@ fn whoever_gave_up_waiting_is_not_recorded_as_about_to_act() {
     let (waits, gave_up) = (oneshot::channel(), oneshot::channel());
     drop(gave_up.1);
     let body = serde_json::Map::new();
-    let (queue, _lines) = queue::queue(2);
-    let of = |name, written| Line {
-        bytes: line(name, "intent", &body),
-        lingers: false,
-        written,
-        _room: queue.room_now().unwrap(),
-    };
-    let batch = vec![of("waits", Some(waits.0)), of("gave up", Some(gave_up.0))];
+    let (queue, _lines) = queue::queue(3);
+    let of = |name, pace| Line { bytes: line(name, "intent", &body), pace, _room: queue.room_now().unwrap() };
+    // What has happened is recorded in any case.
+    let after = oneshot::channel().0;
+    let batch = vec![
+        of("waits", Pace::Before(waits.0)),
+        of("gave up", Pace::Before(gave_up.0)),
+        of("happened", Pace::After(after)),
+    ];
     writer.write(batch, &state, &Metrics::default());
     drop(writer);
     let lines = lines(&settings.dir);
-    assert_eq!((lines.len(), &lines[0]["record"]), (1, &"waits".into()));
+    let names: Vec<_> = lines.iter().map(|line| line["record"].as_str().unwrap()).collect();
+    assert_eq!(names, ["waits", "happened"]);
 }
 
 #[test]

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use postern_tlog::{Log, LogError, Recovery, SecretKey, Signed};
 use serde::Deserialize;
 use time::{Date, OffsetDateTime};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::lock::Lock;
-use super::queue::{Line, Receiver};
+use super::queue::{Line, Pace, Receiver};
 use super::{Source, State};
 use crate::audit::line::{Began, Notice, line};
 use crate::audit::{LogKeys, Outcome, RecordId, day_of};
@@ -164,14 +164,14 @@ impl Writer {
         let mut failing = None;
         loop {
             // Whoever gave up was refused, and does nothing that would have to be recorded before.
-            batch.retain(|line| !line.written.as_ref().is_some_and(oneshot::Sender::is_closed));
+            batch.retain(|line| !matches!(&line.pace, Pace::Before(waiting) if waiting.is_closed()));
             // The first that is written again says for how long nothing was; and it tries the disk when nobody waits any more.
             let gap = failing.map(|since: Instant| {
                 let seconds = Some(since.elapsed().as_secs());
                 line(RecordId::new(), "notice", &Notice { what: "unwritable", seconds, ..Notice::default() })
             });
             let records: Vec<&[u8]> = batch.iter().map(|line| &line.bytes).chain(&gap).map(Vec::as_slice).collect();
-            let durable = self.syncs_each && batch.iter().any(|line| line.written.is_some());
+            let durable = self.syncs_each && batch.iter().any(|line| matches!(line.pace, Pace::Before(_)));
             // What is written to a file that is no longer there is written nowhere.
             match self.look(metrics).and_then(|()| self.log.append(&records, durable)) {
                 Ok(_) => {
@@ -202,9 +202,9 @@ impl Writer {
         metrics.records_writable(true);
         self.sign_at.get_or_insert_with(|| Instant::now() + SIGN_WITHIN);
         for line in batch {
-            if let Some(written) = line.written {
+            if let Pace::Before(waiting) | Pace::After(waiting) = line.pace {
                 // The request may have been given up meanwhile.
-                let _gone = written.send(());
+                let _gone = waiting.send(());
             }
         }
     }

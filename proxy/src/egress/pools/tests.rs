@@ -8,6 +8,7 @@ use http_body_util::BodyExt as _;
 use hyper::service::service_fn;
 use hyper_util::client::legacy::connect::{Connected, HttpConnector};
 use hyper_util::rt::TokioExecutor;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::{SendError, tcp};
@@ -254,6 +255,25 @@ async fn a_request_that_was_not_looked_at_is_told_apart() {
         let error = pools(true).request(post(address, b"")).await.unwrap_err();
         assert_eq!(SendError::from(error), expected);
     }
+}
+
+#[tokio::test]
+async fn what_the_other_side_says_when_it_ends_a_connection_is_in_no_log() {
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let said = b"you asked about herons";
+        // SETTINGS, and GOAWAY before any stream, with INTERNAL_ERROR and words of its own (RFC 9113, 6.5 and 6.8).
+        let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+        frames.extend([0, 0, 8 + said.len() as u8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        frames.extend(said);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stream.write_all(&frames).await.unwrap();
+        let _until_the_end = stream.read_to_end(&mut Vec::new()).await;
+    });
+    let error = pools(true).request(post(address, b"herons?")).await.unwrap_err();
+    let words = super::super::in_words(&error);
+    assert!(words.contains("HTTP/2: ") && !words.contains("herons"), "{words}");
 }
 
 /// An answer that breaks off is none, whatever reason the other side gives for it.
