@@ -77,7 +77,7 @@ train() {
 flag=
 if ((! plain)) && tool=$(profdata); then
     [[ -e $trained/counts.profdata ]] || train "$tool"
-    # Of code that has changed since there are no counts, which is no reason to say so for each function.
+    # Code that has changed since has no counts, and is compiled as without them.
     flag="-Cprofile-use=$trained/counts.profdata"
 elif ((! plain)); then
     echo "without llvm-profdata of LLVM 19 or newer it is built as with --plain" >&2

@@ -221,6 +221,36 @@ async fn a_connection_that_nobody_used_for_long_ends() {
     assert_eq!(counts[0].load(Ordering::SeqCst), 2);
 }
 
+/// Answers the first request after so long, and until then nothing else if it is `silent`, not even pings.
+async fn answers_late(after: Duration, silent: bool) -> SocketAddr {
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+        if silent {
+            tokio::time::sleep(after).await;
+        } else {
+            let _going_on = tokio::time::timeout(after, connection.accept()).await;
+        }
+        respond.send_response(Response::new(()), true).unwrap();
+        while connection.accept().await.is_some() {}
+    });
+    address
+}
+
+#[tokio::test]
+async fn who_answers_no_pings_is_not_waited_for_and_who_does_is() {
+    let often = Some(Duration::from_millis(100));
+    let pools = || Pools::new(Agreed { connector: tcp(), is_http2: true }, often);
+    let late = answers_late(Duration::from_secs(1), false).await;
+    assert!(pools().request(post(late, b"slow")).await.is_ok());
+    let dead = answers_late(Duration::from_secs(60), true).await;
+    let (pools, asked) = (pools(), tokio::time::Instant::now());
+    let answered = tokio::time::timeout(Duration::from_secs(30), pools.request(post(dead, b"gone"))).await;
+    assert_eq!(answered.unwrap().map(drop).map_err(SendError::from), Err(SendError::Broken), "{:?}", asked.elapsed());
+}
+
 #[tokio::test]
 async fn what_is_dropped_before_its_end_is_cancelled() {
     let (listener, address) = listener().await;
