@@ -3,7 +3,7 @@
 //! Source: the SPIFFE-ID specification, sections 2.1 to 2.3. A name is read strictly or refused: nothing is folded to
 //! lower case, decoded or normalised, so two texts are the same identity exactly when their bytes are the same.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,12 +32,13 @@ const SCHEME: &str = "spiffe://";
 /// authority may carry it and a leaf may not.
 ///
 /// Ordered by trust domain, then path. In JSON and YAML it is its text.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
-    trust_domain: String,
-    /// Empty, or a slash before each segment.
-    path: String,
+    /// The whole of it, which is asked for with each request.
+    text: String,
+    /// Bytes before the path, which is empty, or has a slash before each segment.
+    path_at: usize,
 }
 
 impl SpiffeId {
@@ -47,7 +48,7 @@ impl SpiffeId {
     /// [`CertsError::SpiffeId`] if `trust_domain` is not a trust domain name.
     pub fn of_trust_domain(trust_domain: &str) -> Result<Self, CertsError> {
         check_trust_domain(trust_domain)?;
-        Ok(Self { trust_domain: trust_domain.to_owned(), path: String::new() })
+        Ok(Self::of(trust_domain, ""))
     }
 
     /// The ID of the gateway of a trust domain: `spiffe://<trust domain>/gateway`.
@@ -55,7 +56,8 @@ impl SpiffeId {
     /// # Errors
     /// [`CertsError::SpiffeId`] if `trust_domain` is not a trust domain name.
     pub fn gateway(trust_domain: &str) -> Result<Self, CertsError> {
-        Ok(Self { path: GATEWAY_PATH.to_owned(), ..Self::of_trust_domain(trust_domain)? })
+        check_trust_domain(trust_domain)?;
+        Ok(Self::of(trust_domain, GATEWAY_PATH))
     }
 
     /// The ID of the gateway of a branch: `spiffe://<trust domain>/<prefix>/gateway`.
@@ -63,39 +65,51 @@ impl SpiffeId {
     /// # Errors
     /// [`CertsError::SpiffeId`] if `trust_domain` is not a trust domain name.
     pub fn gateway_below(trust_domain: &str, prefix: &PathPrefix) -> Result<Self, CertsError> {
-        Ok(Self { path: format!("{prefix}{GATEWAY_PATH}"), ..Self::of_trust_domain(trust_domain)? })
+        check_trust_domain(trust_domain)?;
+        Ok(Self::of(trust_domain, &format!("{prefix}{GATEWAY_PATH}")))
+    }
+
+    /// Of parts that were checked.
+    fn of(trust_domain: &str, path: &str) -> Self {
+        Self { text: [SCHEME, trust_domain, path].concat(), path_at: SCHEME.len() + trust_domain.len() }
+    }
+
+    /// The whole ID: `spiffe://branch-17.example.org/clerk/ada`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 
     /// The trust domain's name, without scheme: `branch-17.example.org`.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
+        self.text.get(SCHEME.len()..self.path_at).unwrap_or_default()
     }
 
     /// The path with its leading slash: `/clerk/ada`; empty for the ID of a trust domain.
     #[must_use]
     pub fn path(&self) -> &str {
-        &self.path
+        self.text.get(self.path_at..).unwrap_or_default()
     }
 
     /// Whether this is the ID of a node, `<prefix>/node/…`, in the part of a trust domain that an authority speaks for.
     #[must_use]
     pub fn is_node_below(&self, prefix: &PathPrefix) -> bool {
-        let below = self.path.strip_prefix(prefix.as_str()).and_then(|path| path.strip_prefix(NODE_PATH));
+        let below = self.path().strip_prefix(prefix.as_str()).and_then(|path| path.strip_prefix(NODE_PATH));
         below.is_some_and(|name| name.starts_with('/'))
     }
 
     /// Whether this is the ID of a gateway itself, with whatever prefix.
     #[must_use]
     pub fn is_gateway(&self) -> bool {
-        self.path.ends_with(GATEWAY_PATH)
+        self.path().ends_with(GATEWAY_PATH)
     }
 
     /// Whether this is a gateway's ID, with whatever prefix, or one below it: reserved, so that no workload is
     /// mistaken for a gateway.
     #[must_use]
     pub fn is_reserved_for_gateway(&self) -> bool {
-        self.path.split('/').any(|segment| segment == GATEWAY_SEGMENT)
+        self.path().split('/').any(|segment| segment == GATEWAY_SEGMENT)
     }
 }
 
@@ -108,19 +122,12 @@ impl FromStr for SpiffeId {
             return Err(CertsError::SpiffeId("longer than 2048 bytes"));
         }
         let rest = text.strip_prefix(SCHEME).ok_or(CertsError::SpiffeId("it must begin with `spiffe://`"))?;
-        let (trust_domain, path) = match rest.split_once('/') {
-            Some((trust_domain, path)) => (trust_domain, Some(path)),
-            None => (rest, None),
-        };
+        let (trust_domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         check_trust_domain(trust_domain)?;
-        let path = match path {
-            Some(path) => {
-                path.split('/').try_for_each(check_segment)?;
-                format!("/{path}")
-            }
-            None => String::new(),
-        };
-        Ok(Self { trust_domain: trust_domain.to_owned(), path })
+        if let Some(path) = path.strip_prefix('/') {
+            path.split('/').try_for_each(check_segment)?;
+        }
+        Ok(Self::of(trust_domain, path))
     }
 }
 
@@ -134,13 +141,25 @@ impl TryFrom<String> for SpiffeId {
 
 impl From<SpiffeId> for String {
     fn from(id: SpiffeId) -> Self {
-        id.to_string()
+        id.text
+    }
+}
+
+impl Ord for SpiffeId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.trust_domain(), self.path()).cmp(&(other.trust_domain(), other.path()))
+    }
+}
+
+impl PartialOrd for SpiffeId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}{}", self.trust_domain, self.path)
+        f.write_str(&self.text)
     }
 }
 
@@ -173,7 +192,7 @@ impl Pattern {
         if !self.below {
             return self.id == *id;
         }
-        self.id.trust_domain == id.trust_domain && is_below(&id.path, &self.id.path)
+        self.id.trust_domain() == id.trust_domain() && is_below(id.path(), self.id.path())
     }
 
     /// Whether there is an ID that both match.
@@ -196,7 +215,7 @@ impl FromStr for Pattern {
             return Ok(Self { id, below: true });
         }
         let id: SpiffeId = text.parse().map_err(as_pattern_error)?;
-        if id.path.is_empty() {
+        if id.path().is_empty() {
             // No leaf has such an ID, so the rule would silently never match.
             return Err(CertsError::Pattern("it names a trust domain only; add `/*` to mean everything in it"));
         }

@@ -10,6 +10,7 @@ pub(crate) mod taint;
 
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use postern_wire::call::Call;
 use postern_wire::json;
 use serde::Serialize;
@@ -42,7 +43,7 @@ impl Conversation {
     /// For plugins: the same for the same conversation, and of no use outside.
     #[must_use]
     pub fn to_hex(self) -> String {
-        self.0.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        HEXLOWER.encode(self.0.split_at(16).0)
     }
 }
 
@@ -297,7 +298,7 @@ impl Classifier {
 /// (tenant, identity, `Postern-Conversation`), else (tenant, identity, the messages up to the first user turn). A request that has
 /// no turns is a conversation of its own, known by its texts.
 fn conversation(keys: &Keys, request: &ParsedRequest) -> Conversation {
-    let identity = request.peer.id.to_string();
+    let identity = request.peer.id.as_str();
     let tenant = request.peer.tenant.as_bytes();
     if let Some(id) = &request.marks.conversation {
         return Conversation(keys.hash("conversation:named", &[tenant, identity.as_bytes(), id.as_bytes()]));

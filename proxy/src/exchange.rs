@@ -53,7 +53,7 @@ impl Exchange {
         prices: Arc<Prices>,
     ) -> Self {
         let in_flight = metrics.request_begins();
-        let (identity, relay) = (session.peer.id.to_string(), session.relay().map(ToString::to_string));
+        let (identity, relay) = (session.peer.id.as_str().to_owned(), session.relay().map(|id| id.as_str().to_owned()));
         let outcome = Outcome { identity, relay, ..Outcome::default() };
         Self {
             record,

@@ -49,7 +49,7 @@ pub fn request(
     let ParsedRequest { peer, call, prompt_tokens, marks } = classified.request();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     RequestFacts {
-        identity: peer.id.to_string(),
+        identity: peer.id.as_str().to_owned(),
         tenant: peer.tenant.to_string(),
         label: config.labels.name(classified.label()).to_owned(),
         labels: config.labels.names().to_vec(),

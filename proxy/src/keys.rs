@@ -6,6 +6,7 @@ pub mod tenants;
 use std::io;
 use std::path::Path;
 
+use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
@@ -105,7 +106,7 @@ impl Keys {
     #[must_use]
     pub fn short_hash(&self, purpose: &str, parts: &[&[u8]]) -> String {
         let hash = self.hash(purpose, parts);
-        hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        HEXLOWER.encode(hash.split_at(8).0)
     }
 }
 

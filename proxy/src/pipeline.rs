@@ -488,7 +488,7 @@ async fn record_intent(
     let classified = masked.classified();
     let request = classified.request();
     let intent = Intent {
-        identity: request.peer.id.to_string(),
+        identity: request.peer.id.as_str(),
         tenant: &request.peer.tenant,
         label: gateway.config.labels.name(classified.label()),
         label_sources: classified.sources(),

@@ -64,7 +64,7 @@ impl Peer {
             ceiling = ceiling.min(rule.ceiling);
             limits = limits.tighter(rule.limits);
         }
-        let tenant: Arc<str> = tenant.unwrap_or_else(|| id.to_string()).into();
+        let tenant: Arc<str> = tenant.unwrap_or_else(|| id.as_str().to_owned()).into();
         let tenant_limits = config.tenants.get(&*tenant).copied().unwrap_or_default();
         Ok(Self { id: id.clone(), tenant, floor, ceiling, limits, tenant_limits })
     }
@@ -74,13 +74,13 @@ impl Peer {
     pub fn carrier(config: &Config, id: &SpiffeId) -> Self {
         let (floor, ceiling) = (config.labels.lowest(), config.labels.lowest());
         let (limits, tenant_limits) = (IdentityLimits::default(), IdentityLimits::default());
-        Self { id: id.clone(), tenant: id.to_string().into(), floor, ceiling, limits, tenant_limits }
+        Self { id: id.clone(), tenant: id.as_str().into(), floor, ceiling, limits, tenant_limits }
     }
 
     /// For their own account.
     #[must_use]
     pub fn who(&self) -> Who {
-        Who::Identity(self.id.to_string().into())
+        Who::Identity(self.id.as_str().into())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::route::Said;
 #[derive(Debug, Serialize)]
 pub struct Intent<'a> {
     /// SPIFFE ID.
-    pub identity: String,
+    pub identity: &'a str,
     /// Tenant.
     pub tenant: &'a str,
     /// The final label.

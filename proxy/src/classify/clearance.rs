@@ -234,7 +234,7 @@ impl Clearance {
         Origin {
             tenant: digest(&asked.peer.tenant),
             label: digest(self.labels.name(label(request, from))),
-            identity: digest(&asked.peer.id.to_string()),
+            identity: digest(asked.peer.id.as_str()),
             bulk: asked.marks.bulk,
         }
     }

@@ -214,8 +214,10 @@ fn escaped(text: &str) -> Cow<'_, str> {
 }
 
 fn suffix(hash: &[u8; 32]) -> String {
-    let text = data_encoding::BASE32_NOPAD.encode(hash);
-    text.chars().take(SUFFIX_LEN).collect::<String>().to_ascii_lowercase()
+    let mut text = data_encoding::BASE32_NOPAD.encode(hash);
+    text.truncate(SUFFIX_LEN);
+    text.make_ascii_lowercase();
+    text
 }
 
 #[cfg(test)]

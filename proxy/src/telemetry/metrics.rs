@@ -634,7 +634,7 @@ impl Identities {
         if known.len() < IDENTITIES && !known.contains(identity) {
             known.insert(identity.clone());
         }
-        if known.contains(identity) { identity.to_string() } else { "other".to_owned() }
+        if known.contains(identity) { identity.as_str().to_owned() } else { "other".to_owned() }
     }
 }
 

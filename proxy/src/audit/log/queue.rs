@@ -1,6 +1,7 @@
-//! Lines on their way to the writer. A line that somebody waits for wakes it, and so does one without which nothing would tell of its request.
-//! The others, which say how a request ended that is on record, are taken along with the next one of those, or a few milliseconds later:
-//! they are no reason to wake a thread for each.
+//! Lines on their way to the writer. A line that somebody waits for wakes it: where many requests are under way, when all that are ready on the
+//! same worker have handed over theirs, so that they are written and synced together. So does one without which nothing would tell of its
+//! request, at once. The others, which say how a request ended that is on record, are taken along with the next one of those, or a few
+//! milliseconds later: they are no reason to wake a thread for each.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +13,9 @@ const LINGER: Duration = Duration::from_millis(5);
 
 /// Lines that are taken together, at most.
 const BATCH: usize = 256;
+
+/// Requests under way (each has room for a line all the time), beyond which others are likely to be ready at the same moment as one.
+const MANY: usize = 8;
 
 /// A line for the log.
 pub(super) struct Line {
@@ -27,7 +31,8 @@ pub(super) enum Pace {
     /// It may wait for another.
     Lingers,
     AtOnce,
-    /// Something is done only when it is on the disk. For whoever does not wait any more, it is not written.
+    /// Something is done only when it is on the disk. For whoever does not wait any more, it is not written. Whoever waits calls the
+    /// writer.
     Before(oneshot::Sender<()>),
     /// What it tells of has happened, so it is written in any case.
     After(oneshot::Sender<()>),
@@ -45,6 +50,7 @@ pub(super) struct Receiver(Arc<Queue>);
 
 #[derive(Debug)]
 struct Queue {
+    size: usize,
     room: Arc<Semaphore>,
     waiting: Mutex<Waiting>,
     come: Condvar,
@@ -55,6 +61,8 @@ struct Waiting {
     lines: Vec<Line>,
     /// One of them does not linger.
     is_urgent: bool,
+    /// The writer has been woken for them.
+    is_called: bool,
     /// Nobody looks before somebody says that there is something.
     is_asleep: bool,
     is_closed: bool,
@@ -68,7 +76,8 @@ impl std::fmt::Debug for Waiting {
 
 /// A queue with room for so many lines.
 pub(super) fn queue(room: usize) -> (Sender, Receiver) {
-    let queue = Queue { room: Arc::new(Semaphore::new(room)), waiting: Mutex::default(), come: Condvar::new() };
+    let queue =
+        Queue { size: room, room: Arc::new(Semaphore::new(room)), waiting: Mutex::default(), come: Condvar::new() };
     let queue = Arc::new(queue);
     (Sender(queue.clone()), Receiver(queue))
 }
@@ -84,21 +93,34 @@ impl Sender {
         self.0.room.clone().try_acquire_owned().ok()
     }
 
+    /// Whether it is worth while to let others hand over theirs before the writer is called: alone, one would only be late.
+    pub(super) fn has_many(&self) -> bool {
+        self.0.size.saturating_sub(self.0.room.available_permits()) > MANY
+    }
+
     /// Hands a line over. Never waits.
     pub(super) fn send(&self, line: Line) {
         let mut waiting = self.0.lock();
         if self.0.room.is_closed() {
             return;
         }
-        // Whoever set it before has woken the writer, which looks at it before it waits again.
-        let is_urgent = !matches!(line.pace, Pace::Lingers);
-        let is_first = is_urgent && !waiting.is_urgent;
-        waiting.is_urgent |= is_urgent;
+        let calls = match line.pace {
+            Pace::Lingers => waiting.is_asleep,
+            Pace::AtOnce | Pace::After(_) => true,
+            Pace::Before(_) => false,
+        };
+        waiting.is_urgent |= !matches!(line.pace, Pace::Lingers);
         waiting.lines.push(line);
-        let wakes = is_first || waiting.is_asleep;
-        drop(waiting);
-        if wakes {
-            self.0.come.notify_one();
+        if calls {
+            self.0.call(waiting);
+        }
+    }
+
+    /// Wakes the writer, if nobody has and something does not linger.
+    pub(super) fn call(&self) {
+        let waiting = self.0.lock();
+        if waiting.is_urgent {
+            self.0.call(waiting);
         }
     }
 }
@@ -127,6 +149,7 @@ impl Receiver {
                 };
                 // Those that are left have waited already.
                 waiting.is_urgent = !rest.is_empty();
+                waiting.is_called = false;
                 return Some(std::mem::replace(&mut waiting.lines, rest));
             }
             if waiting.is_closed {
@@ -152,6 +175,15 @@ impl Drop for Receiver {
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Once for what the writer takes together: it looks again before it waits.
+    fn call(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let is_called = std::mem::replace(&mut waiting.is_called, true);
+        drop(waiting);
+        if !is_called {
+            self.come.notify_one();
+        }
     }
 }
 
@@ -202,6 +234,36 @@ mod tests {
             taken.saturating_duration_since(sent)
         });
         assert!(quickest.min().unwrap() < LINGER / 2);
+    }
+
+    #[test]
+    fn what_somebody_waits_for_comes_when_they_call() {
+        let (sender, receiver) = queue(3);
+        sender.call();
+        assert!(!sender.0.lock().is_called, "there is nothing to be called for");
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| receiver.take(in_a_minute()).map(|lines| lines.len()));
+            while !sender.0.lock().is_asleep {
+                std::thread::yield_now();
+            }
+            for _ in 0..2 {
+                sender.send(line(&sender, "one", Pace::Before(oneshot::channel().0)));
+                std::thread::sleep(LINGER);
+            }
+            assert_eq!(sender.0.lock().lines.len(), 2, "nobody has called");
+            sender.call();
+            assert_eq!(taking.join().unwrap(), Some(2));
+        });
+        assert!(!sender.0.lock().is_called, "the next is called for again");
+    }
+
+    #[test]
+    fn there_are_many_when_more_than_a_few_have_room() {
+        let (sender, _receiver) = queue(MANY + 1);
+        let mut rooms: Vec<_> = (0..MANY).map(|_| sender.room_now().unwrap()).collect();
+        assert!(!sender.has_many());
+        rooms.push(sender.room_now().unwrap());
+        assert!(sender.has_many());
     }
 
     #[test]

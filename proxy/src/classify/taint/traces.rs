@@ -45,7 +45,7 @@ impl Who {
     pub(in crate::classify) fn of(keys: &Keys, request: &ParsedRequest) -> Self {
         let tenant = request.peer.tenant.clone();
         let hasher = keys.derive("taint", &[tenant.as_bytes()]).hasher();
-        Self { tenant, identity: request.peer.id.to_string().into(), hasher }
+        Self { tenant, identity: request.peer.id.as_str().into(), hasher }
     }
 
     fn mark(&self, kind: &str, parts: &[&[u8]]) -> Mark {
