@@ -38,6 +38,7 @@ use crate::error::Error;
 use crate::listener::anonymous_handshake;
 use crate::listener::places::{Places, network};
 use crate::open::Payload;
+use crate::request::discard;
 use crate::response::{self, Body};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
@@ -224,10 +225,13 @@ fn check(limiter: &DefaultDirectRateLimiter, what: &'static str) -> Result<(), E
     })
 }
 
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
-    let body = tokio::time::timeout(WITHIN, Limited::new(body, MAX_BODY).collect()).await;
-    let body = body.map_err(|_| Error::ReceiveTimeout(WITHIN))?;
-    parse(&body.map_err(|_| Error::TooLarge { limit: MAX_BODY as u64 })?.to_bytes())
+async fn read<T: DeserializeOwned>(mut body: Incoming) -> Result<T, Error> {
+    let read = tokio::time::timeout(WITHIN, Limited::new(&mut body, MAX_BODY).collect()).await;
+    let Ok(read) = read.map_err(|_| Error::ReceiveTimeout(WITHIN))? else {
+        discard(body).await;
+        return Err(Error::TooLarge { limit: MAX_BODY as u64 });
+    };
+    parse(&read.to_bytes())
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {

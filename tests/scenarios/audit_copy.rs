@@ -247,7 +247,7 @@ async fn whoever_sends_what_the_copy_stays_what_was_signed_and_nobody_else_notic
         (step(&good(0, 1), &checkpoint, &bundle(&[record])), 409, "copy_elsewhere"),
         (step(&good(u64::MAX, 1), &checkpoint, &bundle(&[record])), 409, "copy_elsewhere"),
         (step(&good(has, 0), &[&checkpoint[..length - 9], b"AAAAAAAA\n"].concat(), b""), 403, "copy_not_signed"),
-        (Bytes::from(vec![b'x'; 4 << 20]), 413, "request_too_large"),
+        (Bytes::from(vec![b'x'; (2 << 20) + 100_000]), 413, "request_too_large"),
     ];
     for (body, status, code) in tries {
         refused(&sender.post_bytes(&path, body).await?, status, code);

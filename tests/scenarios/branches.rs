@@ -77,9 +77,13 @@ async fn two_branches_under_one_root_refuse_each_others_names() -> Result<()> {
             assert!(client(postern, name)?.chat("May I?").await.is_err(), "{id} by {branch}");
             let seen = crate::enrolment::s_client(postern, Path::new(&at(name)), &[])?;
             assert!(seen.contains("alert") && !seen.contains("HTTP/1.1"), "{id} by {branch}: {seen}");
-            let counted =
-                postern.metrics().await?.sum("postern_handshakes_failed_total", &[("reason", "wrong_prefix")]);
-            assert_eq!(counted, refused, "{id} by {branch}");
+            // The one who was refused knows it before it is counted.
+            let counted = async || {
+                let metrics = postern.metrics().await?;
+                anyhow::Ok(metrics.sum("postern_handshakes_failed_total", &[("reason", "wrong_prefix")]))
+            };
+            crate::nodes::until("each refusal is counted", async || Ok(counted().await? >= refused)).await?;
+            assert_eq!(counted().await?, refused, "{id} by {branch}");
         }
     }
     // Below its own prefix the forged one is known to nobody's register, but good: the key is the authority.

@@ -169,15 +169,18 @@ impl Kept {
         self.blocking(state, |kept, state| Ok(kept.opened(state)?.size())).await
     }
 
-    async fn take(self: &Arc<Self>, body: Incoming, within: Duration) -> Result<u64, Refused> {
+    async fn take(self: &Arc<Self>, mut body: Incoming, within: Duration) -> Result<u64, Refused> {
         // Who is slow keeps nobody else from it.
         let Ok(_reading) = self.reading.try_acquire() else {
             discard(body).await;
             return Err(CopyRefusal::Unavailable.into());
         };
-        let received = tokio::time::timeout(within, Limited::new(body, MAX_PUSH).collect()).await;
-        let received = received.map_err(|_| Error::ReceiveTimeout(within))?;
-        let bytes = received.map_err(|_| Error::TooLarge { limit: MAX_PUSH as u64 })?.to_bytes();
+        let received = tokio::time::timeout(within, Limited::new(&mut body, MAX_PUSH).collect()).await;
+        let Ok(received) = received.map_err(|_| Error::ReceiveTimeout(within))? else {
+            discard(body).await;
+            return Err(Error::TooLarge { limit: MAX_PUSH as u64 }.into());
+        };
+        let bytes = received.to_bytes();
         self.blocking(self.lock()?, move |kept, state| kept.accept(state, &bytes)).await
     }
 

@@ -31,7 +31,7 @@ fn outcome() -> Outcome {
 
 fn intent(redactions: &BTreeMap<String, u64>) -> Intent<'_> {
     Intent {
-        identity: "spiffe://branch.example.org/clerk".into(),
+        identity: "spiffe://branch.example.org/clerk",
         tenant: "",
         label: "",
         label_sources: &[],
