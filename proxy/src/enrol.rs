@@ -18,7 +18,6 @@ use bytes::Bytes;
 use governor::clock::Clock as _;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::{HeaderValue, Method, Request, Response, header};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -38,7 +37,7 @@ use crate::error::Error;
 use crate::listener::anonymous_handshake;
 use crate::listener::places::{Places, network};
 use crate::open::Payload;
-use crate::request::discard;
+use crate::request::read_small;
 use crate::response::{self, Body};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Certificate;
@@ -225,13 +224,8 @@ fn check(limiter: &DefaultDirectRateLimiter, what: &'static str) -> Result<(), E
     })
 }
 
-async fn read<T: DeserializeOwned>(mut body: Incoming) -> Result<T, Error> {
-    let read = tokio::time::timeout(WITHIN, Limited::new(&mut body, MAX_BODY).collect()).await;
-    let Ok(read) = read.map_err(|_| Error::ReceiveTimeout(WITHIN))? else {
-        discard(body).await;
-        return Err(Error::TooLarge { limit: MAX_BODY as u64 });
-    };
-    parse(&read.to_bytes())
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
+    parse(&read_small(body, MAX_BODY, WITHIN).await?)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use postern_certs::spiffe::SpiffeId;
 use postern_wire::call::{Call, Endpoint};
@@ -151,6 +151,23 @@ pub async fn discard(mut body: Incoming) {
         }
     };
     let _late = tokio::time::timeout(DISCARD_WITHIN, some).await;
+}
+
+/// Reads a whole body of at most `limit` bytes, which are charged to nobody. Of one that is larger, some more is taken in, so that who sends
+/// it comes to read why it is refused.
+///
+/// # Errors
+/// It is larger, takes longer than `within`, or breaks off.
+pub async fn read_small(mut body: Incoming, limit: usize, within: Duration) -> Result<Bytes, Error> {
+    let read = tokio::time::timeout(within, Limited::new(&mut body, limit).collect()).await;
+    match read.map_err(|_| Error::ReceiveTimeout(within))? {
+        Ok(read) => Ok(read.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            discard(body).await;
+            Err(Error::TooLarge { limit: limit as u64 })
+        }
+        Err(_) => Err(Error::ReceiveBroken),
+    }
 }
 
 /// Reads a whole body, within its bounds, and charges it to `admitted` as it comes.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use postern_tlog::{LogError, MAX_PUSH, Mirror, Push, Refusal, read_file};
 use serde_json::json;
@@ -23,7 +22,7 @@ use crate::connection::session::Session;
 use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::keys::write_once;
-use crate::request::discard;
+use crate::request::{discard, read_small};
 use crate::response::{self, Body};
 use crate::telemetry::metrics::Metrics;
 
@@ -169,18 +168,13 @@ impl Kept {
         self.blocking(state, |kept, state| Ok(kept.opened(state)?.size())).await
     }
 
-    async fn take(self: &Arc<Self>, mut body: Incoming, within: Duration) -> Result<u64, Refused> {
+    async fn take(self: &Arc<Self>, body: Incoming, within: Duration) -> Result<u64, Refused> {
         // Who is slow keeps nobody else from it.
         let Ok(_reading) = self.reading.try_acquire() else {
             discard(body).await;
             return Err(CopyRefusal::Unavailable.into());
         };
-        let received = tokio::time::timeout(within, Limited::new(&mut body, MAX_PUSH).collect()).await;
-        let Ok(received) = received.map_err(|_| Error::ReceiveTimeout(within))? else {
-            discard(body).await;
-            return Err(Error::TooLarge { limit: MAX_PUSH as u64 }.into());
-        };
-        let bytes = received.to_bytes();
+        let bytes = read_small(body, MAX_PUSH, within).await?;
         self.blocking(self.lock()?, move |kept, state| kept.accept(state, &bytes)).await
     }
 

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use postern_tlog::{Files, Trusted, verify};
 use serde_json::Value;
@@ -68,6 +69,27 @@ fn is_good(settings: &config::Audit) -> bool {
     let key = LogKeys::of(&settings.state_dir, &settings.dir).public().unwrap().unwrap();
     let trusted = Trusted { key: &key, later: &[], witnesses: &[] };
     verify(&Files::new(&settings.dir), &trusted, |_, _| {}).unwrap().is_good()
+}
+
+#[tokio::test]
+async fn an_intent_wakes_a_writer_that_sleeps_whether_few_or_many_are_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _flushed) = open(&settings(dir.path()));
+    for others in [0, 16] {
+        let mut places = Vec::new();
+        for _ in 0..others {
+            places.push(log.place().await.unwrap());
+        }
+        let mut quickest = Duration::MAX;
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let asked = Instant::now();
+            write_intent(&log).await;
+            quickest = quickest.min(asked.elapsed());
+        }
+        // By itself it looks once a second.
+        assert!(quickest < Duration::from_millis(500), "beside {others}: {quickest:?}");
+    }
 }
 
 #[tokio::test]
