@@ -84,11 +84,11 @@ async fn streams_that_do_not_fit_into_memory_together_give_way_and_say_the_same(
     postern.engine_ready().await?;
     let answers = async |postern: &Postern| {
         let client = postern.client("clerk/amy")?;
-        let asked = join_all((0..8).map(|number| {
+        let asked = join_all((0..16).map(|number| {
             let client = client.clone();
             // Long enough that what fits at the beginning does not fit to the end.
             let mut body = request(number);
-            body["max_tokens"] = json!(128);
+            body["max_tokens"] = json!(192);
             async move { answer(&client, &body).await }
         }));
         asked.await.into_iter().collect::<Result<Vec<_>>>()
