@@ -18,8 +18,8 @@ guest_rustc=$(plugins/guest-toolchain.sh)
 packages=()
 for policy in "${policies[@]}"; do packages+=(-p "postern-policy-$policy"); done
 packages+=(-p postern-test-puppet)
-# A small stack keeps the memory of a guest small, which is wiped after every call.
-stack="\"-Clink-arg=-zstack-size=65536\""
+# A small stack keeps the memory of a guest small, which is wiped after every call: with this one, routing and caching need one page of 64 KiB.
+stack="\"-Clink-arg=-zstack-size=32768\""
 # Panic messages name source files: without the paths of this machine, the same source and compiler give the same bytes.
 remap="\"--remap-path-prefix=$repository=/postern\", \"--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo\""
 RUSTC=$guest_rustc CARGO_TARGET_DIR=$target_dir cargo build --locked --profile guest --target "$target" --lib "${packages[@]}" \

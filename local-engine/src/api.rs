@@ -116,7 +116,7 @@ async fn read_tree(body: Body) -> Result<Value, EngineError> {
         }
         Ok(Err(_)) | Err(_) => return Err(invalid_body("The body did not arrive whole.".to_owned())),
     };
-    json::parse(&bytes, &json::Limits::default()).map_err(|error| invalid_body(error.to_string()))
+    json::parse(&bytes, &json::Limits::default()).map(Value::from).map_err(|error| invalid_body(error.to_string()))
 }
 
 fn is_too_large(error: &axum::Error) -> bool {

@@ -410,8 +410,7 @@ mod tests {
     }
 
     fn chat(max_tokens: u64) -> Call {
-        let chat =
-            serde_json::json!({"model": "m", "max_tokens": max_tokens, "messages": [{"role": "user", "content": "x"}]});
+        let chat = postern_wire::json::json!({"model": "m", "max_tokens": max_tokens, "messages": [{"role": "user", "content": "x"}]});
         Call::from_json(Endpoint::Chat, chat, 1).unwrap()
     }
 
@@ -446,7 +445,7 @@ mod tests {
         let admission = admission();
         let mut limited = peer("spiffe://b.example/one");
         limited.tenant_limits.output_tokens_per_day = NonZeroU32::new(1000);
-        let unbounded = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
+        let unbounded = postern_wire::json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
         let unbounded = Call::from_json(Endpoint::Chat, unbounded, 1).unwrap();
         let mut admitted = admission.enter(&limited).await.unwrap();
         admitted.reserve(10, &unbounded).await.unwrap();

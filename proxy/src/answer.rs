@@ -2,7 +2,7 @@
 
 pub mod escape;
 
-use serde_json::{Map, Value, json};
+use postern_wire::json::{Map, Value, json};
 
 /// The fields of a message that are text for a person.
 const TEXTS: [&str; 4] = ["content", "refusal", "reasoning_content", "reasoning"];
@@ -67,10 +67,7 @@ pub enum Numbered {
 ///
 /// # Errors
 /// The first of `look`.
-pub fn each(
-    delta: &mut Map<String, Value>,
-    look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
-) -> Result<(), Malformed> {
+pub fn each(delta: &mut Map, look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>) -> Result<(), Malformed> {
     each_of(delta, false, look)
 }
 
@@ -78,15 +75,12 @@ pub fn each(
 ///
 /// # Errors
 /// The first of `look`.
-pub fn each_whole(
-    message: &mut Map<String, Value>,
-    look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
-) -> Result<(), Malformed> {
+pub fn each_whole(message: &mut Map, look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>) -> Result<(), Malformed> {
     each_of(message, true, look)
 }
 
 fn each_of(
-    message: &mut Map<String, Value>,
+    message: &mut Map,
     is_whole: bool,
     look: &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>,
 ) -> Result<(), Malformed> {
@@ -192,7 +186,7 @@ impl At {
 }
 
 /// Adds more of a text to a delta.
-pub fn append(delta: &mut Map<String, Value>, place: Place, text: &str) {
+pub fn append(delta: &mut Map, place: Place, text: &str) {
     let add = |value: &mut Value| match value {
         Value::String(begun) => begun.push_str(text),
         other => *other = Value::from(text),
@@ -215,7 +209,7 @@ fn member<'a>(value: &'a mut Value, name: &str) -> &'a mut Value {
 }
 
 /// The call of that number, made if it is not there.
-fn call(delta: &mut Map<String, Value>, number: u64) -> &mut Value {
+fn call(delta: &mut Map, number: u64) -> &mut Value {
     let calls = delta.entry("tool_calls").or_insert_with(|| json!([]));
     if !calls.is_array() {
         *calls = json!([]);

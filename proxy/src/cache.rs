@@ -16,7 +16,7 @@ pub use memory::MemoryCache;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use redis::{Owner, SharedCache};
 

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use data_encoding::HEXLOWER;
 use postern_wire::call::Call;
 use postern_wire::json;
+use postern_wire::json::Value;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::Error;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use serde_json::Value;
+use postern_wire::json::Value;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 

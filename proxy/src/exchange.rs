@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use postern_wire::json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Admitted;

@@ -5,6 +5,7 @@ pub mod tenants;
 
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
@@ -15,7 +16,11 @@ use zeroize::Zeroizing;
 const FILE: &str = "installation.key";
 
 /// Makes keyed hashes. The key is made at first start and kept in `state_dir`.
-pub struct Keys(Zeroizing<[u8; 32]>);
+pub struct Keys {
+    key: Zeroizing<[u8; 32]>,
+    /// Made when the first hash is.
+    hasher: OnceLock<Hasher>,
+}
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -33,7 +38,7 @@ impl Keys {
             return Ok(keys);
         }
         let (path, keys) = (state_dir.join(FILE), Self::random());
-        write_once(&path, keys.0.as_slice()).map_err(|error| named(&path, &error))?;
+        write_once(&path, keys.key.as_slice()).map_err(|error| named(&path, &error))?;
         Ok(keys)
     }
 
@@ -48,7 +53,7 @@ impl Keys {
                 let key: [u8; 32] = bytes.try_into().map_err(|_| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key", path.display()))
                 })?;
-                Ok(Some(Self(Zeroizing::new(key))))
+                Ok(Some(Self::of(Zeroizing::new(key))))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(named(&path, &error)),
@@ -64,24 +69,24 @@ impl Keys {
         let key = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map(Zeroizing::new).ok();
         let key = key.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
         let expected = "is not 64 hexadecimal digits, such as `openssl rand -hex 32` makes";
-        key.map(|key| Self(Zeroizing::new(key))).ok_or_else(|| format!("{} {expected}", secret.place()))
+        key.map(|key| Self::of(Zeroizing::new(key))).ok_or_else(|| format!("{} {expected}", secret.place()))
     }
 
     /// This key.
     pub(crate) fn of(key: Zeroizing<[u8; 32]>) -> Self {
-        Self(key)
+        Self { key, hasher: OnceLock::new() }
     }
 
     /// A key for this process only.
     #[must_use]
     pub fn random() -> Self {
-        Self(Zeroizing::new(rand::random()))
+        Self::of(Zeroizing::new(rand::random()))
     }
 
     /// Keys of their own for one purpose and these parts.
     #[must_use]
     pub fn derive(&self, purpose: &str, parts: &[&[u8]]) -> Self {
-        Self(Zeroizing::new(self.hash(purpose, parts)))
+        Self::of(Zeroizing::new(self.hash(purpose, parts)))
     }
 
     /// HMAC-SHA256 (RFC 2104) of `parts`, each preceded by its length so that no two lists of parts coincide.
@@ -93,10 +98,14 @@ impl Keys {
 
     /// This key, ready to make many hashes.
     #[must_use]
-    pub fn hasher(&self) -> Hasher {
+    pub fn hasher(&self) -> &Hasher {
+        self.hasher.get_or_init(|| self.read())
+    }
+
+    fn read(&self) -> Hasher {
         // A key shorter than a block is padded with zeros (RFC 2104, section 2).
         let mut block = Zeroizing::new([0; 64]);
-        for (to, from) in block.iter_mut().zip(self.0.iter()) {
+        for (to, from) in block.iter_mut().zip(self.key.iter()) {
             *to = *from;
         }
         Hasher(Hmac::<Sha256>::new((&*block).into()))
@@ -110,7 +119,7 @@ impl Keys {
     }
 }
 
-/// A key that has been read: each hash costs half as much as with [`Keys::hash`].
+/// A key that has been read.
 #[derive(Clone)]
 pub struct Hasher(Hmac<Sha256>);
 

@@ -15,12 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use http::Request;
-use http::Response;
+use http::{HeaderName, HeaderValue, Request, Response};
 use postern_plugins::{CallContext, Header};
 use postern_wire::call::{Call, Endpoint};
+use postern_wire::json::Value;
 use postern_wire::vectors::Wanted;
-use serde_json::Value;
 
 use crate::audit::{Intent, Place, RecordId};
 use crate::cache::redis::Owner;
@@ -50,6 +49,10 @@ use crate::upstream::standing::Claim;
 use crate::workers;
 use answering::{Answering, Known, Responded};
 use way::{Found, Shared, Way, follow};
+
+const RECORD: HeaderName = HeaderName::from_static("postern-record");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const LABEL: HeaderName = HeaderName::from_static("postern-label");
 
 /// How soon it is looked again whether headers can go out.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -537,12 +540,12 @@ fn engine_model(gateway: &Gateway) -> String {
 /// What every response says, also an error.
 fn named(mut response: Response<Body>, record: RecordId, label: &str) -> Response<Body> {
     let headers = response.headers_mut();
-    if let Ok(id) = http::HeaderValue::from_str(&record.to_string()) {
-        headers.insert("postern-record", id.clone());
-        headers.insert("x-request-id", id);
+    if let Ok(id) = HeaderValue::from_str(&record.to_string()) {
+        headers.insert(RECORD, id.clone());
+        headers.insert(REQUEST_ID, id);
     }
-    if let Ok(label) = http::HeaderValue::from_str(label) {
-        headers.insert("postern-label", label);
+    if let Ok(label) = HeaderValue::from_str(label) {
+        headers.insert(LABEL, label);
     }
     response
 }

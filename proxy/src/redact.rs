@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use postern_plugins::{CallContext, Joined, Span, TextSegment};
 use postern_wire::call::Call;
-use serde_json::{Map, Number, Value};
+use postern_wire::json::{Key, Map, Number, Value};
 
 use crate::classify::ClassifiedRequest;
 use crate::classify::Conversation;
@@ -74,7 +74,7 @@ const USERS: [&str; 3] = ["prompt", "suffix", "input"];
 #[derive(Debug)]
 pub struct MaskedRequest {
     classified: ClassifiedRequest,
-    masked: Option<Map<String, Value>>,
+    masked: Option<Map>,
     spans: Vec<Span>,
     vault: Vault,
     counts: BTreeMap<String, u64>,
@@ -99,7 +99,7 @@ impl MaskedRequest {
 
     /// The request with placeholders.
     #[must_use]
-    pub fn body(&self) -> &Map<String, Value> {
+    pub fn body(&self) -> &Map {
         self.masked.as_ref().unwrap_or_else(|| self.classified.request().call.body())
     }
 
@@ -111,7 +111,7 @@ impl MaskedRequest {
 
     /// The request with the placeholders of the cache, which are the same in every conversation.
     #[must_use]
-    pub fn canonical_body(&self) -> Map<String, Value> {
+    pub fn canonical_body(&self) -> Map {
         let plain = self.classified.request().call.body();
         if self.spans.is_empty() { plain.clone() } else { replaced(plain, &self.spans, &self.vault, Suffix::Cache) }
     }
@@ -169,7 +169,7 @@ pub struct Segment<'a> {
 
 /// Every string that could say something about somebody.
 #[must_use]
-pub fn segments(body: &Map<String, Value>) -> Vec<Segment<'_>> {
+pub fn segments(body: &Map) -> Vec<Segment<'_>> {
     let mut found = Vec::new();
     let mut id = 0;
     walk(body, "", &mut |role, text| {
@@ -272,12 +272,12 @@ fn placeholders_of(keys: &Keys, classified: &ClassifiedRequest) -> Conversation 
 }
 
 /// Calls `visit` with the role in force and each string and long number, keys before their values. [`rewrite`] goes the same way.
-fn walk<'a>(body: &'a Map<String, Value>, role: &'a str, visit: &mut impl FnMut(&'a str, Cow<'a, str>)) {
+fn walk<'a>(body: &'a Map, role: &'a str, visit: &mut impl FnMut(&'a str, Cow<'a, str>)) {
     let role = body.get("role").and_then(Value::as_str).unwrap_or(role);
     for (key, value) in body {
         visit(role, key.into());
         // Of completions and vectors: what a user wrote, though nothing there says so.
-        let role = if role.is_empty() && USERS.contains(&key.as_str()) { "user" } else { role };
+        let role = if role.is_empty() && USERS.contains(&key) { "user" } else { role };
         match value {
             Value::Number(_) => {}
             value => walk_value(value, role, visit),
@@ -313,7 +313,7 @@ fn long(number: &Number) -> Option<String> {
 }
 
 /// A copy of `body` in which every span is a placeholder.
-fn replaced(body: &Map<String, Value>, spans: &[Span], vault: &Vault, suffix: Suffix) -> Map<String, Value> {
+fn replaced(body: &Map, spans: &[Span], vault: &Vault, suffix: Suffix) -> Map {
     let mut id = 0;
     let mut rest = spans;
     rewrite(body, &mut |text| {
@@ -340,10 +340,10 @@ fn mask_text(text: &str, spans: &[Span], vault: &Vault, suffix: Suffix) -> Strin
 }
 
 /// A copy of `body`; `each` says what is to stand in the place of a text, if anything else is.
-fn rewrite(body: &Map<String, Value>, each: &mut impl FnMut(&str) -> Option<String>) -> Map<String, Value> {
+fn rewrite(body: &Map, each: &mut impl FnMut(&str) -> Option<String>) -> Map {
     let mut out = Map::new();
     for (key, value) in body {
-        let key = each(key).unwrap_or_else(|| key.clone());
+        let key = each(key).map_or_else(|| Key::from(key), Key::from);
         let value = match value {
             Value::Number(_) => value.clone(),
             value => rewrite_value(value, each),
@@ -363,7 +363,7 @@ fn rewrite_value(value: &Value, each: &mut impl FnMut(&str) -> Option<String>) -
         Value::Array(items) => Value::Array(items.iter().map(|item| rewrite_value(item, each)).collect()),
         Value::Object(members) => {
             let rewritten = members.iter().map(|(key, value)| {
-                let key = each(key).unwrap_or_else(|| key.clone());
+                let key = each(key).map_or_else(|| Key::from(key), Key::from);
                 (key, rewrite_value(value, each))
             });
             Value::Object(rewritten.collect())
@@ -375,7 +375,7 @@ fn rewrite_value(value: &Value, each: &mut impl FnMut(&str) -> Option<String>) -
 #[cfg(test)]
 mod tests {
     use postern_plugins::SpanAction;
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
     use crate::route::answers::Finds;
@@ -432,8 +432,8 @@ mod tests {
         }
         let masked = replaced(body, &spans, &vault, Suffix::Wire);
         let [first, second] = ["a@b.c", "d@e.f"].map(|value| vault.placeholder("email", value, Suffix::Wire));
-        assert_eq!(masked["messages"][0]["content"], format!("to {first} and {second}, {first}"));
-        assert_eq!(masked[&first], 1);
+        assert_eq!(masked.get("messages").unwrap()[0]["content"], format!("to {first} and {second}, {first}"));
+        assert_eq!(masked.get(&first), Some(&Value::from(1)));
         assert!(!Value::Object(masked).to_string().contains('@'));
     }
 

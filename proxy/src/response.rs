@@ -20,12 +20,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use postern_wire::call::{Call, estimated_tokens_shown};
+use postern_wire::json::Value;
 use postern_wire::sse;
-use serde_json::Value;
 
 use crate::cache::flight::{Flight, Follower, Leading};
 use crate::cache::semantic::Asked;
@@ -59,6 +59,12 @@ pub type Body = UnsyncBoxBody<Bytes, Cut>;
 pub struct Cut;
 
 const EVENTS: &str = "text/event-stream; charset=utf-8";
+
+const PLACEMENT: HeaderName = HeaderName::from_static("postern-placement");
+const REASON: HeaderName = HeaderName::from_static("postern-reason");
+const CACHE: HeaderName = HeaderName::from_static("postern-cache");
+const TARGET: HeaderName = HeaderName::from_static("postern-target");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Where an answer's events come from.
 #[derive(Debug)]
@@ -168,7 +174,7 @@ pub async fn answer(
     // Also of what the cache has: it may have been kept by other rules.
     let screen = answers.rules.clone().map(Screen::new);
     let remembering = gateway.classifier.remembering(request.masked().classified());
-    let mut chain = Chain {
+    let mut chain = Box::new(Chain {
         gateway,
         remembering,
         screen,
@@ -180,11 +186,11 @@ pub async fn answer(
         going_on,
         deadline,
         left,
-    };
+    });
     let mut once = |mut answer: Value| chain.look_at_whole(&mut answer).map(|()| answer);
     let source = match source {
         Source::Live(Reply::Whole(answer)) => once(answer).map(Given::Whole),
-        Source::Live(Reply::Stream(events)) => Ok(Given::Events(Events::Live(Box::new(events)))),
+        Source::Live(Reply::Stream(events)) => Ok(Given::Events(Events::Live(events))),
         Source::Cached(entry) if stream => Ok(Given::Events(Events::Cached { events: entry.events, next: 0 })),
         Source::Cached(entry) => {
             once(entry.events.first().map(|event| Value::clone(event)).unwrap_or_default()).map(Given::Whole)
@@ -208,9 +214,9 @@ fn known_headers(media_type: &'static str, [placement, reason, cache]: [&'static
     let mut headers = http::HeaderMap::with_capacity(10);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert("postern-placement", HeaderValue::from_static(placement));
-    headers.insert("postern-reason", HeaderValue::from_static(reason));
-    headers.insert("postern-cache", HeaderValue::from_static(cache));
+    headers.insert(PLACEMENT, HeaderValue::from_static(placement));
+    headers.insert(REASON, HeaderValue::from_static(reason));
+    headers.insert(CACHE, HeaderValue::from_static(cache));
     headers
 }
 
@@ -220,16 +226,16 @@ fn headers(request: &PlannedRequest, exchange: &Exchange, stream: bool) -> http:
     let cache = exchange.outcome.cache.unwrap_or("bypass");
     let mut headers = known_headers(media_type, [plan.placement.as_str(), plan.reason.as_str(), cache]);
     if let Some(target) = exchange.outcome.target.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
-        headers.insert("postern-target", target);
+        headers.insert(TARGET, target);
     }
     let ttft_ms = exchange.outcome.ttft_ms.unwrap_or_default();
     if let Ok(timing) = HeaderValue::from_str(&format!("ttft;dur={ttft_ms:.1}")) {
-        headers.insert("server-timing", timing);
+        headers.insert(SERVER_TIMING, timing);
     }
     headers
 }
 
-/// What every event goes through.
+/// What every event goes through. It is large, and passed on: so it stands in a box.
 struct Chain {
     gateway: Arc<Gateway>,
     request: PlannedRequest,
@@ -259,7 +265,7 @@ const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
 const SMALL: usize = 256 << 10;
 
 /// A whole answer. What a large one holds is let go of when the client has taken about all of it, at the deadline at the latest.
-async fn whole(mut chain: Chain, answer: Value) -> Body {
+async fn whole(mut chain: Box<Chain>, answer: Value) -> Body {
     let bytes = chain.whole(answer);
     chain.remember().await;
     if bytes.len() <= SMALL {
@@ -271,7 +277,7 @@ async fn whole(mut chain: Chain, answer: Value) -> Body {
     body
 }
 
-async fn give_out(mut chain: Chain, bytes: Bytes, outlet: Outlet) {
+async fn give_out(mut chain: Box<Chain>, bytes: Bytes, outlet: Outlet) {
     let giving = async { outlet.send(bytes).await && outlet.taken().await };
     match tokio::time::timeout_at(chain.deadline.into(), giving).await {
         Ok(true) => chain.finish(),
@@ -286,7 +292,7 @@ async fn give_out(mut chain: Chain, bytes: Bytes, outlet: Outlet) {
 
 /// A body that is fed from a task of its own. Nobody polls the body of a client that does not read, so a deadline inside of it
 /// would never come; the task holds to it, and ends at once when the client goes away.
-fn streamed(chain: Chain, events: Events) -> Body {
+fn streamed(chain: Box<Chain>, events: Events) -> Body {
     let (outlet, body) = Outlet::new();
     match chain.keep.as_ref().and_then(Kept::flight) {
         Some(flight) => tokio::spawn(lead::lead(chain, events, outlet, flight)),
@@ -295,18 +301,21 @@ fn streamed(chain: Chain, events: Events) -> Body {
     body
 }
 
-async fn pump(mut chain: Chain, mut events: Events, outlet: Outlet) {
+async fn pump(mut chain: Box<Chain>, mut events: Events, outlet: Outlet) {
     let mut silence = Silence::new(chain.gateway.config.timeouts.headers);
     let session = chain.exchange.session().clone();
     let mut last_words = pin!(session.last_words());
     loop {
-        let next = silence.filled(chain.next(&mut events), &outlet);
-        let (bytes, goes_on) = tokio::select! {
-            biased;
-            // Dropping the chain drops the upstream's connection, and closes the books.
-            () = outlet.closed() => return,
-            () = &mut last_words => return outlet.last(sse::data(&Error::Drained.reply().body.to_json())),
-            next = next => next,
+        let (bytes, goes_on) = {
+            // Pinned here: what is handed over stands in memory twice.
+            let next = pin!(chain.next(&mut events));
+            tokio::select! {
+                biased;
+                // Dropping the chain drops the upstream's connection, and closes the books.
+                () = outlet.closed() => return,
+                () = &mut last_words => return outlet.last(sse::data(&Error::Drained.reply().body.to_json())),
+                next = silence.filled(next, &outlet) => next,
+            }
         };
         match tokio::time::timeout_at(chain.deadline.into(), outlet.send(bytes)).await {
             Ok(true) if goes_on => {}
@@ -419,7 +428,7 @@ impl Chain {
         outcome.target = Some(answer.target);
         outcome.continued += 1;
         match answer.reply {
-            Reply::Stream(events) => Some(Events::Live(Box::new(events))),
+            Reply::Stream(events) => Some(Events::Live(events)),
             Reply::Whole(_) => None,
         }
     }

@@ -21,6 +21,7 @@ pub mod votes;
 pub mod watch;
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 
 use postern_plugins::{Answer, Answered, CallContext, FleetFacts, PolicyFailure, RequestFacts, TextSegment, Verdict};
@@ -164,7 +165,8 @@ impl Policies {
                 quarantined(config, label, loaded, step, heard)?;
                 continue;
             }
-            let reply = loaded.timed(step, loaded.policy.find(context, segments)).await;
+            let call = pin!(loaded.policy.find(context, segments));
+            let reply = loaded.timed(step, call).await;
             match reply.answer {
                 Ok(spans) => {
                     let said = loaded.said(step, format!("{}{}", spans.len(), heard::SPANS));
@@ -206,7 +208,8 @@ impl Policies {
                 quarantined(config, label, loaded, step, heard)?;
                 continue;
             }
-            let reply = loaded.timed(step, loaded.policy.route(context, request, fleet)).await;
+            let call = pin!(loaded.policy.route(context, request, fleet));
+            let reply = loaded.timed(step, call).await;
             match reply.answer.and_then(|verdict| Ok((Vote::read(&verdict, &choices)?, verdict))) {
                 Ok((vote, verdict)) => {
                     heard.call(loaded, step, None, reply.effects, vote_said(loaded, &vote, &verdict));
@@ -239,7 +242,8 @@ impl Policies {
                 all.answers.push(Planned { policy, plan: None });
                 continue;
             }
-            let reply = loaded.timed(step, loaded.policy.plan(context, request)).await;
+            let call = pin!(loaded.policy.plan(context, request));
+            let reply = loaded.timed(step, call).await;
             match reply.answer {
                 Ok(plan) => {
                     let exact = answers::is_exact(&plan);

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use postern_wire::json::{Map, Value, json};
 
 use crate::answer::{At, MAX_TEXTS, Malformed, Place, append, each, each_whole};
 use crate::redact::vault::{Suffix, Vault};
@@ -146,7 +146,7 @@ impl Screen {
     /// The stream has ended, and choices did not say that they have: the event with what of them is held back.
     pub fn rest(&mut self, own: Own<'_>) -> (Option<Value>, Seen) {
         let mut seen = Seen::default();
-        let mut deltas: BTreeMap<u64, Map<String, Value>> = BTreeMap::new();
+        let mut deltas: BTreeMap<u64, Map> = BTreeMap::new();
         for ((index, place), reading) in &mut self.texts {
             let text = if seen.stopped.is_none() { reading.finish(&self.rules, own, &mut seen) } else { String::new() };
             if !text.is_empty() {
@@ -167,13 +167,7 @@ impl Screen {
         }
     }
 
-    fn delta(
-        &mut self,
-        own: Own<'_>,
-        index: u64,
-        delta: &mut Map<String, Value>,
-        seen: &mut Seen,
-    ) -> Result<(), Malformed> {
+    fn delta(&mut self, own: Own<'_>, index: u64, delta: &mut Map, seen: &mut Seen) -> Result<(), Malformed> {
         let (rules, texts) = (&self.rules, &mut self.texts);
         each(delta, &mut |found| {
             let (place, text) = (found.place, found.text);
@@ -191,7 +185,7 @@ impl Screen {
     }
 
     /// What of a choice is held back comes with its end.
-    fn ended(&mut self, own: Own<'_>, index: u64, delta: &mut Map<String, Value>, seen: &mut Seen) {
+    fn ended(&mut self, own: Own<'_>, index: u64, delta: &mut Map, seen: &mut Seen) {
         let of_choice = self.texts.iter_mut().filter(|((of, _), _)| *of == index);
         for ((_, place), reading) in of_choice {
             if seen.stopped.is_some() {
@@ -224,12 +218,12 @@ fn without_repeats(choice: &mut Value) {
 }
 
 /// Calls `look` with every other string of a message or delta, such as names and annotations: each for itself.
-fn others(message: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
+fn others(message: &mut Map, look: &mut dyn FnMut(&mut String)) {
     others_at(At::Message, message, look);
 }
 
-fn others_at(at: At, members: &mut Map<String, Value>, look: &mut dyn FnMut(&mut String)) {
-    for (key, value) in members {
+fn others_at(at: At, members: &mut Map, look: &mut dyn FnMut(&mut String)) {
+    for (key, value) in members.iter_mut() {
         if !(value.is_string() && (at.is_text(key) || at.is_no_text(key))) {
             others_below(at.below(key), value, look);
         }

@@ -37,7 +37,8 @@ const FIRST_FD: i32 = 3;
 /// The variable that names the supervisor's process to its children.
 const SUPERVISOR: &str = "POSTERN_SUPERVISOR";
 /// The variable that the allocator of a gateway reads when it starts. It is told to give memory back to the kernel 0.1 s after its
-/// last use, in place of 10 s, and to have a pool of it for each processor, in place of four.
+/// last use, in place of 10 s, to have a pool of it for each processor, in place of four, and to look at what its threads hold for
+/// their next use every 512 KiB that they take, in place of 64: a request takes as much.
 const ALLOCATOR: &str = "_RJEM_MALLOC_CONF";
 /// A child that lived this long was well; its next failure is its first again.
 const WELL_AFTER: Duration = Duration::from_secs(30);
@@ -151,7 +152,7 @@ fn gateway_command(config_path: &Path, sockets: &Sockets, offline: bool) -> anyh
     command.env("LISTEN_FDS", fds.len().to_string()).env_remove("LISTEN_PID").env_remove("LISTEN_FDNAMES");
     command.env(SUPERVISOR, std::process::id().to_string());
     if std::env::var_os(ALLOCATOR).is_none() {
-        command.env(ALLOCATOR, format!("narenas:{},dirty_decay_ms:100", workers::number()));
+        command.env(ALLOCATOR, format!("narenas:{},dirty_decay_ms:100,tcache_gc_incr_bytes:524288", workers::number()));
     }
     let mappings = fds.into_iter().zip(FIRST_FD..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.collect()).context("passing the sockets on")?;

@@ -14,7 +14,7 @@ pub mod standing;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use serde_json::Value;
+use postern_wire::json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::classify::clearance::EgressPermit;
@@ -39,33 +39,33 @@ pub enum Reply {
     /// A chat completion, also where a legacy one was asked for; or vectors as [`postern_wire::vectors`] reads them.
     Whole(Value),
     /// Chat completion chunks.
-    Stream(EventStream),
+    Stream(Box<EventStream>),
 }
 
 impl Reply {
     /// Keeps the turn for as long as the answer lasts: the target has that much to do.
     #[must_use]
-    pub fn holding(self, mut turn: Turn) -> Self {
-        match self {
+    pub fn holding(mut self, mut turn: Turn) -> Self {
+        match &mut self {
             Self::Whole(answer) => {
-                if let Some(tokens) = tokens_used(&answer) {
+                if let Some(tokens) = tokens_used(answer) {
                     turn.used(tokens);
                 }
-                Self::Whole(answer)
             }
-            Self::Stream(events) => Self::Stream(events.holding(turn)),
+            Self::Stream(events) => events.hold(turn),
         }
+        self
     }
 }
 
 impl Reply {
     /// Breaks off when `offline` is cancelled.
     #[must_use]
-    pub(crate) fn until(self, offline: &CancellationToken) -> Self {
-        match self {
-            Self::Whole(answer) => Self::Whole(answer),
-            Self::Stream(events) => Self::Stream(events.until(offline.clone())),
+    pub(crate) fn until(mut self, offline: &CancellationToken) -> Self {
+        if let Self::Stream(events) = &mut self {
+            events.end_with(offline.clone());
         }
+        self
     }
 }
 

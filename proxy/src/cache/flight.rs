@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use serde_json::Value;
+use postern_wire::json::Value;
 use tokio::sync::{Notify, watch};
 
 use super::{CacheKey, Entry, MAX_ENTRY};

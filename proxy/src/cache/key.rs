@@ -1,7 +1,7 @@
 //! What makes two requests the same.
 
 use postern_wire::call::Call;
-use serde_json::{Map, Value};
+use postern_wire::json::{Map, Value};
 
 use crate::classify::clearance::Destination;
 use crate::decide::PlannedRequest;
@@ -35,7 +35,7 @@ pub(super) fn key_of_body(
     keys: &Keys,
     labels: &crate::classify::label::Labels,
     request: &PlannedRequest,
-    (body, purpose): (Map<String, Value>, &str),
+    (body, purpose): (Map, &str),
     parts: &[String],
 ) -> CacheKey {
     let (masked, plan) = (request.masked(), request.plan());
@@ -79,9 +79,9 @@ mod tests {
 
     use http::HeaderMap;
     use postern_wire::call::Endpoint;
+    use postern_wire::json::json;
     use proptest::prelude::*;
     use proptest::sample::Index;
-    use serde_json::json;
 
     use super::*;
     use crate::classify::Classifier;
@@ -198,7 +198,7 @@ targets:
     }
 
     /// Parameters of sampling, of templates and of the answer's form, and what nobody knows yet.
-    fn any_parameters() -> impl Strategy<Value = Map<String, Value>> {
+    fn any_parameters() -> impl Strategy<Value = Map> {
         type Made = fn(u32) -> Value;
         let known: [(&str, Made); 16] = [
             ("temperature", |n| json!(f64::from(n) / 10.0)),
@@ -286,10 +286,16 @@ targets:
                     Value::Number(n) => json!(n.as_u64().unwrap() + 1),
                     Value::String(text) if what.is_multiple_of(2) => json!(format!("{text}z")),
                     Value::String(text) => json!(text.chars().rev().chain(" ".chars()).collect::<String>()),
-                    Value::Array(items) if what.is_multiple_of(2) => items.into_iter().skip(1).collect(),
-                    Value::Array(items) => {
-                        items.iter().chain(items.last()).cloned().chain((items.is_empty()).then(|| json!(1))).collect()
+                    Value::Array(items) if what.is_multiple_of(2) => {
+                        items.into_iter().skip(1).collect::<Vec<_>>().into()
                     }
+                    Value::Array(items) => items
+                        .iter()
+                        .chain(items.last())
+                        .cloned()
+                        .chain((items.is_empty()).then(|| json!(1)))
+                        .collect::<Vec<_>>()
+                        .into(),
                     Value::Object(mut members) => {
                         members.insert("zz".to_owned(), json!(1));
                         Value::Object(members)

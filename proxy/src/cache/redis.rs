@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
 use postern_sealed::at_rest::{self, DataKey};
+use postern_wire::json::Value;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::sync::mpsc;
 
 use self::data_keys::DataKeys;
@@ -165,7 +165,7 @@ fn answer<'a>((owner, key): (&'a Owner, &'a CacheKey)) -> at_rest::Entry<'a> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_wire::call::Call;
-use serde_json::{Map, Value};
+use postern_wire::json::{Map, Value};
 
 use super::key::key_of_body;
 use super::{CacheKey, Entry, MemoryCache};
@@ -162,7 +162,7 @@ fn highest(labels: &Labels) -> Label {
 }
 
 /// The text of the last message, if a user wrote it and it is nothing but text; it is empty in `body` afterwards.
-fn take_last_text(body: &mut Map<String, Value>) -> Option<String> {
+fn take_last_text(body: &mut Map) -> Option<String> {
     let last = body.get_mut("messages")?.as_array_mut()?.last_mut()?.as_object_mut()?;
     if last.get("role").and_then(Value::as_str) != Some("user") {
         return None;
@@ -189,7 +189,7 @@ mod measured;
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
 
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn the_rest_of_the_body_stays_what_it_is() {
         let mut body = Map::new();
-        body.insert("messages".into(), json!([{"role": "user", "name": "n", "content": "q"}]));
-        body.insert("seed".into(), json!(1));
+        body.insert("messages", json!([{"role": "user", "name": "n", "content": "q"}]));
+        body.insert("seed", json!(1));
         take_last_text(&mut body).unwrap();
         assert_eq!(Value::Object(body), json!({"messages": [{"role": "user", "name": "n", "content": ""}], "seed": 1}));
     }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postern_wire::call::Call;
 use postern_wire::json;
-use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
+use postern_wire::json::{Map, Value};
 use sha2::Digest as _;
 use tokio_util::sync::CancellationToken;
 
@@ -247,7 +246,7 @@ fn label(request: &PlannedRequest, from: Option<&MaskedBeginning>) -> Label {
 }
 
 /// As the last message, of the assistant, so that the model goes on with it instead of answering anew.
-fn put_beginning(tree: &mut Map<String, Value>, how: Continues, from: &MaskedBeginning) {
+fn put_beginning(tree: &mut Map, how: Continues, from: &MaskedBeginning) {
     let mut message = Map::new();
     message.insert("role".to_owned(), "assistant".into());
     message.insert("content".to_owned(), from.text().into());
@@ -277,7 +276,7 @@ fn digest(name: &str) -> String {
 }
 
 /// The inspected tree, with the target's name for the model. A stream is asked to end with its usage, for the record.
-fn written(tree: &Map<String, Value>, model: &str, stream: bool) -> Bytes {
+fn written(tree: &Map, model: &str, stream: bool) -> Bytes {
     let options = stream.then(|| {
         let mut options = tree.get("stream_options").and_then(Value::as_object).cloned().unwrap_or_default();
         options.insert("include_usage".to_owned(), Value::Bool(true));
@@ -290,22 +289,22 @@ fn written(tree: &Map<String, Value>, model: &str, stream: bool) -> Bytes {
 
 /// The members of a tree as they stand, but for those that are sent instead.
 struct Sent<'a> {
-    tree: &'a Map<String, Value>,
+    tree: &'a Map,
     instead: [Option<(&'static str, Value)>; 2],
 }
 
-impl Serialize for Sent<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl json::Write for Sent<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
         let instead = || self.instead.iter().flatten();
         let as_it_stands = self.tree.iter().filter(|(key, _)| !instead().any(|(name, _)| name == key));
         let members = instead().map(|(name, value)| (*name, value));
-        serializer.collect_map(members.chain(as_it_stands.map(|(key, value)| (key.as_str(), value))))
+        json::object(members.chain(as_it_stands), out);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use postern_plugins::Joint;
 use postern_plugins::detectors::{self, Kind};
 use postern_text::encoded::Encodings;
 use postern_text::{Readings, folded};
-use serde_json::{Map, Value};
+use postern_wire::json::Map;
 use tokio::sync::Semaphore;
 
 use super::label::Label;
@@ -47,7 +47,7 @@ impl Scanner {
         Self { rules: Arc::new(rules), room: Arc::new(Semaphore::new(MAX_SCANS)) }
     }
 
-    pub(super) async fn labels(&self, body: &Map<String, Value>) -> Found {
+    pub(super) async fn labels(&self, body: &Map) -> Found {
         if self.rules.are_none() {
             return Found::new();
         }
@@ -126,7 +126,7 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
     use crate::classify::label::Labels;

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use http::HeaderMap;
 use postern_wire::call::Endpoint;
+use postern_wire::json::{Value, json};
 use proptest::prelude::*;
-use serde_json::json;
 
 use super::*;
 use crate::classify::clearance::Destination;
@@ -131,7 +131,7 @@ impl Scene {
         who: &str,
         talk: &str,
         header: Option<usize>,
-        content: &serde_json::Value,
+        content: &Value,
     ) -> Result<ClassifiedRequest, Error> {
         let peer = Peer::resolve(&self.config, &format!("spiffe://b.example/{who}").parse().unwrap()).unwrap();
         let mut headers = HeaderMap::new();

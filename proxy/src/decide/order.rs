@@ -53,6 +53,9 @@ pub(super) struct Preference<'a> {
 /// Sorts by group; within a group those that may be asked now come first, then those with a share of the requests, spread by it,
 /// then the others as named, else balanced.
 pub(super) fn sort(candidates: &mut [Candidate], preference: &Preference<'_>) {
+    if candidates.len() < 2 {
+        return;
+    }
     let over_groups = preference.over_groups && preference.weights.is_none() && preference.named.is_some();
     let pool: Vec<_> = candidates.iter().map(|candidate| (candidate.to.name(), candidate.load)).collect();
     let scores = balance::scores(preference.balance, &pool, preference.spread);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use postern_plugins::{Joint, Span};
-use serde_json::{Map, Value};
+use postern_wire::json::{Map, Value};
 
 use super::Segment;
 
@@ -13,7 +13,7 @@ const FIRST: u32 = 1 << 31;
 
 /// The parts of each message that has several; with `messages`, all that a user says in a row.
 #[must_use]
-pub fn joints(body: &Map<String, Value>, segments: &[Segment<'_>], messages: bool) -> Vec<Joint> {
+pub fn joints(body: &Map, segments: &[Segment<'_>], messages: bool) -> Vec<Joint> {
     let list = body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     if !list.iter().any(|message| message.get("content").is_some_and(Value::is_array)) && !messages {
         return Vec::new();
@@ -78,7 +78,7 @@ pub(super) fn in_pieces(spans: Vec<Span>, joints: &[Joint]) -> Vec<Span> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
     use crate::redact::segments;

@@ -5,7 +5,7 @@
 //! that the client began itself has two beginnings.
 
 use postern_wire::call::Call;
-use serde_json::Value;
+use postern_wire::json::{Map, Value};
 
 /// The most bytes of an answer that is gone on with.
 const MOST: usize = 256 << 10;
@@ -40,8 +40,7 @@ pub(super) struct Beginning {
 impl Beginning {
     pub(super) fn new(call: &Call) -> Self {
         let body = call.body();
-        let on =
-            |field: &&str| body.get(*field).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
+        let on = |field: &&str| body.get(field).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
         let last = body.get("messages").and_then(Value::as_array).and_then(|messages| messages.last());
         let begun = last.and_then(|last| last.get("role")).is_some_and(|role| role == "assistant");
         let format = body.get("response_format").and_then(|format| format.get("type")).and_then(Value::as_str);
@@ -105,7 +104,7 @@ impl Beginning {
             }
         }
         let Some(usage) = event.get_mut("usage").and_then(Value::as_object_mut) else { return };
-        let count = |field: &str, usage: &serde_json::Map<String, Value>| usage.get(field).and_then(Value::as_u64);
+        let count = |field: &str, usage: &Map| usage.get(field).and_then(Value::as_u64);
         if let (Some(prompt), Some(answer)) = (count("prompt_tokens", usage), count("completion_tokens", usage)) {
             let before = self.tokens.saturating_sub(answer).min(prompt);
             usage.insert("prompt_tokens".to_owned(), (prompt - before).into());
@@ -120,7 +119,7 @@ impl Beginning {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
 

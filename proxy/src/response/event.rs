@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use postern_wire::json::{Map, Value, json};
 
 use super::called::{Called, Noted};
 pub(super) use crate::answer::Malformed;
@@ -215,7 +215,7 @@ impl Restoration {
     }
 
     /// What of a choice is held back comes with its end.
-    fn ended(&mut self, index: u64, delta: &mut Map<String, Value>, mut kept: Option<&mut Map<String, Value>>) {
+    fn ended(&mut self, index: u64, delta: &mut Map, mut kept: Option<&mut Map>) {
         let of_choice = self.texts.iter_mut().filter(|((of, _), _)| *of == index);
         for ((_, place), reading) in of_choice {
             let piece = reading.finish();
@@ -255,7 +255,7 @@ impl Restoration {
 
     /// The stream has ended. If a choice did not say that it has, something of it may still be held back: the event that has it.
     pub(super) fn rest(&mut self) -> Option<Value> {
-        let mut deltas: BTreeMap<u64, Map<String, Value>> = BTreeMap::new();
+        let mut deltas: BTreeMap<u64, Map> = BTreeMap::new();
         for ((index, place), reading) in &mut self.texts {
             let text = reading.finish().restored;
             if !text.is_empty() {
@@ -307,10 +307,10 @@ impl Restoration {
     }
 }
 
-type Each = fn(&mut Map<String, Value>, &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>) -> Result<(), Malformed>;
+type Each = fn(&mut Map, &mut dyn FnMut(Text<'_>) -> Result<(), Malformed>) -> Result<(), Malformed>;
 
 /// Puts others in the place of the texts of a message, or delta; `None` leaves one as it is.
-fn replace(each: Each, message: &mut Map<String, Value>, texts: Vec<Option<String>>) {
+fn replace(each: Each, message: &mut Map, texts: Vec<Option<String>>) {
     let mut texts = texts.into_iter();
     let _never = each(message, &mut |found| {
         if let Some(text) = texts.next().flatten() {
@@ -347,9 +347,9 @@ fn bracketed_below(value: &mut Value, place: Where, part: &str, each: &mut dyn F
             items.iter_mut().for_each(|item| bracketed_below(item, below, part, each));
         }
         Value::Object(members) => {
-            for (key, value) in members {
+            for (key, value) in members.iter_mut() {
                 if key.contains('[') {
-                    each(&mut key.clone(), true);
+                    each(&mut key.to_owned(), true);
                 }
                 let below = match place {
                     Where::Answer if key == "choices" => Where::Choices,
@@ -394,8 +394,8 @@ pub(super) fn size(value: &Value) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use postern_wire::json::json;
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
     use crate::classify::Conversation;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use crate::cache::flight::{Follower, Lost};
 use crate::error::Error;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use super::Fill;
 use super::event::{bracketed, size};
@@ -191,7 +191,7 @@ fn has(value: &Value, field: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
     use crate::cache::{MemoryCache, Slot, Tiers};

@@ -2,7 +2,7 @@
 //! time: what followers get must not depend on whoever happened to ask first.
 
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,7 +48,7 @@ impl Backlog {
 }
 
 /// Gives out a stream, and feeds those who follow it.
-pub(super) async fn lead(mut chain: Chain, mut events: Events, outlet: Outlet, flight: Arc<Flight>) {
+pub(super) async fn lead(mut chain: Box<Chain>, mut events: Events, outlet: Outlet, flight: Arc<Flight>) {
     let session = chain.exchange.session().clone();
     let mut last_words = pin!(session.last_words());
     let (deadline, overdue, too_slow) = (chain.deadline, chain.overdue(), Error::StreamBroken);
@@ -83,7 +83,7 @@ pub(super) async fn lead(mut chain: Chain, mut events: Events, outlet: Outlet, f
                     () = flight.nobody_left(), if !here => break None,
                     sent = backlog.flush(outlet.as_ref()), if here && behind => if !sent { outlet = None },
                     () = flight.joined(), if !reads_on => {}
-                    got = filled(&mut silence, &mut next, outlet.as_ref()), if reads_on => break Some(got),
+                    got = filled(&mut silence, next.as_mut(), outlet.as_ref()), if reads_on => break Some(got),
                 }
                 left.store(outlet.is_none(), Ordering::Relaxed);
             }
@@ -135,7 +135,7 @@ async fn closed(outlet: Option<&Outlet>) {
     }
 }
 
-async fn filled<T>(silence: &mut Silence, next: impl Future<Output = T>, outlet: Option<&Outlet>) -> T {
+async fn filled<T>(silence: &mut Silence, next: Pin<&mut impl Future<Output = T>>, outlet: Option<&Outlet>) -> T {
     match outlet {
         Some(outlet) => silence.filled(next, outlet).await,
         None => next.await,

@@ -1,7 +1,7 @@
 //! What the model made itself, looked at before anybody gets it (see [`crate::screen`]): the client, the cache, those who follow.
 
 use bytes::{Bytes, BytesMut};
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use super::Chain;
 use super::event::{Malformed, size};

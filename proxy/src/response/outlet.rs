@@ -1,7 +1,7 @@
 //! What was made for a client and its connection has not taken yet: bounded in bytes, and with a deadline that holds although
 //! nobody polls the body of a client that does not read.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,9 +109,8 @@ impl Silence {
 
     /// Waits for what comes next. As long as it does not come, comments do: they keep the connection open while a target thinks, or
     /// another one is sought.
-    pub(super) async fn filled<T>(&mut self, next: impl Future<Output = T>, outlet: &Outlet) -> T {
+    pub(super) async fn filled<T>(&mut self, mut next: Pin<&mut impl Future<Output = T>>, outlet: &Outlet) -> T {
         self.since = Instant::now();
-        let mut next = pin!(next);
         loop {
             tokio::select! {
                 biased;
@@ -187,10 +186,10 @@ mod tests {
         let (outlet, mut body) = Outlet::new();
         let mut silence = Silence::new(Duration::from_secs(10));
         let awaited = async |seconds: u64, silence: &mut Silence| {
-            let next = async {
+            let next = std::pin::pin!(async {
                 tokio::time::sleep(Duration::from_secs(seconds)).await;
                 seconds
-            };
+            });
             assert_eq!(silence.filled(next, &outlet).await, seconds);
         };
         awaited(9, &mut silence).await;

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use super::Chain;
 use crate::classify::Remembering;

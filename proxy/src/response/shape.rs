@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use postern_wire::call::Call;
 use postern_wire::completion::{self, Part};
+use postern_wire::json::Value;
 use postern_wire::vectors::Wanted;
 use postern_wire::{json, sse, vectors};
-use serde_json::Value;
 
 use super::event::rename_model;
 

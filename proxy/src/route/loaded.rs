@@ -1,6 +1,7 @@
 //! One policy as it is loaded: which version of which file, what was configured, how it does.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -110,7 +111,7 @@ impl Loaded {
     }
 
     /// Waits for a call and takes its time; a failure is counted for operators.
-    pub async fn timed<T>(&self, step: Step, call: impl Future<Output = Reply<T>>) -> Reply<T> {
+    pub async fn timed<T>(&self, step: Step, call: Pin<&mut impl Future<Output = Reply<T>>>) -> Reply<T> {
         let started = Instant::now();
         let reply = call.await;
         let took = started.elapsed();

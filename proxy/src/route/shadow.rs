@@ -3,6 +3,7 @@
 
 mod compare;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use postern_plugins::{CallContext, TextSegment};
@@ -127,14 +128,16 @@ impl Asked<'_> {
         let mut label = scene.final_label;
         if let Some((segments, finds)) = looked.filter(|_| shadow.takes_part_at(Step::Redaction)) {
             let context = self.context(scene.label);
-            let reply = shadow.timed(Step::Redaction, shadow.policy.find(&context, segments)).await;
+            let call = pin!(shadow.policy.find(&context, segments));
+            let reply = shadow.timed(Step::Redaction, call).await;
             let own = Finds { policy: shadow.name().to_owned(), spans: reply.answer.as_ref().ok().cloned() };
             let compared = || compare::finds(self.imagined(Step::Redaction, finds, &own), finds);
             differences.extend(self.heard(Step::Redaction, reply.answer.err(), reply.effects, &mut heard, compared));
         }
         if shadow.takes_part_at(Step::Routing) {
             let context = self.context(scene.label);
-            let reply = shadow.timed(Step::Routing, shadow.policy.route(&context, &scene.request, &scene.fleet)).await;
+            let call = pin!(shadow.policy.route(&context, &scene.request, &scene.fleet));
+            let reply = shadow.timed(Step::Routing, call).await;
             let choices = scene.policies.choices(&self.gateway.config, &scene.request, &scene.fleet);
             let vote = reply.answer.and_then(|verdict| Vote::read(&verdict, &choices));
             let own = Ballot { policy: shadow.name().to_owned(), vote: vote.as_ref().ok().cloned() };
@@ -145,7 +148,8 @@ impl Asked<'_> {
         }
         if let Some(plans) = scene.plans.as_ref().filter(|_| shadow.takes_part_at(Step::Caching)) {
             let (context, request) = (self.context(scene.final_label), scene.request_for_caching(&self.gateway.config));
-            let reply = shadow.timed(Step::Caching, shadow.policy.plan(&context, &request)).await;
+            let call = pin!(shadow.policy.plan(&context, &request));
+            let reply = shadow.timed(Step::Caching, call).await;
             let own = Planned { policy: shadow.name().to_owned(), plan: reply.answer.as_ref().ok().cloned() };
             let compared = || compare::plans(self.imagined(Step::Caching, plans, &own), plans);
             differences.extend(self.heard(Step::Caching, reply.answer.err(), reply.effects, &mut heard, compared));

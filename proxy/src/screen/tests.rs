@@ -241,7 +241,7 @@ fn choices_and_fields_are_texts_of_their_own_and_end_with_their_choice() {
 #[test]
 fn only_what_the_protocol_needs_is_left_out_and_only_where_it_stands() {
     let secret = token();
-    let mut message = serde_json::json!({
+    let mut message = json!({
         "role": "assistant", "id": secret, "content": [{"type": "text", "text": secret}],
         "annotations": [{"id": secret, "type": secret, "input": secret, "arguments": secret}],
         "tool_calls": [{"id": secret, "type": "function", "input": secret, "function": {"name": secret, "arguments": {"input": secret}}}],
@@ -387,7 +387,7 @@ proptest! {
         values in prop::collection::vec((text(), any::<u32>()), 0..4),
         places in prop::collection::vec(0..3000_usize, 0..20),
     ) {
-        let arguments: Map<String, Value> =
+        let arguments: Map =
             values.iter().enumerate().map(|(n, (text, number))| (format!("k{n}"), json!([text, number]))).collect();
         let arguments = Value::Object(arguments).to_string();
         let rules = all();

@@ -4,7 +4,7 @@
 //! Source: the OpenAI API reference, “Create chat completion” and “Create completion”; and for what a model thinks, `reasoning_content`
 //! (DeepSeek, vLLM, llama.cpp) and `reasoning` (OpenRouter, vLLM).
 
-use serde_json::{Map, Value};
+use postern_wire::json::{Map, Value};
 
 /// Members that hold one value, and those that may hold many.
 struct Known {
@@ -71,10 +71,10 @@ pub(super) fn keep_known(answer: &mut Value) {
 }
 
 impl Known {
-    fn keep(&self, members: &mut Map<String, Value>) {
+    fn keep(&self, members: &mut Map) {
         members.retain(|name, value| {
             let is_plain = !value.is_array() && !value.is_object();
-            self.nested.contains(&name.as_str()) || (is_plain && self.plain.contains(&name.as_str()))
+            self.nested.contains(&name) || (is_plain && self.plain.contains(&name))
         });
     }
 }
@@ -106,7 +106,7 @@ fn known_usage(usage: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
 

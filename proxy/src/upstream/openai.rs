@@ -16,8 +16,8 @@ use hyper::body::Incoming;
 use postern_wire::call::Endpoint;
 use postern_wire::completion::{self, Part};
 use postern_wire::json;
+use postern_wire::json::Value;
 use postern_wire::sse::{self, Decoder};
-use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use tokio_util::sync::CancellationToken;
@@ -133,7 +133,7 @@ pub(crate) async fn read(mut response: Response<Answer>, asks: Asks, idle: Durat
     match (asks.stream(), essence.as_str()) {
         (true, "text/event-stream") => {
             let events = EventStream::new(response.into_body(), asks.endpoint(), idle);
-            Ok(Reply::Stream(EventStream { _seat: seat, ..events }))
+            Ok(Reply::Stream(Box::new(EventStream { _seat: seat, ..events })))
         }
         (false, "application/json") => whole(response.into_body(), asks).await.map(Reply::Whole),
         _ => Err(AttemptError::Malformed("content type")),
@@ -266,12 +266,12 @@ impl EventStream {
         }
     }
 
-    pub(super) fn holding(self, turn: Turn) -> Self {
-        Self { turn: Some(turn), ..self }
+    pub(super) fn hold(&mut self, turn: Turn) {
+        self.turn = Some(turn);
     }
 
-    pub(super) fn until(self, offline: CancellationToken) -> Self {
-        Self { offline: Some(offline), ..self }
+    pub(super) fn end_with(&mut self, offline: CancellationToken) {
+        self.offline = Some(offline);
     }
 
     /// Bytes that came so far.
@@ -395,7 +395,7 @@ pub fn event(data: &[u8], endpoint: Endpoint) -> Result<Value, AttemptError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
 

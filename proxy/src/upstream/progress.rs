@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use super::AttemptError;
 use super::openai::choice_index;
@@ -84,7 +84,7 @@ fn has_ended(choice: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use postern_wire::json::json;
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! What is asked for: a request to one of the endpoints that compute something. What they have in common is asked here, so
 //! that one path serves them all.
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 
 use crate::chat::{ChatRequest, MessageShape, message_texts};
 use crate::completion::{self, CompletionRequest};
@@ -86,7 +86,7 @@ impl Call {
 
     /// The whole request.
     #[must_use]
-    pub fn body(&self) -> &Map<String, Value> {
+    pub fn body(&self) -> &Map {
         match self {
             Self::Chat(chat) => chat.body(),
             Self::Completion(completion) => completion.body(),
@@ -203,7 +203,7 @@ impl Call {
 
     /// The text of each of those, as it stands in `body`, which has the shape of this request.
     #[must_use]
-    pub fn message_texts(&self, body: &Map<String, Value>) -> Vec<String> {
+    pub fn message_texts(&self, body: &Map) -> Vec<String> {
         match self {
             Self::Chat(_) => message_texts(body),
             Self::Completion(_) => completion::prompt(body).map(str::to_owned).collect(),
@@ -238,15 +238,13 @@ impl Call {
 pub fn estimated_tokens_shown(chunk: &Value) -> u64 {
     let choices = chunk.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let deltas = choices.iter().filter_map(|choice| choice.get("delta")?.as_object());
-    let shown = |delta: &Map<String, Value>| {
-        estimated_tokens(delta.iter().filter(|(key, _)| key.as_str() != "role").map(|(_, value)| value))
-    };
+    let shown = |delta: &Map| estimated_tokens(delta.iter().filter(|(key, _)| *key != "role").map(|(_, value)| value));
     deltas.map(shown).sum()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::*;
 

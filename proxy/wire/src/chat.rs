@@ -4,7 +4,7 @@
 
 pub(crate) mod provider;
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 
 pub use crate::fields::Invalid;
 use crate::fields::{
@@ -18,7 +18,7 @@ const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "f
 /// A request whose fields that matter here have the right types. The tree is private, so that it stays so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
-    body: Map<String, Value>,
+    body: Map,
     /// The model asked for.
     pub model: String,
     /// Answer as server-sent events.
@@ -78,13 +78,13 @@ impl ChatRequest {
 
     /// The whole request.
     #[must_use]
-    pub fn body(&self) -> &Map<String, Value> {
+    pub fn body(&self) -> &Map {
         &self.body
     }
 
     /// Gives the tree back, for one who changes it and checks it anew.
     #[must_use]
-    pub fn into_body(self) -> Map<String, Value> {
+    pub fn into_body(self) -> Map {
         self.body
     }
 
@@ -129,29 +129,27 @@ fn role_of(message: &Value) -> Option<&'static str> {
     ROLES.into_iter().find(|known| *known == role)
 }
 
-fn content_texts(content: &Value) -> Vec<&str> {
-    match content {
-        Value::String(text) => vec![text],
-        Value::Array(parts) => parts.iter().filter_map(|part| part.get("text")?.as_str()).collect(),
-        _ => Vec::new(),
-    }
+fn content_texts(content: &Value) -> impl Iterator<Item = &str> {
+    let parts = content.as_array().map_or(&[][..], Vec::as_slice);
+    content.as_str().into_iter().chain(parts.iter().filter_map(|part| part.get("text")?.as_str()))
 }
 
 fn text_bytes(content: &Value) -> usize {
-    content_texts(content).into_iter().map(str::len).sum()
+    content_texts(content).map(str::len).sum()
 }
 
 /// The text of each message of a body that has the shape of a request; parts are put together with line breaks.
 #[must_use]
-pub fn message_texts(body: &Map<String, Value>) -> Vec<String> {
+pub fn message_texts(body: &Map) -> Vec<String> {
     let messages = body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let text =
-        |message: &Value| message.get("content").map_or_else(String::new, |content| content_texts(content).join("\n"));
+    let text = |message: &Value| {
+        message.get("content").map_or_else(String::new, |content| content_texts(content).collect::<Vec<_>>().join("\n"))
+    };
     messages.iter().map(text).collect()
 }
 
 /// Checks every message; true if one has parts that cannot be read as text.
-fn check_messages(body: &Map<String, Value>, max: usize) -> Result<bool, Invalid> {
+fn check_messages(body: &Map, max: usize) -> Result<bool, Invalid> {
     let messages = match body.get("messages") {
         Some(Value::Array(messages)) => messages,
         Some(_) => return Err(wrong_type("messages", "an array of messages")),
@@ -166,40 +164,40 @@ fn check_messages(body: &Map<String, Value>, max: usize) -> Result<bool, Invalid
     }
     let mut opaque = false;
     for (index, message) in messages.iter().enumerate() {
-        let at = format!("messages[{index}]");
         if !message.is_object() {
-            return Err(wrong_type(&at, "an object with `role` and `content`"));
+            return Err(wrong_type(&format!("messages[{index}]"), "an object with `role` and `content`"));
         }
         if role_of(message).is_none() {
-            let (param, what) = (format!("{at}.role"), format!("one of {}", ROLES.join(", ")));
-            return Err(wrong_type(&param, &what));
+            let what = format!("one of {}", ROLES.join(", "));
+            return Err(wrong_type(&format!("messages[{index}].role"), &what));
         }
-        opaque |= check_content(&format!("{at}.content"), message)?;
+        opaque |= check_content(index, message)?;
     }
     Ok(opaque)
 }
 
-fn check_content(at: &str, message: &Value) -> Result<bool, Invalid> {
+fn check_content(index: usize, message: &Value) -> Result<bool, Invalid> {
+    let at = || format!("messages[{index}].content");
     let parts = match message.get("content") {
         Some(Value::String(_)) => return Ok(false),
         None | Some(Value::Null) if message.get("role").and_then(Value::as_str) == Some("assistant") => {
             return Ok(false);
         }
         Some(Value::Array(parts)) if !parts.is_empty() => parts,
-        None => return Err(invalid(at, "missing_required_parameter", &format!("`{at}` is missing."))),
-        Some(_) => return Err(wrong_type(at, "a string or a non-empty array of parts")),
+        None => return Err(invalid(&at(), "missing_required_parameter", &format!("`{}` is missing.", at()))),
+        Some(_) => return Err(wrong_type(&at(), "a string or a non-empty array of parts")),
     };
     let mut opaque = false;
     for (index, part) in parts.iter().enumerate() {
-        let at = format!("{at}[{index}]");
+        let at = || format!("{}[{index}]", at());
         match part.get("type") {
             Some(Value::String(kind)) if kind == "text" || kind == "refusal" => {
-                if !part.get(kind).is_some_and(Value::is_string) {
-                    return Err(wrong_type(&format!("{at}.{kind}"), "a string"));
+                if !part.get(kind.as_str()).is_some_and(Value::is_string) {
+                    return Err(wrong_type(&format!("{}.{kind}", at()), "a string"));
                 }
             }
             Some(Value::String(_)) => opaque = true,
-            _ => return Err(wrong_type(&format!("{at}.type"), "a string such as \"text\"")),
+            _ => return Err(wrong_type(&format!("{}.type", at()), "a string such as \"text\"")),
         }
     }
     Ok(opaque)
@@ -207,7 +205,7 @@ fn check_content(at: &str, message: &Value) -> Result<bool, Invalid> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 //! Source: the OpenAI API reference, “Create completion”. One prompt a request, as text. Inside of the gateway an answer has
 //! the shape of a chat completion ([`to_chat`], [`from_chat`]), so that there is one way back for both.
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 
 use crate::chat::{MessageShape, provider};
 use crate::embeddings::{is_token, strings, tokens};
@@ -15,7 +15,7 @@ use crate::fields::{
 /// A request whose fields that matter here have the right types. The tree is private, so that it stays so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionRequest {
-    body: Map<String, Value>,
+    body: Map,
     /// The model asked for.
     pub model: String,
     /// Answer as server-sent events.
@@ -57,7 +57,7 @@ impl CompletionRequest {
 
     /// The whole request.
     #[must_use]
-    pub fn body(&self) -> &Map<String, Value> {
+    pub fn body(&self) -> &Map {
         &self.body
     }
 
@@ -75,11 +75,11 @@ impl CompletionRequest {
 }
 
 /// What was written in a body that has the shape of a request: the prompt, and what is to come behind its answer.
-pub fn prompt(body: &Map<String, Value>) -> impl Iterator<Item = &str> {
+pub fn prompt(body: &Map) -> impl Iterator<Item = &str> {
     strings(body.get("prompt")).chain(strings(body.get("suffix")))
 }
 
-fn check_prompt(body: &Map<String, Value>) -> Result<(), Invalid> {
+fn check_prompt(body: &Map) -> Result<(), Invalid> {
     match body.get("prompt") {
         None => Err(invalid("prompt", "missing_required_parameter", "`prompt` is missing.")),
         Some(Value::String(_)) => Ok(()),
@@ -151,7 +151,7 @@ pub fn from_chat(answer: &mut Value, part: Part) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::*;
 

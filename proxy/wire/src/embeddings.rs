@@ -3,7 +3,7 @@
 //! Source: the OpenAI API reference, “Create embeddings”. Unknown fields stay in the tree and travel on. Texts that come as
 //! arrays of tokens are refused: nobody could look at them.
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 
 use crate::chat::MessageShape;
 use crate::chat::provider;
@@ -19,7 +19,7 @@ pub const MAX_DIMENSIONS: usize = 8192;
 /// A request whose fields that matter here have the right types. The tree is private, so that it stays so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbeddingsRequest {
-    body: Map<String, Value>,
+    body: Map,
     /// The model asked for.
     pub model: String,
     /// How many texts.
@@ -65,7 +65,7 @@ impl EmbeddingsRequest {
 
     /// The whole request.
     #[must_use]
-    pub fn body(&self) -> &Map<String, Value> {
+    pub fn body(&self) -> &Map {
         &self.body
     }
 
@@ -83,7 +83,7 @@ impl EmbeddingsRequest {
 }
 
 /// The texts of a body that has the shape of a request.
-pub fn texts(body: &Map<String, Value>) -> impl Iterator<Item = &str> {
+pub fn texts(body: &Map) -> impl Iterator<Item = &str> {
     strings(body.get("input"))
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn strings(field: Option<&Value>) -> impl Iterator<Item = &str> {
 }
 
 /// How many texts there are.
-fn check_input(body: &Map<String, Value>) -> Result<usize, Invalid> {
+fn check_input(body: &Map) -> Result<usize, Invalid> {
     let list = match body.get("input") {
         None => return Err(invalid("input", "missing_required_parameter", "`input` is missing.")),
         Some(Value::String(text)) => return check_text("input", text).map(|()| 1),
@@ -149,7 +149,7 @@ pub(crate) fn tokens(field: &str) -> Invalid {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::*;
 

@@ -1,8 +1,8 @@
 //! The error body of the OpenAI API: `{"error":{"message","type","param","code"}}`.
 
+use crate::json::{Value, json};
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::{Value, json};
 
 /// One error as a client reads it. The message says what to do; it never holds a secret, a path, or another's data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

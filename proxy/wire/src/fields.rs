@@ -1,6 +1,6 @@
 //! What the readers of requests have in common: faults, typed fields, sizes.
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 
 use crate::error::ErrorBody;
 
@@ -31,7 +31,7 @@ pub(crate) fn wrong_type(param: &str, wanted: &str) -> Invalid {
     invalid(param, "invalid_type", &format!("`{param}` must be {wanted}."))
 }
 
-pub(crate) fn the_object(tree: Value) -> Result<Map<String, Value>, Invalid> {
+pub(crate) fn the_object(tree: Value) -> Result<Map, Invalid> {
     match tree {
         Value::Object(body) => Ok(body),
         _ => Err(invalid("", "invalid_type", "The body must be a JSON object.")),
@@ -39,7 +39,7 @@ pub(crate) fn the_object(tree: Value) -> Result<Map<String, Value>, Invalid> {
 }
 
 /// `model` of a body.
-pub(crate) fn model_name(body: &Map<String, Value>) -> Result<String, Invalid> {
+pub(crate) fn model_name(body: &Map) -> Result<String, Invalid> {
     match body.get("model") {
         Some(Value::String(model)) if is_model_name(model) => Ok(model.clone()),
         Some(Value::String(_)) => {
@@ -58,7 +58,7 @@ pub fn is_model_name(name: &str) -> bool {
     (1..=128).contains(&name.len()) && name.bytes().all(plain)
 }
 
-pub(crate) fn optional_bool(body: &Map<String, Value>, field: &str) -> Result<Option<bool>, Invalid> {
+pub(crate) fn optional_bool(body: &Map, field: &str) -> Result<Option<bool>, Invalid> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(value)) => Ok(Some(*value)),
@@ -66,14 +66,14 @@ pub(crate) fn optional_bool(body: &Map<String, Value>, field: &str) -> Result<Op
     }
 }
 
-pub(crate) fn optional_number(body: &Map<String, Value>, field: &str) -> Result<Option<f64>, Invalid> {
+pub(crate) fn optional_number(body: &Map, field: &str) -> Result<Option<f64>, Invalid> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => value.as_f64().map(Some).ok_or_else(|| wrong_type(field, "a number")),
     }
 }
 
-pub(crate) fn optional_count(body: &Map<String, Value>, field: &str) -> Result<Option<u64>, Invalid> {
+pub(crate) fn optional_count(body: &Map, field: &str) -> Result<Option<u64>, Invalid> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => {
@@ -83,10 +83,7 @@ pub(crate) fn optional_count(body: &Map<String, Value>, field: &str) -> Result<O
     }
 }
 
-pub(crate) fn optional_object<'a>(
-    body: &'a Map<String, Value>,
-    field: &str,
-) -> Result<Option<&'a Map<String, Value>>, Invalid> {
+pub(crate) fn optional_object<'a>(body: &'a Map, field: &str) -> Result<Option<&'a Map>, Invalid> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Object(members)) => Ok(Some(members)),
@@ -94,7 +91,7 @@ pub(crate) fn optional_object<'a>(
     }
 }
 
-pub(crate) fn optional_array<'a>(body: &'a Map<String, Value>, field: &str) -> Result<Option<&'a Vec<Value>>, Invalid> {
+pub(crate) fn optional_array<'a>(body: &'a Map, field: &str) -> Result<Option<&'a Vec<Value>>, Invalid> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(items)) => Ok(Some(items)),
@@ -106,18 +103,18 @@ pub(crate) fn optional_array<'a>(body: &'a Map<String, Value>, field: &str) -> R
 const MAX_CHOICES: u64 = 16;
 
 /// `n` of a body.
-pub(crate) fn choices(body: &Map<String, Value>) -> Result<u64, Invalid> {
+pub(crate) fn choices(body: &Map) -> Result<u64, Invalid> {
     let choices = counted(body, "n")?;
     counted(body, "best_of")?;
     Ok(choices)
 }
 
 /// How many answers are made, of which some may be thrown away.
-pub(crate) fn answers_made(body: &Map<String, Value>) -> u64 {
+pub(crate) fn answers_made(body: &Map) -> u64 {
     ["n", "best_of"].into_iter().filter_map(|field| body.get(field)?.as_u64()).max().unwrap_or(1)
 }
 
-fn counted(body: &Map<String, Value>, field: &str) -> Result<u64, Invalid> {
+fn counted(body: &Map, field: &str) -> Result<u64, Invalid> {
     let choices = optional_count(body, field)?.unwrap_or(1);
     if (1..=MAX_CHOICES).contains(&choices) {
         return Ok(choices);
@@ -130,8 +127,9 @@ pub(crate) fn estimated_tokens<'a>(values: impl Iterator<Item = &'a Value>) -> u
     fn of(value: &Value) -> (u64, u64) {
         match value {
             Value::String(text) => {
-                let wide = text.chars().filter(|c| !c.is_ascii()).count();
                 let ascii = text.bytes().filter(u8::is_ascii).count();
+                // Each other character has one byte of these.
+                let wide = text.bytes().filter(|byte| *byte >= 0b1100_0000).count();
                 (ascii as u64, wide as u64)
             }
             Value::Array(items) => items.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
@@ -143,7 +141,7 @@ pub(crate) fn estimated_tokens<'a>(values: impl Iterator<Item = &'a Value>) -> u
 }
 
 /// Values in a tree, keys included: what it costs in memory, beside its text.
-pub(crate) fn values(body: &Map<String, Value>) -> u64 {
+pub(crate) fn values(body: &Map) -> u64 {
     fn of(value: &Value) -> u64 {
         match value {
             Value::Array(items) => 1 + items.iter().map(of).sum::<u64>(),

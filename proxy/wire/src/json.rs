@@ -7,12 +7,20 @@
 //! A number keeps its value on the way through: what is written anew is read as the same number by everybody who reads
 //! integers of 64 bits and IEEE doubles, which is what RFC 8259 §6 lets a sender expect. One that would not is refused.
 
+mod tree;
+mod write;
+
 use std::cell::Cell;
 use std::fmt;
+use std::str::Utf8Error;
 
-use serde::Serialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+#[doc(hidden)]
+pub use serde_json;
+
+pub use crate::__json_of as json;
+pub use tree::{At, Entry, Iter, Key, Map, Number, Value};
+pub use write::{Write, object, written};
 
 /// What one document may hold.
 #[derive(Debug, Clone, Copy)]
@@ -71,9 +79,10 @@ pub enum JsonError {
 /// # Errors
 /// See [`JsonError`].
 pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Value, JsonError> {
-    let (values, fault, at) = (Cell::new(0), Cell::new(Fault::Syntax), Cell::new(0));
-    let state = State { limits: *limits, values, fault, bytes, at };
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let (values, fault) = (Cell::new(0), Cell::new(Fault::Syntax));
+    let state = State { limits: *limits, values, fault, bytes, at: Cell::new(0), whole: Cell::new(0) };
+    let text = std::str::from_utf8(bytes).map_err(|error| not_text(bytes, &error))?;
+    let mut reader = serde_json::Deserializer::from_str(text);
     let read = Tree { state: &state, depth: 0 }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
     read.map_err(|error| match state.fault.get() {
         // The parser says this before it asks us; its kinds of errors are not public.
@@ -88,11 +97,12 @@ pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Value, JsonError> {
     })
 }
 
-/// A [`Value`], or what is made of some, as text. Quicker than its `Display`, which goes through a formatter.
-#[must_use]
-pub fn written(value: &impl Serialize) -> Vec<u8> {
-    // Writing it into memory cannot fail: all keys are strings.
-    serde_json::to_vec(value).unwrap_or_default()
+/// Where it is not UTF-8.
+fn not_text(bytes: &[u8], error: &Utf8Error) -> JsonError {
+    let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
+    let line = before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let lines = before.iter().filter(|byte| **byte == b'\n').count();
+    JsonError::Syntax { line: lines + 1, column: line.len() + 1 }
 }
 
 #[derive(Clone, Copy)]
@@ -109,14 +119,21 @@ struct State<'a> {
     values: Cell<usize>,
     fault: Cell<Fault>,
     bytes: &'a [u8],
-    /// Behind the last number of `bytes` that was read.
+    /// Behind the last number of `bytes` that was looked at.
     at: Cell<usize>,
+    /// Numbers since then, which were whole: those the parser reads exactly.
+    whole: Cell<usize>,
 }
 
 impl State<'_> {
     /// The text of the number that the parser has just read. It gives us a value only, and that of a long fraction may be off
     /// by the last bit.
     fn number(&self) -> Option<&str> {
+        (0..self.whole.take()).try_for_each(|_| self.next_number().map(drop))?;
+        self.next_number()
+    }
+
+    fn next_number(&self) -> Option<&str> {
         let mut at = self.at.get();
         let start = loop {
             match self.bytes.get(at)? {
@@ -209,12 +226,14 @@ impl<'de> Visitor<'de> for Tree<'_> {
         Ok(Value::Bool(value))
     }
 
-    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Value, E> {
-        self.number()
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Value, E> {
+        self.state.whole.set(self.state.whole.get() + 1);
+        Ok(Value::Number(number.into()))
     }
 
-    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Value, E> {
-        self.number()
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Value, E> {
+        self.state.whole.set(self.state.whole.get() + 1);
+        Ok(Value::Number(number.into()))
     }
 
     fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Value, E> {
@@ -241,22 +260,44 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let inner = self.deeper::<A::Error>()?;
         let mut members = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
+        while let Some(name) = map.next_key_seed(Name)? {
             self.count()?;
-            if members.contains_key(&key) {
+            if members.contains_key(&name) {
                 return self.fail(Fault::Duplicate);
             }
             let value = map.next_value_seed(inner)?;
-            members.insert(key, value);
+            members.push(name, value);
         }
         Ok(Value::Object(members))
+    }
+}
+
+/// The name of a member.
+struct Name;
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = Key;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = Key;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Key, E> {
+        Ok(Key::new(name))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 
@@ -293,7 +334,7 @@ mod tests {
         for text in ["", "{}{}", "{\"a\":1,}", "nul", "\"\u{0}\"", "[1 2]"] {
             assert!(matches!(read(text), Err(JsonError::Syntax { .. })), "{text}");
         }
-        assert!(matches!(parse(b"\"\xff\"", &Limits::default()), Err(JsonError::Syntax { .. })));
+        assert_eq!(parse(b"[1,\n\"\xff\"]", &Limits::default()), Err(JsonError::Syntax { line: 2, column: 2 }));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! so they never reach a client. Of names only `error` means something; and some servers write a field `error` in place of `data`.
 
 use bytes::Bytes;
-use serde_json::Value;
+
+use crate::json::Write;
 
 /// A comment, which clients pass over.
 pub const COMMENT: &str = ": keep-alive\n\n";
@@ -13,11 +14,10 @@ pub const DONE: &str = "data: [DONE]\n\n";
 
 /// `data: {…}` and an empty line. JSON text has no raw line break, so one line is enough.
 #[must_use]
-pub fn data(json: &Value) -> Bytes {
+pub fn data(json: &impl Write) -> Bytes {
     let mut out = Vec::with_capacity(256);
     out.extend_from_slice(b"data: ");
-    // Writing a `Value` into memory cannot fail: its keys are strings.
-    let _infallible = serde_json::to_writer(&mut out, json);
+    json.write(&mut out);
     out.extend_from_slice(b"\n\n");
     Bytes::from(out)
 }
@@ -127,8 +127,8 @@ fn value<'a>(line: &'a [u8], field: &[u8]) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use crate::json::json;
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 

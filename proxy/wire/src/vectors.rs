@@ -6,9 +6,9 @@
 
 use std::fmt;
 
+use crate::json::{Map, Value, json};
 use data_encoding::BASE64;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
-use serde_json::{Value, json};
 
 use crate::embeddings::{EmbeddingsRequest, MAX_DIMENSIONS};
 
@@ -84,9 +84,9 @@ impl Wanted {
         }
         // Each is let go as soon as it is packed.
         let data = vectors.into_iter().map(|vector| Value::String(packed(&vector))).collect();
-        let mut read = serde_json::Map::from_iter([("data".to_owned(), Value::Array(data))]);
+        let mut read = Map::from_iter([("data", Value::Array(data))]);
         if let Some((prompt, total)) = answer.usage {
-            read.insert("usage".to_owned(), json!({"prompt_tokens": prompt, "total_tokens": total}));
+            read.insert("usage", json!({"prompt_tokens": prompt, "total_tokens": total}));
         }
         Ok(Value::Object(read))
     }
@@ -370,7 +370,7 @@ mod tests {
             prop_assume!(!finite.is_empty());
             let kept = read(Wanted { texts: 1, dimensions: None }, &answer(&[json!(finite)])).unwrap();
             let floats = written(&kept, false);
-            let again: Vec<f32> = serde_json::from_value(floats["data"][0]["embedding"].clone()).unwrap();
+            let again: Vec<f32> = serde_json::from_value(floats["data"][0]["embedding"].clone().into()).unwrap();
             prop_assert_eq!(again, finite);
         }
     }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use serde_json::json;
+use postern_wire::json::json;
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! What requests are known by.
 
 use postern_wire::call::{Call, Endpoint};
-use serde_json::json;
+use postern_wire::json::{Value, json};
 
 use super::traces::LINKS;
 use super::*;
@@ -24,7 +24,7 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    fn request(&self, id: &str, messages: &serde_json::Value) -> ParsedRequest {
+    fn request(&self, id: &str, messages: &Value) -> ParsedRequest {
         let limits = IdentityLimits::default();
         let (floor, ceiling) = (self.low, self.high);
         let id = format!("spiffe://b.example/{id}").parse().unwrap();
@@ -34,13 +34,13 @@ impl Scene {
         ParsedRequest { prompt_tokens: call.estimated_prompt_tokens(), peer, call, marks: Marks::default() }
     }
 
-    async fn known(&self, id: &str, messages: &[serde_json::Value]) -> Known {
+    async fn known(&self, id: &str, messages: &[Value]) -> Known {
         let request = self.request(id, &json!(messages));
         let who = Who::of(&self.keys, &request);
         self.taint.look(&who, &request, Conversation(rand::random())).await.1
     }
 
-    async fn keep(&self, id: &str, messages: &[serde_json::Value], marked: Option<Label>) {
+    async fn keep(&self, id: &str, messages: &[Value], marked: Option<Label>) {
         let request = self.request(id, &json!(messages));
         let who = Who::of(&self.keys, &request);
         let talk = Conversation([1; 32]);
@@ -49,7 +49,7 @@ impl Scene {
     }
 }
 
-fn says(role: &str, content: &str) -> serde_json::Value {
+fn says(role: &str, content: &str) -> Value {
     json!({"role": role, "content": content})
 }
 
@@ -60,7 +60,7 @@ async fn a_conversation_is_known_without_its_beginning() {
         [says("system", "Be brief."), says("user", "Where?"), says("assistant", "The harbour."), says("user", "When?")];
     scene.keep("amy", &talk, None).await;
     let goes_on = [says("assistant", "In spring."), says("user", "And then?")];
-    let known = async |id: &str, messages: &[serde_json::Value]| scene.known(id, messages).await.talk;
+    let known = async |id: &str, messages: &[Value]| scene.known(id, messages).await.talk;
     assert_eq!(known("amy", &[&talk[2..], &goes_on].concat()).await, Some(scene.high), "the beginning was left out");
     let other = [says("system", "Be brief. It is 12:04."), talk[1].clone(), talk[2].clone(), says("user", "Why?")];
     assert_eq!(known("amy", &other).await, Some(scene.high), "another system prompt");
@@ -94,8 +94,8 @@ async fn what_a_program_says_in_each_request_marks_none_but_is_looked_at() {
 #[tokio::test]
 async fn a_long_request_leaves_its_last_links_only() {
     let scene = scene();
-    let turns: Vec<serde_json::Value> = (0..2_000).map(|n| says("user", &n.to_string())).collect();
-    let of = |turns: &[serde_json::Value]| {
+    let turns: Vec<Value> = (0..2_000).map(|n| says("user", &n.to_string())).collect();
+    let of = |turns: &[Value]| {
         let request = scene.request("amy", &json!(turns));
         let who = Who::of(&scene.keys, &request);
         scene.taint.traces(&who, &request, Conversation([0; 32])).talk

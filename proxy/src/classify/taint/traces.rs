@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use postern_wire::json;
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use super::Mark;
 use super::passages::{Passages, Reading};
@@ -44,7 +44,7 @@ pub(in crate::classify) struct Who {
 impl Who {
     pub(in crate::classify) fn of(keys: &Keys, request: &ParsedRequest) -> Self {
         let tenant = request.peer.tenant.clone();
-        let hasher = keys.derive("taint", &[tenant.as_bytes()]).hasher();
+        let hasher = keys.derive("taint", &[tenant.as_bytes()]).hasher().clone();
         Self { tenant, identity: request.peer.id.as_str().into(), hasher }
     }
 

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use postern_wire::error::ErrorBody;
 use postern_wire::json;
-use serde_json::Value;
+use postern_wire::json::Value;
 
 use crate::error::Reply;
 

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 
 use crate::embeddings::tokens;
 use crate::fields::{Invalid, invalid};
@@ -76,10 +76,10 @@ const TOKEN_FIELDS: [&str; 5] = ["prompt_token_ids", "input_ids", "prompt_embeds
 const OWN_NAMES: [&str; 5] = ["tools", "functions", "tool_choice", "response_format", "metadata"];
 
 /// Is there an image, or the like, at any place?
-pub(crate) fn holds_opaque(members: &Map<String, Value>) -> bool {
+pub(crate) fn holds_opaque(members: &Map) -> bool {
     members.iter().any(|(key, value)| {
         let named = OPAQUE_FIELDS.contains(&folded(key).as_ref()) && is_on(value);
-        named || if OWN_NAMES.contains(&key.as_str()) { any_data_url(value) } else { is_opaque(value) }
+        named || if OWN_NAMES.contains(&key) { any_data_url(value) } else { is_opaque(value) }
     })
 }
 
@@ -111,7 +111,7 @@ fn is_on(value: &Value) -> bool {
 
 /// State that lives with a provider cannot be bound to a tenant and a label here, and what a provider does by itself with a
 /// prompt cannot be seen.
-pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
+pub(crate) fn refuse_state(body: &Map) -> Result<(), Invalid> {
     // `extra_body` is a word of the SDK; some servers unpack it when it reaches them.
     let extra = body.get("extra_body").and_then(Value::as_object);
     for (prefix, members) in [("", Some(body)), ("extra_body.", extra)] {
@@ -145,7 +145,7 @@ pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), Invalid> {
 
 /// Names that differ in case alone are the same one to some servers, which take the last of them: what is looked at here would not be
 /// what is read there.
-fn refuse_twins(members: &Map<String, Value>) -> Result<(), Invalid> {
+fn refuse_twins(members: &Map) -> Result<(), Invalid> {
     if members.keys().any(|key| matches!(folded(key), Cow::Owned(_))) {
         let mut seen = HashSet::with_capacity(members.len());
         if let Some(name) = members.keys().map(|key| folded(key)).find(|name| !seen.insert(name.clone())) {
@@ -154,7 +154,7 @@ fn refuse_twins(members: &Map<String, Value>) -> Result<(), Invalid> {
             return Err(read_elsewhere(known.unwrap_or_default(), known.unwrap_or("a field")));
         }
     }
-    let inside = members.iter().filter(|(key, _)| !OWN_NAMES.contains(&key.as_str()));
+    let inside = members.iter().filter(|(key, _)| !OWN_NAMES.contains(key));
     inside.map(|(_, value)| value).try_for_each(refuse_twins_in)
 }
 
@@ -175,7 +175,7 @@ fn folded(key: &str) -> Cow<'_, str> {
 }
 
 /// The same inside of messages, and among tools.
-pub(super) fn refuse_state_of_chats(body: &Map<String, Value>) -> Result<(), Invalid> {
+pub(super) fn refuse_state_of_chats(body: &Map) -> Result<(), Invalid> {
     let messages = body.get("messages").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     for (index, message) in messages.iter().enumerate() {
         if message.get("audio").is_some_and(is_on) {
@@ -215,7 +215,7 @@ fn read_elsewhere(field: &str, name: &str) -> Invalid {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::super::tests::{read, with};
     use super::*;
