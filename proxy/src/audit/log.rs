@@ -6,8 +6,8 @@ mod queue;
 mod tests;
 mod writer;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -31,8 +31,11 @@ const PLACE_WITHIN: Duration = Duration::from_secs(5);
 /// Appends records.
 #[derive(Debug, Clone)]
 pub struct AuditLog {
+    /// Let go of before the queue is: when that ends, so does the log.
+    writer: Arc<Mutex<Writer>>,
     queue: Arc<Sender>,
     state: Arc<State>,
+    metrics: Arc<Metrics>,
     /// Where the lowest label is answered without a record rather than refused.
     spares_lowest: bool,
     source: Arc<Source>,
@@ -51,6 +54,8 @@ struct Source {
 struct State {
     /// False while the disk refuses lines.
     healthy: AtomicBool,
+    /// Writing takes less time than having it done.
+    is_quick: AtomicBool,
     /// Answers without a record, which no record tells of yet.
     unrecorded: AtomicU64,
 }
@@ -100,16 +105,21 @@ impl AuditLog {
         }
         let source = Arc::new(writer.source());
         let (queue, lines) = queue::queue(QUEUE);
-        let state = Arc::new(State { healthy: AtomicBool::new(true), unrecorded: AtomicU64::new(0) });
+        let state =
+            State { healthy: AtomicBool::new(true), is_quick: AtomicBool::new(false), unrecorded: AtomicU64::new(0) };
+        let state = Arc::new(state);
         let (ended, flushed) = std::sync::mpsc::sync_channel(1);
-        let shared = state.clone();
+        let writer = Arc::new(Mutex::new(writer));
+        let shared = (writer.clone(), state.clone(), metrics.clone());
         std::thread::Builder::new().name("audit".into()).spawn(move || {
-            writer.run(&lines, &shared, &metrics);
+            let (writer, state, metrics) = shared;
+            Writer::run(&writer, &lines, &state, &metrics);
+            drop(writer);
             // Nobody may wait for it.
             let _unheard = ended.send(());
         })?;
         let spares_lowest = settings.unwritable == config::file::Unwritable::Public;
-        Ok((Self { queue: Arc::new(queue), state, spares_lowest, source }, Flushed(flushed)))
+        Ok((Self { writer, queue: Arc::new(queue), state, metrics, spares_lowest, source }, Flushed(flushed)))
     }
 
     /// False while the disk refuses lines.
@@ -216,9 +226,25 @@ impl AuditLog {
             // Whoever else is ready on this worker comes first, and is written along.
             tokio::task::yield_now().await;
         }
-        self.queue.call();
+        if !self.write_here() {
+            self.queue.call();
+        }
         let written = tokio::time::timeout(PLACE_WITHIN, receiver).await;
         written.ok().and_then(Result::ok).ok_or(Error::RecordUnavailable)
+    }
+
+    /// Writes what there is, where that is quicker than to have the writer woken for it. False: it is for the writer.
+    fn write_here(&self) -> bool {
+        if !self.state.is_quick.load(Ordering::Relaxed) {
+            return false;
+        }
+        let Ok(mut writer) = self.writer.try_lock() else { return false };
+        let batch = self.queue.take();
+        if let Err(batch) = writer.write_once(batch, &self.state, &self.metrics) {
+            self.state.is_quick.store(false, Ordering::Relaxed);
+            self.queue.put_back(batch);
+        }
+        true
     }
 
     async fn room(&self) -> Result<Room, Error> {

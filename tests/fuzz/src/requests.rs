@@ -23,7 +23,7 @@ pub(crate) fn json(bytes: &[u8]) -> bool {
     let Ok(tree) = strict::parse(bytes, &limits) else { return false };
     let tree = Value::from(tree);
     assert!(depth(&tree) <= limits.depth && values(&tree) <= limits.values);
-    let again = serde_json::to_vec(&tree).unwrap();
+    let again = strict::written(&tree);
     assert_eq!(
         strict::parse(&again, &limits).map(Value::from).as_ref(),
         Ok(&tree),

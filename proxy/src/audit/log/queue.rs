@@ -1,5 +1,6 @@
 //! Lines on their way to the writer. A line that somebody waits for wakes it: where many requests are under way, when all that are ready on the
-//! same worker have handed over theirs, so that they are written and synced together. So does one without which nothing would tell of its
+//! same worker have handed over theirs, so that they are written and synced together; or whoever waits takes them and
+//! writes, where that is quicker. So does one without which nothing would tell of its
 //! request, at once. The others, which say how a request ended that is on record, are taken along with the next one of those, or a few
 //! milliseconds later: they are no reason to wake a thread for each.
 
@@ -65,6 +66,8 @@ struct Waiting {
     is_called: bool,
     /// Nobody looks before somebody says that there is something.
     is_asleep: bool,
+    /// Since the writer last looked, somebody else took some.
+    were_taken: bool,
     is_closed: bool,
 }
 
@@ -123,6 +126,20 @@ impl Sender {
             self.0.call(waiting);
         }
     }
+
+    /// Takes the lines that there are out, in their order, to write them.
+    pub(super) fn take(&self) -> Vec<Line> {
+        self.0.take()
+    }
+
+    /// Puts back those that were taken and not written, before all others, and wakes the writer.
+    pub(super) fn put_back(&self, mut lines: Vec<Line>) {
+        let mut waiting = self.0.lock();
+        lines.append(&mut waiting.lines);
+        waiting.lines = lines;
+        waiting.is_urgent = true;
+        self.0.call(waiting);
+    }
 }
 
 impl Drop for Sender {
@@ -133,27 +150,26 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// The lines that there are, in their order, when one does not linger or they have done so long enough; none: it is `due`. `None`:
-    /// there are no more, and never will be.
-    pub(super) fn take(&self, due: Instant) -> Option<Vec<Line>> {
-        let began = Instant::now();
+    /// Waits until there are lines of which one does not linger, or that have done so long enough, or until it is `due`. False: there are
+    /// no more, and never will be.
+    pub(super) fn wait(&self, due: Instant) -> bool {
+        let mut began = Instant::now();
         let mut waiting = self.0.lock();
+        waiting.were_taken = false;
         loop {
             let now = Instant::now();
             let has_lingered = now >= began + LINGER;
             let is_empty = waiting.lines.is_empty();
             if waiting.is_urgent || !is_empty && (has_lingered || waiting.is_closed) || now >= due {
-                let rest = match waiting.lines.len() > BATCH {
-                    true => waiting.lines.split_off(BATCH),
-                    false => Vec::new(),
-                };
-                // Those that are left have waited already.
-                waiting.is_urgent = !rest.is_empty();
-                waiting.is_called = false;
-                return Some(std::mem::replace(&mut waiting.lines, rest));
+                return true;
             }
             if waiting.is_closed {
-                return None;
+                return false;
+            }
+            // There will be more: whoever has some that linger need not wake anybody.
+            if has_lingered && std::mem::take(&mut waiting.were_taken) {
+                began = now;
+                continue;
             }
             let until = if has_lingered { due } else { due.min(began + LINGER) };
             waiting.is_asleep = has_lingered;
@@ -161,6 +177,11 @@ impl Receiver {
             waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
             waiting.is_asleep = false;
         }
+    }
+
+    /// See [`Sender::take`].
+    pub(super) fn take(&self) -> Vec<Line> {
+        self.0.take()
     }
 }
 
@@ -175,6 +196,19 @@ impl Drop for Receiver {
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Vec<Line> {
+        let mut waiting = self.lock();
+        let rest = match waiting.lines.len() > BATCH {
+            true => waiting.lines.split_off(BATCH),
+            false => Vec::new(),
+        };
+        // Those that are left have waited already.
+        waiting.is_urgent = !rest.is_empty();
+        waiting.is_called = false;
+        waiting.were_taken = true;
+        std::mem::replace(&mut waiting.lines, rest)
     }
 
     /// Once for what the writer takes together: it looks again before it waits.
@@ -199,6 +233,10 @@ mod tests {
         lines.iter().map(|line| std::str::from_utf8(&line.bytes).unwrap()).collect()
     }
 
+    fn take(receiver: &Receiver, due: Instant) -> Option<Vec<Line>> {
+        receiver.wait(due).then(|| receiver.take())
+    }
+
     fn in_a_minute() -> Instant {
         Instant::now() + Duration::from_secs(60)
     }
@@ -211,12 +249,12 @@ mod tests {
         sender.send(line(&sender, "two", Pace::Before(oneshot::channel().0)));
         sender.send(line(&sender, "three", Pace::Lingers));
         assert!(sender.room_now().is_none(), "it is full");
-        let taken = receiver.take(in_a_minute()).unwrap();
+        let taken = take(&receiver, in_a_minute()).unwrap();
         assert_eq!(texts(&taken), ["one", "two", "three"]);
         // Without anybody who waits it lingers, and comes all the same.
         drop(taken);
         sender.send(line(&sender, "four", Pace::Lingers));
-        assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["four"]);
+        assert_eq!(texts(&take(&receiver, in_a_minute()).unwrap()), ["four"]);
         assert!(asked.elapsed() >= LINGER);
     }
 
@@ -226,7 +264,7 @@ mod tests {
             let (sender, receiver) = queue(3);
             sender.send(line(&sender, "one", Pace::Lingers));
             let taking =
-                std::thread::spawn(move || receiver.take(in_a_minute()).map(|lines| (lines.len(), Instant::now())));
+                std::thread::spawn(move || take(&receiver, in_a_minute()).map(|lines| (lines.len(), Instant::now())));
             let sent = Instant::now();
             sender.send(line(&sender, "two", Pace::AtOnce));
             let (count, taken) = taking.join().unwrap().unwrap();
@@ -242,7 +280,7 @@ mod tests {
         sender.call();
         assert!(!sender.0.lock().is_called, "there is nothing to be called for");
         std::thread::scope(|scope| {
-            let taking = scope.spawn(|| receiver.take(in_a_minute()).map(|lines| lines.len()));
+            let taking = scope.spawn(|| take(&receiver, in_a_minute()).map(|lines| lines.len()));
             while !sender.0.lock().is_asleep {
                 std::thread::yield_now();
             }
@@ -267,6 +305,35 @@ mod tests {
     }
 
     #[test]
+    fn where_whoever_waits_takes_lines_the_others_wake_nobody() {
+        let (sender, receiver) = queue(3);
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| take(&receiver, in_a_minute()).map(|lines| lines.len()));
+            let began = Instant::now();
+            while began.elapsed() < 10 * LINGER {
+                sender.send(line(&sender, "one", Pace::Before(oneshot::channel().0)));
+                assert_eq!(sender.take().len(), 1);
+                assert!(!sender.0.lock().is_asleep, "there will be more");
+                std::thread::sleep(LINGER / 5);
+            }
+            sender.send(line(&sender, "two", Pace::Lingers));
+            assert!(!sender.0.lock().is_called);
+            assert_eq!(taking.join().unwrap(), Some(1), "it comes all the same");
+        });
+    }
+
+    #[test]
+    fn what_was_not_written_comes_again_before_the_others() {
+        let (sender, receiver) = queue(3);
+        sender.send(line(&sender, "one", Pace::Before(oneshot::channel().0)));
+        let taken = sender.take();
+        sender.send(line(&sender, "two", Pace::Lingers));
+        sender.put_back(taken);
+        assert!(sender.0.lock().is_called);
+        assert_eq!(texts(&take(&receiver, in_a_minute()).unwrap()), ["one", "two"]);
+    }
+
+    #[test]
     fn who_sleeps_is_woken_by_any_line_and_by_the_end() {
         let (sender, receiver) = queue(3);
         let sending = std::thread::spawn(move || {
@@ -275,9 +342,9 @@ mod tests {
             std::thread::sleep(5 * LINGER);
             sender.send(line(&sender, "last", Pace::Lingers));
         });
-        assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["one"]);
-        assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["last"]);
-        assert!(receiver.take(in_a_minute()).is_none());
+        assert_eq!(texts(&take(&receiver, in_a_minute()).unwrap()), ["one"]);
+        assert_eq!(texts(&take(&receiver, in_a_minute()).unwrap()), ["last"]);
+        assert!(take(&receiver, in_a_minute()).is_none());
         sending.join().unwrap();
     }
 
@@ -285,16 +352,16 @@ mod tests {
     fn what_is_too_much_for_once_comes_at_once_afterwards() {
         let (sender, receiver) = queue(2 * BATCH);
         (0..BATCH + 2).for_each(|number| sender.send(line(&sender, &number.to_string(), Pace::Lingers)));
-        assert_eq!(receiver.take(in_a_minute()).unwrap().len(), BATCH);
+        assert_eq!(take(&receiver, in_a_minute()).unwrap().len(), BATCH);
         assert!(receiver.0.lock().is_urgent, "without another wait");
-        assert_eq!(texts(&receiver.take(in_a_minute()).unwrap()), ["256", "257"]);
+        assert_eq!(texts(&take(&receiver, in_a_minute()).unwrap()), ["256", "257"]);
     }
 
     #[test]
     fn nothing_comes_until_it_is_due() {
         let (_sender, receiver) = queue(3);
         let due = Instant::now() + 3 * LINGER;
-        assert!(receiver.take(due).unwrap().is_empty());
+        assert!(take(&receiver, due).unwrap().is_empty());
         assert!(Instant::now() >= due);
     }
 

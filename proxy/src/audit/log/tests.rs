@@ -5,6 +5,7 @@ use std::time::Instant;
 use postern_tlog::{Files, Trusted, verify};
 use serde_json::Value;
 
+use super::writer::Took;
 use super::*;
 use crate::audit::{LogKeys, Records};
 
@@ -90,6 +91,75 @@ async fn an_intent_wakes_a_writer_that_sleeps_whether_few_or_many_are_under_way(
         // By itself it looks once a second.
         assert!(quickest < Duration::from_millis(500), "beside {others}: {quickest:?}");
     }
+}
+
+#[tokio::test]
+async fn whoever_waits_writes_where_the_disk_is_quick_and_nobody_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _flushed) = open(&settings(dir.path()));
+    log.state.is_quick.store(true, Ordering::Relaxed);
+    assert!(log.write_here());
+    let writing = log.writer.lock().unwrap();
+    assert!(!log.write_here(), "somebody writes");
+    log.state.is_quick.store(false, Ordering::Relaxed);
+    drop(writing);
+    assert!(!log.write_here(), "the disk is slow");
+}
+
+#[test]
+fn a_disk_that_was_slow_once_is_not_quick_for_a_while() {
+    let mut disk = Took::default();
+    disk.note(Duration::from_micros(20), 1);
+    assert!(disk.is_quick());
+    disk.note(Duration::from_micros(600), 120);
+    assert!(disk.is_quick(), "many records are hashed");
+    disk.note(Duration::from_millis(5), 1);
+    let again = (1..500).find(|_| {
+        disk.note(Duration::from_micros(20), 1);
+        disk.is_quick()
+    });
+    assert!((20..60).contains(&again.unwrap()), "{again:?}");
+}
+
+/// Those who wait and the writer's thread write one log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_log_that_many_write_has_each_record_once_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (log, flushed) = open(&settings);
+    let (tasks, requests) = (24, 40);
+    let writing = (0..tasks).map(|task| {
+        let log = log.clone();
+        tokio::spawn(async move {
+            for number in 0..requests {
+                log.state.is_quick.store((task + number) % 3 > 0, Ordering::Relaxed);
+                let (record, none) = (RecordId::new(), BTreeMap::new());
+                let mut place = log.place().await.unwrap();
+                log.intent((record, &mut place), &intent(&none), (true, false)).await.unwrap();
+                place.outcome(record, &outcome());
+            }
+        })
+    });
+    for written in writing.collect::<Vec<_>>() {
+        written.await.unwrap();
+    }
+    drop(log);
+    assert!(flushed.wait(Duration::from_secs(5)));
+    assert!(is_good(&settings));
+    let mut open = std::collections::BTreeSet::new();
+    let mut ended = 0;
+    for line in lines(&settings.dir) {
+        let record = line["record"].as_str().unwrap().to_owned();
+        match line["kind"].as_str().unwrap() {
+            "intent" => assert!(open.insert(record)),
+            "outcome" => {
+                assert!(open.remove(&record), "an outcome without an intent before it");
+                ended += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((open.len(), ended), (0, tasks * requests));
 }
 
 #[tokio::test]
@@ -309,7 +379,8 @@ fn whoever_gave_up_waiting_is_not_recorded_as_about_to_act() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(dir.path());
     let mut writer = Writer::open(&settings, "branch.example.org").unwrap();
-    let state = State { healthy: AtomicBool::new(true), unrecorded: AtomicU64::new(0) };
+    let state =
+        State { healthy: AtomicBool::new(true), is_quick: AtomicBool::new(false), unrecorded: AtomicU64::new(0) };
     let (waits, gave_up) = (oneshot::channel(), oneshot::channel());
     drop(gave_up.1);
     let body = serde_json::Map::new();
@@ -327,6 +398,25 @@ fn whoever_gave_up_waiting_is_not_recorded_as_about_to_act() {
     let lines = lines(&settings.dir);
     let names: Vec<_> = lines.iter().map(|line| line["record"].as_str().unwrap()).collect();
     assert_eq!(names, ["waits", "happened"]);
+}
+
+#[test]
+fn what_could_not_be_written_at_once_is_given_back_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let mut writer = Writer::open(&settings, "branch.example.org").unwrap();
+    let state =
+        State { healthy: AtomicBool::new(true), is_quick: AtomicBool::new(true), unrecorded: AtomicU64::new(0) };
+    let (queue, _lines) = queue::queue(2);
+    let (waits, mut waiting) = oneshot::channel();
+    let of = |bytes: &str, pace| Line { bytes: bytes.into(), pace, _room: queue.room_now().unwrap() };
+    // The log takes no line breaks.
+    let batch = vec![of("{}", Pace::Before(waits)), of("{\n}", Pace::Lingers)];
+    let Err(back) = writer.write_once(batch, &state, &Metrics::default()) else { panic!("it was written") };
+    assert_eq!(back.iter().map(|line| line.bytes.as_slice()).collect::<Vec<_>>(), [&b"{}"[..], b"{\n}"]);
+    assert!(waiting.try_recv().is_err(), "nobody was told that it was");
+    drop(writer);
+    assert!(lines(&settings.dir).is_empty());
 }
 
 #[test]

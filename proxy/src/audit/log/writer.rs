@@ -1,9 +1,9 @@
-//! The thread that writes. Records that come while a sync is under way share the next one.
+//! What writes, and the thread that does so when nobody else has. Records that come while a sync is under way share the next one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use postern_tlog::{Log, LogError, Recovery, SecretKey, Signed};
@@ -28,6 +28,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Records at the end of the log among which requests without an outcome are looked for. No request lives longer than so many are
 /// written, by far.
 const LOOK_BACK: u64 = 32_768;
+/// A disk is quick that takes a batch in so much time: waking a thread, and being woken by it, takes about as long where the processor
+/// sleeps meanwhile.
+const QUICK: Duration = Duration::from_micros(100);
+/// What hashing takes of that, of each record.
+const HASHED_IN: Duration = Duration::from_micros(5);
 /// A longer retention is for ever.
 const MAX_DAYS: i64 = 1_000_000;
 
@@ -43,9 +48,31 @@ pub(super) struct Writer {
     day: Date,
     /// When the next checkpoint is due, if there is something to be signed.
     sign_at: Option<Instant>,
+    took: Took,
     key: SecretKey,
     /// Whoever reads along sees the newest.
     shown: watch::Sender<Option<Arc<Signed>>>,
+}
+
+/// What the disk took of late for records that somebody waits for: the longest, which is forgotten slowly.
+#[derive(Debug, Default)]
+pub(super) struct Took(Duration);
+
+impl Took {
+    pub(super) fn note(&mut self, took: Duration, records: usize) {
+        let hashed_in = HASHED_IN.saturating_mul(u32::try_from(records).unwrap_or(u32::MAX));
+        self.0 = took.saturating_sub(hashed_in).max(self.0 * 7 / 8);
+    }
+
+    pub(super) fn is_quick(&self) -> bool {
+        self.0 < QUICK
+    }
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Writer({})", self.dir.display())
+    }
 }
 
 impl Writer {
@@ -67,6 +94,7 @@ impl Writer {
             logs: keys.count(),
             day,
             sign_at: None,
+            took: Took::default(),
             key,
             shown: watch::Sender::new(None),
         })
@@ -138,56 +166,94 @@ impl Writer {
         Ok(open)
     }
 
-    pub(super) fn run(mut self, lines: &Receiver, state: &State, metrics: &Metrics) {
+    /// Writes what nobody has written by themselves, and signs, until there will be no more.
+    pub(super) fn run(writer: &Mutex<Self>, lines: &Receiver, state: &State, metrics: &Metrics) {
         metrics.records_writable(true);
-        while let Some(batch) = lines.take(self.sign_at.unwrap_or_else(|| Instant::now() + LOOK_EVERY)) {
+        let mut due = Instant::now();
+        while lines.wait(due) {
+            // Whoever writes by themselves and panics leaves nobody knows what: nothing is written any more, and every request is refused.
+            let Ok(mut writer) = writer.lock() else { return };
+            let batch = lines.take();
             // The day turns before what came in it is written, or its segment would not have all of it.
-            let _next_time = self.turn_day();
+            let _next_time = writer.turn_day();
             if !batch.is_empty() {
-                self.write(batch, state, metrics);
+                writer.write(batch, state, metrics);
             }
-            if self.sign_at.is_some_and(|at| at <= Instant::now()) {
+            if writer.sign_at.is_some_and(|at| at <= Instant::now()) {
                 // What fails here fails for the next record as well, and that one is refused.
-                let signed = self.sign();
-                self.sign_at = signed.is_err().then(|| Instant::now() + SIGN_WITHIN);
+                let signed = writer.sign();
+                writer.sign_at = signed.is_err().then(|| Instant::now() + SIGN_WITHIN);
             }
+            // Others may write meanwhile: what they do is to be signed later than that.
+            due = writer.sign_at.unwrap_or_else(|| Instant::now() + LOOK_EVERY);
         }
+        let Ok(mut writer) = writer.lock() else { return };
         let end = line(RecordId::new(), "stop", &serde_json::Map::new());
-        let ended = self.log.append(&[end], true).and_then(|_| self.log.checkpoint());
+        let ended = writer.log.append(&[end], true).and_then(|_| writer.log.checkpoint());
         if let Err(error) = ended {
             tracing::error!(%error, "the end could not be recorded");
+        }
+    }
+
+    /// Writes a batch at once, for one who waits for one of its lines.
+    ///
+    /// # Errors
+    /// The batch, if it could not be written.
+    pub(super) fn write_once(
+        &mut self,
+        mut batch: Vec<Line>,
+        state: &State,
+        metrics: &Metrics,
+    ) -> Result<(), Vec<Line>> {
+        let _next_time = self.turn_day();
+        match self.append(&mut batch, None, metrics) {
+            Ok(()) => {
+                self.written(batch, state, metrics);
+                Ok(())
+            }
+            // What it is, is said by whoever tries again.
+            Err(_) => Err(batch),
         }
     }
 
     /// Writes a batch, however long that takes.
     pub(super) fn write(&mut self, mut batch: Vec<Line>, state: &State, metrics: &Metrics) {
         let mut failing = None;
-        loop {
-            // Whoever gave up was refused, and does nothing that would have to be recorded before.
-            batch.retain(|line| !matches!(&line.pace, Pace::Before(waiting) if waiting.is_closed()));
-            // The first that is written again says for how long nothing was; and it tries the disk when nobody waits any more.
-            let gap = failing.map(|since: Instant| {
-                let seconds = Some(since.elapsed().as_secs());
-                line(RecordId::new(), "notice", &Notice { what: "unwritable", seconds, ..Notice::default() })
-            });
-            let records: Vec<&[u8]> = batch.iter().map(|line| &line.bytes).chain(&gap).map(Vec::as_slice).collect();
-            let durable = self.syncs_each && batch.iter().any(|line| matches!(line.pace, Pace::Before(_)));
-            // What is written to a file that is no longer there is written nowhere.
-            match self.look(metrics).and_then(|()| self.log.append(&records, durable)) {
-                Ok(_) => {
-                    metrics.recorded(records.len() as u64);
-                    break;
-                }
-                Err(error) => {
-                    failing.get_or_insert_with(Instant::now);
-                    metrics.records_writable(false);
-                    if state.healthy.swap(false, Ordering::Relaxed) {
-                        tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
-                    }
-                    std::thread::sleep(RETRY_AFTER);
-                }
+        // The first that is written again says for how long nothing was; and it tries the disk when nobody waits any more.
+        let gap = |since: Instant| {
+            let seconds = Some(since.elapsed().as_secs());
+            line(RecordId::new(), "notice", &Notice { what: "unwritable", seconds, ..Notice::default() })
+        };
+        while let Err(error) = self.append(&mut batch, failing.map(gap), metrics) {
+            failing.get_or_insert_with(Instant::now);
+            metrics.records_writable(false);
+            if state.healthy.swap(false, Ordering::Relaxed) {
+                tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
             }
+            std::thread::sleep(RETRY_AFTER);
         }
+        self.written(batch, state, metrics);
+    }
+
+    fn append(&mut self, batch: &mut Vec<Line>, gap: Option<Vec<u8>>, metrics: &Metrics) -> Result<(), LogError> {
+        // Whoever gave up was refused, and does nothing that would have to be recorded before.
+        batch.retain(|line| !matches!(&line.pace, Pace::Before(waiting) if waiting.is_closed()));
+        let records: Vec<&[u8]> = batch.iter().map(|line| &line.bytes).chain(&gap).map(Vec::as_slice).collect();
+        let is_waited_for = batch.iter().any(|line| matches!(line.pace, Pace::Before(_)));
+        let began = Instant::now();
+        // What is written to a file that is no longer there is written nowhere.
+        self.look(metrics)?;
+        self.log.append(&records, self.syncs_each && is_waited_for)?;
+        metrics.recorded(records.len() as u64);
+        if is_waited_for {
+            self.took.note(began.elapsed(), records.len());
+        }
+        Ok(())
+    }
+
+    /// Says so to those who wait, and what else is to be said now.
+    fn written(&mut self, batch: Vec<Line>, state: &State, metrics: &Metrics) {
+        state.is_quick.store(self.took.is_quick(), Ordering::Relaxed);
         let unrecorded = state.unrecorded.swap(0, Ordering::Relaxed);
         if unrecorded > 0 {
             let notice = Notice { what: "unrecorded", requests: Some(unrecorded), ..Notice::default() };
