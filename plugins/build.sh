@@ -15,15 +15,17 @@ out=$repository/target/plugins
 
 guest_rustc=$(plugins/guest-toolchain.sh)
 
-packages=()
-for policy in "${policies[@]}"; do packages+=(-p "postern-policy-$policy"); done
-packages+=(-p postern-test-puppet)
-# A small stack keeps the memory of a guest small, which is wiped after every call: with this one, routing and caching need one page of 64 KiB.
-stack="\"-Clink-arg=-zstack-size=32768\""
 # Panic messages name source files: without the paths of this machine, the same source and compiler give the same bytes.
 remap="\"--remap-path-prefix=$repository=/postern\", \"--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo\""
-RUSTC=$guest_rustc CARGO_TARGET_DIR=$target_dir cargo build --locked --profile guest --target "$target" --lib "${packages[@]}" \
-  --config "target.$target.rustflags=[$stack, $remap]"
+# The memory of a guest is wiped after every call, in pages of 64 KiB: with a small stack, routing and caching need one.
+build_guest() { # PACKAGE STACK_BYTES
+  RUSTC=$guest_rustc CARGO_TARGET_DIR=$target_dir cargo rustc --locked --profile guest --target "$target" --lib -p "$1" \
+    --config "target.$target.rustflags=[$remap]" -- "-Clink-arg=-zstack-size=$2"
+}
+build_guest postern-policy-routing 32768
+build_guest postern-policy-caching 32768
+build_guest postern-policy-redaction 65536
+build_guest postern-test-puppet 65536
 
 componentize=${POSTERN_COMPONENTIZE:-}
 if [ -z "$componentize" ]; then

@@ -5,7 +5,6 @@ pub mod tenants;
 
 use std::io;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
@@ -18,8 +17,8 @@ const FILE: &str = "installation.key";
 /// Makes keyed hashes. The key is made at first start and kept in `state_dir`.
 pub struct Keys {
     key: Zeroizing<[u8; 32]>,
-    /// Made when the first hash is.
-    hasher: OnceLock<Hasher>,
+    /// The key of an installation has been read: it is used as long as the process lives. Others may be wiped before.
+    read: Option<Hasher>,
 }
 
 impl std::fmt::Debug for Keys {
@@ -37,7 +36,7 @@ impl Keys {
         if let Some(keys) = Self::present(state_dir)? {
             return Ok(keys);
         }
-        let (path, keys) = (state_dir.join(FILE), Self::random());
+        let (path, keys) = (state_dir.join(FILE), Self::of_installation(Zeroizing::new(rand::random())));
         write_once(&path, keys.key.as_slice()).map_err(|error| named(&path, &error))?;
         Ok(keys)
     }
@@ -53,7 +52,7 @@ impl Keys {
                 let key: [u8; 32] = bytes.try_into().map_err(|_| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key", path.display()))
                 })?;
-                Ok(Some(Self::of(Zeroizing::new(key))))
+                Ok(Some(Self::of_installation(Zeroizing::new(key))))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(named(&path, &error)),
@@ -69,12 +68,18 @@ impl Keys {
         let key = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map(Zeroizing::new).ok();
         let key = key.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
         let expected = "is not 64 hexadecimal digits, such as `openssl rand -hex 32` makes";
-        key.map(|key| Self::of(Zeroizing::new(key))).ok_or_else(|| format!("{} {expected}", secret.place()))
+        key.map(|key| Self::of_installation(Zeroizing::new(key)))
+            .ok_or_else(|| format!("{} {expected}", secret.place()))
     }
 
     /// This key.
     pub(crate) fn of(key: Zeroizing<[u8; 32]>) -> Self {
-        Self { key, hasher: OnceLock::new() }
+        Self { key, read: None }
+    }
+
+    fn of_installation(key: Zeroizing<[u8; 32]>) -> Self {
+        let keys = Self::of(key);
+        Self { read: Some(keys.hasher()), ..keys }
     }
 
     /// A key for this process only.
@@ -93,16 +98,15 @@ impl Keys {
     /// `purpose` keeps the uses apart.
     #[must_use]
     pub fn hash(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {
-        self.hasher().hash(purpose, parts)
+        match &self.read {
+            Some(hasher) => hasher.hash(purpose, parts),
+            None => self.hasher().hash(purpose, parts),
+        }
     }
 
     /// This key, ready to make many hashes.
     #[must_use]
-    pub fn hasher(&self) -> &Hasher {
-        self.hasher.get_or_init(|| self.read())
-    }
-
-    fn read(&self) -> Hasher {
+    pub fn hasher(&self) -> Hasher {
         // A key shorter than a block is padded with zeros (RFC 2104, section 2).
         let mut block = Zeroizing::new([0; 64]);
         for (to, from) in block.iter_mut().zip(self.key.iter()) {

@@ -239,9 +239,16 @@ impl AuditLog {
             return false;
         }
         let Ok(mut writer) = self.writer.try_lock() else { return false };
+        // What takes longer is done by the writer's thread.
+        if writer.has_day_to_end() {
+            return false;
+        }
         let batch = self.queue.take();
+        // Somebody else took it along.
+        if batch.is_empty() {
+            return true;
+        }
         if let Err(batch) = writer.write_once(batch, &self.state, &self.metrics) {
-            self.state.is_quick.store(false, Ordering::Relaxed);
             self.queue.put_back(batch);
         }
         true

@@ -415,8 +415,14 @@ fn what_could_not_be_written_at_once_is_given_back_as_it_was() {
     let Err(back) = writer.write_once(batch, &state, &Metrics::default()) else { panic!("it was written") };
     assert_eq!(back.iter().map(|line| line.bytes.as_slice()).collect::<Vec<_>>(), [&b"{}"[..], b"{\n}"]);
     assert!(waiting.try_recv().is_err(), "nobody was told that it was");
+    assert!(!state.healthy.load(Ordering::Relaxed) && !state.is_quick.load(Ordering::Relaxed));
+    // The next says for how long nothing was written.
+    let whole = back.into_iter().take(1).collect();
+    writer.write_once(whole, &state, &Metrics::default()).unwrap_or_else(|_| panic!("it is whole"));
+    assert!(waiting.try_recv().is_ok() && state.healthy.load(Ordering::Relaxed));
     drop(writer);
-    assert!(lines(&settings.dir).is_empty());
+    let lines = lines(&settings.dir);
+    assert_eq!((lines.len(), &lines[1]["what"]), (2, &"unwritable".into()));
 }
 
 #[test]

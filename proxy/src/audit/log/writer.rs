@@ -49,6 +49,8 @@ pub(super) struct Writer {
     /// When the next checkpoint is due, if there is something to be signed.
     sign_at: Option<Instant>,
     took: Took,
+    /// Since when the disk has refused what is to be written next.
+    failing: Option<Instant>,
     key: SecretKey,
     /// Whoever reads along sees the newest.
     shown: watch::Sender<Option<Arc<Signed>>>,
@@ -95,6 +97,7 @@ impl Writer {
             day,
             sign_at: None,
             took: Took::default(),
+            failing: None,
             key,
             shown: watch::Sender::new(None),
         })
@@ -172,7 +175,10 @@ impl Writer {
         let mut due = Instant::now();
         while lines.wait(due) {
             // Whoever writes by themselves and panics leaves nobody knows what: nothing is written any more, and every request is refused.
-            let Ok(mut writer) = writer.lock() else { return };
+            let Ok(mut writer) = writer.lock() else {
+                state.healthy.store(false, Ordering::Relaxed);
+                return metrics.records_writable(false);
+            };
             let batch = lines.take();
             // The day turns before what came in it is written, or its segment would not have all of it.
             let _next_time = writer.turn_day();
@@ -205,55 +211,67 @@ impl Writer {
         state: &State,
         metrics: &Metrics,
     ) -> Result<(), Vec<Line>> {
-        let _next_time = self.turn_day();
-        match self.append(&mut batch, None, metrics) {
+        match self.append(&mut batch, metrics) {
             Ok(()) => {
                 self.written(batch, state, metrics);
                 Ok(())
             }
-            // What it is, is said by whoever tries again.
-            Err(_) => Err(batch),
+            Err(error) => {
+                self.refused(&error, state, metrics);
+                Err(batch)
+            }
         }
+    }
+
+    /// Whether the next record is of another day, so that there is more to be done than to write it.
+    pub(super) fn has_day_to_end(&self) -> bool {
+        today() > self.day
     }
 
     /// Writes a batch, however long that takes.
     pub(super) fn write(&mut self, mut batch: Vec<Line>, state: &State, metrics: &Metrics) {
-        let mut failing = None;
-        // The first that is written again says for how long nothing was; and it tries the disk when nobody waits any more.
-        let gap = |since: Instant| {
-            let seconds = Some(since.elapsed().as_secs());
-            line(RecordId::new(), "notice", &Notice { what: "unwritable", seconds, ..Notice::default() })
-        };
-        while let Err(error) = self.append(&mut batch, failing.map(gap), metrics) {
-            failing.get_or_insert_with(Instant::now);
-            metrics.records_writable(false);
-            if state.healthy.swap(false, Ordering::Relaxed) {
-                tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
-            }
+        while let Err(error) = self.append(&mut batch, metrics) {
+            self.refused(&error, state, metrics);
             std::thread::sleep(RETRY_AFTER);
         }
         self.written(batch, state, metrics);
     }
 
-    fn append(&mut self, batch: &mut Vec<Line>, gap: Option<Vec<u8>>, metrics: &Metrics) -> Result<(), LogError> {
+    fn refused(&mut self, error: &LogError, state: &State, metrics: &Metrics) {
+        self.failing.get_or_insert_with(Instant::now);
+        state.is_quick.store(false, Ordering::Relaxed);
+        metrics.records_writable(false);
+        if state.healthy.swap(false, Ordering::Relaxed) {
+            tracing::error!(%error, "records cannot be written; requests are refused until they can: free the disk or mend the folder");
+        }
+    }
+
+    fn append(&mut self, batch: &mut Vec<Line>, metrics: &Metrics) -> Result<(), LogError> {
         // Whoever gave up was refused, and does nothing that would have to be recorded before.
         batch.retain(|line| !matches!(&line.pace, Pace::Before(waiting) if waiting.is_closed()));
+        // The first that is written again says for how long nothing was; and it tries the disk when nobody waits any more.
+        let gap = self.failing.map(|since| {
+            let seconds = Some(since.elapsed().as_secs());
+            line(RecordId::new(), "notice", &Notice { what: "unwritable", seconds, ..Notice::default() })
+        });
         let records: Vec<&[u8]> = batch.iter().map(|line| &line.bytes).chain(&gap).map(Vec::as_slice).collect();
         let is_waited_for = batch.iter().any(|line| matches!(line.pace, Pace::Before(_)));
         let began = Instant::now();
         // What is written to a file that is no longer there is written nowhere.
-        self.look(metrics)?;
-        self.log.append(&records, self.syncs_each && is_waited_for)?;
-        metrics.recorded(records.len() as u64);
-        if is_waited_for {
+        let durable = self.syncs_each && is_waited_for;
+        let appended = self.look(metrics).and_then(|()| self.log.append(&records, durable));
+        if durable {
             self.took.note(began.elapsed(), records.len());
         }
+        metrics.recorded(appended.map(|_| records.len() as u64)?);
         Ok(())
     }
 
     /// Says so to those who wait, and what else is to be said now.
     fn written(&mut self, batch: Vec<Line>, state: &State, metrics: &Metrics) {
-        state.is_quick.store(self.took.is_quick(), Ordering::Relaxed);
+        self.failing = None;
+        // Where the kernel may keep them for a while, nobody knows what the disk takes.
+        state.is_quick.store(self.syncs_each && self.took.is_quick(), Ordering::Relaxed);
         let unrecorded = state.unrecorded.swap(0, Ordering::Relaxed);
         if unrecorded > 0 {
             let notice = Notice { what: "unrecorded", requests: Some(unrecorded), ..Notice::default() };

@@ -44,7 +44,7 @@ pub(in crate::classify) struct Who {
 impl Who {
     pub(in crate::classify) fn of(keys: &Keys, request: &ParsedRequest) -> Self {
         let tenant = request.peer.tenant.clone();
-        let hasher = keys.derive("taint", &[tenant.as_bytes()]).hasher().clone();
+        let hasher = keys.derive("taint", &[tenant.as_bytes()]).hasher();
         Self { tenant, identity: request.peer.id.as_str().into(), hasher }
     }
 

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::{Index, IndexMut};
 
 use compact_str::CompactString;
@@ -354,8 +355,21 @@ impl PartialEq<bool> for Value {
 pub struct Map {
     members: Vec<(Key, Value)>,
     /// Where they stand, if there are more than [`MANY`].
-    #[expect(clippy::box_collection, reason = "most have none, and every value is as large as this")]
-    index: Option<Box<HashMap<Key, usize>>>,
+    index: Option<Box<Places>>,
+}
+
+/// By the keyed hashes of their names, which are held once.
+#[derive(Clone, Default)]
+struct Places {
+    hasher: RandomState,
+    /// Of several with one hash, the first.
+    by_hash: HashMap<u64, usize>,
+}
+
+impl Places {
+    fn note(&mut self, name: &str, at: usize) {
+        self.by_hash.entry(self.hasher.hash_one(name)).or_insert(at);
+    }
 }
 
 impl Map {
@@ -378,9 +392,13 @@ impl Map {
     }
 
     fn place(&self, name: &str) -> Option<usize> {
-        match &self.index {
-            Some(index) => index.get(name).copied(),
-            None => self.members.iter().position(|(key, _)| key == name),
+        let look_through = || self.members.iter().position(|(key, _)| key == name);
+        let Some(index) = &self.index else { return look_through() };
+        let at = *index.by_hash.get(&index.hasher.hash_one(name))?;
+        match self.members.get(at) {
+            Some((key, _)) if key == name => Some(at),
+            // Another name has its hash, which nobody can bring about.
+            _ => look_through(),
         }
     }
 
@@ -415,37 +433,38 @@ impl Map {
     /// Adds a member whose name is not there yet.
     pub(super) fn push(&mut self, name: Key, value: Value) {
         if let Some(index) = &mut self.index {
-            index.insert(name.clone(), self.members.len());
+            index.note(&name, self.members.len());
         }
         self.members.push((name, value));
         if self.index.is_none() && self.members.len() > MANY {
-            self.look_through();
+            self.index_all();
         }
     }
 
-    fn look_through_anew(&mut self) {
+    fn index_anew(&mut self) {
         if self.index.take().is_some() && self.members.len() > MANY {
-            self.look_through();
+            self.index_all();
         }
     }
 
-    fn look_through(&mut self) {
-        let places = self.members.iter().enumerate().map(|(at, (name, _))| (name.clone(), at));
-        self.index = Some(Box::new(places.collect()));
+    fn index_all(&mut self) {
+        let mut places = Box::<Places>::default();
+        self.members.iter().enumerate().for_each(|(at, (name, _))| places.note(name, at));
+        self.index = Some(places);
     }
 
     /// Takes a member out. The others keep their order; in a large object that takes as long as to go through it.
     pub fn remove(&mut self, name: &str) -> Option<Value> {
         let at = self.place(name)?;
         let (_, value) = self.members.remove(at);
-        self.look_through_anew();
+        self.index_anew();
         Some(value)
     }
 
     /// Keeps the members for which `is_kept` says so.
     pub fn retain(&mut self, mut is_kept: impl FnMut(&str, &mut Value) -> bool) {
         self.members.retain_mut(|(name, value)| is_kept(name, value));
-        self.look_through_anew();
+        self.index_anew();
     }
 
     /// The place of a member, which may be empty.
@@ -605,6 +624,17 @@ mod tests {
         assert_eq!((value.pointer("/a/0/b"), value.pointer("/a/1/b")), (Some(&Value::from(1)), None));
         value["a"][1]["c"] = Value::from(true);
         assert_eq!(value, json!({"a": [{"b": 1}, {"c": true}]}));
+    }
+
+    #[test]
+    fn names_that_share_a_hash_are_told_apart() {
+        let mut map: Map = (0..20_u64).map(|number| (number.to_string(), Value::from(number))).collect();
+        let index = map.index.as_mut().unwrap();
+        let (three, seven) = (index.hasher.hash_one("3"), index.hasher.hash_one("7"));
+        index.by_hash.insert(seven, index.by_hash[&three]);
+        assert_eq!((map.get("3"), map.get("7")), (Some(&Value::from(3)), Some(&Value::from(7))));
+        assert_eq!(map.remove("7"), Some(Value::from(7)));
+        assert_eq!((map.get("7"), map.len()), (None, 19));
     }
 
     /// What may be done with an object.
