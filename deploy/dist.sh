@@ -6,7 +6,8 @@
 #
 # Usage: dist.sh [--plain]
 #   --plain   without that: one build. So it is, too, where there is no llvm-profdata of LLVM 19 or newer and none can be installed.
-# What was counted is kept in target/trained for the next builds, which may be of other code; remove the folder to count anew.
+# What was counted is kept in target/trained for the next builds, which may be of other code; remove the folder to count anew. With
+# another compiler, or other settings for it, functions have other names and the counts are nobody's: so it is counted anew.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +15,7 @@ trained=$PWD/target/trained out=$PWD/target/dist plain=0
 case ${1:-} in
     '') ;;
     --plain) plain=1 ;;
-    *) sed -n '2,9p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,10p' "$0" >&2; exit 2 ;;
 esac
 programs=(postern busy-cloud postern-load)
 host=$(rustc -vV | sed -n 's/^host: //p')
@@ -55,6 +56,11 @@ build() {
     fi
 }
 
+# What the names of functions depend on.
+names_of() {
+    { rustc -vV; echo "${RUSTFLAGS:-}"; sed -n '/^\[profile\./,$p' Cargo.toml; cat .cargo/config.toml; } | sha256sum
+}
+
 train() {
     local counts=$trained/counts tool=$1
     echo "== building with counters"
@@ -72,11 +78,12 @@ train() {
     # Not of the engine, which had nothing to do: it is to be compiled as ever, not as what is never used.
     "$tool" merge --no-function='postern_engine|candle|gemm|rayon|tokenizers|llguidance|derivre|toktrie|half' \
         --output="$trained/counts.profdata" "$counts"
+    names_of >"$trained/names"
 }
 
 flag=
 if ((! plain)) && tool=$(profdata); then
-    [[ -e $trained/counts.profdata ]] || train "$tool"
+    if [[ ! -e $trained/counts.profdata ]] || ! cmp -s <(names_of) "$trained/names"; then train "$tool"; fi
     # Code that has changed since has no counts, and is compiled as without them.
     flag="-Cprofile-use=$trained/counts.profdata"
 elif ((! plain)); then
