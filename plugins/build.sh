@@ -17,14 +17,13 @@ guest_rustc=$(plugins/guest-toolchain.sh)
 
 # Panic messages name source files: without the paths of this machine, the same source and compiler give the same bytes.
 remap="\"--remap-path-prefix=$repository=/postern\", \"--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo\""
-# The memory of a guest is wiped after every call, in pages of 64 KiB: with a small stack, routing and caching need one.
+# The memory of a guest is wiped after every call, in pages of 64 KiB: with a stack of half a page, routing and caching need one.
+declare -A small_stack=([routing]=32768 [caching]=32768)
 build_guest() { # PACKAGE STACK_BYTES
   RUSTC=$guest_rustc CARGO_TARGET_DIR=$target_dir cargo rustc --locked --profile guest --target "$target" --lib -p "$1" \
     --config "target.$target.rustflags=[$remap]" -- "-Clink-arg=-zstack-size=$2"
 }
-build_guest postern-policy-routing 32768
-build_guest postern-policy-caching 32768
-build_guest postern-policy-redaction 65536
+for policy in "${policies[@]}"; do build_guest "postern-policy-$policy" "${small_stack[$policy]:-65536}"; done
 build_guest postern-test-puppet 65536
 
 componentize=${POSTERN_COMPONENTIZE:-}

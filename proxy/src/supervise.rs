@@ -38,7 +38,7 @@ const FIRST_FD: i32 = 3;
 const SUPERVISOR: &str = "POSTERN_SUPERVISOR";
 /// The variable that the allocator of a gateway reads when it starts. It is told to give memory back to the kernel 0.1 s after its
 /// last use, in place of 10 s, to have a pool of it for each processor, in place of four, and to look at what its threads hold for
-/// their next use every 512 KiB that they take, in place of 64: a request takes as much.
+/// their next use every 512 KiB that they take, in place of 64.
 const ALLOCATOR: &str = "_RJEM_MALLOC_CONF";
 /// A child that lived this long was well; its next failure is its first again.
 const WELL_AFTER: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! What the gateway hands records to, and the thread that writes them.
+//! What the gateway hands records to, and what writes them.
 
 mod lock;
 mod queue;
@@ -60,6 +60,12 @@ struct State {
     unrecorded: AtomicU64,
 }
 
+impl State {
+    fn new() -> Self {
+        Self { healthy: AtomicBool::new(true), is_quick: AtomicBool::new(false), unrecorded: AtomicU64::new(0) }
+    }
+}
+
 /// A place in the queue for an outcome: it can be written without waiting, even while a request is torn down.
 #[derive(Debug, Default)]
 pub struct Place {
@@ -105,9 +111,7 @@ impl AuditLog {
         }
         let source = Arc::new(writer.source());
         let (queue, lines) = queue::queue(QUEUE);
-        let state =
-            State { healthy: AtomicBool::new(true), is_quick: AtomicBool::new(false), unrecorded: AtomicU64::new(0) };
-        let state = Arc::new(state);
+        let state = Arc::new(State::new());
         let (ended, flushed) = std::sync::mpsc::sync_channel(1);
         let writer = Arc::new(Mutex::new(writer));
         let shared = (writer.clone(), state.clone(), metrics.clone());

@@ -3,7 +3,7 @@
 //! by sending an object with a million.
 //!
 //! It has the names of `serde_json::Value`, whose objects hash each key with a keyed hash and hold it apart: with the few members
-//! that messages and answers have, that was a tenth of what a request cost.
+//! that messages and answers have, that was a fifteenth of what a request cost.
 
 use std::collections::HashMap;
 use std::fmt;
